@@ -1,0 +1,8 @@
+//! mailrace: a durable, fast mail gateway.
+//!
+//! The modules stand in the order in which a message meets them; `docs/flow.md` tells its way.
+
+pub mod limits;
+pub mod message;
+
+pub mod smtp;

@@ -1,0 +1,73 @@
+//! Every bound of the gateway in one place: sizes and times that a peer can run into.
+//!
+//! The defaults of what an operator can set stand in [`crate::config`]; what stands here is fixed.
+
+use std::time::Duration;
+
+/// A command line with its CRLF.  RFC 5321 4.5.3.1.4 asks for 512 and extensions add to it
+/// (RFC 1870, 3461, 6152, 6531); one figure that covers them all.
+pub const COMMAND_LINE: usize = 2_048;
+/// A reply line that we send, with its CRLF (RFC 5321 4.5.3.1.5).
+pub const REPLY_LINE: usize = 512;
+/// A reply line that we read; more than the 512 that peers should keep to.
+pub const PEER_REPLY_LINE: usize = 4_096;
+/// Lines of one reply that we read.
+pub const PEER_REPLY_LINES: usize = 256;
+/// A local part (RFC 5321 4.5.3.1.1).
+pub const LOCAL_PART: usize = 64;
+/// A domain (RFC 5321 4.5.3.1.2).
+pub const DOMAIN: usize = 255;
+/// A path with its angle brackets (RFC 5321 4.5.3.1.3).
+pub const PATH: usize = 256;
+/// A label of a domain (RFC 1035 2.3.4).
+pub const LABEL: usize = 63;
+/// ENVID as xtext (RFC 3461 4.4).
+pub const ENVID: usize = 100;
+/// ORCPT as xtext (RFC 3461 4.2 with 5.2.2: 500 is the command's growth).
+pub const ORCPT: usize = 500;
+/// The most recipients that a configuration may allow; an index fits 16 bits.
+pub const RECIPIENTS_MAX: usize = 32_768;
+/// The fewest that RFC 5321 4.5.3.1.8 lets a server allow.
+pub const RECIPIENTS_MIN: usize = 100;
+
+/// Commands that are wrong, unknown or out of place before a session is ended with 421.
+pub const SESSION_ERRORS: u32 = 20;
+/// Commands that do nothing for a message (NOOP, RSET, HELP, VRFY, EHLO) in a row.
+pub const IDLE_COMMANDS: u32 = 10_000;
+
+/// What a client may take between commands (RFC 5321 4.5.3.2.7).
+pub const SERVER_COMMAND: Duration = Duration::from_secs(5 * 60);
+/// What a client may take between two pieces of data (RFC 5321 4.5.3.2.5, the server's side).
+pub const SERVER_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
+/// What a client may take to read a reply before its session is cut off.
+pub const SERVER_WRITE: Duration = Duration::from_secs(5 * 60);
+/// The longest one transaction's data may take in all, so that a trickle ends.
+pub const SERVER_DATA_TOTAL: Duration = Duration::from_secs(60 * 60);
+
+/// Client time-outs of RFC 5321 4.5.3.2; `[delivery] timeouts` may change them.
+pub const CLIENT_CONNECT: Duration = Duration::from_secs(30);
+/// 4.5.3.2.1: the 220 greeting.
+pub const CLIENT_GREETING: Duration = Duration::from_secs(5 * 60);
+/// 4.5.3.2.2 and .3: MAIL and RCPT.
+pub const CLIENT_COMMAND: Duration = Duration::from_secs(5 * 60);
+/// 4.5.3.2.4: the reply to DATA.
+pub const CLIENT_DATA_INITIATION: Duration = Duration::from_secs(2 * 60);
+/// 4.5.3.2.5: one block of data taken by the peer.
+pub const CLIENT_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
+/// 4.5.3.2.6: the reply to the end of data.
+pub const CLIENT_DATA_END: Duration = Duration::from_secs(10 * 60);
+
+/// The reply text that is kept with a deferral and shown in a notice.
+pub const KEPT_REPLY: usize = 512;
+/// A message up to this size is kept in the receive buffer until its end and copied once into
+/// the batch; a larger one is received into chunks.
+pub const SMALL_MESSAGE: usize = 32 * 1024;
+/// A chunk of a large message: what one read of the log and one write of a batch move.
+pub const CHUNK: usize = 256 * 1024;
+/// Chunks of one upload that may wait for the disk.
+pub const CHUNKS_IN_FLIGHT: usize = 2;
+
+const _: () = assert!(PATH >= LOCAL_PART + 1 + 2);
+const _: () = assert!(COMMAND_LINE >= 512 + ENVID + ORCPT + 26 + 17 + 10);
+// A large upload costs its chunks in flight, the one being filled, and the receive buffer.
+const _: () = assert!((CHUNKS_IN_FLIGHT + 1) * CHUNK + 2 * SMALL_MESSAGE <= 1024 * 1024);

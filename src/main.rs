@@ -1,0 +1,2 @@
+//! The `mailrace` command.
+fn main() {}

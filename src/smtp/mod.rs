@@ -1,0 +1,6 @@
+//! The SMTP protocol without I/O: bytes and time in, actions out.
+//!
+//! Nothing in here opens a socket, reads a clock or keeps a file; the server and the client
+//! are state machines that [`crate::inbound`] and [`crate::outbound`] drive.
+
+pub mod address;
