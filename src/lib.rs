@@ -5,4 +5,5 @@
 pub mod limits;
 pub mod message;
 
+pub mod runtime;
 pub mod smtp;

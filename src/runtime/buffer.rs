@@ -1,0 +1,170 @@
+//! Receive and send buffers from a slab of the thread's own.
+//!
+//! A connection holds a buffer only while something is in it or a read into it is under way;
+//! between messages it goes back, so ten thousand idle sessions hold none.
+//!
+//! This file and `socket` are where the runtime meets the kernel's pointers; see the SAFETY
+//! comments for who guarantees what.
+#![allow(unsafe_code)] // Owned buffers are lent to the kernel by pointer.
+
+use std::cell::RefCell;
+
+use monoio::buf::IoBufMut;
+
+/// The usual buffer: a read of commands, or a message of 10 KiB with its envelope.
+pub const SMALL: usize = 16 * 1024;
+/// For a message that is still small enough to be copied into a batch
+/// ([`crate::limits::SMALL_MESSAGE`]) with commands around it.
+pub const LARGE: usize = 64 * 1024;
+/// Free buffers of a class that a thread keeps for reuse; the rest go back to the allocator.
+const KEPT: usize = 512;
+
+thread_local! {
+    static FREE: RefCell<[Vec<Vec<u8>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+/// Bytes received and not yet used up, at a stable place in memory.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+}
+
+impl Buffer {
+    /// An empty buffer of one of the two classes: [`SMALL`] or [`LARGE`].
+    pub fn new(capacity: usize) -> Buffer {
+        let class = usize::from(capacity > SMALL);
+        let bytes = FREE.with_borrow_mut(|free| free[class].pop());
+        Buffer {
+            bytes: bytes.unwrap_or_else(|| Vec::with_capacity([SMALL, LARGE][class])),
+        }
+    }
+
+    /// What it holds.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What it holds, to be changed in place.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// How many more octets fit.
+    pub fn room(&self) -> usize {
+        self.bytes.capacity() - self.bytes.len()
+    }
+
+    /// Appends what fits and tells how much that was.
+    pub fn push(&mut self, bytes: &[u8]) -> usize {
+        let fits = bytes.len().min(self.room());
+        self.bytes.extend_from_slice(&bytes[..fits]);
+        fits
+    }
+
+    /// Takes out `range`; what stood behind it moves up.
+    pub fn remove(&mut self, range: std::ops::Range<usize>) {
+        let end = self.bytes.len();
+        self.bytes.copy_within(range.end..end, range.start);
+        self.bytes.truncate(end - range.len());
+    }
+
+    /// Cuts it off at `length`.
+    pub fn truncate(&mut self, length: usize) {
+        self.bytes.truncate(length);
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let class = match bytes.capacity() {
+            SMALL => 0,
+            LARGE => 1,
+            _ => return,
+        };
+        bytes.clear();
+        // A thread that is ending has no slab any more; then the allocator takes the buffer.
+        let _ = FREE.try_with(|free| {
+            let free = &mut free.borrow_mut()[class];
+            if free.len() < KEPT {
+                free.push(bytes);
+            }
+        });
+    }
+}
+
+/// Something with room behind its bytes that a read may fill.
+///
+/// # Safety
+/// `spare` points to `length` octets that the value owns, that do not move when the value does,
+/// and that stay valid until it is dropped.
+pub unsafe trait Fill: Unpin + 'static {
+    /// Where the room begins and how many octets it has.
+    fn spare(&mut self) -> (*mut u8, usize);
+
+    /// The first `octets` of the room now hold bytes.
+    ///
+    /// # Safety
+    /// They must have been written.
+    unsafe fn filled(&mut self, octets: usize);
+}
+
+// SAFETY: the room is the spare capacity of a vector that is never grown.
+unsafe impl Fill for Buffer {
+    fn spare(&mut self) -> (*mut u8, usize) {
+        let room = self.bytes.spare_capacity_mut();
+        (room.as_mut_ptr().cast(), room.len())
+    }
+
+    unsafe fn filled(&mut self, octets: usize) {
+        // SAFETY: the caller says that `octets` of the spare capacity were written.
+        unsafe { self.bytes.set_len(self.bytes.len() + octets) };
+    }
+}
+
+/// The room of a buffer as monoio wants it for a read, which then adds to what is there.
+pub(super) struct Spare<B>(pub(super) B);
+
+// SAFETY: `Fill` promises a stable place that lives as long as the value, and monoio owns the
+// value until the read is complete.
+unsafe impl<B: Fill> IoBufMut for Spare<B> {
+    fn write_ptr(&mut self) -> *mut u8 {
+        self.0.spare().0
+    }
+
+    fn bytes_total(&mut self) -> usize {
+        self.0.spare().1
+    }
+
+    unsafe fn set_init(&mut self, octets: usize) {
+        // SAFETY: the kernel wrote this many octets at `write_ptr`.
+        unsafe { self.0.filled(octets) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_takes_what_fits_and_no_more() {
+        let mut buffer = Buffer::new(SMALL);
+        assert_eq!(buffer.push(&[b'x'; SMALL + 5]), SMALL);
+        assert_eq!(buffer.push(b"y"), 0);
+        buffer.remove(1..SMALL - 1);
+        assert_eq!(buffer.bytes(), b"xx");
+        assert_eq!(buffer.room(), SMALL - 2);
+    }
+
+    #[test]
+    fn buffers_come_back_empty_and_at_the_same_place() {
+        let mut first = Buffer::new(LARGE);
+        first.push(b"secret of another session");
+        let place = first.bytes().as_ptr();
+        drop(first);
+        let second = Buffer::new(LARGE);
+        assert_eq!(second.bytes().as_ptr(), place);
+        assert!(second.bytes().is_empty());
+        assert_eq!(second.room(), LARGE);
+    }
+}
