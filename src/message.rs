@@ -170,6 +170,45 @@ impl std::ops::BitOr for BodyFlags {
     }
 }
 
+/// Milliseconds from 1970 to 2025-01-01 UTC, where ids begin.
+const EPOCH_UNIX_MS: u64 = 1_735_689_600_000;
+/// Bits of an id below its milliseconds: 7 of worker, 16 of counter.
+const BELOW_TIME: u32 = 23;
+
+impl MessageId {
+    /// When the id was made, in milliseconds since 1970 UTC.
+    pub fn unix_ms(self) -> u64 {
+        EPOCH_UNIX_MS + (self.0 >> BELOW_TIME)
+    }
+}
+
+/// Makes the ids of one worker: each greater than the last, whatever the clock does.
+#[derive(Debug)]
+pub struct MessageIds {
+    worker: u64,
+    /// Milliseconds since the ids' epoch, and the counter within them.
+    last: (u64, u16),
+}
+
+impl MessageIds {
+    /// Ids of `worker`, greater than `highest`, the highest one that recovery saw.
+    pub fn new(worker: u8, highest: MessageId) -> MessageIds {
+        let worker = u64::from(worker & 0x7f);
+        MessageIds { worker, last: ((highest.0 >> BELOW_TIME) + 1, 0) }
+    }
+
+    /// The next one.
+    pub fn next(&mut self, now_unix_ms: u64) -> MessageId {
+        let now = now_unix_ms.saturating_sub(EPOCH_UNIX_MS);
+        self.last = match self.last {
+            (ms, _) if now > ms => (now, 0),
+            (ms, u16::MAX) => (ms + 1, 0),
+            (ms, count) => (ms, count + 1),
+        };
+        MessageId(self.last.0 << BELOW_TIME | self.worker << 16 | u64::from(self.last.1))
+    }
+}
+
 const BASE32: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 impl fmt::Display for MessageId {
@@ -217,6 +256,21 @@ impl FromStr for MessageId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_grow_even_when_the_clock_stands_or_goes_back() {
+        let start = EPOCH_UNIX_MS + 5_000;
+        let mut ids = MessageIds::new(3, MessageId(4_000 << BELOW_TIME));
+        let mut last = ids.next(start);
+        assert_eq!(last.unix_ms(), start);
+        for step in 0..200_000u64 {
+            let next = ids.next(start - step % 3);
+            assert!(next > last);
+            last = next;
+        }
+        let behind = MessageIds::new(3, last).next(start);
+        assert!(behind > last, "ids of a new start follow those of the log");
+    }
 
     #[test]
     fn an_id_reads_back_as_it_was_written() {

@@ -1,0 +1,275 @@
+//! Where the octets of a session go: commands stay in the receive buffer until the server has
+//! consumed them, a small body stays where it was received until its end, a large one is received
+//! into chunks of the log.
+//!
+//! So a small message is copied once (into its batch) and a large one never.  A session holds
+//! nothing between messages; with a small one a buffer of 16 or 64 KiB; with a large one chunks
+//! (see [`crate::limits::CHUNKS_IN_FLIGHT`]).
+
+use crate::limits;
+use crate::runtime::buffer::{self, Buffer};
+use crate::spool::ChunkBuffer;
+
+/// A session's input.
+#[derive(Default)]
+pub struct Intake {
+    buffer: Buffer,
+    /// What the server has not consumed begins here in `buffer`.
+    start: usize,
+    body: Body,
+}
+
+/// The body so far.
+#[derive(Default)]
+enum Body {
+    #[default]
+    None,
+    /// `buffer[from..from + len]`, before `start`.
+    InPlace { from: usize, len: usize },
+    /// Earlier parts are chunks on their way to the disk.
+    Chunked(Chunk),
+}
+
+/// The chunk being filled.
+struct Chunk {
+    buffer: ChunkBuffer,
+    /// Octets at its front that belong to the body; those behind them are not consumed yet.
+    kept: usize,
+}
+
+/// What must happen before the next read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Nothing: [`Intake::take_buffer`] and read.
+    Buffer,
+    /// The body outgrew the buffer or its chunk: give [`Intake::next_chunk`] an empty one.
+    NeedsChunk,
+    /// Read into the chunk: [`Intake::take_chunk`].
+    Chunk,
+}
+
+impl Intake {
+    /// What the server has not consumed.
+    pub fn unconsumed(&mut self) -> &mut [u8] {
+        match &mut self.body {
+            Body::Chunked(chunk) if chunk.buffer.len() > chunk.kept => {
+                let kept = chunk.kept;
+                &mut chunk.buffer.body_mut()[kept..]
+            }
+            _ => &mut self.buffer.bytes_mut()[self.start..],
+        }
+    }
+
+    /// The server consumed `octets` that are no body.
+    pub fn consume(&mut self, octets: usize) {
+        if let Body::Chunked(chunk) = &mut self.body
+            && chunk.buffer.len() > chunk.kept
+        {
+            // What follows the consumed octets are commands; they belong in the buffer.
+            let behind = chunk.kept + octets;
+            spill(&mut self.buffer, &mut self.start, &chunk.buffer.body()[behind..]);
+            chunk.buffer.set_len(chunk.kept);
+            return;
+        }
+        self.start += octets;
+        self.tidy();
+    }
+
+    /// The server consumed `octets` of body.
+    pub fn keep(&mut self, octets: usize) {
+        match &mut self.body {
+            Body::Chunked(chunk) if chunk.buffer.len() > chunk.kept => chunk.kept += octets,
+            Body::Chunked(chunk) => {
+                // Came in behind a BDAT command, through the buffer.
+                let source = &self.buffer.bytes()[self.start..self.start + octets];
+                chunk.buffer.spare()[..octets].copy_from_slice(source);
+                chunk.buffer.advance(octets);
+                chunk.kept += octets;
+                self.start += octets;
+            }
+            Body::None => {
+                self.body = Body::InPlace { from: self.start, len: octets };
+                self.start += octets;
+            }
+            Body::InPlace { from, len } => {
+                // A second chunk of BDAT: the command between the two goes.
+                let end = *from + *len;
+                self.buffer.remove(end..self.start);
+                *len += octets;
+                self.start = end + octets;
+            }
+        }
+    }
+
+    /// The most octets of body that [`Intake::keep`] can take from the buffer at once.
+    pub fn body_room(&self) -> usize {
+        match &self.body {
+            Body::Chunked(chunk) if chunk.buffer.len() == chunk.kept => {
+                chunk.buffer.capacity() - chunk.kept
+            }
+            _ => usize::MAX,
+        }
+    }
+
+    /// Throws the body away.
+    pub fn drop_body(&mut self) {
+        if let Body::Chunked(chunk) = &self.body {
+            // Nothing that the server has not seen goes with it.
+            spill(&mut self.buffer, &mut self.start, &chunk.buffer.body()[chunk.kept..]);
+        }
+        self.body = Body::None;
+        self.tidy();
+    }
+
+    /// The body of a small message.
+    pub fn small_body(&self) -> &[u8] {
+        match self.body {
+            Body::InPlace { from, len } => &self.buffer.bytes()[from..from + len],
+            _ => &[],
+        }
+    }
+
+    /// The last chunk of a large message; `None` for a small one.
+    pub fn last_chunk(&mut self) -> Option<ChunkBuffer> {
+        match std::mem::take(&mut self.body) {
+            Body::Chunked(chunk) => Some(chunk.buffer),
+            body => {
+                self.body = body;
+                None
+            }
+        }
+    }
+
+    /// Makes room for a read.  `in_body` says that what comes next is body.
+    pub fn make_room(&mut self, in_body: bool) -> Room {
+        if let Body::Chunked(chunk) = &self.body {
+            if !in_body {
+                self.grow();
+                return Room::Buffer;
+            }
+            let has_room = chunk.buffer.capacity() - chunk.buffer.len() >= UNDECIDED_ROOM;
+            return if has_room { Room::Chunk } else { Room::NeedsChunk };
+        }
+        if let Body::InPlace { len, .. } = self.body
+            && in_body
+            && len > limits::SMALL_MESSAGE
+        {
+            return Room::NeedsChunk;
+        }
+        self.grow();
+        Room::Buffer
+    }
+
+    /// Moves on to `next`, an empty chunk: the full one comes back, to be written.  The first
+    /// time there is none and the body moves over from the buffer.
+    pub fn next_chunk(&mut self, mut next: ChunkBuffer) -> Option<ChunkBuffer> {
+        match std::mem::take(&mut self.body) {
+            Body::Chunked(Chunk { mut buffer, kept }) => {
+                next.push(&buffer.body()[kept..]);
+                buffer.set_len(kept);
+                self.body = Body::Chunked(Chunk { buffer: next, kept: 0 });
+                Some(buffer)
+            }
+            Body::InPlace { from, len } => {
+                let bytes = self.buffer.bytes();
+                next.push(&bytes[from..from + len]);
+                // What is not consumed is at most an undecided end of data; it stays in front.
+                next.push(&bytes[self.start..]);
+                self.buffer = Buffer::default();
+                self.start = 0;
+                self.body = Body::Chunked(Chunk { buffer: next, kept: len });
+                None
+            }
+            Body::None => None,
+        }
+    }
+
+    /// The buffer, for a read; [`Intake::put_buffer`] brings it back.
+    pub fn take_buffer(&mut self) -> Buffer {
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// The buffer after a read.
+    pub fn put_buffer(&mut self, buffer: Buffer) {
+        self.buffer = buffer;
+        self.tidy();
+    }
+
+    /// The chunk, for a read of at most [`buffer::LARGE`] octets; [`Intake::put_chunk`] brings it
+    /// back.
+    pub fn take_chunk(&mut self) -> Option<(ChunkBuffer, usize)> {
+        match std::mem::take(&mut self.body) {
+            Body::Chunked(chunk) => Some((chunk.buffer, chunk.kept)),
+            body => {
+                self.body = body;
+                None
+            }
+        }
+    }
+
+    /// The chunk after a read.
+    pub fn put_chunk(&mut self, buffer: ChunkBuffer, kept: usize) {
+        self.body = Body::Chunked(Chunk { buffer, kept });
+    }
+
+    /// Whether there is neither body nor anything unconsumed.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.body, Body::None) && self.start == self.buffer.bytes().len()
+    }
+
+    /// Gives the buffer back when nothing is left in it.
+    fn tidy(&mut self) {
+        if self.is_empty() {
+            self.buffer = Buffer::default();
+            self.start = 0;
+        }
+    }
+
+    /// Room behind what is there: moves it to the front, takes a larger buffer.
+    fn grow(&mut self) {
+        if self.buffer.room() >= READ_ROOM {
+            return;
+        }
+        let front = match self.body {
+            Body::InPlace { from, .. } => from,
+            _ => self.start,
+        };
+        if front > 0 {
+            self.buffer.remove(0..front);
+            self.start -= front;
+            if let Body::InPlace { from, .. } = &mut self.body {
+                *from = 0;
+            }
+        }
+        let held = self.buffer.bytes().len();
+        if self.buffer.room() < READ_ROOM {
+            let class = if held == 0 { buffer::SMALL } else { buffer::LARGE };
+            let mut larger = Buffer::new(class);
+            larger.push(self.buffer.bytes());
+            self.buffer = larger;
+        }
+    }
+}
+
+/// Puts what came behind a chunk's body into the receive buffer, which holds nothing else then:
+/// a read into a chunk is made only when everything before it was consumed.
+fn spill(buffer: &mut Buffer, start: &mut usize, octets: &[u8]) {
+    debug_assert_eq!(*start, buffer.bytes().len(), "all was consumed before the read");
+    if octets.is_empty() {
+        return;
+    }
+    *start = 0;
+    *buffer = Buffer::new(octets.len());
+    let pushed = buffer.push(octets);
+    debug_assert_eq!(pushed, octets.len(), "a read into a chunk is at most a large buffer");
+}
+
+/// The least room worth a read.
+const READ_ROOM: usize = 4 * 1024;
+/// The least room of a chunk with which the data scanner can go on: an end of data and more.
+const UNDECIDED_ROOM: usize = 8;
+
+// A body that is moved on to chunks fits the first of them, with a read behind it.
+const _: () = assert!(buffer::LARGE + UNDECIDED_ROOM < ChunkBuffer::CAPACITY);
+// A buffer that is full of body is over the limit for small ones.
+const _: () = assert!(buffer::LARGE - READ_ROOM > limits::SMALL_MESSAGE + limits::COMMAND_LINE);

@@ -1,0 +1,366 @@
+//! A session's driver: moves octets between the client's stream and [`smtp::server`], puts bodies
+//! into the log, and sends the final 250 when the log says that the message is durable.
+//!
+//! The thin shell around a pure machine; what it adds is where octets lie ([`intake`]), who may
+//! send where ([`relay`]) and the trace header ([`trace`]).  The session only *waits* for a
+//! commit; filing the message in the queue is the commit's own doing, so a client that vanishes
+//! after its last octet changes nothing.
+//!
+//! A peer can only harm its own session: every read and write has a deadline, memory is bounded
+//! (see [`intake`]), and a panic ends the session that caused it.
+//!
+//! [`smtp::server`]: crate::smtp::server
+
+pub mod intake;
+pub mod relay;
+pub mod trace;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::config::{Listener, RouteIndex};
+use crate::control::events::{Event as LogEvent, SessionId};
+use crate::limits;
+use crate::message::{Durability, MessageId, Origin};
+use crate::runtime::socket::{Stream, StreamError};
+use crate::smtp::reply::Refusal;
+use crate::smtp::server::{Event, ReceivedMessage, Server, ServerConfig};
+use crate::spool::{NewBody, NewMessage};
+use crate::worker::Worker;
+use crate::worker::log::Upload;
+use intake::{Intake, Room};
+use relay::Facts;
+
+/// What all sessions of a listener share.
+pub struct ListenerState {
+    /// As configured.
+    pub listener: Listener,
+    /// What its sessions tell their clients.
+    pub server: Rc<ServerConfig>,
+}
+
+/// One session.
+struct Session {
+    worker: Rc<Worker>,
+    listener: Rc<ListenerState>,
+    stream: Stream,
+    peer: SocketAddr,
+    id: SessionId,
+    server: Server,
+    intake: Intake,
+    /// The parts of a large body that are on their way to the disk.
+    upload: Option<Box<Upload>>,
+    messages: u32,
+}
+
+/// What the session does next.
+enum Next {
+    Read,
+    Flush,
+    NextChunk,
+    Store,
+    Close,
+}
+
+/// Why a session ended, for the events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Quit,
+    ClosedByPeer,
+    TimedOut,
+    Broken,
+}
+
+/// Serves one client from its greeting to its end.
+pub async fn serve(
+    worker: Rc<Worker>,
+    listener: Rc<ListenerState>,
+    stream: Stream,
+    peer: SocketAddr,
+    id: SessionId,
+) {
+    let server = Server::new(listener.server.clone(), Instant::now());
+    let intake = Intake::default();
+    let mut session =
+        Session { worker, listener, stream, peer, id, server, intake, upload: None, messages: 0 };
+    let end = session.run().await;
+    session.report_end(end);
+}
+
+impl Session {
+    async fn run(&mut self) -> End {
+        loop {
+            match self.advance() {
+                Next::Read => {
+                    let stops = self.worker.is_stopping() && self.server.handle_shutdown();
+                    if self.flush().await.is_err() {
+                        return End::Broken;
+                    }
+                    if stops {
+                        return self.linger(End::Quit).await;
+                    }
+                    match self.read().await {
+                        Ok(0) if self.worker.is_stopping() => self.server.handle_shutdown_now(),
+                        Ok(0) => return End::ClosedByPeer,
+                        Ok(_) => {}
+                        Err(StreamError::TimedOut) if self.worker.is_stopping() => {
+                            self.server.handle_shutdown_now();
+                        }
+                        Err(StreamError::TimedOut) => self.server.handle_timeout(),
+                        Err(StreamError::Io(_)) => return End::Broken,
+                    }
+                }
+                Next::Flush => {
+                    if self.flush().await.is_err() {
+                        return End::Broken;
+                    }
+                }
+                Next::NextChunk => self.next_chunk().await,
+                Next::Store => self.store().await,
+                Next::Close => {
+                    if self.flush().await.is_err() {
+                        return End::Broken;
+                    }
+                    let timed_out = self.server.has_timed_out();
+                    return self.linger(if timed_out { End::TimedOut } else { End::Quit }).await;
+                }
+            }
+        }
+    }
+
+    /// Lets the server have what has come, until it needs somebody.
+    fn advance(&mut self) -> Next {
+        let now = Instant::now();
+        loop {
+            let in_body = self.server.in_body();
+            let room = self.intake.body_room();
+            let input = self.intake.unconsumed();
+            let available = if in_body { input.len().min(room) } else { input.len() };
+            let is_all = available == input.len();
+            let handled = self.server.handle_bytes(now, &mut input[..available]);
+            match handled.event {
+                Event::Body => self.intake.keep(handled.consumed),
+                _ if handled.consumed > 0 => self.intake.consume(handled.consumed),
+                _ => {}
+            }
+            match handled.event {
+                Event::Body | Event::Continue => {}
+                Event::NeedInput if is_all => return Next::Read,
+                // The chunk is full and more of the body lies in the buffer.
+                Event::NeedInput => return Next::NextChunk,
+                Event::DropBody => self.drop_body(),
+                Event::CheckRecipient => self.check_recipient(now),
+                Event::EndOfMessage => return Next::Store,
+                Event::Close => return Next::Close,
+            }
+            if self.server.replies().len() >= FLUSH_AT {
+                return Next::Flush;
+            }
+        }
+    }
+
+    fn check_recipient(&mut self, now: Instant) {
+        let facts = Facts {
+            service: self.listener.listener.service,
+            client: self.peer.ip(),
+            authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
+        };
+        let Some(path) = self.server.recipient_in_question() else { return };
+        let verdict = relay::decide(&self.worker.config, facts, path);
+        let verdict = match self.worker.log.is_accepting() {
+            Err(refusal) if verdict.is_ok() => Err(refusal),
+            _ => verdict,
+        };
+        if let Err(refusal) = &verdict {
+            self.worker.events.emit(&LogEvent {
+                session: Some(self.id),
+                peer: Some(self.peer),
+                to: std::slice::from_ref(&path.to_string()),
+                reason: Some(refusal.reason()),
+                ..LogEvent::new("refused")
+            });
+        }
+        self.server.recipient_checked(now, verdict);
+    }
+
+    fn drop_body(&mut self) {
+        self.intake.drop_body();
+        if let Some(upload) = self.upload.take() {
+            self.worker.log.abandon(*upload);
+        }
+    }
+
+    // ---- octets --------------------------------------------------------------------------
+
+    async fn flush(&mut self) -> Result<(), StreamError> {
+        self.count_refusals();
+        if self.server.replies().is_empty() {
+            return Ok(());
+        }
+        let replies = self.server.replies().take();
+        let deadline = Instant::now() + limits::SERVER_WRITE;
+        let (result, replies) = self.stream.write_all(replies, deadline).await;
+        if self.server.in_transaction() || self.messages > 0 {
+            self.server.replies().recycle(replies);
+        }
+        result
+    }
+
+    async fn read(&mut self) -> Result<usize, StreamError> {
+        let deadline = self.server.deadline();
+        loop {
+            match self.intake.make_room(self.server.in_body()) {
+                Room::NeedsChunk => self.next_chunk().await,
+                Room::Chunk => {
+                    let Some((chunk, kept)) = self.intake.take_chunk() else { continue };
+                    let (result, chunk) = self.stream.read(chunk, deadline).await;
+                    self.intake.put_chunk(chunk, kept);
+                    return result;
+                }
+                Room::Buffer => {
+                    // A session that waits between messages gives its buffer back meanwhile.
+                    if self.intake.is_empty() && self.is_quiet() {
+                        self.intake.release();
+                        self.stream.readable(deadline).await?;
+                        if self.worker.is_stopping() {
+                            return Ok(0);
+                        }
+                        self.intake.make_room(false);
+                    }
+                    let buffer = self.intake.take_buffer();
+                    let (result, buffer) = self.stream.read(buffer, deadline).await;
+                    self.intake.put_buffer(buffer);
+                    return result;
+                }
+            }
+        }
+    }
+
+    /// Whether the next octets may be long in coming.  A client that is sending messages gets its
+    /// next read without a look whether there is anything to read, which saves an operation.
+    fn is_quiet(&self) -> bool {
+        !self.server.in_transaction()
+            && (self.messages == 0 || self.worker.sessions() > QUIET_FROM_SESSIONS)
+    }
+
+    /// Closes our half and reads what the client still sends, so that the last reply is not lost
+    /// to a reset.
+    async fn linger(&mut self, end: End) -> End {
+        self.stream.close_sending();
+        let deadline = Instant::now() + LINGER;
+        let mut octets = 0;
+        while octets < LINGER_OCTETS && Instant::now() < deadline {
+            self.intake = Intake::default();
+            self.intake.make_room(false);
+            let (result, _) = self.stream.read(self.intake.take_buffer(), deadline).await;
+            match result {
+                Ok(read) if read > 0 => octets += read,
+                _ => break,
+            }
+        }
+        end
+    }
+
+    // ---- storing -------------------------------------------------------------------------
+
+    /// Sends a full chunk to the log and takes an empty one.
+    async fn next_chunk(&mut self) {
+        let upload = match &mut self.upload {
+            Some(upload) => upload,
+            None => {
+                let id = self.worker.next_id();
+                self.upload.insert(Box::new(self.worker.log.upload(id)))
+            }
+        };
+        let empty = self.worker.log.chunk_buffer().await;
+        if let Some(full) = self.intake.next_chunk(empty) {
+            upload.push(full, &self.worker.log).await;
+        }
+    }
+
+    async fn store(&mut self) {
+        let Some(message) = self.server.take_message() else { return };
+        let started = Instant::now();
+        let result = self.keep(&message).await;
+        let kept = result.as_ref().ok().copied();
+        let durability = self.listener.listener.durability;
+        self.server.stored(Instant::now(), result.map(|id| (id, durability)));
+        if let Some(id) = kept {
+            self.messages += 1;
+            self.report_accepted(id, &message, started.elapsed());
+        }
+    }
+
+    async fn keep(&mut self, message: &ReceivedMessage) -> Result<MessageId, Refusal> {
+        let durability = self.listener.listener.durability;
+        let upload = self.upload.take();
+        let id = upload.as_ref().map_or_else(|| self.worker.next_id(), |upload| upload.id());
+        let now_unix_ms = self.worker.now_unix_ms();
+        let trace = self.trace(id, message);
+        let origin = Origin {
+            client: self.peer,
+            listener: self.listener.listener.address,
+            helo: self.server.client().map(|client| client.helo.clone()).unwrap_or_default(),
+            accepted_unix_ms: now_unix_ms,
+        };
+        let places = match upload {
+            None => Vec::new(),
+            Some(upload) => {
+                let last = self.intake.last_chunk();
+                upload.finish(last, &self.worker.log).await?
+            }
+        };
+        let body = match places.as_slice() {
+            [] => NewBody::Inline(self.intake.small_body()),
+            chunks => NewBody::Chunks(chunks),
+        };
+        let new = NewMessage {
+            id,
+            durability,
+            envelope: &message.envelope,
+            origin: &origin,
+            summary: &message.summary,
+            trace: trace.as_bytes(),
+            not_before_unix_ms: None,
+            extensions: &[],
+            body,
+        };
+        let routes = self.routes(message);
+        let receipt = self.worker.log.append_message(&new, routes)?;
+        // The body is in the batch; the buffer need not wait for the disk.
+        self.intake.drop_body();
+        receipt.settled().await.map(|()| id)
+    }
+
+    fn routes(&self, message: &ReceivedMessage) -> Vec<(crate::queue::site::SiteIndex, crate::queue::handle::Recipients)> {
+        let route: &[RouteIndex] = &message.routes;
+        self.worker.sites.group(route)
+    }
+
+    fn trace(&self, id: MessageId, message: &ReceivedMessage) -> String {
+        let client = self.server.client();
+        let mut text = String::with_capacity(256);
+        trace::Received {
+            helo: client.map_or("", |client| &client.helo),
+            client: self.peer,
+            hostname: &self.worker.config.hostname,
+            extended: client.is_some_and(|client| client.extended),
+            secured: client.is_some_and(|client| client.secured),
+            authenticated: client.is_some_and(|client| client.authenticated.is_some()),
+            id,
+            envelope: &message.envelope,
+            date: &self.worker.date(),
+        }
+        .write(&mut text);
+        text
+    }
+}
+
+/// Replies are sent before more is read once this many octets of them wait.
+const FLUSH_AT: usize = 16 * 1024;
+/// From this many sessions of a worker on, all that wait do so without a buffer.
+const QUIET_FROM_SESSIONS: usize = 512;
+/// How long, and how much, a client may go on sending after our last reply.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_OCTETS: usize = 256 * 1024;

@@ -1,0 +1,80 @@
+//! The trace header that we put before a message: `Received` (RFC 5321 section 4.4).
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::message::{Envelope, MessageId};
+
+/// What a Received field says.
+#[derive(Debug, Clone, Copy)]
+pub struct Received<'a> {
+    /// The argument of HELO or EHLO.
+    pub helo: &'a str,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Our name.
+    pub hostname: &'a str,
+    /// The client said EHLO.
+    pub extended: bool,
+    /// The session runs over TLS.
+    pub secured: bool,
+    /// The client has proved who it is.
+    pub authenticated: bool,
+    /// The message.
+    pub id: MessageId,
+    /// Its envelope.
+    pub envelope: &'a Envelope,
+    /// Now, as RFC 5322 writes it.
+    pub date: &'a str,
+}
+
+impl Received<'_> {
+    /// Writes the field, CRLF at its end.
+    pub fn write(&self, out: &mut String) {
+        out.clear();
+        let client = AddressLiteral(self.client.ip());
+        let with = self.protocol();
+        let (helo, hostname, id) = (self.helo, self.hostname, self.id);
+        let written = write!(
+            out,
+            "Received: from {helo} ({client})\r\n\tby {hostname} with {with} id {id}"
+        );
+        written.expect("a string takes all text");
+        // With several recipients, naming one would tell the others of it.
+        if let [recipient] = self.envelope.recipients.as_slice() {
+            write!(out, "\r\n\tfor {}", recipient.path).expect("a string takes all text");
+        }
+        write!(out, ";\r\n\t{}\r\n", self.date).expect("a string takes all text");
+    }
+
+    /// The registered names of RFC 3848 and RFC 6531 section 4.3.
+    fn protocol(&self) -> &'static str {
+        if self.envelope.parameters.smtputf8 {
+            return match (self.secured, self.authenticated) {
+                (false, false) => "UTF8SMTP",
+                (true, false) => "UTF8SMTPS",
+                (false, true) => "UTF8SMTPA",
+                (true, true) => "UTF8SMTPSA",
+            };
+        }
+        match (self.extended, self.secured, self.authenticated) {
+            (false, ..) => "SMTP",
+            (_, false, false) => "ESMTP",
+            (_, true, false) => "ESMTPS",
+            (_, false, true) => "ESMTPA",
+            (_, true, true) => "ESMTPSA",
+        }
+    }
+}
+
+/// An address as RFC 5321 section 4.1.3 writes it.
+struct AddressLiteral(IpAddr);
+
+impl std::fmt::Display for AddressLiteral {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.to_canonical() {
+            IpAddr::V4(address) => write!(f, "[{address}]"),
+            IpAddr::V6(address) => write!(f, "[IPv6:{address}]"),
+        }
+    }
+}

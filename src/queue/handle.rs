@@ -1,0 +1,79 @@
+//! What the queue keeps of a message: one small handle for each site that it goes to.
+//!
+//! Envelope and body stay in the log and are read when an attempt is due.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::arena::Slot;
+use super::site::SiteIndex;
+use crate::message::MessageId;
+use crate::spool::RecordPlace;
+
+/// One message's way to one site.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    /// The message.
+    pub id: MessageId,
+    /// Where its MESSAGE record stands in the log.
+    pub place: RecordPlace,
+    /// Where it goes.
+    pub site: SiteIndex,
+    /// Those of its recipients that go there and are not done.
+    pub recipients: Recipients,
+    /// How many handles the message still has, where it began with more than one.
+    pub parts: Option<Arc<AtomicU32>>,
+    /// Attempts that came to a reply or to a failure of this message.
+    pub attempts: u16,
+    /// What it waits for.
+    pub state: State,
+    /// The next one in its site's list.
+    pub(super) next: Option<Slot>,
+    /// When its wait is over, in milliseconds since 1970 UTC; its key among the timers.
+    pub due_unix_ms: u64,
+}
+
+/// What a handle waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// A connection.
+    Ready,
+    /// The end of the attempt under way.
+    Active,
+    /// The time of its next attempt.
+    Deferred,
+    /// An operator, or the end of its lifetime.
+    Held,
+}
+
+/// Recipients of a message by their place in its envelope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recipients {
+    /// Every one, which is nearly always so.
+    All,
+    /// These, in order.
+    Some(Box<[u16]>),
+}
+
+impl Recipients {
+    /// The places, for an envelope of `count` recipients.
+    pub fn indices(&self, count: usize) -> Vec<u16> {
+        match self {
+            Recipients::All => (0..count as u16).collect(),
+            Recipients::Some(indices) => indices.to_vec(),
+        }
+    }
+}
+
+impl Handle {
+    /// Ends this handle; tells whether the message is thereby done altogether.
+    pub fn is_last_part(&self) -> bool {
+        match &self.parts {
+            None => true,
+            Some(parts) => parts.fetch_sub(1, Ordering::AcqRel) == 1,
+        }
+    }
+}
+
+// A million handles are 64 MB; a field that would make one larger has to be worth it.
+const _: () = assert!(size_of::<Handle>() <= 72);

@@ -1,0 +1,150 @@
+//! What the cores share of a site: a few atomics, and which cores serve it.
+//!
+//! A site is served by `k` member cores, counted from its home core: one while it is quiet, more
+//! as its backlog grows, so that a quiet site keeps few connections and a busy one uses every
+//! core.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+/// A site's place in the table that all cores share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SiteIndex(pub u32);
+
+/// What the members of a site share.
+pub struct SiteShared {
+    /// The most connections of all cores together.
+    limit: u32,
+    /// The first member's core.
+    home: u32,
+    /// In use, opening ones counted.  `connections <= limit`
+    connections: CachePadded<AtomicU32>,
+    /// How many cores serve the site.  `1 <= members <= min(cores, limit)`
+    members: CachePadded<AtomicU32>,
+    /// A member has more waiting than it can send soon.
+    busy: AtomicBool,
+    /// No connection is opened before then; 0 when the site is well.
+    rests_until_unix_ms: AtomicU64,
+    /// Connections that failed in a row.
+    failures: AtomicU32,
+    /// What the last failure was, for people.
+    last_failure: Mutex<String>,
+}
+
+impl SiteShared {
+    /// A site with a home chosen by its place in the table, so that homes are spread evenly.
+    pub fn new(index: SiteIndex, limit: u32, cores: u32) -> SiteShared {
+        SiteShared {
+            limit: limit.max(1),
+            home: index.0 % cores.max(1),
+            connections: CachePadded::new(AtomicU32::new(0)),
+            members: CachePadded::new(AtomicU32::new(1)),
+            busy: AtomicBool::new(false),
+            rests_until_unix_ms: AtomicU64::new(0),
+            failures: AtomicU32::new(0),
+            last_failure: Mutex::new(String::new()),
+        }
+    }
+
+    /// The core to hand a message to that was accepted on `core`: itself if it is a member, or
+    /// becomes one because the others are busy.
+    pub(super) fn member_for(&self, core: u32, cores: u32) -> u32 {
+        let rank = (core + cores - self.home) % cores;
+        let members = self.members.load(Ordering::Relaxed);
+        if rank < members {
+            return core;
+        }
+        if self.busy.load(Ordering::Relaxed) && rank < self.limit {
+            // A race only makes one member more, or one fewer for a moment.
+            self.members.fetch_max(rank + 1, Ordering::Relaxed);
+            return core;
+        }
+        self.home
+    }
+
+    /// Says whether this member has more waiting than it can send soon.
+    pub(super) fn report_backlog(&self, busy: bool) {
+        if self.busy.load(Ordering::Relaxed) != busy {
+            self.busy.store(busy, Ordering::Relaxed);
+        }
+    }
+
+    /// `core` has nothing left to send: the last member leaves.
+    pub(super) fn leave(&self, core: u32, cores: u32) {
+        let rank = (core + cores - self.home) % cores;
+        if rank > 0 && !self.busy.load(Ordering::Relaxed) {
+            // Fails when another joined or left meanwhile, which is as well.
+            let _ = self.members.compare_exchange(
+                rank + 1,
+                rank,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    /// The connections that one member may have.
+    pub(super) fn quota(&self) -> u32 {
+        self.limit.div_ceil(self.members.load(Ordering::Relaxed).max(1))
+    }
+
+    /// Takes one connection out of the limit.
+    pub(super) fn acquire(&self) -> bool {
+        let taken = self.connections.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
+            (used < self.limit).then_some(used + 1)
+        });
+        taken.is_ok()
+    }
+
+    /// Gives it back.
+    pub(super) fn release(&self) {
+        let before = self.connections.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before > 0, "every release has its acquire");
+    }
+
+    /// Connections in use now.
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Until when the site rests after failures; `None` when it is well or due for a try.
+    pub fn rests_until(&self, now_unix_ms: u64) -> Option<u64> {
+        let until = self.rests_until_unix_ms.load(Ordering::Relaxed);
+        (until > now_unix_ms).then_some(until)
+    }
+
+    /// Connections that failed in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// What the last failure was.
+    pub fn last_failure(&self) -> String {
+        self.last_failure.lock().map(|text| text.clone()).unwrap_or_default()
+    }
+
+    /// A connection could not be made or used: no other is tried before `until_unix_ms`.
+    pub fn fail(&self, until_unix_ms: u64, reason: &str) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.rests_until_unix_ms.store(until_unix_ms, Ordering::Relaxed);
+        if let Ok(mut text) = self.last_failure.lock() {
+            text.clear();
+            text.push_str(reason);
+        }
+    }
+
+    /// The site answers.
+    pub fn recover(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+            self.rests_until_unix_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// An operator wants it tried now.
+    pub fn wake(&self) {
+        self.rests_until_unix_ms.store(0, Ordering::Relaxed);
+    }
+}

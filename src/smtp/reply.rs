@@ -1,0 +1,326 @@
+//! Every reply that the server gives: code, enhanced code (RFC 3463, 5248) and text, in one place.
+//!
+//! Texts are generic on purpose: what exactly went wrong goes to the events and the log under the
+//! session's id, not to the peer.
+
+use std::fmt::Write as _;
+
+use crate::message::{Durability, MessageId};
+
+/// A reply of one line, or the last line of a longer one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// The three digits of RFC 5321 section 4.2.
+    pub code: u16,
+    /// The enhanced code, empty where RFC 2034 has none (greeting, EHLO, 3xx).
+    pub enhanced: &'static str,
+    /// What a person reads.
+    pub text: &'static str,
+}
+
+const fn reply(code: u16, enhanced: &'static str, text: &'static str) -> Reply {
+    Reply { code, enhanced, text }
+}
+
+/// MAIL was good.
+pub const SENDER_OK: Reply = reply(250, "2.1.0", "Sender ok");
+/// RCPT was good.
+pub const RECIPIENT_OK: Reply = reply(250, "2.1.5", "Recipient ok");
+/// DATA: go ahead.
+pub const START_DATA: Reply = reply(354, "", "End data with <CR><LF>.<CR><LF>");
+/// A BDAT that is not the last.
+pub const CHUNK_OK: Reply = reply(250, "2.0.0", "Chunk ok");
+/// NOOP and RSET.
+pub const OK: Reply = reply(250, "2.0.0", "Ok");
+/// QUIT.
+pub const BYE: Reply = reply(221, "2.0.0", "Bye");
+/// VRFY: neither yes nor no (RFC 5321 section 3.5.3).
+pub const VRFY: Reply = reply(252, "2.5.0", "Cannot verify; send mail and see");
+/// HELP.
+pub const HELP: Reply = reply(214, "2.0.0", "See RFC 5321");
+
+/// Why the server did not do what the client asked.  Grouped by whose fault it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    // The client's fault: it would be refused again.
+    /// The verb is not one of ours.
+    UnknownCommand,
+    /// The verb is known and not offered here.
+    NotImplemented,
+    /// The line is not one that the grammar allows.
+    Syntax,
+    /// An argument, a path above all, is malformed.
+    BadArgument,
+    /// A mailbox in MAIL is malformed.
+    BadSender,
+    /// A mailbox in RCPT is malformed.
+    BadRecipient,
+    /// A parameter of MAIL or RCPT is malformed or given twice.
+    BadParameter,
+    /// A parameter of MAIL or RCPT that nobody offered.
+    UnknownParameter,
+    /// An address with UTF-8 where SMTPUTF8 was not asked for (RFC 6531 section 3.2).
+    NeedsSmtpUtf8,
+    /// The line is longer than a command may be.
+    LineTooLong,
+    /// A bare CR or LF, or a NUL, in a command.
+    BareNewlineInCommand,
+    /// A command before HELO or EHLO.
+    NeedsHello,
+    /// MAIL inside a transaction.
+    NestedMail,
+    /// RCPT without MAIL.
+    NeedsMail,
+    /// DATA or BDAT without a recipient that was accepted.
+    NeedsRecipient,
+    /// DATA in a transaction that BDAT began, or any command but BDAT and RSET in one.
+    ChunkingUnderWay,
+    /// BDAT after one that failed, before RSET.
+    ChunkingFailed,
+    /// A TLS or AUTH command where there is none.
+    NotOffered,
+    /// The recipient is not ours and the client may not relay.
+    RelayDenied,
+    /// No route leads there.
+    NoRoute,
+    /// A `reject:` route: the operator's words.
+    Rejected(Box<str>),
+    /// The announced or the real size is over the limit.
+    TooLarge,
+    /// A bare CR or LF in the message.
+    BareNewline,
+    /// Too many Received fields: a loop (RFC 5321 section 6.3).
+    Loop,
+
+    // Try later.
+    /// One recipient more than a transaction may have (RFC 5321 section 4.5.3.1.10).
+    TooManyRecipients,
+    /// The log has no room.
+    StorageFull,
+    /// The log could not keep the message.
+    StorageFailed,
+    /// As many sessions as there may be.
+    TooManySessions,
+    /// As many sessions from this address as there may be.
+    TooManySessionsFromAddress,
+    /// Nothing came for too long.
+    TimedOut,
+    /// Too many commands that were wrong.
+    TooManyErrors,
+    /// The service is stopping.
+    ShuttingDown,
+    /// Our bug: the session ends, the process goes on.
+    Internal,
+}
+
+impl Refusal {
+    /// A short name for events and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Refusal::UnknownCommand => "unknown_command",
+            Refusal::NotImplemented => "not_implemented",
+            Refusal::Syntax => "syntax",
+            Refusal::BadArgument => "bad_argument",
+            Refusal::BadSender => "bad_sender",
+            Refusal::BadRecipient => "bad_recipient",
+            Refusal::BadParameter => "bad_parameter",
+            Refusal::UnknownParameter => "unknown_parameter",
+            Refusal::NeedsSmtpUtf8 => "needs_smtputf8",
+            Refusal::LineTooLong => "line_too_long",
+            Refusal::BareNewlineInCommand => "bare_newline_in_command",
+            Refusal::NeedsHello => "needs_hello",
+            Refusal::NestedMail => "nested_mail",
+            Refusal::NeedsMail => "needs_mail",
+            Refusal::NeedsRecipient => "needs_recipient",
+            Refusal::ChunkingUnderWay => "chunking_under_way",
+            Refusal::ChunkingFailed => "chunking_failed",
+            Refusal::NotOffered => "not_offered",
+            Refusal::RelayDenied => "relay_denied",
+            Refusal::NoRoute => "no_route",
+            Refusal::Rejected(_) => "rejected_by_route",
+            Refusal::TooLarge => "too_large",
+            Refusal::BareNewline => "bare_newline",
+            Refusal::Loop => "loop",
+            Refusal::TooManyRecipients => "too_many_recipients",
+            Refusal::StorageFull => "storage_full",
+            Refusal::StorageFailed => "storage_failed",
+            Refusal::TooManySessions => "too_many_sessions",
+            Refusal::TooManySessionsFromAddress => "too_many_sessions_from_address",
+            Refusal::TimedOut => "timed_out",
+            Refusal::TooManyErrors => "too_many_errors",
+            Refusal::ShuttingDown => "shutting_down",
+            Refusal::Internal => "internal",
+        }
+    }
+}
+
+impl From<&Refusal> for Reply {
+    fn from(refusal: &Refusal) -> Reply {
+        match refusal {
+            Refusal::UnknownCommand => reply(500, "5.5.2", "Unknown command"),
+            Refusal::NotImplemented => reply(502, "5.5.1", "Command not implemented"),
+            Refusal::Syntax => reply(500, "5.5.2", "Syntax error"),
+            Refusal::BadArgument => reply(501, "5.5.4", "Syntax error in the argument"),
+            Refusal::BadSender => reply(501, "5.1.7", "Syntax error in the sender's address"),
+            Refusal::BadRecipient => reply(501, "5.1.3", "Syntax error in the recipient's address"),
+            Refusal::BadParameter => reply(501, "5.5.4", "Syntax error in a parameter"),
+            Refusal::UnknownParameter => reply(555, "5.5.4", "Unsupported parameter"),
+            Refusal::NeedsSmtpUtf8 => reply(553, "5.6.7", "Address needs SMTPUTF8"),
+            Refusal::LineTooLong => reply(500, "5.5.2", "Line too long"),
+            Refusal::BareNewlineInCommand => {
+                reply(500, "5.5.2", "Lines end with <CR><LF> and hold no other CR, LF or NUL")
+            }
+            Refusal::NeedsHello => reply(503, "5.5.1", "Send EHLO or HELO first"),
+            Refusal::NestedMail => reply(503, "5.5.1", "A transaction is under way"),
+            Refusal::NeedsMail => reply(503, "5.5.1", "Send MAIL first"),
+            Refusal::NeedsRecipient => reply(503, "5.5.1", "No recipient was accepted"),
+            Refusal::ChunkingUnderWay => reply(503, "5.5.1", "BDAT under way: go on or send RSET"),
+            Refusal::ChunkingFailed => reply(503, "5.5.1", "A chunk failed: send RSET"),
+            Refusal::NotOffered => reply(502, "5.5.1", "Not offered here"),
+            Refusal::RelayDenied => reply(550, "5.7.1", "Relaying denied"),
+            Refusal::NoRoute => reply(550, "5.1.2", "No route to this address"),
+            // The operator's words are put in place of the text by `refuse`.
+            Refusal::Rejected(_) => reply(550, "5.7.1", "Refused"),
+            Refusal::TooLarge => reply(552, "5.3.4", "Message too large"),
+            Refusal::BareNewline => {
+                reply(550, "5.6.0", "Message holds a bare <CR> or <LF>; lines end with <CR><LF>")
+            }
+            Refusal::Loop => reply(554, "5.4.6", "Too many hops: this message loops"),
+            Refusal::TooManyRecipients => reply(452, "4.5.3", "Too many recipients"),
+            Refusal::StorageFull => reply(452, "4.3.1", "No room now, try again later"),
+            Refusal::StorageFailed => reply(451, "4.3.0", "Could not keep the message, try later"),
+            Refusal::TooManySessions => reply(421, "4.3.2", "Too many connections, try later"),
+            Refusal::TooManySessionsFromAddress => {
+                reply(421, "4.7.0", "Too many connections from your address, try later")
+            }
+            Refusal::TimedOut => reply(421, "4.4.2", "Timed out"),
+            Refusal::TooManyErrors => reply(421, "4.7.0", "Too many errors"),
+            Refusal::ShuttingDown => reply(421, "4.3.2", "Service is stopping, try later"),
+            Refusal::Internal => reply(421, "4.3.0", "Internal error, try later"),
+        }
+    }
+}
+
+/// The replies that wait to be sent, in order; one write takes them all.
+#[derive(Debug, Default)]
+pub struct Replies {
+    text: Vec<u8>,
+}
+
+impl Replies {
+    /// Adds a reply.
+    pub fn push(&mut self, reply: Reply) {
+        self.line(reply.code, b' ', reply.enhanced, reply.text);
+    }
+
+    /// Adds a refusal.
+    pub fn refuse(&mut self, refusal: &Refusal) {
+        let reply = Reply::from(refusal);
+        match refusal {
+            Refusal::Rejected(words) => self.line(reply.code, b' ', reply.enhanced, words),
+            _ => self.push(reply),
+        }
+    }
+
+    /// The greeting (RFC 5321 section 3.1).
+    pub fn greet(&mut self, hostname: &str) {
+        self.format(format_args!("220 {hostname} ESMTP mailrace\r\n"));
+    }
+
+    /// The answer to HELO.
+    pub fn hello(&mut self, hostname: &str) {
+        self.format(format_args!("250 {hostname}\r\n"));
+    }
+
+    /// The answer to EHLO: one line for each of `keywords`.
+    pub fn extended_hello<'a>(
+        &mut self,
+        hostname: &str,
+        keywords: impl IntoIterator<Item = &'a str>,
+    ) {
+        let mut line = hostname;
+        let mut keywords = keywords.into_iter();
+        loop {
+            let next = keywords.next();
+            self.line(250, if next.is_some() { b'-' } else { b' ' }, "", line);
+            let Some(keyword) = next else { return };
+            line = keyword;
+        }
+    }
+
+    /// The final 250: from here on the message is ours.
+    pub fn queued(&mut self, id: MessageId, durability: Durability) {
+        let class = match durability {
+            Durability::Fsync => "fsync",
+            Durability::Os => "os",
+        };
+        self.format(format_args!("250 2.0.0 Ok: queued as {id} ({class})\r\n"));
+    }
+
+    /// Octets that wait.
+    pub fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    /// Takes them out, to be sent.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.text)
+    }
+
+    /// Gives the sent buffer back for reuse.
+    pub fn recycle(&mut self, mut sent: Vec<u8>) {
+        if self.text.capacity() == 0 {
+            sent.clear();
+            self.text = sent;
+        }
+    }
+
+    fn line(&mut self, code: u16, mark: u8, enhanced: &str, text: &str) {
+        self.format(format_args!("{code}{}", mark as char));
+        if !enhanced.is_empty() {
+            self.text.extend_from_slice(enhanced.as_bytes());
+            self.text.push(b' ');
+        }
+        self.text.extend_from_slice(text.as_bytes());
+        self.text.extend_from_slice(b"\r\n");
+    }
+
+    fn format(&mut self, text: std::fmt::Arguments<'_>) {
+        struct Text<'a>(&'a mut Vec<u8>);
+        impl std::fmt::Write for Text<'_> {
+            fn write_str(&mut self, text: &str) -> std::fmt::Result {
+                self.0.extend_from_slice(text.as_bytes());
+                Ok(())
+            }
+        }
+        Text(&mut self.text).write_fmt(text).expect("a vector takes all text");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_one_line_and_the_last_keyword_ends_the_list() {
+        let mut replies = Replies::default();
+        replies.push(SENDER_OK);
+        replies.extended_hello("mx.example.com", ["PIPELINING", "SIZE 5"]);
+        replies.extended_hello("mx.example.com", []);
+        replies.refuse(&Refusal::Rejected("Moved to example.net".into()));
+        replies.push(START_DATA);
+        assert_eq!(
+            String::from_utf8(replies.take()).unwrap(),
+            "250 2.1.0 Sender ok\r\n\
+             250-mx.example.com\r\n250-PIPELINING\r\n250 SIZE 5\r\n\
+             250 mx.example.com\r\n\
+             550 5.7.1 Moved to example.net\r\n\
+             354 End data with <CR><LF>.<CR><LF>\r\n"
+        );
+    }
+}
