@@ -4,3 +4,6 @@
 //! are state machines that [`crate::inbound`] and [`crate::outbound`] drive.
 
 pub mod address;
+pub mod body;
+pub mod data;
+pub mod header;
