@@ -59,9 +59,13 @@ pub const CLIENT_DATA_END: Duration = Duration::from_secs(10 * 60);
 
 /// The reply text that is kept with a deferral and shown in a notice.
 pub const KEPT_REPLY: usize = 512;
+/// The keyword lines of a reply to EHLO that are kept until they have been read.
+pub const EHLO_REPLY: usize = 8 * 1024;
 /// A message up to this size is kept in the receive buffer until its end and copied once into
 /// the batch; a larger one is received into chunks.
 pub const SMALL_MESSAGE: usize = 32 * 1024;
+/// How far into a message its header section is looked at, for loops and missing fields.
+pub const HEADER_LOOK: usize = 64 * 1024;
 /// A chunk of a large message: what one read of the log and one write of a batch move.
 pub const CHUNK: usize = 256 * 1024;
 /// Chunks of one upload that may wait for the disk.

@@ -4,3 +4,11 @@
 //! are state machines that [`crate::inbound`] and [`crate::outbound`] drive.
 
 pub mod address;
+pub mod body;
+pub mod capabilities;
+pub mod code;
+pub mod data;
+pub mod header;
+pub mod line;
+pub mod reply;
+pub mod reply_reader;
