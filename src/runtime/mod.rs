@@ -8,6 +8,7 @@
 
 pub mod buffer;
 pub mod deadline;
+pub mod guard;
 pub mod mailbox;
 pub mod notify;
 pub mod socket;

@@ -56,6 +56,18 @@ impl<T> Handover<T> {
         self.ready.notify();
     }
 
+    /// Gives the value unless one is waiting to be taken.
+    pub fn give_if_empty(&self, value: T) {
+        if self.value.borrow().is_none() {
+            self.give(value);
+        }
+    }
+
+    /// The value, if it is there.
+    pub fn take_now(&self) -> Option<T> {
+        self.value.borrow_mut().take()
+    }
+
     /// Waits for the value.
     pub async fn take(&self) -> T {
         loop {

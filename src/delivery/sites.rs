@@ -1,0 +1,116 @@
+//! Which site a recipient's mail goes to: routes resolved to sites, once at the start.
+//!
+//! Today a route names its one next hop, so the table is fixed; a later step resolves `mx` routes
+//! for each attempt and adds sites as it meets them.
+
+use std::sync::Arc;
+
+use crate::config::{Config, RouteIndex, Target};
+use crate::queue::handle::Recipients;
+use crate::queue::scheduler::SiteKind;
+use crate::queue::site::{SiteIndex, SiteShared};
+use crate::smtp::address::ForwardPath;
+
+/// Every site, and the one of each route.
+pub struct Sites {
+    targets: Vec<Target>,
+    of_route: Vec<SiteIndex>,
+    shared: Arc<[SiteShared]>,
+}
+
+/// The recipients of one message that go to one site.
+pub type SiteGroup = (SiteIndex, Recipients);
+
+impl Sites {
+    /// The sites of a configuration; routes to the same target share one.
+    pub fn new(config: &Config) -> Sites {
+        let mut targets: Vec<Target> = Vec::new();
+        let mut of_route = Vec::new();
+        for route in config.routes.iter() {
+            let known = targets.iter().position(|target| *target == route.to);
+            let site = known.unwrap_or_else(|| {
+                targets.push(route.to.clone());
+                targets.len() - 1
+            });
+            of_route.push(SiteIndex(site as u32));
+        }
+        let cores = config.workers as u32;
+        let limit = |target: &Target| match target {
+            Target::Smtp { .. } => config.delivery.connections_per_site as u32,
+            // Writers of files: more of them would only wait for the same disk.
+            _ => LOCAL_WRITERS * cores,
+        };
+        let shared = targets.iter().enumerate().map(|(index, target)| {
+            SiteShared::new(SiteIndex(index as u32), limit(target), cores)
+        });
+        Sites { shared: shared.collect(), targets, of_route }
+    }
+
+    /// Where a site's mail goes.
+    pub fn target(&self, site: SiteIndex) -> &Target {
+        &self.targets[site.0 as usize]
+    }
+
+    /// What the cores share of each site.
+    pub fn shared(&self) -> &Arc<[SiteShared]> {
+        &self.shared
+    }
+
+    /// How each site takes mail.
+    pub fn kinds(&self) -> impl Iterator<Item = SiteKind> {
+        self.targets.iter().map(|target| match target {
+            Target::Hold => SiteKind::Hold,
+            _ => SiteKind::Open,
+        })
+    }
+
+    /// The site of a route.
+    pub fn of(&self, route: RouteIndex) -> SiteIndex {
+        self.of_route[route.0 as usize]
+    }
+
+    /// Recipients by site, in the order in which the sites first come.
+    pub fn group(&self, routes: &[RouteIndex]) -> Vec<SiteGroup> {
+        self.group_some(routes.iter().enumerate().map(|(place, &route)| (place as u16, route)))
+            .map_or_else(Vec::new, |(groups, _)| match groups.len() {
+                1 => vec![(groups[0].0, Recipients::All)],
+                _ => groups,
+            })
+    }
+
+    /// The same for some of a message's recipients, named by their place; with how many.
+    pub fn group_some(
+        &self,
+        routes: impl IntoIterator<Item = (u16, RouteIndex)>,
+    ) -> Option<(Vec<SiteGroup>, usize)> {
+        let mut groups: Vec<(SiteIndex, Vec<u16>)> = Vec::new();
+        let mut count = 0;
+        for (place, route) in routes {
+            count += 1;
+            let site = self.of(route);
+            match groups.iter_mut().find(|group| group.0 == site) {
+                Some(group) => group.1.push(place),
+                None => groups.push((site, vec![place])),
+            }
+        }
+        let boxed = |(site, places): (SiteIndex, Vec<u16>)| (site, Recipients::Some(places.into()));
+        (count > 0).then(|| (groups.into_iter().map(boxed).collect(), count))
+    }
+}
+
+/// The route of a recipient that was accepted before, by the configuration as it is now.
+/// `past_hold` passes over `hold` routes, for what an operator has released.
+pub fn route_of(config: &Config, path: &ForwardPath, past_hold: bool) -> Option<RouteIndex> {
+    let (local, domain) = match path {
+        ForwardPath::Postmaster => ("postmaster".into(), String::new()),
+        ForwardPath::Mailbox(mailbox) => (mailbox.local_unquoted(), mailbox.domain_ascii()?),
+    };
+    let takes = |route: &crate::config::Route| {
+        route.recipient.matches(&local, &domain) && !(past_hold && route.to == Target::Hold)
+    };
+    let place = config.routes.iter().position(takes)?;
+    Some(RouteIndex(place as u32))
+}
+
+/// Writers of Maildirs that a core has at once.
+const LOCAL_WRITERS: u32 = 4;
