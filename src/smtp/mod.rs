@@ -6,5 +6,6 @@
 pub mod address;
 pub mod capabilities;
 pub mod code;
+pub mod command;
 pub mod line;
 pub mod reply_reader;
