@@ -65,6 +65,8 @@ pub const CLIENT_GROUP: usize = 16 * 1024;
 
 /// The reply text that is kept with a deferral and shown in a notice.
 pub const KEPT_REPLY: usize = 512;
+/// The keyword lines of a reply to EHLO that are kept until they have been read.
+pub const EHLO_REPLY: usize = 8 * 1024;
 /// A message up to this size is kept in the receive buffer until its end and copied once into
 /// the batch; a larger one is received into chunks.
 pub const SMALL_MESSAGE: usize = 32 * 1024;

@@ -4,3 +4,7 @@
 //! are state machines that [`crate::inbound`] and [`crate::outbound`] drive.
 
 pub mod address;
+pub mod capabilities;
+pub mod code;
+pub mod line;
+pub mod reply_reader;
