@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod capabilities;
+pub mod client;
 pub mod code;
 pub mod line;
 pub mod reply_reader;
