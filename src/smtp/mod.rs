@@ -7,5 +7,6 @@ pub mod address;
 pub mod capabilities;
 pub mod client;
 pub mod code;
+pub mod command;
 pub mod line;
 pub mod reply_reader;

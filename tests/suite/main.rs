@@ -1,1 +1,2 @@
 //! The integration tests, linked once.
+mod addresses;
