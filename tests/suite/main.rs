@@ -1,1 +1,3 @@
 //! The integration tests, linked once.
+
+mod config;
