@@ -1,2 +1,4 @@
 //! The integration tests, linked once.
+
 mod addresses;
+mod config;
