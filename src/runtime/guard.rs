@@ -9,12 +9,10 @@ use std::task::Poll;
 /// sound at every point where it may panic; sessions share only what they lend for one call.
 pub async fn guarded<F: Future>(task: F) -> Result<F::Output, String> {
     let mut task = pin!(task);
-    poll_fn(|context| {
-        match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
-            Err(panic) => Poll::Ready(Err(words_of(&*panic))),
-        }
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+        Err(panic) => Poll::Ready(Err(words_of(&*panic))),
     })
     .await
 }

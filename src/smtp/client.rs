@@ -512,8 +512,7 @@ impl Client {
     }
 
     fn decline_unready(&mut self, transaction: &Transaction) {
-        let failure =
-            ConnectionFailure { stage: Stage::Idle, cause: ConnectionCause::Closed };
+        let failure = ConnectionFailure { stage: Stage::Idle, cause: ConnectionCause::Closed };
         let outcome = RecipientOutcome::Deferred(Deferral::Connection(failure));
         self.decide_at_once(transaction, &outcome, AfterTransaction::MustClose);
     }

@@ -195,125 +195,35 @@ use Octets::{Ascii, Utf8 as MayBeUtf8};
 
 /// Every verb, the most frequent first.
 const VERBS: &[Verb] = &[
-    Verb {
-        name: "RCPT",
-        octets: MayBeUtf8,
-        read: rcpt,
-    },
-    Verb {
-        name: "MAIL",
-        octets: MayBeUtf8,
-        read: mail,
-    },
-    Verb {
-        name: "BDAT",
-        octets: Ascii,
-        read: bdat,
-    },
-    Verb {
-        name: "DATA",
-        octets: Ascii,
-        read: |rest, _| bare(rest, Command::Data, "DATA"),
-    },
-    Verb {
-        name: "RSET",
-        octets: Ascii,
-        read: |rest, _| bare(rest, Command::Rset, "RSET"),
-    },
-    Verb {
-        name: "QUIT",
-        octets: Ascii,
-        read: |rest, _| bare(rest, Command::Quit, "QUIT"),
-    },
-    Verb {
-        name: "EHLO",
-        octets: Ascii,
-        read: ehlo,
-    },
-    Verb {
-        name: "HELO",
-        octets: Ascii,
-        read: helo,
-    },
-    Verb {
-        name: "NOOP",
-        octets: Ascii,
-        read: |_, _| Ok(Command::Noop),
-    },
-    Verb {
-        name: "STARTTLS",
-        octets: Ascii,
-        read: starttls,
-    },
-    Verb {
-        name: "AUTH",
-        octets: Ascii,
-        read: auth,
-    },
-    Verb {
-        name: "HELP",
-        octets: Ascii,
-        read: |_, _| Ok(Command::Help),
-    },
-    Verb {
-        name: "VRFY",
-        octets: MayBeUtf8,
-        read: vrfy,
-    },
-    Verb {
-        name: "EXPN",
-        octets: MayBeUtf8,
-        read: expn,
-    },
-    Verb {
-        name: "ETRN",
-        octets: Ascii,
-        read: etrn,
-    },
-    Verb {
-        name: "TURN",
-        octets: Ascii,
-        read: |_, _| Ok(Command::NotImplemented),
-    },
-    Verb {
-        name: "SEND",
-        octets: Ascii,
-        read: |_, _| Ok(Command::NotImplemented),
-    },
-    Verb {
-        name: "SOML",
-        octets: Ascii,
-        read: |_, _| Ok(Command::NotImplemented),
-    },
-    Verb {
-        name: "SAML",
-        octets: Ascii,
-        read: |_, _| Ok(Command::NotImplemented),
-    },
-    Verb {
-        name: "GET",
-        octets: Ascii,
-        read: |_, _| Ok(Command::OtherProtocol),
-    },
-    Verb {
-        name: "POST",
-        octets: Ascii,
-        read: |_, _| Ok(Command::OtherProtocol),
-    },
-    Verb {
-        name: "CONNECT",
-        octets: Ascii,
-        read: |_, _| Ok(Command::OtherProtocol),
-    },
+    Verb { name: "RCPT", octets: MayBeUtf8, read: rcpt },
+    Verb { name: "MAIL", octets: MayBeUtf8, read: mail },
+    Verb { name: "BDAT", octets: Ascii, read: bdat },
+    Verb { name: "DATA", octets: Ascii, read: |rest, _| bare(rest, Command::Data, "DATA") },
+    Verb { name: "RSET", octets: Ascii, read: |rest, _| bare(rest, Command::Rset, "RSET") },
+    Verb { name: "QUIT", octets: Ascii, read: |rest, _| bare(rest, Command::Quit, "QUIT") },
+    Verb { name: "EHLO", octets: Ascii, read: ehlo },
+    Verb { name: "HELO", octets: Ascii, read: helo },
+    Verb { name: "NOOP", octets: Ascii, read: |_, _| Ok(Command::Noop) },
+    Verb { name: "STARTTLS", octets: Ascii, read: starttls },
+    Verb { name: "AUTH", octets: Ascii, read: auth },
+    Verb { name: "HELP", octets: Ascii, read: |_, _| Ok(Command::Help) },
+    Verb { name: "VRFY", octets: MayBeUtf8, read: vrfy },
+    Verb { name: "EXPN", octets: MayBeUtf8, read: expn },
+    Verb { name: "ETRN", octets: Ascii, read: etrn },
+    Verb { name: "TURN", octets: Ascii, read: |_, _| Ok(Command::NotImplemented) },
+    Verb { name: "SEND", octets: Ascii, read: |_, _| Ok(Command::NotImplemented) },
+    Verb { name: "SOML", octets: Ascii, read: |_, _| Ok(Command::NotImplemented) },
+    Verb { name: "SAML", octets: Ascii, read: |_, _| Ok(Command::NotImplemented) },
+    Verb { name: "GET", octets: Ascii, read: |_, _| Ok(Command::OtherProtocol) },
+    Verb { name: "POST", octets: Ascii, read: |_, _| Ok(Command::OtherProtocol) },
+    Verb { name: "CONNECT", octets: Ascii, read: |_, _| Ok(Command::OtherProtocol) },
 ];
 
 /// Reads one command line without its CRLF.
 pub fn parse<'line>(line: &'line [u8], extensions: &Extensions) -> Parsed<'line> {
     let line = without_trailing_spaces(line);
     let (word, rest) = line.split_at(letters(line));
-    let Some(verb) = VERBS
-        .iter()
-        .find(|verb| word.eq_ignore_ascii_case(verb.name.as_bytes()))
+    let Some(verb) = VERBS.iter().find(|verb| word.eq_ignore_ascii_case(verb.name.as_bytes()))
     else {
         return check_octets(line, Octets::Ascii).map(|()| Command::Unknown);
     };
@@ -339,16 +249,12 @@ fn bdat_error(parsed: &Parsed<'_>) -> CommandError {
 
 fn helo<'line>(argument: Option<&'line [u8]>, _: &Extensions) -> Parsed<'line> {
     let usage = "HELO domain";
-    client_name(argument)
-        .map(|name| Command::Helo { name })
-        .ok_or(CommandError::Syntax { usage })
+    client_name(argument).map(|name| Command::Helo { name }).ok_or(CommandError::Syntax { usage })
 }
 
 fn ehlo<'line>(argument: Option<&'line [u8]>, _: &Extensions) -> Parsed<'line> {
     let usage = "EHLO domain";
-    client_name(argument)
-        .map(|name| Command::Ehlo { name })
-        .ok_or(CommandError::Syntax { usage })
+    client_name(argument).map(|name| Command::Ehlo { name }).ok_or(CommandError::Syntax { usage })
 }
 
 fn mail<'line>(argument: Option<&'line [u8]>, extensions: &Extensions) -> Parsed<'line> {
@@ -358,11 +264,7 @@ fn mail<'line>(argument: Option<&'line [u8]>, extensions: &Extensions) -> Parsed
     let rest = parameter_list(rest).ok_or(CommandError::Syntax { usage })?;
     let given = parameters::mail(rest, extensions)?;
     // The path comes first but is read last: SMTPUTF8 behind it says how.
-    let utf8 = if given.parameters.smtputf8 {
-        Utf8::Allowed
-    } else {
-        Utf8::Refused
-    };
+    let utf8 = if given.parameters.smtputf8 { Utf8::Allowed } else { Utf8::Refused };
     let path = ReversePath::parse(path, utf8).map_err(CommandError::ReversePath)?;
     Ok(Command::Mail(Mail {
         path,
@@ -380,32 +282,21 @@ fn rcpt<'line>(argument: Option<&'line [u8]>, extensions: &Extensions) -> Parsed
     let path =
         ForwardPath::parse(path, extensions.transaction).map_err(CommandError::ForwardPath)?;
     let (notify, orcpt) = parameters::rcpt(rest, extensions)?;
-    Ok(Command::Rcpt(Recipient {
-        path,
-        notify,
-        orcpt,
-    }))
+    Ok(Command::Rcpt(Recipient { path, notify, orcpt }))
 }
 
 fn bdat<'line>(argument: Option<&'line [u8]>, _: &Extensions) -> Parsed<'line> {
     let unknown = CommandError::Bdat { skip_octets: None };
     let argument = argument.ok_or(unknown)?;
     let (number, rest) = argument.split_at(digits(argument));
-    let octets = decimal(number)
-        .filter(|&octets| octets <= BDAT_OCTETS_MAX)
-        .ok_or(unknown)?;
+    let octets = decimal(number).filter(|&octets| octets <= BDAT_OCTETS_MAX).ok_or(unknown)?;
     match rest {
-        [] => Ok(Command::Bdat {
-            octets,
-            last: false,
-        }),
+        [] => Ok(Command::Bdat { octets, last: false }),
         [b' ', last @ ..] if last.eq_ignore_ascii_case(b"LAST") => {
             Ok(Command::Bdat { octets, last: true })
         }
         // A word of its own behind the number leaves the number in no doubt.
-        [b' ', ..] => Err(CommandError::Bdat {
-            skip_octets: Some(octets),
-        }),
+        [b' ', ..] => Err(CommandError::Bdat { skip_octets: Some(octets) }),
         _ => Err(unknown),
     }
 }
@@ -415,9 +306,7 @@ fn starttls<'line>(argument: Option<&'line [u8]>, _: &Extensions) -> Parsed<'lin
 }
 
 fn auth<'line>(argument: Option<&'line [u8]>, _: &Extensions) -> Parsed<'line> {
-    let usage = CommandError::Syntax {
-        usage: "AUTH mechanism [initial-response]",
-    };
+    let usage = CommandError::Syntax { usage: "AUTH mechanism [initial-response]" };
     let argument = text(argument.ok_or(usage)?).ok_or(usage)?;
     let (mechanism, initial) = match argument.split_once(' ') {
         Some((mechanism, initial)) => (mechanism, Some(initial)),
@@ -426,11 +315,7 @@ fn auth<'line>(argument: Option<&'line [u8]>, _: &Extensions) -> Parsed<'line> {
     let base64 = |octet: u8| octet.is_ascii_alphanumeric() || b"+/=".contains(&octet);
     let valid = is_mechanism(mechanism)
         && initial.is_none_or(|initial| !initial.is_empty() && initial.bytes().all(base64));
-    if valid {
-        Ok(Command::Auth { mechanism, initial })
-    } else {
-        Err(usage)
-    }
+    if valid { Ok(Command::Auth { mechanism, initial }) } else { Err(usage) }
 }
 
 fn vrfy<'line>(argument: Option<&'line [u8]>, extensions: &Extensions) -> Parsed<'line> {
@@ -472,9 +357,7 @@ fn free_text<'line>(
 
 /// UTF-8 without control characters.
 fn text(octets: &[u8]) -> Option<&str> {
-    std::str::from_utf8(octets)
-        .ok()
-        .filter(|text| !text.chars().any(char::is_control))
+    std::str::from_utf8(octets).ok().filter(|text| !text.chars().any(char::is_control))
 }
 
 /// The argument of HELO and EHLO.
@@ -504,11 +387,7 @@ fn after_keyword<'line>(argument: Option<&'line [u8]>, keyword: &[u8]) -> Option
 
 /// What stands behind a path: nothing, or parameters after a space.
 fn parameter_list(rest: &[u8]) -> Option<&[u8]> {
-    if rest.is_empty() {
-        Some(rest)
-    } else {
-        rest.strip_prefix(b" ")
-    }
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b" ") }
 }
 
 /// Refuses control characters, and what is beyond ASCII if `allowed` says so.
@@ -526,25 +405,18 @@ fn check_octets(line: &[u8], allowed: Octets) -> Result<(), CommandError> {
 }
 
 fn without_trailing_spaces(line: &[u8]) -> &[u8] {
-    let end = line
-        .iter()
-        .rposition(|&octet| octet != b' ')
-        .map_or(0, |last| last + 1);
+    let end = line.iter().rposition(|&octet| octet != b' ').map_or(0, |last| last + 1);
     &line[..end]
 }
 
 /// The length of the run of letters at the front.
 fn letters(line: &[u8]) -> usize {
-    line.iter()
-        .take_while(|octet| octet.is_ascii_alphabetic())
-        .count()
+    line.iter().take_while(|octet| octet.is_ascii_alphabetic()).count()
 }
 
 /// The length of the run of digits at the front.
 fn digits(line: &[u8]) -> usize {
-    line.iter()
-        .take_while(|octet| octet.is_ascii_digit())
-        .count()
+    line.iter().take_while(|octet| octet.is_ascii_digit()).count()
 }
 
 /// The value of one or more ASCII digits, if it fits.

@@ -270,7 +270,8 @@ impl Server {
     pub fn recipient_checked(&mut self, now: Instant, verdict: Result<RouteIndex, Refusal>) {
         let phase = std::mem::replace(&mut self.phase, Phase::Command);
         self.deadline = now + limits::SERVER_COMMAND;
-        let (Phase::Recipient(recipient), Some(transaction)) = (phase, &mut self.transaction) else {
+        let (Phase::Recipient(recipient), Some(transaction)) = (phase, &mut self.transaction)
+        else {
             return;
         };
         match verdict {
@@ -459,11 +460,7 @@ impl Server {
         transaction.header = Some(HeaderWatch::new(BodyForm::Data));
         self.replies.push(reply::START_DATA);
         self.deadline = now + limits::SERVER_DATA_BLOCK;
-        self.phase = Phase::Data {
-            scanner: Box::default(),
-            started: now,
-            refusal: None,
-        };
+        self.phase = Phase::Data { scanner: Box::default(), started: now, refusal: None };
         Event::Continue
     }
 

@@ -14,9 +14,7 @@ use std::sync::Arc;
 
 use crate::limits;
 use crate::smtp::capabilities::Capabilities;
-use crate::smtp::code::ReplyClass::{
-    Intermediate, PermanentFailure, Success, TransientFailure,
-};
+use crate::smtp::code::ReplyClass::{Intermediate, PermanentFailure, Success, TransientFailure};
 use crate::smtp::reply_reader::PeerReply;
 
 use super::envelope::{write_mail, write_rcpt};
@@ -166,7 +164,9 @@ impl Exchange {
                 self.refuse_all(Stage::Body, &reply);
                 Next::Finished(AfterTransaction::MustClose)
             }
-            (Step::EndOfData, Success | TransientFailure | PermanentFailure) => self.end_of_data(reply),
+            (Step::EndOfData, Success | TransientFailure | PermanentFailure) => {
+                self.end_of_data(reply)
+            }
             // Among them a 2xx while the body is being sent: the peer saw an end of data in the
             // middle of it, and takes the rest for commands.
             _ => Next::Broken(ConnectionCause::Unexpected(reply)),
@@ -221,9 +221,10 @@ impl Exchange {
             Place::TooMany(reply) if some_accepted => {
                 RecipientOutcome::Deferred(Deferral::TooManyRecipients(reply))
             }
-            Place::TooMany(reply) => {
-                RecipientOutcome::Deferred(Deferral::Reply(StagedReply { stage: Stage::Rcpt, reply }))
-            }
+            Place::TooMany(reply) => RecipientOutcome::Deferred(Deferral::Reply(StagedReply {
+                stage: Stage::Rcpt,
+                reply,
+            })),
             Place::Undecided | Place::Accepted => {
                 unreachable!("an exchange ends after a verdict on every recipient")
             }
@@ -356,7 +357,8 @@ impl Exchange {
 /// A 4xx or 5xx as a verdict.
 fn refusal(stage: Stage, reply: Arc<PeerReply>) -> RecipientOutcome {
     // 552 to RCPT is what older servers say for 452 (RFC 5321 section 4.5.3.1.10).
-    let temporary = reply.class() == TransientFailure || means_too_many(&reply) && stage == Stage::Rcpt;
+    let temporary =
+        reply.class() == TransientFailure || means_too_many(&reply) && stage == Stage::Rcpt;
     let staged = StagedReply { stage, reply };
     if temporary {
         RecipientOutcome::Deferred(Deferral::Reply(staged))

@@ -193,7 +193,8 @@ fn run(dialogue: &str, split: &dyn Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<String> {
 }
 
 fn expected(dialogue: &str) -> Vec<String> {
-    let ours = |line: &&str| !(line.is_empty() || line.starts_with("S: ") || line.starts_with("> "));
+    let ours =
+        |line: &&str| !(line.is_empty() || line.starts_with("S: ") || line.starts_with("> "));
     dialogue.lines().filter(ours).map(String::from).collect()
 }
 

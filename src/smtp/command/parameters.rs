@@ -73,18 +73,12 @@ fn mail_keyword(keyword: &[u8], extensions: &Extensions) -> Option<&'static str>
 
 /// The keyword of a parameter of RCPT whose extension is in force.
 fn rcpt_keyword(keyword: &[u8], extensions: &Extensions) -> Option<&'static str> {
-    in_force(
-        keyword,
-        &[("NOTIFY", extensions.dsn), ("ORCPT", extensions.dsn)],
-    )
+    in_force(keyword, &[("NOTIFY", extensions.dsn), ("ORCPT", extensions.dsn)])
 }
 
 fn in_force(keyword: &[u8], known: &[(&'static str, bool)]) -> Option<&'static str> {
     let is_it = |name: &str| keyword.eq_ignore_ascii_case(name.as_bytes());
-    known
-        .iter()
-        .find(|(name, in_force)| *in_force && is_it(name))
-        .map(|(name, _)| *name)
+    known.iter().find(|(name, in_force)| *in_force && is_it(name)).map(|(name, _)| *name)
 }
 
 /// The parameters that one command has had.
@@ -106,9 +100,7 @@ impl Seen {
 }
 
 fn split(list: &[u8]) -> impl Iterator<Item = Parameter<'_>> {
-    let words = list
-        .split(|&octet| octet == b' ')
-        .filter(|word| !word.is_empty());
+    let words = list.split(|&octet| octet == b' ').filter(|word| !word.is_empty());
     words.map(|word| match memchr::memchr(b'=', word) {
         Some(equals) => (&word[..equals], Some(&word[equals + 1..])),
         None => (word, None),
@@ -131,24 +123,15 @@ fn body(value: Option<&[u8]>) -> Result<Option<BodyKind>, CommandError> {
     if is_it(b"BINARYMIME") {
         return Err(CommandError::BinaryMime);
     }
-    let kinds = [
-        (&b"7BIT"[..], BodyKind::SevenBit),
-        (b"8BITMIME", BodyKind::EightBitMime),
-    ];
-    Ok(kinds
-        .into_iter()
-        .find(|(name, _)| is_it(name))
-        .map(|(_, kind)| kind))
+    let kinds = [(&b"7BIT"[..], BodyKind::SevenBit), (b"8BITMIME", BodyKind::EightBitMime)];
+    Ok(kinds.into_iter().find(|(name, _)| is_it(name)).map(|(_, kind)| kind))
 }
 
 /// RFC 3461 section 4.3.
 fn ret(value: Option<&[u8]>) -> Option<Ret> {
     let value = value?;
     let values = [(&b"FULL"[..], Ret::Full), (b"HDRS", Ret::Headers)];
-    values
-        .into_iter()
-        .find(|(name, _)| value.eq_ignore_ascii_case(name))
-        .map(|(_, ret)| ret)
+    values.into_iter().find(|(name, _)| value.eq_ignore_ascii_case(name)).map(|(_, ret)| ret)
 }
 
 /// RFC 3461 section 4.4.
@@ -161,11 +144,7 @@ fn envid(value: Option<&[u8]>) -> Option<Box<str>> {
 /// may be.
 fn auth(value: Option<&[u8]>) -> Option<Box<str>> {
     let value = value.filter(|value| value.len() <= ORCPT)?;
-    if value == b"<>" {
-        Some("<>".into())
-    } else {
-        printable_xtext(value)
-    }
+    if value == b"<>" { Some("<>".into()) } else { printable_xtext(value) }
 }
 
 /// RFC 3461 section 4.1.
@@ -174,17 +153,15 @@ fn notify_events(value: Option<&[u8]>) -> Option<Notify> {
     if value.eq_ignore_ascii_case(b"NEVER") {
         return Some(Notify::NEVER);
     }
-    value
-        .split(|&octet| octet == b',')
-        .try_fold(Notify::NEVER, |events, event| {
-            let event = match event {
-                _ if event.eq_ignore_ascii_case(b"SUCCESS") => Notify::SUCCESS,
-                _ if event.eq_ignore_ascii_case(b"FAILURE") => Notify::FAILURE,
-                _ if event.eq_ignore_ascii_case(b"DELAY") => Notify::DELAY,
-                _ => return None,
-            };
-            Some(Notify(events.0 | event.0))
-        })
+    value.split(|&octet| octet == b',').try_fold(Notify::NEVER, |events, event| {
+        let event = match event {
+            _ if event.eq_ignore_ascii_case(b"SUCCESS") => Notify::SUCCESS,
+            _ if event.eq_ignore_ascii_case(b"FAILURE") => Notify::FAILURE,
+            _ if event.eq_ignore_ascii_case(b"DELAY") => Notify::DELAY,
+            _ => return None,
+        };
+        Some(Notify(events.0 | event.0))
+    })
 }
 
 /// `addr-type;address` (RFC 3461 section 4.2, RFC 6533 section 3).

@@ -40,12 +40,7 @@ fn every_verb_is_read() {
     let cases = [
         ("HELO a", Command::Helo { name: "a" }),
         ("EHLO my_pc", Command::Ehlo { name: "my_pc" }),
-        (
-            "EHLO [192.0.2.1]",
-            Command::Ehlo {
-                name: "[192.0.2.1]",
-            },
-        ),
+        ("EHLO [192.0.2.1]", Command::Ehlo { name: "[192.0.2.1]" }),
         ("eHlO a  ", Command::Ehlo { name: "a" }),
         ("DATA", Command::Data),
         ("data   ", Command::Data),
@@ -56,63 +51,19 @@ fn every_verb_is_read() {
         ("HELP", Command::Help),
         ("HELP MAIL", Command::Help),
         ("VRFY <a@b>", Command::Vrfy { argument: "<a@b>" }),
-        (
-            "VRFY é SMTPUTF8",
-            Command::Vrfy {
-                argument: "é SMTPUTF8",
-            },
-        ),
+        ("VRFY é SMTPUTF8", Command::Vrfy { argument: "é SMTPUTF8" }),
         ("EXPN list", Command::Expn { argument: "list" }),
         ("ETRN b", Command::Etrn { argument: "b" }),
         ("STARTTLS", Command::StartTls),
-        (
-            "AUTH PLAIN",
-            Command::Auth {
-                mechanism: "PLAIN",
-                initial: None,
-            },
-        ),
-        (
-            "auth plain AGEAYg==",
-            Command::Auth {
-                mechanism: "plain",
-                initial: Some("AGEAYg=="),
-            },
-        ),
-        (
-            "AUTH SCRAM-SHA-256 =",
-            Command::Auth {
-                mechanism: "SCRAM-SHA-256",
-                initial: Some("="),
-            },
-        ),
-        (
-            "BDAT 0",
-            Command::Bdat {
-                octets: 0,
-                last: false,
-            },
-        ),
-        (
-            "BDAT 100 last",
-            Command::Bdat {
-                octets: 100,
-                last: true,
-            },
-        ),
-        (
-            "BDAT 0000000000000000000000012 LAST",
-            Command::Bdat {
-                octets: 12,
-                last: true,
-            },
-        ),
+        ("AUTH PLAIN", Command::Auth { mechanism: "PLAIN", initial: None }),
+        ("auth plain AGEAYg==", Command::Auth { mechanism: "plain", initial: Some("AGEAYg==") }),
+        ("AUTH SCRAM-SHA-256 =", Command::Auth { mechanism: "SCRAM-SHA-256", initial: Some("=") }),
+        ("BDAT 0", Command::Bdat { octets: 0, last: false }),
+        ("BDAT 100 last", Command::Bdat { octets: 100, last: true }),
+        ("BDAT 0000000000000000000000012 LAST", Command::Bdat { octets: 12, last: true }),
         (
             "BDAT 9223372036854775807",
-            Command::Bdat {
-                octets: 9_223_372_036_854_775_807,
-                last: false,
-            },
+            Command::Bdat { octets: 9_223_372_036_854_775_807, last: false },
         ),
         ("TURN", Command::NotImplemented),
         ("SAML FROM:<a@b>", Command::NotImplemented),
@@ -166,11 +117,7 @@ fn wrong_arguments_are_refused() {
         "RCPT TO:<a@b>>",
         "RCPT TO:<a@b>,<c@d>",
     ] {
-        assert!(
-            matches!(read(line), Err(CommandError::Syntax { .. })),
-            "{line}: {:?}",
-            read(line)
-        );
+        assert!(matches!(read(line), Err(CommandError::Syntax { .. })), "{line}: {:?}", read(line));
     }
     let long = format!("EHLO {}", "a".repeat(256));
     assert!(matches!(read(&long), Err(CommandError::Syntax { .. })));
@@ -234,14 +181,8 @@ fn a_wrong_bdat_never_leaves_its_octets_to_be_commands() {
 fn mail_is_read() {
     assert_eq!(mail_of("MAIL FROM:<>").path, ReversePath::Null);
     assert_eq!(mail_of("mail from: <a@b> ").path, mailbox("a@b").into());
-    assert_eq!(
-        mail_of("MAIL FROM:<\"a> SIZE=1\"@b>").path,
-        mailbox("\"a> SIZE=1\"@b").into()
-    );
-    assert_eq!(
-        mail_of("MAIL FROM:<a@b>").parameters,
-        MailParameters::default()
-    );
+    assert_eq!(mail_of("MAIL FROM:<\"a> SIZE=1\"@b>").path, mailbox("\"a> SIZE=1\"@b").into());
+    assert_eq!(mail_of("MAIL FROM:<a@b>").parameters, MailParameters::default());
 
     let mail = mail_of(
         "MAIL FROM:<a@b>  SIZE=1000 body=8bitmime SMTPUTF8 RET=HDRS ENVID=QQ+2B314 AUTH=c+3Dd@e",
@@ -258,14 +199,8 @@ fn mail_is_read() {
         auth: Some("c+3Dd@e".into()),
     };
     assert_eq!(mail, expected);
-    assert_eq!(
-        mail_of("MAIL FROM:<a@b> AUTH=<>").auth.as_deref(),
-        Some("<>")
-    );
-    assert_eq!(
-        mail_of("MAIL FROM:<a@b> RET=full").parameters.ret,
-        Some(Ret::Full)
-    );
+    assert_eq!(mail_of("MAIL FROM:<a@b> AUTH=<>").auth.as_deref(), Some("<>"));
+    assert_eq!(mail_of("MAIL FROM:<a@b> RET=full").parameters.ret, Some(Ret::Full));
 }
 
 #[test]
@@ -286,30 +221,15 @@ fn a_size_beyond_64_bits_is_too_large_and_not_malformed() {
 fn utf8_in_paths_needs_smtputf8() {
     let reverse = CommandError::ReversePath(AddressError::Utf8Refused);
     assert_eq!(read("MAIL FROM:<é@b>"), Err(reverse));
-    assert_eq!(
-        mail_of("MAIL FROM:<é@b> SMTPUTF8").path,
-        mailbox("é@b").into()
-    );
+    assert_eq!(mail_of("MAIL FROM:<é@b> SMTPUTF8").path, mailbox("é@b").into());
 
     let rcpt = "RCPT TO:<é@b>";
-    assert_eq!(
-        read(rcpt),
-        Err(CommandError::ForwardPath(AddressError::Utf8Refused))
-    );
-    let utf8 = Extensions {
-        transaction: Utf8::Allowed,
-        ..ALL
-    };
-    assert!(matches!(
-        parse(rcpt.as_bytes(), &utf8),
-        Ok(Command::Rcpt(_))
-    ));
+    assert_eq!(read(rcpt), Err(CommandError::ForwardPath(AddressError::Utf8Refused)));
+    let utf8 = Extensions { transaction: Utf8::Allowed, ..ALL };
+    assert!(matches!(parse(rcpt.as_bytes(), &utf8), Ok(Command::Rcpt(_))));
 
     // What is not offered cannot be asked for.
-    let without = Extensions {
-        smtputf8: false,
-        ..ALL
-    };
+    let without = Extensions { smtputf8: false, ..ALL };
     let line = "MAIL FROM:<é@b> SMTPUTF8".as_bytes();
     assert_eq!(parse(line, &without), Err(CommandError::UnknownParameter));
 }
@@ -363,14 +283,7 @@ fn parameters_are_judged() {
 
 #[test]
 fn a_parameter_needs_its_extension() {
-    for parameter in [
-        "SIZE=1",
-        "BODY=7BIT",
-        "SMTPUTF8",
-        "RET=FULL",
-        "ENVID=a",
-        "AUTH=<>",
-    ] {
+    for parameter in ["SIZE=1", "BODY=7BIT", "SMTPUTF8", "RET=FULL", "ENVID=a", "AUTH=<>"] {
         let line = format!("MAIL FROM:<a@b> {parameter}");
         assert!(parse(line.as_bytes(), &ALL).is_ok(), "{parameter}");
         let plain = parse(line.as_bytes(), &Extensions::default());
@@ -385,31 +298,16 @@ fn a_parameter_needs_its_extension() {
 
 #[test]
 fn rcpt_is_read() {
-    let expected = Recipient {
-        path: mailbox("a@b").into(),
-        notify: Notify::UNSPECIFIED,
-        orcpt: None,
-    };
+    let expected =
+        Recipient { path: mailbox("a@b").into(), notify: Notify::UNSPECIFIED, orcpt: None };
     assert_eq!(recipient_of("RCPT TO:<a@b>"), expected);
     assert_eq!(recipient_of("rcpt to: <@c,@d:a@b> "), expected);
-    assert_eq!(
-        recipient_of("RCPT TO:<postmaster>").path,
-        ForwardPath::Postmaster
-    );
+    assert_eq!(recipient_of("RCPT TO:<postmaster>").path, ForwardPath::Postmaster);
     let recipient = recipient_of("RCPT TO:<a@b> NOTIFY=success,DELAY ORCPT=rfc822;A+2BC@b");
-    assert_eq!(
-        recipient.notify,
-        Notify(Notify::SUCCESS.0 | Notify::DELAY.0)
-    );
+    assert_eq!(recipient.notify, Notify(Notify::SUCCESS.0 | Notify::DELAY.0));
     assert_eq!(recipient.orcpt.as_deref(), Some("rfc822;A+2BC@b"));
-    assert_eq!(
-        recipient_of("RCPT TO:<a@b> NOTIFY=never").notify,
-        Notify::NEVER
-    );
-    assert_eq!(
-        read("RCPT TO:<>"),
-        Err(CommandError::ForwardPath(AddressError::NoDomain))
-    );
+    assert_eq!(recipient_of("RCPT TO:<a@b> NOTIFY=never").notify, Notify::NEVER);
+    assert_eq!(read("RCPT TO:<>"), Err(CommandError::ForwardPath(AddressError::NoDomain)));
 }
 
 #[test]
@@ -422,10 +320,7 @@ fn notify_and_orcpt_are_judged() {
         ("NOTIFY=ALWAYS", bad("NOTIFY")),
         ("NOTIFY=NEVER,FAILURE", bad("NOTIFY")),
         ("NOTIFY=SUCCESS,", bad("NOTIFY")),
-        (
-            "NOTIFY=SUCCESS NOTIFY=DELAY",
-            CommandError::DuplicateParameter { name: "NOTIFY" },
-        ),
+        ("NOTIFY=SUCCESS NOTIFY=DELAY", CommandError::DuplicateParameter { name: "NOTIFY" }),
         ("ORCPT", bad("ORCPT")),
         ("ORCPT=a@b", bad("ORCPT")),
         ("ORCPT=;a@b", bad("ORCPT")),
@@ -448,19 +343,12 @@ fn notify_and_orcpt_are_judged() {
         assert_eq!(read(&line), Err(error), "{parameters}");
     }
     assert!(read(&format!("RCPT TO:<a@b> {}", &long[..long.len() - 1])).is_ok());
-    for orcpt in [
-        "utf-8;\\x{E9}\\x{2B}@b",
-        "UTF-8;a@\\x{10FFFF}b",
-        "x400;/C=x/",
-    ] {
+    for orcpt in ["utf-8;\\x{E9}\\x{2B}@b", "UTF-8;a@\\x{10FFFF}b", "x400;/C=x/"] {
         let line = format!("RCPT TO:<a@b> ORCPT={orcpt}");
         let valid = !orcpt.contains("/C=");
         assert_eq!(read(&line).is_ok(), valid, "{orcpt}");
     }
-    let utf8 = Extensions {
-        transaction: Utf8::Allowed,
-        ..ALL
-    };
+    let utf8 = Extensions { transaction: Utf8::Allowed, ..ALL };
     let line = "RCPT TO:<a@b> ORCPT=utf-8;é@b".as_bytes();
     assert!(matches!(parse(line, &utf8), Ok(Command::Rcpt(_))));
 }

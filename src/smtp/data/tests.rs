@@ -5,7 +5,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-
 const ALPHABET: [u8; 6] = [b'\r', b'\n', b'.', b'a', 0, 0x80];
 
 fn kernels() -> Vec<Kernel> {
