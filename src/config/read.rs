@@ -46,8 +46,6 @@ pub(super) struct Marks {
     pub routes: Vec<RouteMarks>,
     pub retry: Option<Range<usize>>,
     pub admin: Option<Range<usize>>,
-    /// Set if the text is not TOML; then what is missing says nothing.
-    pub is_broken: bool,
 }
 
 #[derive(Debug)]
@@ -69,24 +67,20 @@ const LIFETIME: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(90 * 86_400);
 const MESSAGE_SIZE: RangeInclusive<ByteSize> = ByteSize(1 << 10)..=ByteSize(1 << 30);
 
+/// Reads every value; bad ones become problems.
 pub(super) fn config(
-    source: &str,
+    root: &DeTable<'_>,
     directory: &Path,
     environment: &Environment,
     problems: &Problems,
 ) -> (Config, Marks) {
-    let (root, errors) = DeTable::parse_recoverable(source);
-    let mut marks = Marks {
-        is_broken: !errors.is_empty(),
-        ..Marks::default()
-    };
-    syntax_errors(source, errors, problems);
-    let table = Table::root(root.as_ref(), problems);
+    let table = Table::root(root, problems);
     let defaults = Config::defaults(environment);
+    let mut marks = Marks::default();
 
     let hostname = note(table.optional("hostname", hostname), &mut marks.hostname);
     let user = note(table.optional("user", user), &mut marks.user);
-    let workers = table.or("workers", 0, whole(0..=WORKERS_MAX as u64));
+    let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
     table
         .table("tls")
         .unavailable("certificate", "encryption comes with a later version");
@@ -99,9 +93,10 @@ pub(super) fn config(
             Some(path) => directory.join(path.into_inner()),
             None => defaults.data_dir,
         },
-        workers: match workers {
-            0 => defaults.workers,
-            workers => workers as usize,
+        workers: if workers == 0 {
+            defaults.workers
+        } else {
+            workers
         },
         user,
         listeners: listeners(&table, &mut marks),
@@ -125,7 +120,7 @@ fn note<T>(value: Option<Spanned<T>>, mark: &mut Option<Range<usize>>) -> Option
 
 /// The TOML parser's errors.  It goes on after one, and then sees more of them on the same line
 /// that are only echoes: the first of a line stands for it.
-fn syntax_errors(source: &str, errors: Vec<toml::de::Error>, problems: &Problems) {
+pub(super) fn syntax_errors(source: &str, errors: Vec<toml::de::Error>, problems: &Problems) {
     let mut lines = HashSet::new();
     for error in errors {
         let Some(span) = error.span() else {
@@ -279,7 +274,7 @@ fn network(value: &DeValue<'_>) -> Result<IpNet, Wrong> {
     }
     let network: IpNet = given.parse().map_err(|_| {
         Wrong::new(
-            "is not a network",
+            "has an entry that is not a network",
             "expected a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
         )
     })?;
@@ -289,7 +284,7 @@ fn network(value: &DeValue<'_>) -> Result<IpNet, Wrong> {
             network.trunc()
         );
         return Err(Wrong::new(
-            "is an address in a network",
+            "has a network with an address in it",
             format!(
                 "expected no bits set after the first {}",
                 network.prefix_len()
@@ -320,19 +315,16 @@ fn domains(table: &Table<'_>, marks: &mut Marks) -> Domains {
 }
 
 fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limits {
-    let sessions = table.optional("sessions", whole(1..=SESSIONS_MAX as u64));
-    let per_address = table.optional("sessions_per_address", whole(1..=SESSIONS_MAX as u64));
-    let recipients = whole(limits::RECIPIENTS_MIN as u64..=limits::RECIPIENTS_MAX as u64);
-    let number = |value: Option<u64>, default: usize| value.map_or(default, |n| n as usize);
+    let sessions = table.optional("sessions", whole(1..=SESSIONS_MAX));
+    let per_address = table.optional("sessions_per_address", whole(1..=SESSIONS_MAX));
+    let recipients = whole(limits::RECIPIENTS_MIN..=limits::RECIPIENTS_MAX);
     Limits {
         message_size: table.or("message_size", default.message_size, size(MESSAGE_SIZE)),
-        recipients: table.or("recipients", default.recipients as u64, recipients) as usize,
-        sessions: number(note(sessions, &mut marks.sessions), default.sessions),
-        sessions_per_address: number(
-            note(per_address, &mut marks.sessions_per_address),
-            default.sessions_per_address,
-        ),
-        received: table.or("received", default.received as u64, whole(10..=1_000)) as usize,
+        recipients: table.or("recipients", default.recipients, recipients),
+        sessions: note(sessions, &mut marks.sessions).unwrap_or(default.sessions),
+        sessions_per_address: note(per_address, &mut marks.sessions_per_address)
+            .unwrap_or(default.sessions_per_address),
+        received: table.or("received", default.received, whole(10..=1_000)),
     }
 }
 
@@ -374,8 +366,7 @@ fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {
             given,
             "use `smtp://HOST[:PORT]`, `maildir:PATH`, `discard`, `hold` or `reject:TEXT`",
         ),
-        super::BadTarget::HostName(_) => Wrong::new("is a name", error.to_string())
-            .mend("write the address of the next hop; names come with a later version"),
+        super::BadTarget::HostName(_) => Wrong::new("needs an address", error.to_string()),
         _ => Wrong::new("is not a target", error.to_string()),
     })
 }
@@ -399,15 +390,17 @@ fn route_tls(value: &DeValue<'_>) -> Result<(), Wrong> {
 
 fn delivery(table: &Table<'_>, default: Delivery) -> Delivery {
     let timeouts = table.table("timeouts");
-    let number =
-        |key, default: usize, most: u64| table.or(key, default as u64, whole(1..=most)) as usize;
     Delivery {
         port: table.or("port", default.port, whole(1..=u16::MAX)),
-        connections_per_site: number("connections_per_site", default.connections_per_site, 10_000),
-        messages_per_connection: number(
+        connections_per_site: table.or(
+            "connections_per_site",
+            default.connections_per_site,
+            whole(1..=10_000),
+        ),
+        messages_per_connection: table.or(
             "messages_per_connection",
             default.messages_per_connection,
-            1_000_000,
+            whole(1..=1_000_000),
         ),
         idle_timeout: table.or("idle_timeout", default.idle_timeout, period(WAIT)),
         timeouts: Timeouts {

@@ -272,7 +272,7 @@ fn no_known_key_is_ignored() {
 
 proptest! {
     #[test]
-    fn no_text_panics(text in "[a-z\\[\\]=\"'.,{}#é\\n 0-9_-]{0,120}") {
+    fn no_text_panics(text in "[a-z\\[\\]=\"'.,{}#é\\n\\r\\t 0-9_-]{0,120}") {
         if let Err(report) = parse(&text) {
             report.render(true);
         }
