@@ -9,7 +9,7 @@ fn environment() -> Environment {
         host_name: "mx7.example.net".to_owned(),
         cores: 4,
         descriptors: 4_352,
-        directory: PathBuf::from("/work/dir"),
+        directory: PathBuf::from("/srv/here"),
         user_exists: |_| true,
     }
 }
@@ -186,11 +186,11 @@ fn development_keeps_to_this_machine() {
     let (_, route) = config.routes.first_match("postmaster", "").unwrap();
     assert_eq!(
         route.to.to_string(),
-        "maildir:/work/dir/mailrace-data/mail/{domain}/{local}"
+        "maildir:/srv/here/mailrace-data/mail/{domain}/{local}"
     );
     assert_eq!(
         config.spool_dir(),
-        Path::new("/work/dir/mailrace-data/spool")
+        Path::new("/srv/here/mailrace-data/spool")
     );
 }
 
