@@ -84,7 +84,9 @@ impl FromStr for ByteSize {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fits = |&&(_, octets): &&(&str, u64)| octets > 1 && self.0 != 0 && self.0 % octets == 0;
+        let fits = |&&(_, octets): &&(&str, u64)| {
+            octets > 1 && self.0 != 0 && self.0.is_multiple_of(octets)
+        };
         match SIZE_UNITS.iter().find(fits) {
             Some((name, octets)) => write!(f, "{}{name}", self.0 / octets),
             None => write!(f, "{}", self.0),

@@ -51,7 +51,7 @@ pub enum Command {
     Check(CheckArgs),
     /// Look at the queue of a running gateway, and change it
     #[command(subcommand)]
-    Queue(QueueCommand),
+    Queue(Box<QueueCommand>),
     /// Read the log of messages of a stopped gateway
     #[command(subcommand)]
     Spool(SpoolCommand),
@@ -263,8 +263,8 @@ impl Cli {
     /// What the derived parser cannot say: a change without ids and filters needs `--all`.
     fn checked(self) -> Result<Cli, clap::Error> {
         use QueueCommand::{Delete, Release, Retry};
-        if let Some(Command::Queue(Retry(change) | Release(change) | Delete(change))) =
-            &self.command
+        if let Some(Command::Queue(command)) = &self.command
+            && let Retry(change) | Release(change) | Delete(change) = &**command
         {
             let filters = Filters { limit: None, ..change.filters.clone() };
             if change.ids.is_empty() && !change.all && filters == Filters::default() {

@@ -20,10 +20,6 @@ pub(super) fn config(
     environment: &Environment,
     problems: &Problems,
 ) {
-    if marks.is_broken {
-        // What is missing may stand in the part that could not be read.
-        return;
-    }
     presence(marks, problems);
     listeners(config, marks, problems);
     open_relay(config, marks, problems);
@@ -63,7 +59,7 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
         let address = listener.address;
         let taken = seen.insert(address, "another `[[listener]]`");
         if let Some(other) = taken.filter(|_| address.port() != 0) {
-            let title = format!("`listener.address` {address} is used by {other} too");
+            let title = format!("`listener.address` {address} is taken by {other}");
             problems.push(
                 Problem::error(title, mark.address.clone()).label("expected an address of its own"),
             );
@@ -95,7 +91,7 @@ fn open_relay(config: &Config, marks: &Marks, problems: &Problems) {
                     .help(help),
             );
         } else {
-            let title = format!("`listener` {address} would be an open relay");
+            let title = format!("the `[[listener]]` {address} would be an open relay");
             problems.push(
                 Problem::error(title, networks.clone())
                     .label(format!("holds {world}, so anybody could send anywhere"))
@@ -164,15 +160,15 @@ fn route_order(config: &Config, marks: &Marks, problems: &Problems) {
 
 fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
     for (route, mark) in config.routes.iter().zip(&marks.routes) {
-        if let Target::Smtp { address } = route.to {
-            if config.listeners.iter().any(|l| reaches(l.address, address)) {
-                let title = format!("`route.to` sends mail for `{}` back to us", route.recipient);
-                problems.push(
-                    Problem::error(title, mark.to.clone())
-                        .label(format!("a `[[listener]]` has {address}"))
-                        .help("name the next hop; mail would go round until it counts as a loop"),
-                );
-            }
+        if let Target::Smtp { address } = route.to
+            && config.listeners.iter().any(|l| reaches(l.address, address))
+        {
+            let title = format!("`route.to` sends mail for `{}` back to us", route.recipient);
+            problems.push(
+                Problem::error(title, mark.to.clone())
+                    .label(format!("a `[[listener]]` has {address}"))
+                    .help("name the next hop; mail would go round until it counts as a loop"),
+            );
         }
         let Some((source, span)) = route.source.zip(mark.source.clone()) else {
             continue;
@@ -215,12 +211,12 @@ fn limits(config: &Config, marks: &Marks, environment: &Environment, problems: &
             );
         }
     }
-    if let Some(span) = &marks.sessions_per_address {
-        if limits.sessions_per_address > limits.sessions {
-            let title = "`limits.sessions_per_address` is above `limits.sessions`";
-            let label = format!("one client could take all {} sessions", limits.sessions);
-            problems.push(Problem::warning(title, span.clone()).label(label));
-        }
+    if let Some(span) = &marks.sessions_per_address
+        && limits.sessions_per_address > limits.sessions
+    {
+        let title = "`limits.sessions_per_address` is above `limits.sessions`";
+        let label = format!("one client could take all {} sessions", limits.sessions);
+        problems.push(Problem::warning(title, span.clone()).label(label));
     }
 }
 
@@ -235,14 +231,14 @@ fn host(config: &Config, marks: &Marks, environment: &Environment, problems: &Pr
             None => Problem { span: None, ..Problem::warning(title, 0..0) }.help(help),
         });
     }
-    if let (Some(user), Some(span)) = (&config.user, &marks.user) {
-        if !(environment.user_exists)(user) {
-            let title = format!("`user` names `{user}`, whom this system does not know");
-            problems.push(
-                Problem::warning(title, span.clone())
-                    .help("make the user before starting as root, or start as an ordinary one"),
-            );
-        }
+    if let (Some(user), Some(span)) = (&config.user, &marks.user)
+        && !(environment.user_exists)(user)
+    {
+        let title = format!("`user` names `{user}`, whom this system does not know");
+        problems.push(
+            Problem::warning(title, span.clone())
+                .help("make the user before starting as root, or start as an ordinary one"),
+        );
     }
     if let Some(span) = marks.admin.clone().filter(|_| !config.admin.address.ip().is_loopback()) {
         let title = "`admin.address` can be reached from other hosts";

@@ -26,6 +26,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use ipnet::IpNet;
+use toml::de::DeTable;
 
 use crate::limits;
 use crate::message::Durability;
@@ -300,7 +301,13 @@ impl Config {
             Some(parent) => environment.directory.join(parent),
             None => environment.directory.clone(),
         };
-        let (config, marks) = read::config(text, &directory, environment, &problems);
+        let (root, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            // What was salvaged is full of holes, and talk about those would only distract.
+            read::syntax_errors(text, errors, &problems);
+            return Err(problems.into_report(&origin.display().to_string(), text));
+        }
+        let (config, marks) = read::config(root.as_ref(), &directory, environment, &problems);
         check::config(&config, &marks, environment, &problems);
         let report = problems.into_report(&origin.display().to_string(), text);
         if report.has_errors() { Err(report) } else { Ok(Checked { config, report }) }

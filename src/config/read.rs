@@ -46,8 +46,6 @@ pub(super) struct Marks {
     pub routes: Vec<RouteMarks>,
     pub retry: Option<Range<usize>>,
     pub admin: Option<Range<usize>>,
-    /// Set if the text is not TOML; then what is missing says nothing.
-    pub is_broken: bool,
 }
 
 #[derive(Debug)]
@@ -69,32 +67,36 @@ const LIFETIME: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(90 * 86_400);
 const MESSAGE_SIZE: RangeInclusive<ByteSize> = ByteSize(1 << 10)..=ByteSize(1 << 30);
 
+/// Reads every value; bad ones become problems.
 pub(super) fn config(
-    source: &str,
+    root: &DeTable<'_>,
     directory: &Path,
     environment: &Environment,
     problems: &Problems,
 ) -> (Config, Marks) {
-    let (root, errors) = DeTable::parse_recoverable(source);
-    let mut marks = Marks { is_broken: !errors.is_empty(), ..Marks::default() };
-    syntax_errors(source, errors, problems);
-    let table = Table::root(root.as_ref(), problems);
+    let table = Table::root(root, problems);
     let defaults = Config::defaults(environment);
+    let mut marks = Marks::default();
 
     let hostname = note(table.optional("hostname", hostname), &mut marks.hostname);
     let user = note(table.optional("user", user), &mut marks.user);
-    let workers = table.or("workers", 0, whole(0..=WORKERS_MAX as u64));
-    table.table("tls").unavailable("certificate", "encryption comes with a later version");
-    table.table("dns").unavailable("servers", "names are not looked up in this version");
+    let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
+    table
+        .table("tls")
+        .unavailable("certificate", "encryption comes with a later version");
+    table
+        .table("dns")
+        .unavailable("servers", "names are not looked up in this version");
     let config = Config {
         hostname: hostname.unwrap_or(defaults.hostname),
         data_dir: match table.optional("data_dir", path) {
             Some(path) => directory.join(path.into_inner()),
             None => defaults.data_dir,
         },
-        workers: match workers {
-            0 => defaults.workers,
-            workers => workers as usize,
+        workers: if workers == 0 {
+            defaults.workers
+        } else {
+            workers
         },
         user,
         listeners: listeners(&table, &mut marks),
@@ -118,14 +120,17 @@ fn note<T>(value: Option<Spanned<T>>, mark: &mut Option<Range<usize>>) -> Option
 
 /// The TOML parser's errors.  It goes on after one, and then sees more of them on the same line
 /// that are only echoes: the first of a line stands for it.
-fn syntax_errors(source: &str, errors: Vec<toml::de::Error>, problems: &Problems) {
+pub(super) fn syntax_errors(source: &str, errors: Vec<toml::de::Error>, problems: &Problems) {
     let mut lines = HashSet::new();
     for error in errors {
         let Some(span) = error.span() else {
             problems.push(Problem::missing(error.message()));
             continue;
         };
-        let line = source.as_bytes()[..span.start].iter().filter(|&&b| b == b'\n').count();
+        let line = source.as_bytes()[..span.start]
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count();
         if lines.insert(line) {
             let title = "this is not valid TOML".to_owned();
             problems.push(Problem::error(title, span).label(error.message()));
@@ -136,13 +141,19 @@ fn syntax_errors(source: &str, errors: Vec<toml::de::Error>, problems: &Problems
 fn hostname(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
     let name = domain_ascii_lower(text(value)?).filter(|name| !name.starts_with('['));
     name.map(String::into_boxed_str).ok_or_else(|| {
-        Wrong::new("is not a host name", "expected a full name like \"mx1.example.com\"")
+        Wrong::new(
+            "is not a host name",
+            "expected a full name like \"mx1.example.com\"",
+        )
     })
 }
 
 fn user(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
     match text(value)? {
-        "" => Err(Wrong::new("is empty", "expected the name of a user of this system")),
+        "" => Err(Wrong::new(
+            "is empty",
+            "expected the name of a user of this system",
+        )),
         name => Ok(name.into()),
     }
 }
@@ -160,7 +171,10 @@ fn socket_address(value: &DeValue<'_>) -> Result<SocketAddr, Wrong> {
     given.parse().map_err(|_| {
         let expected = "expected an IP address and a port, as in \"0.0.0.0:25\" or \"[::]:25\"";
         let wrong = Wrong::new("is not a socket address", expected);
-        match (given.parse::<IpAddr>(), given.strip_prefix(':').unwrap_or(given).parse::<u16>()) {
+        match (
+            given.parse::<IpAddr>(),
+            given.strip_prefix(':').unwrap_or(given).parse::<u16>(),
+        ) {
             (Ok(ip), _) => {
                 let port = if ip.is_loopback() { 2525 } else { 25 };
                 wrong.mend(format!("add the port: \"{}\"", SocketAddr::new(ip, port)))
@@ -191,21 +205,36 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
         let bare_newline = table.or(
             "bare_newline",
             BareNewline::Reject,
-            choice(&[("reject", BareNewline::Reject), ("space", BareNewline::Space)]),
+            choice(&[
+                ("reject", BareNewline::Reject),
+                ("space", BareNewline::Space),
+            ]),
         );
         let (Some(address), Some(service)) = (address, service) else {
             continue;
         };
-        marks.listeners.push(ListenerMarks { address: address.span(), service: service.span() });
+        marks.listeners.push(ListenerMarks {
+            address: address.span(),
+            service: service.span(),
+        });
         let (address, service) = (address.into_inner(), service.into_inner());
-        listeners.push(Listener { address, service, tls, durability, bare_newline });
+        listeners.push(Listener {
+            address,
+            service,
+            tls,
+            durability,
+            bare_newline,
+        });
     }
     listeners
 }
 
 fn service(value: &DeValue<'_>) -> Result<Service, Wrong> {
-    let words =
-        [("mx", Service::Mx), ("submission", Service::Submission), ("relay", Service::Relay)];
+    let words = [
+        ("mx", Service::Mx),
+        ("submission", Service::Submission),
+        ("relay", Service::Relay),
+    ];
     match choice(&words)(value)? {
         Service::Submission => {
             let instead = "use \"relay\" for your own networks, or \"mx\" for your domains";
@@ -230,9 +259,9 @@ fn listener_tls(value: &DeValue<'_>) -> Result<ListenerTls, Wrong> {
 
 fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
     match note(table.list("networks", network), &mut marks.networks) {
-        Some(networks) => {
-            Relay { networks: networks.into_iter().map(Spanned::into_inner).collect() }
-        }
+        Some(networks) => Relay {
+            networks: networks.into_iter().map(Spanned::into_inner).collect(),
+        },
         None => default,
     }
 }
@@ -245,22 +274,31 @@ fn network(value: &DeValue<'_>) -> Result<IpNet, Wrong> {
     }
     let network: IpNet = given.parse().map_err(|_| {
         Wrong::new(
-            "is not a network",
+            "has an entry that is not a network",
             "expected a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
         )
     })?;
     if network.trunc() != network {
-        let mend = format!("write \"{}\" for the network, or the address alone", network.trunc());
+        let mend = format!(
+            "write \"{}\" for the network, or the address alone",
+            network.trunc()
+        );
         return Err(Wrong::new(
-            "is an address in a network",
-            format!("expected no bits set after the first {}", network.prefix_len()),
+            "has a network with an address in it",
+            format!(
+                "expected no bits set after the first {}",
+                network.prefix_len()
+            ),
         )
         .mend(mend));
     }
     let IpNet::V6(v6) = network else {
         return Ok(network);
     };
-    let mapped = v6.prefix_len().checked_sub(96).zip(v6.addr().to_ipv4_mapped());
+    let mapped = v6
+        .prefix_len()
+        .checked_sub(96)
+        .zip(v6.addr().to_ipv4_mapped());
     let v4 = mapped.and_then(|(length, address)| Ipv4Net::new(address, length).ok());
     Ok(v4.map_or(network, IpNet::V4))
 }
@@ -269,23 +307,24 @@ fn domains(table: &Table<'_>, marks: &mut Marks) -> Domains {
     let read = parsed::<DomainPattern>("has an entry that is not a domain");
     let accept = note(table.list("accept", read), &mut marks.domains);
     marks.domains_are_bad = table.has("accept") && accept.is_none();
-    accept.into_iter().flatten().map(Spanned::into_inner).collect()
+    accept
+        .into_iter()
+        .flatten()
+        .map(Spanned::into_inner)
+        .collect()
 }
 
 fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limits {
-    let sessions = table.optional("sessions", whole(1..=SESSIONS_MAX as u64));
-    let per_address = table.optional("sessions_per_address", whole(1..=SESSIONS_MAX as u64));
-    let recipients = whole(limits::RECIPIENTS_MIN as u64..=limits::RECIPIENTS_MAX as u64);
-    let number = |value: Option<u64>, default: usize| value.map_or(default, |n| n as usize);
+    let sessions = table.optional("sessions", whole(1..=SESSIONS_MAX));
+    let per_address = table.optional("sessions_per_address", whole(1..=SESSIONS_MAX));
+    let recipients = whole(limits::RECIPIENTS_MIN..=limits::RECIPIENTS_MAX);
     Limits {
         message_size: table.or("message_size", default.message_size, size(MESSAGE_SIZE)),
-        recipients: table.or("recipients", default.recipients as u64, recipients) as usize,
-        sessions: number(note(sessions, &mut marks.sessions), default.sessions),
-        sessions_per_address: number(
-            note(per_address, &mut marks.sessions_per_address),
-            default.sessions_per_address,
-        ),
-        received: table.or("received", default.received as u64, whole(10..=1_000)) as usize,
+        recipients: table.or("recipients", default.recipients, recipients),
+        sessions: note(sessions, &mut marks.sessions).unwrap_or(default.sessions),
+        sessions_per_address: note(per_address, &mut marks.sessions_per_address)
+            .unwrap_or(default.sessions_per_address),
+        received: table.or("received", default.received, whole(10..=1_000)),
     }
 }
 
@@ -327,15 +366,17 @@ fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {
             given,
             "use `smtp://HOST[:PORT]`, `maildir:PATH`, `discard`, `hold` or `reject:TEXT`",
         ),
-        super::BadTarget::HostName(_) => Wrong::new("is a name", error.to_string())
-            .mend("write the address of the next hop; names come with a later version"),
+        super::BadTarget::HostName(_) => Wrong::new("needs an address", error.to_string()),
         _ => Wrong::new("is not a target", error.to_string()),
     })
 }
 
 fn source_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
     text(value)?.parse().map_err(|_| {
-        Wrong::new("is not an address", "expected an IP address of this host, without a port")
+        Wrong::new(
+            "is not an address",
+            "expected an IP address of this host, without a port",
+        )
     })
 }
 
@@ -349,15 +390,17 @@ fn route_tls(value: &DeValue<'_>) -> Result<(), Wrong> {
 
 fn delivery(table: &Table<'_>, default: Delivery) -> Delivery {
     let timeouts = table.table("timeouts");
-    let number =
-        |key, default: usize, most: u64| table.or(key, default as u64, whole(1..=most)) as usize;
     Delivery {
         port: table.or("port", default.port, whole(1..=u16::MAX)),
-        connections_per_site: number("connections_per_site", default.connections_per_site, 10_000),
-        messages_per_connection: number(
+        connections_per_site: table.or(
+            "connections_per_site",
+            default.connections_per_site,
+            whole(1..=10_000),
+        ),
+        messages_per_connection: table.or(
             "messages_per_connection",
             default.messages_per_connection,
-            1_000_000,
+            whole(1..=1_000_000),
         ),
         idle_timeout: table.or("idle_timeout", default.idle_timeout, period(WAIT)),
         timeouts: Timeouts {
@@ -370,7 +413,10 @@ fn delivery(table: &Table<'_>, default: Delivery) -> Delivery {
 }
 
 fn queue(table: &Table<'_>, default: Queue, marks: &mut Marks) -> Queue {
-    table.unavailable("delay_notice", "notices of a delay come with a later version");
+    table.unavailable(
+        "delay_notice",
+        "notices of a delay come with a later version",
+    );
     let retry = note(table.list("retry", period(WAIT)), &mut marks.retry);
     Queue {
         retry: match retry {
@@ -388,10 +434,14 @@ fn log(table: &Table<'_>, directory: &Path, default: Log) -> Log {
             path => Events::File(directory.join(path)),
         })
     };
-    Log { events: table.or("events", default.events, events) }
+    Log {
+        events: table.or("events", default.events, events),
+    }
 }
 
 fn admin(table: &Table<'_>, default: Admin, marks: &mut Marks) -> Admin {
     let address = note(table.optional("address", socket_address), &mut marks.admin);
-    Admin { address: address.unwrap_or(default.address) }
+    Admin {
+        address: address.unwrap_or(default.address),
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Problem`] points at a place in the text and says what was found, what was expected and
 //! the mend; a [`Report`] holds all of them in the order of the file and draws them as compilers
-//! do.  Nothing here decides what is wrong: that is `read` and `check`.
+//! do.  Nothing here decides what is wrong: that is `table`, `read` and `check`.
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -78,7 +78,11 @@ impl<'t> Table<'t> {
         for key in entries.into_iter().flat_map(DeTable::keys) {
             if !section.keys.contains(&key.as_ref().as_ref()) {
                 let name = key.as_ref();
-                let title = format!("unknown key `{name}` in {}", section.header());
+                let place = match section.name {
+                    "" => String::new(),
+                    _ => format!(" in {}", section.header()),
+                };
+                let title = format!("unknown key `{name}`{place}");
                 let hint = section.hint(name);
                 problems.push(Problem::error(title, key.span()).label("unknown key").help(hint));
             }
