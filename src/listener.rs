@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use monoio::io::Canceller;
+use monoio::io::CancelHandle;
 
 use crate::config::Config;
 use crate::control::events::{self, SessionId};
@@ -109,19 +109,19 @@ impl Drop for Admission {
     }
 }
 
-/// Accepts on one socket until `canceller` ends it.
+/// Accepts on one socket until `cancel` ends it.
 pub async fn accept_forever(
     worker: Rc<Worker>,
     state: Rc<ListenerState>,
     listener: Listener,
-    canceller: Rc<Canceller>,
+    cancel: CancelHandle,
 ) {
     while !worker.is_stopping() {
         // Events are never dropped: where their writer is behind, new sessions wait for it.
         while worker.events.must_wait() && !worker.is_stopping() {
             sleep(ACCEPT_PAUSE).await;
         }
-        match listener.accept(&canceller).await {
+        match listener.accept(cancel.clone()).await {
             Ok((stream, peer)) => admit(&worker, &state, stream, peer),
             Err(_) if worker.is_stopping() => return,
             Err(error) => {

@@ -3,6 +3,7 @@
 //! Today a route names its one next hop, so the table is fixed; a later step resolves `mx` routes
 //! for each attempt and adds sites as it meets them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::{Config, RouteIndex, Target};
@@ -13,7 +14,8 @@ use crate::smtp::address::ForwardPath;
 
 /// Every site, and the one of each route.
 pub struct Sites {
-    targets: Vec<Target>,
+    /// Where each site's mail goes, and from which address.
+    targets: Vec<(Target, Option<IpAddr>)>,
     of_route: Vec<SiteIndex>,
     shared: Arc<[SiteShared]>,
 }
@@ -24,23 +26,25 @@ pub type SiteGroup = (SiteIndex, Recipients);
 impl Sites {
     /// The sites of a configuration; routes to the same target share one.
     pub fn new(config: &Config) -> Sites {
-        let mut targets: Vec<Target> = Vec::new();
+        let mut targets: Vec<(Target, Option<IpAddr>)> = Vec::new();
         let mut of_route = Vec::new();
         for route in config.routes.iter() {
-            let known = targets.iter().position(|target| *target == route.to);
+            let way = (route.to.clone(), route.source);
+            let known = targets.iter().position(|target| *target == way);
             let site = known.unwrap_or_else(|| {
-                targets.push(route.to.clone());
+                targets.push(way);
                 targets.len() - 1
             });
             of_route.push(SiteIndex(site as u32));
         }
+        targets.push((Target::Hold, None));
         let cores = config.workers as u32;
         let limit = |target: &Target| match target {
             Target::Smtp { .. } => config.delivery.connections_per_site as u32,
             // Writers of files: more of them would only wait for the same disk.
             _ => LOCAL_WRITERS * cores,
         };
-        let shared = targets.iter().enumerate().map(|(index, target)| {
+        let shared = targets.iter().enumerate().map(|(index, (target, _))| {
             SiteShared::new(SiteIndex(index as u32), limit(target), cores)
         });
         Sites { shared: shared.collect(), targets, of_route }
@@ -48,7 +52,22 @@ impl Sites {
 
     /// Where a site's mail goes.
     pub fn target(&self, site: SiteIndex) -> &Target {
-        &self.targets[site.0 as usize]
+        &self.targets[site.0 as usize].0
+    }
+
+    /// The address that connections to a site are made from.
+    pub fn source(&self, site: SiteIndex) -> Option<IpAddr> {
+        self.targets[site.0 as usize].1
+    }
+
+    /// Where messages wait to which no route leads since the configuration changed.
+    pub fn unrouted(&self) -> SiteIndex {
+        SiteIndex(self.targets.len() as u32 - 1)
+    }
+
+    /// A site's name for people.
+    pub fn name(&self, site: SiteIndex) -> String {
+        if site == self.unrouted() { "no route".into() } else { self.target(site).to_string() }
     }
 
     /// What the cores share of each site.
@@ -58,7 +77,7 @@ impl Sites {
 
     /// How each site takes mail.
     pub fn kinds(&self) -> impl Iterator<Item = SiteKind> {
-        self.targets.iter().map(|target| match target {
+        self.targets.iter().map(|(target, _)| match target {
             Target::Hold => SiteKind::Hold,
             _ => SiteKind::Open,
         })

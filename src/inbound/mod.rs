@@ -212,6 +212,7 @@ impl Session {
 
     async fn read(&mut self) -> Result<usize, StreamError> {
         let deadline = self.server.deadline();
+        self.stream.allow_interrupt(!self.server.in_transaction());
         loop {
             match self.intake.make_room(self.server.in_body()) {
                 Room::NeedsChunk => self.next_chunk().await,

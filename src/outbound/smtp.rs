@@ -103,7 +103,7 @@ impl<'a> Connection<'a> {
         let Some(attempt) = Attempt::begin(worker, self.way.site, Some(self.peer), slot) else {
             return true;
         };
-        let message = match worker.load(attempt.place()).await {
+        let message = match worker.load(attempt.id(), attempt.place()).await {
             Ok(message) => message,
             Err(error) => {
                 attempt.unreadable(worker, &error);

@@ -66,6 +66,18 @@ impl Recipients {
 }
 
 impl Handle {
+    /// A message that waits for its first attempt.
+    pub fn new(
+        id: MessageId,
+        place: RecordPlace,
+        site: SiteIndex,
+        recipients: Recipients,
+        parts: Option<Arc<AtomicU32>>,
+    ) -> Handle {
+        let (state, next) = (State::Ready, None);
+        Handle { id, place, site, recipients, parts, attempts: 0, state, next, due_unix_ms: 0 }
+    }
+
     /// Ends this handle; tells whether the message is thereby done altogether.
     pub fn is_last_part(&self) -> bool {
         match &self.parts {

@@ -169,11 +169,12 @@ impl LocalLog {
     ///
     /// # Errors
     /// It could not be read, or is not what was written.
-    pub async fn read(&self, place: RecordPlace) -> Result<ReadRecord, ReadError> {
+    pub async fn read(&self, id: MessageId, place: RecordPlace) -> Result<ReadRecord, ReadError> {
         let token = self.next_read.replace(self.next_read.get() + 1);
         let answer = Rc::new(Handover::default());
         self.reads.borrow_mut().insert(token, answer.clone());
-        self.reader.request(ReadRequest { worker: self.worker, token, place });
+        let octets_max = crate::spool::RECORD_BYTES_MAX;
+        self.reader.request(ReadRequest { worker: self.worker, token, id, place, octets_max });
         answer.take().await
     }
 
