@@ -10,6 +10,17 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
+    /// A mailbox read back from the log, where it was valid when it was written: only that the
+    /// `@` stands where it was noted is checked again.
+    pub(crate) fn restored(text: &str, at: u16) -> Option<Mailbox> {
+        (text.as_bytes().get(at as usize) == Some(&b'@')).then(|| Mailbox { text: text.into(), at })
+    }
+
+    /// Where the `@` that ends the local part stands.
+    pub(crate) fn at(&self) -> u16 {
+        self.at
+    }
+
     /// The whole address as it came on the wire.
     pub fn as_str(&self) -> &str {
         &self.text
