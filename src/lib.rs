@@ -7,3 +7,4 @@ pub mod message;
 
 pub mod runtime;
 pub mod smtp;
+pub mod spool;
