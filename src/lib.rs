@@ -10,3 +10,4 @@ pub mod units;
 
 pub mod runtime;
 pub mod smtp;
+pub mod spool;
