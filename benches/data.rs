@@ -4,6 +4,8 @@
 //! `cargo bench --bench data`; the message is base64 in lines of 76 behind a usual header, warm
 //! in the caches as it is after a read.
 
+#![allow(missing_docs)] // `criterion_group!` makes a public function.
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
