@@ -75,14 +75,23 @@ impl DataScanner {
 
     /// The same with a kernel of choice, for tests and benchmarks.
     pub fn with_kernel(kernel: Kernel) -> DataScanner {
-        DataScanner { kernel, facts: Facts::new(), crc32c: 0, replaced: 0 }
+        DataScanner {
+            kernel,
+            facts: Facts::new(),
+            crc32c: 0,
+            replaced: 0,
+        }
     }
 
     /// Judges the next octets: first what was left unconsumed, then what was read since.
     ///
     /// After the end it consumes nothing more.
     pub fn scan(&mut self, input: &[u8]) -> Scanned {
-        let mut total = Scanned { consumed: 0, body: 0, end: self.has_ended() };
+        let mut total = Scanned {
+            consumed: 0,
+            body: 0,
+            end: self.has_ended(),
+        };
         while total.consumed < input.len() {
             let window = window(input, total.consumed);
             let found = self.judge(window, Pending::Dot);
@@ -102,7 +111,11 @@ impl DataScanner {
     /// octet after it.  A scanner is driven by this method or by [`scan`](DataScanner::scan)
     /// from its first octet to its last, never by both in turn.
     pub fn scan_replacing(&mut self, input: &mut [u8]) -> Scanned {
-        let mut total = Scanned { consumed: 0, body: 0, end: self.has_ended() };
+        let mut total = Scanned {
+            consumed: 0,
+            body: 0,
+            end: self.has_ended(),
+        };
         while total.consumed < input.len() {
             let window_end = input.len().min(total.consumed + WINDOW);
             let window = &mut input[total.consumed..window_end];
@@ -140,15 +153,30 @@ impl DataScanner {
     /// Runs the kernel over one window, less the octets that it cannot decide.
     fn judge(&mut self, window: &[u8], pending: Pending) -> Scanned {
         if self.has_ended() {
-            return Scanned { consumed: 0, body: 0, end: true };
+            return Scanned {
+                consumed: 0,
+                body: 0,
+                end: true,
+            };
         }
         let decided = window.len() - undecided(self.facts.position, window, pending);
-        match self.kernel.scan(&mut self.facts, &window[..decided], EndOfData::Stops) {
+        match self
+            .kernel
+            .scan(&mut self.facts, &window[..decided], EndOfData::Stops)
+        {
             Some(dot_at) => {
                 self.facts.position = Position::Ended;
-                Scanned { consumed: dot_at + TERMINATOR.len(), body: dot_at, end: true }
+                Scanned {
+                    consumed: dot_at + TERMINATOR.len(),
+                    body: dot_at,
+                    end: true,
+                }
             }
-            None => Scanned { consumed: decided, body: decided, end: false },
+            None => Scanned {
+                consumed: decided,
+                body: decided,
+                end: false,
+            },
         }
     }
 
@@ -195,7 +223,12 @@ impl ChunkScanner {
 
     /// The same with a kernel of choice, for tests and benchmarks.
     pub fn with_kernel(kernel: Kernel) -> ChunkScanner {
-        ChunkScanner { kernel, facts: Facts::new(), crc32c: 0, remaining_octets: 0 }
+        ChunkScanner {
+            kernel,
+            facts: Facts::new(),
+            crc32c: 0,
+            remaining_octets: 0,
+        }
     }
 
     /// The next chunk has this many octets: the argument of BDAT.  The one before must have
@@ -219,7 +252,11 @@ impl ChunkScanner {
             done += window.len();
         }
         self.remaining_octets -= here as u64;
-        Scanned { consumed: here, body: here, end: self.remaining_octets == 0 }
+        Scanned {
+            consumed: here,
+            body: here,
+            end: self.remaining_octets == 0,
+        }
     }
 
     /// Octets that the chunk still lacks.
@@ -247,10 +284,9 @@ impl Default for ChunkScanner {
 /// What ends the data when it stands at the start of a line.
 const TERMINATOR: &[u8] = b".\r\n";
 
-/// What the kernel and the CRC go over in turn; it must stay in a first-level cache of 32 KiB
-/// between the two.  Small enough that the CRC follows closely, large enough that neither the
-/// kernel's last block nor the CRC's set-up shows.
-const WINDOW: usize = 8 * 1024;
+/// What the kernel and the CRC go over in turn: it stays in a first-level cache of 32 KiB
+/// between the two, and it is what the CRC's longest stride covers (3 times 8 KiB).
+const WINDOW: usize = 24 * 1024;
 
 fn window(input: &[u8], from: usize) -> &[u8] {
     &input[from..input.len().min(from + WINDOW)]
