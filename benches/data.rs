@@ -19,15 +19,7 @@ const SIZES_KIB: [usize; 3] = [1, 10, 100];
 /// About so many octets of mail as they come after DATA, with the terminator.
 fn message(octets: usize) -> Vec<u8> {
     let mut message = Vec::with_capacity(octets + 1024);
-    for name in [
-        "Received",
-        "Date",
-        "From",
-        "To",
-        "Subject",
-        "Message-ID",
-        "Content-Type",
-    ] {
+    for name in ["Received", "Date", "From", "To", "Subject", "Message-ID", "Content-Type"] {
         message.extend_from_slice(name.as_bytes());
         message.extend_from_slice(b": some 50 octets of what such a field would hold.\r\n");
     }
@@ -52,26 +44,16 @@ fn scan(criterion: &mut Criterion) {
         let message = message(size_kib * 1024);
         group.throughput(Throughput::Bytes(message.len() as u64));
         for (name, kernel) in kernels() {
-            group.bench_function(
-                BenchmarkId::new(format!("{name}, kernel only"), size_kib),
-                |b| {
-                    b.iter(|| {
-                        kernel
-                            .find_end(black_box(&message))
-                            .expect("there is an end")
-                    });
-                },
-            );
-            group.bench_function(
-                BenchmarkId::new(format!("{name}, with CRC"), size_kib),
-                |b| {
-                    b.iter(|| {
-                        let mut scanner = DataScanner::with_kernel(kernel);
-                        assert!(scanner.scan(black_box(&message)).end);
-                        scanner.summary()
-                    });
-                },
-            );
+            group.bench_function(BenchmarkId::new(format!("{name}, kernel only"), size_kib), |b| {
+                b.iter(|| kernel.find_end(black_box(&message)).expect("there is an end"));
+            });
+            group.bench_function(BenchmarkId::new(format!("{name}, with CRC"), size_kib), |b| {
+                b.iter(|| {
+                    let mut scanner = DataScanner::with_kernel(kernel);
+                    assert!(scanner.scan(black_box(&message)).end);
+                    scanner.summary()
+                });
+            });
         }
         group.bench_function(BenchmarkId::new("as a chunk, with CRC", size_kib), |b| {
             b.iter(|| {

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -14,9 +15,10 @@ use tokio::sync::oneshot;
 
 use crate::config::{Config, Events, Listener};
 use crate::control::events::{EventLog, EventTarget};
-use crate::control::metrics::WorkerMetrics;
+use crate::control::metrics::{HistogramFigures, WorkerMetrics};
 use crate::control::port::{Answer, Request, WorkerPort};
-use crate::control::{Control, ControlParts, Readiness};
+use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
+use crate::control::{Control, ControlParts};
 use crate::delivery::recovery::Recovered;
 use crate::delivery::sites::Sites;
 use crate::listener::SessionCounts;
@@ -25,9 +27,11 @@ use crate::queue::handle::Handle;
 use crate::runtime::blocking::BlockingPool;
 use crate::runtime::mailbox::{Inbox, mailbox};
 use crate::runtime::socket;
+use crate::spool::file_disk::OpenError;
+use crate::spool::stats::{COMMIT_BUCKETS_US, Health};
 use crate::spool::{
-    Committer, Completion, CompletionSink, FileDisk, Log, LogOptions, OpenError, ReadAnswer,
-    ReadSink, Reader, RecoveryError, SpoolStats, recover,
+    Committer, Completion, CompletionSink, FileDisk, Log, LogOptions, ReadAnswer, ReadSink, Reader,
+    RecoveryError, SpoolStats, recover,
 };
 use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat};
 
@@ -40,7 +44,7 @@ pub struct Gateway {
     reader: Reader,
     control: Control,
     events: EventLog,
-    readiness: Arc<Readiness>,
+    status: Arc<Status>,
 }
 
 /// Where a gateway can be reached.
@@ -135,16 +139,15 @@ impl Gateway {
         let metrics: Vec<Arc<WorkerMetrics>> =
             (0..config.workers).map(|_| Arc::default()).collect();
         let stats = Arc::new(SpoolStats::default());
-        let readiness = Arc::new(Readiness::default());
+        let status = Arc::new(Status::new(spool_figures(stats.clone())));
         let (posts, inboxes) = mailboxes(config.workers).map_err(StartError::Thread)?;
         let control = Control::start(ControlParts {
             address: config.admin.address,
             socket: config.admin_socket(),
             hostname: config.hostname.clone(),
             port: Arc::new(Port { posts: posts.clone() }),
-            readiness: readiness.clone(),
+            status: status.clone(),
             workers: metrics.clone(),
-            spool: stats.clone(),
             events: events.counters(),
         })
         .map_err(|source| StartError::Control { address: config.admin.address, source })?;
@@ -155,8 +158,8 @@ impl Gateway {
         let table = log.table().clone();
         let sink = Arc::new(PostSink { posts: posts.clone() });
         let committer = Committer::start(log, sink.clone()).map_err(StartError::Thread)?;
-        let reader =
-            Reader::start(disk, table, stats, sink, READ_BUFFERS).map_err(StartError::Thread)?;
+        let reader = Reader::start(disk, table, stats.clone(), sink, READ_BUFFERS)
+            .map_err(StartError::Thread)?;
         let blocking = BlockingPool::start(BLOCKING_THREADS).map_err(StartError::Thread)?;
 
         let counts = Arc::new(SessionCounts::new(&config));
@@ -173,6 +176,7 @@ impl Gateway {
                 sockets,
                 committer: committer.handle(),
                 reader: reader.handle(),
+                spool: stats.clone(),
                 blocking: blocking.clone(),
                 events: events.buffer(),
                 metrics: metrics[index].clone(),
@@ -192,9 +196,9 @@ impl Gateway {
             let started = all_ready.recv();
             started.map_err(|_| StartError::Thread(io::ErrorKind::UnexpectedEof.into()))?;
         }
-        readiness.set_ready();
+        status.enter(Phase::Accepting);
         let addresses = Addresses { listeners, admin: control.address() };
-        Ok(Gateway { addresses, posts, workers, committer, reader, control, events, readiness })
+        Ok(Gateway { addresses, posts, workers, committer, reader, control, events, status })
     }
 
     /// Where it can be reached.
@@ -209,7 +213,7 @@ impl Gateway {
 
     /// Stops it: transactions and attempts under way are finished, within a bounded time.
     pub fn stop(self) {
-        self.readiness.set_stopping();
+        self.status.enter(Phase::Stopping);
         for post in self.posts.iter() {
             if post.letters.push(Letter::Stop).is_ok() {
                 post.letters.wake();
@@ -319,9 +323,9 @@ fn become_user(config: &Config) -> Result<(), StartError> {
         return Ok(());
     }
     let (uid, gid) = user_ids(user)?;
-    let failed = |errno: nix::Error| StartError::User { user: user.to_string(), source: errno.into() };
-    let name = std::ffi::CString::new(user.as_bytes())
-        .map_err(|_| failed(nix::Error::EINVAL))?;
+    let failed =
+        |errno: nix::Error| StartError::User { user: user.to_string(), source: errno.into() };
+    let name = std::ffi::CString::new(user.as_bytes()).map_err(|_| failed(nix::Error::EINVAL))?;
     initgroups(&name, Gid::from_raw(gid)).map_err(failed)?;
     setgid(Gid::from_raw(gid)).map_err(failed)?;
     setuid(Uid::from_raw(uid)).map_err(failed)
@@ -337,6 +341,39 @@ fn raise_descriptors() {
     }
 }
 
+/// The log's figures for whoever asks.
+fn spool_figures(stats: Arc<SpoolStats>) -> impl Fn() -> SpoolFigures + Send + Sync {
+    move || {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SpoolFigures {
+            commits: value(&stats.commits),
+            batches: value(&stats.batches),
+            records: value(&stats.records),
+            written_octets: value(&stats.octets),
+            commit: HistogramFigures {
+                bounds_us: &COMMIT_BUCKETS_US,
+                buckets: stats.commit_us.iter().map(value).collect(),
+                sum_us: value(&stats.commit_us_sum),
+            },
+            commit_failures: value(&stats.commit_failures),
+            rolls: value(&stats.rolls),
+            retired: value(&stats.retired),
+            chore_failures: value(&stats.chore_failures),
+            segments_used: value(&stats.segments_used),
+            segments_spare: value(&stats.segments_spare),
+            segments_damaged: value(&stats.segments_damaged),
+            live_records: value(&stats.live_records),
+            reads: value(&stats.reads),
+            read_failures: value(&stats.read_failures),
+            health: match stats.health() {
+                Health::Good => SpoolHealth::Good,
+                Health::Full => SpoolHealth::Full,
+                Health::Failed => SpoolHealth::Failed,
+            },
+        }
+    }
+}
+
 /// What recovery leaves: the log, each core's handles, the highest message id.
 type Opened = (Log<FileDisk>, Vec<Vec<Handle>>, MessageId);
 
@@ -345,8 +382,7 @@ fn open_log(config: &Config, sites: &Sites, stats: Arc<SpoolStats>) -> Result<Op
     let disk = Arc::new(FileDisk::open(&config.spool_dir())?);
     let mut recovered = Recovered::new(config, sites);
     let mut random = || fastrand::u64(..);
-    let (log, report) =
-        recover(disk, LogOptions::default(), stats, &mut random, &mut recovered)?;
+    let (log, report) = recover(disk, LogOptions::default(), stats, &mut random, &mut recovered)?;
     if report.live_messages > 0 || report.damage_count > 0 {
         tracing::info!(
             messages = report.live_messages,
@@ -397,8 +433,8 @@ impl CompletionSink for PostSink {
 }
 
 impl ReadSink for PostSink {
-    fn answer(&self, answer: ReadAnswer) {
-        self.put(answer.worker, Letter::Read(answer));
+    fn answer(&self, worker: usize, answer: ReadAnswer) {
+        self.put(worker, Letter::Read(answer));
     }
 
     fn wake(&self, worker: usize) {

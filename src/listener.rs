@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use monoio::io::CancelHandle;
 
 use crate::config::Config;
-use crate::control::events::{self, SessionId};
+use crate::control::events::SessionId;
 use crate::inbound::{self, ListenerState};
 use crate::runtime::guard::guarded;
 use crate::runtime::socket::{Listener, Stream};
@@ -126,7 +126,7 @@ pub async fn accept_forever(
             Err(_) if worker.is_stopping() => return,
             Err(error) => {
                 // Out of descriptors, nearly always: each one that a session gives back helps.
-                worker.metrics.accept_failed();
+                worker.metrics.accept_errors.count();
                 tracing::warn!(%error, "cannot accept a connection; trying again in a moment");
                 sleep(ACCEPT_PAUSE).await;
             }
@@ -147,7 +147,6 @@ fn admit(worker: &Rc<Worker>, state: &Rc<ListenerState>, stream: Stream, peer: S
             // On the heap, so that what idles is only as large as it must be.
             if let Err(words) = guarded(Box::pin(session)).await {
                 tracing::error!(session = %id, %peer, "a session ended by a bug of ours: {words}");
-                worker.metrics.session_panicked();
             }
             worker.session_ended();
             drop(admission);

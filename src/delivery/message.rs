@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::limits;
 use crate::message::{BodyFlags, BodySummary, Envelope, MessageId, Origin};
+use crate::runtime::buffer::ChunkBody;
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::spool::format::FormatError;
 use crate::spool::{
@@ -121,7 +121,7 @@ impl LoadedMessage {
         let mut octets = trace;
         let mut pieces = self.pieces();
         while let Some(piece) = pieces.next(log).await {
-            octets += reshape.slices(piece?.bytes()).octets() as u64;
+            octets += reshape.slices(piece?.0.view().body()).octets() as u64;
         }
         Ok(octets)
     }
@@ -145,7 +145,7 @@ impl LoadedMessage {
         while out.len() <= octets_max
             && let Some(piece) = pieces.next(log).await
         {
-            reshape.write(piece?.bytes(), &mut out);
+            reshape.write(piece?.0.view().body(), &mut out);
         }
         let is_whole = out.len() <= octets_max;
         out.truncate(octets_max);
@@ -161,23 +161,8 @@ pub struct Pieces {
 
 impl Pieces {
     /// The next one, verified; `None` at the end.
-    pub async fn next(&mut self, log: &LocalLog) -> Option<Result<Piece, LoadError>> {
+    pub async fn next(&mut self, log: &LocalLog) -> Option<Result<ChunkBody, LoadError>> {
         let chunk = self.left.pop_front()?;
-        Some(log.read(self.id, chunk.place).await.map(Piece).map_err(LoadError::from))
+        Some(log.read(self.id, chunk.place).await.map(ChunkBody).map_err(LoadError::from))
     }
 }
-
-/// One chunk's octets, in the buffer into which they were read.
-pub struct Piece(ReadRecord);
-
-impl Piece {
-    /// The octets of the body.
-    pub fn bytes(&self) -> &[u8] {
-        self.0.view().body()
-    }
-}
-
-/// What a notice quotes of a message at most.
-pub const QUOTED_OCTETS: usize = 64 * 1024;
-
-const _: () = assert!(QUOTED_OCTETS < limits::CHUNK);

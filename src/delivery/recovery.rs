@@ -90,11 +90,7 @@ fn handles(config: &Config, sites: &Sites, recovered: &RecoveredMessage) -> Vec<
     groups.sort_unstable();
     let parts = (groups.len() > 1).then(|| Arc::new(AtomicU32::new(groups.len() as u32)));
     let handle = |(wait, places): (Wait, Vec<u16>)| {
-        let recipients = if places.len() == envelope.recipients.len() {
-            Recipients::All
-        } else {
-            Recipients::Some(places.into())
-        };
+        let recipients = Recipients::of(places, envelope.recipients.len());
         let id = recovered.message.id;
         let mut handle = Handle::new(id, recovered.place, wait.site, recipients, parts.clone());
         if let Some(deferral) = wait.deferral {

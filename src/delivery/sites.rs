@@ -88,32 +88,23 @@ impl Sites {
         self.of_route[route.0 as usize]
     }
 
-    /// Recipients by site, in the order in which the sites first come.
+    /// Recipients by site, in the order in which the sites first come; `routes` has one for each.
     pub fn group(&self, routes: &[RouteIndex]) -> Vec<SiteGroup> {
-        self.group_some(routes.iter().enumerate().map(|(place, &route)| (place as u16, route)))
-            .map_or_else(Vec::new, |(groups, _)| match groups.len() {
-                1 => vec![(groups[0].0, Recipients::All)],
-                _ => groups,
-            })
-    }
-
-    /// The same for some of a message's recipients, named by their place; with how many.
-    pub fn group_some(
-        &self,
-        routes: impl IntoIterator<Item = (u16, RouteIndex)>,
-    ) -> Option<(Vec<SiteGroup>, usize)> {
+        if let [first, rest @ ..] = routes
+            && rest.iter().all(|route| self.of(*route) == self.of(*first))
+        {
+            return vec![(self.of(*first), Recipients::All(routes.len() as u16))];
+        }
         let mut groups: Vec<(SiteIndex, Vec<u16>)> = Vec::new();
-        let mut count = 0;
-        for (place, route) in routes {
-            count += 1;
-            let site = self.of(route);
+        for (place, &route) in routes.iter().enumerate() {
+            let (site, place) = (self.of(route), place as u16);
             match groups.iter_mut().find(|group| group.0 == site) {
                 Some(group) => group.1.push(place),
                 None => groups.push((site, vec![place])),
             }
         }
-        let boxed = |(site, places): (SiteIndex, Vec<u16>)| (site, Recipients::Some(places.into()));
-        (count > 0).then(|| (groups.into_iter().map(boxed).collect(), count))
+        let named = |(site, places)| (site, Recipients::of(places, routes.len()));
+        groups.into_iter().map(named).collect()
     }
 }
 

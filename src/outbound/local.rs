@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Way;
-use super::maildir::{self, MaildirMessage, MaildirError, Stored};
+use super::maildir::{self, MaildirError, MaildirMessage, Stored};
 use crate::config::{Maildir, Target};
 use crate::delivery::message::{LoadError, LoadedMessage};
 use crate::delivery::outcome::{Attempted, Reason};
@@ -28,7 +28,7 @@ async fn deliver(way: &Way, target: &Target, slot: Slot) {
         Err(error) => return attempt.unreadable(worker, &error),
     };
     let mut outcomes = Vec::new();
-    for place in attempt.recipients(&message) {
+    for place in attempt.recipients() {
         let attempted = match target {
             Target::Maildir(maildir) => {
                 into_maildir(worker, maildir, &message, place, attempt.attempts_before() > 0).await
@@ -42,7 +42,7 @@ async fn deliver(way: &Way, target: &Target, slot: Slot) {
         };
         outcomes.push((place, attempted));
     }
-    attempt.settle(worker, &message, outcomes);
+    attempt.settle(worker, &message, outcomes).await;
 }
 
 /// Writes the message into one recipient's Maildir, on the blocking pool.
@@ -114,7 +114,7 @@ impl Feed {
             let piece: Result<_, LoadError> = piece;
             let Ok(piece) = piece else { return };
             let mut octets = Vec::new();
-            reshape.write(piece.bytes(), &mut octets);
+            reshape.write(piece.0.view().body(), &mut octets);
             let mut next = octets;
             loop {
                 match sender.try_send(next) {

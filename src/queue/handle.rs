@@ -49,19 +49,35 @@ pub enum State {
 /// Recipients of a message by their place in its envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recipients {
-    /// Every one, which is nearly always so.
-    All,
+    /// Every one of so many, which is nearly always so.
+    All(u16),
     /// These, in order.
     Some(Box<[u16]>),
 }
 
 impl Recipients {
-    /// The places, for an envelope of `count` recipients.
-    pub fn indices(&self, count: usize) -> Vec<u16> {
+    /// The places.
+    pub fn places(&self) -> Vec<u16> {
         match self {
-            Recipients::All => (0..count as u16).collect(),
-            Recipients::Some(indices) => indices.to_vec(),
+            Recipients::All(count) => (0..*count).collect(),
+            Recipients::Some(places) => places.to_vec(),
         }
+    }
+
+    /// How many they are.
+    pub fn count(&self) -> usize {
+        match self {
+            Recipients::All(count) => usize::from(*count),
+            Recipients::Some(places) => places.len(),
+        }
+    }
+
+    /// Those at `places`, ascending, of an envelope with `count`.
+    pub fn of(places: Vec<u16>, count: usize) -> Recipients {
+        if places.len() == count {
+            return Recipients::All(count as u16);
+        }
+        Recipients::Some(places.into())
     }
 }
 

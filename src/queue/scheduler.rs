@@ -125,9 +125,26 @@ pub struct Scheduler {
     /// When something is due, earliest first.
     timers: BTreeSet<(u64, Slot)>,
     actions: VecDeque<Action>,
+    counts: Counts,
     /// Handles that go to other cores, in the order of their [`Action::Forward`].
     leaving: VecDeque<Handle>,
     connections: u64,
+}
+
+/// Handles by what they wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts([u64; 4]);
+
+impl Counts {
+    /// Handles in a state.
+    pub fn of(&self, state: State) -> u64 {
+        self.0[state as usize]
+    }
+
+    fn change(&mut self, from: State, to: State) {
+        self.0[from as usize] -= 1;
+        self.0[to as usize] += 1;
+    }
 }
 
 /// What this core keeps of a site.
@@ -172,6 +189,7 @@ impl Scheduler {
             handles: Arena::default(),
             timers: BTreeSet::new(),
             actions: VecDeque::new(),
+            counts: Counts::default(),
             leaving: VecDeque::new(),
             // Names are unique over the cores, for the events.
             connections: u64::from(core) << 48,
@@ -230,6 +248,11 @@ impl Scheduler {
         self.handles.len()
     }
 
+    /// How many of them wait for what.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
     /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.handles.is_empty()
@@ -247,7 +270,8 @@ impl Scheduler {
 
     /// Takes out a handle whose recipients are all done, or that an operator deletes.
     pub fn finish(&mut self, slot: Slot) -> Option<Handle> {
-        let (state, due) = self.handles.get(slot).map(|handle| (handle.state, handle.due_unix_ms))?;
+        let (state, due) =
+            self.handles.get(slot).map(|handle| (handle.state, handle.due_unix_ms))?;
         match state {
             State::Deferred | State::Held => {
                 self.timers.remove(&(due, slot));
@@ -255,6 +279,7 @@ impl Scheduler {
             State::Ready => self.unlink(slot),
             State::Active => {}
         }
+        self.counts.0[state as usize] -= 1;
         self.handles.remove(slot)
     }
 
@@ -265,7 +290,7 @@ impl Scheduler {
         if self.sites[site.0 as usize].kind == SiteKind::Hold {
             handle.state = State::Held;
             let expires = self.expires_unix_ms(&handle);
-            let slot = self.handles.insert(handle);
+            let slot = self.insert(handle);
             return self.wait(slot, State::Held, expires);
         }
         if !stay {
@@ -278,7 +303,7 @@ impl Scheduler {
         let due = handle.due_unix_ms;
         let held = handle.state == State::Held;
         let expires = self.expires_unix_ms(&handle);
-        let slot = self.handles.insert(handle);
+        let slot = self.insert(handle);
         if held {
             self.wait(slot, State::Held, expires);
         } else if due > now_unix_ms {
@@ -289,8 +314,14 @@ impl Scheduler {
         }
     }
 
+    fn insert(&mut self, handle: Handle) -> Slot {
+        self.counts.0[handle.state as usize] += 1;
+        self.handles.insert(handle)
+    }
+
     fn wait(&mut self, slot: Slot, state: State, due_unix_ms: u64) {
         let Some(handle) = self.handles.get_mut(slot) else { return };
+        self.counts.change(handle.state, state);
         handle.state = state;
         handle.due_unix_ms = due_unix_ms;
         self.timers.insert((due_unix_ms, slot));
@@ -349,7 +380,9 @@ impl Scheduler {
         }
         // Behind a site that rests it would stand in a list that nobody looks through.
         match self.shared(site).rests_until(now_unix_ms) {
-            Some(until) => self.wait(slot, State::Deferred, until.min(expires.max(now_unix_ms + 1))),
+            Some(until) => {
+                self.wait(slot, State::Deferred, until.min(expires.max(now_unix_ms + 1)))
+            }
             None => self.make_ready(slot),
         }
     }
@@ -371,6 +404,7 @@ impl Scheduler {
 
     fn expire(&mut self, slot: Slot) {
         if let Some(handle) = self.handles.get_mut(slot) {
+            self.counts.change(handle.state, State::Active);
             handle.state = State::Active;
             self.actions.push_back(Action::Expire { slot });
         }
@@ -401,6 +435,7 @@ impl Scheduler {
             let Some(slot) = queue.pop(&self.handles) else { break };
             queue.idle.pop();
             if let Some(handle) = self.handles.get_mut(slot) {
+                self.counts.change(handle.state, State::Active);
                 handle.state = State::Active;
             }
             self.actions.push_back(Action::Deliver { connection, slot });
@@ -431,6 +466,7 @@ impl Scheduler {
 
     fn make_ready(&mut self, slot: Slot) {
         let Some(handle) = self.handles.get_mut(slot) else { return };
+        self.counts.change(handle.state, State::Ready);
         handle.state = State::Ready;
         handle.next = None;
         let queue = &mut self.sites[handle.site.0 as usize];
@@ -449,6 +485,7 @@ impl Scheduler {
         let Some(handle) = self.handles.get_mut(slot) else { return };
         let site = handle.site;
         let queue = &mut self.sites[site.0 as usize];
+        self.counts.change(handle.state, State::Ready);
         handle.state = State::Ready;
         handle.next = queue.first.replace(slot);
         queue.last.get_or_insert(slot);

@@ -27,22 +27,14 @@ pub enum BodyForm {
 impl BodyForm {
     /// The form in which a body with these flags is kept.
     pub fn kept(flags: BodyFlags) -> BodyForm {
-        if flags.contains(BodyFlags::DATA) {
-            BodyForm::Data
-        } else {
-            BodyForm::Bdat
-        }
+        if flags.contains(BodyFlags::DATA) { BodyForm::Data } else { BodyForm::Bdat }
     }
 }
 
 /// What has to be sent after a body in the form of DATA (RFC 5321 section 4.1.1.4): the CRLF of
 /// its last line if that is missing, and the terminator.
 pub fn data_ending(flags: BodyFlags) -> &'static [u8] {
-    if flags.contains(BodyFlags::ENDS_WITH_CRLF) {
-        b".\r\n"
-    } else {
-        b"\r\n.\r\n"
-    }
+    if flags.contains(BodyFlags::ENDS_WITH_CRLF) { b".\r\n" } else { b"\r\n.\r\n" }
 }
 
 /// Brings the pieces of one body, in their order, from the form in which it is kept to another.
@@ -77,10 +69,7 @@ impl Reshape {
             (BodyForm::Bdat, BodyForm::Data) => Change::Double,
             (BodyForm::Data, BodyForm::Data) | (BodyForm::Bdat, BodyForm::Bdat) => Change::Nothing,
         };
-        Reshape {
-            change,
-            line: Line::Start,
-        }
+        Reshape { change, line: Line::Start }
     }
 
     /// Whether every piece comes back as it is.
@@ -92,11 +81,7 @@ impl Reshape {
     /// piece after it at once, whether or not the slices are used.
     pub fn slices<'a>(&mut self, piece: &'a [u8]) -> Slices<'a> {
         if self.change == Change::Nothing {
-            return Slices {
-                change: Change::Nothing,
-                rest: piece,
-                dot_at: None,
-            };
+            return Slices { change: Change::Nothing, rest: piece, dot_at: None };
         }
         let dot_at = match (self.line, piece) {
             (Line::Start, [b'.', ..]) => Some(0),
@@ -104,18 +89,13 @@ impl Reshape {
             _ => leading_dot(piece),
         };
         self.line = self.line.after(piece);
-        Slices {
-            change: self.change,
-            rest: piece,
-            dot_at,
-        }
+        Slices { change: self.change, rest: piece, dot_at }
     }
 
     /// Appends the next piece of the body in the new form.
     pub fn write(&mut self, piece: &[u8], to: &mut Vec<u8>) {
         to.reserve(piece.len());
-        self.slices(piece)
-            .for_each(|slice| to.extend_from_slice(slice));
+        self.slices(piece).for_each(|slice| to.extend_from_slice(slice));
     }
 }
 
@@ -189,20 +169,12 @@ fn leading_dot(octets: &[u8]) -> Option<usize> {
 
 /// Appends a whole body that came by DATA in the form of BDAT.
 pub fn write_unstuffed(body: &[u8], to: &mut Vec<u8>) {
-    Reshape {
-        change: Change::Remove,
-        line: Line::Start,
-    }
-    .write(body, to);
+    Reshape { change: Change::Remove, line: Line::Start }.write(body, to);
 }
 
 /// Appends a whole body that came by BDAT in the form of DATA, without [`data_ending`].
 pub fn write_stuffed(body: &[u8], to: &mut Vec<u8>) {
-    Reshape {
-        change: Change::Double,
-        line: Line::Start,
-    }
-    .write(body, to);
+    Reshape { change: Change::Double, line: Line::Start }.write(body, to);
 }
 
 #[cfg(test)]
@@ -230,10 +202,7 @@ mod tests {
     }
 
     fn in_pieces(body: &[u8], change: Change, cuts: &[usize]) -> Vec<u8> {
-        let mut reshape = Reshape {
-            change,
-            line: Line::Start,
-        };
+        let mut reshape = Reshape { change, line: Line::Start };
         let mut changed = Vec::new();
         let mut from = 0;
         for &cut in cuts.iter().chain([&body.len()]) {
@@ -255,9 +224,8 @@ mod tests {
         let alphabet = b"\r\n.a";
         for length in 0..=7u32 {
             for number in 0..4usize.pow(length) {
-                let body: Vec<u8> = (0..length)
-                    .map(|at| alphabet[number >> (2 * at) & 3])
-                    .collect();
+                let body: Vec<u8> =
+                    (0..length).map(|at| alphabet[number >> (2 * at) & 3]).collect();
                 for change in [Change::Nothing, Change::Remove, Change::Double] {
                     let right = plain(&body, change);
                     let cut = number % (body.len() + 1);
@@ -291,13 +259,11 @@ mod tests {
     #[test]
     fn no_octet_is_copied_to_take_dots_out_or_put_them_in() {
         let body = b"..a\r\n..\r\nb.c\r\n";
-        let slices: Vec<&[u8]> = Reshape::new(DOTS_FROM_DATA, BodyForm::Bdat)
-            .slices(body)
-            .collect();
+        let slices: Vec<&[u8]> =
+            Reshape::new(DOTS_FROM_DATA, BodyForm::Bdat).slices(body).collect();
         assert_eq!(slices, [b".a\r\n" as &[u8], b".\r\nb.c\r\n"]);
-        let slices: Vec<&[u8]> = Reshape::new(BodyFlags::LEADING_DOTS, BodyForm::Data)
-            .slices(b".a\r\n.\r\n")
-            .collect();
+        let slices: Vec<&[u8]> =
+            Reshape::new(BodyFlags::LEADING_DOTS, BodyForm::Data).slices(b".a\r\n.\r\n").collect();
         assert_eq!(slices, [b"." as &[u8], b".a\r\n.", b".\r\n"]);
     }
 

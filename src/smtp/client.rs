@@ -39,6 +39,7 @@ pub use result::{
 
 use crate::limits;
 use crate::message::{BodyFlags, Envelope, Recipient};
+use crate::smtp::body::BodyForm;
 use crate::smtp::capabilities::{Capabilities, SizeOffer};
 use crate::smtp::code::ReplyClass;
 use crate::smtp::reply_reader::{PeerReply, ReplyReader};
@@ -118,26 +119,6 @@ impl Transaction {
     /// The recipient at a place of this transaction.
     fn recipient(&self, place: usize) -> &Recipient {
         &self.envelope.recipients[usize::from(self.recipients[place])]
-    }
-}
-
-/// How a body goes over the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyForm {
-    /// Lines that begin with a dot carry one more (RFC 5321 section 4.5.2).
-    Data,
-    /// The octets as they are (RFC 3030).
-    Bdat,
-}
-
-impl BodyForm {
-    /// What ends the body.
-    fn suffix(self, flags: BodyFlags) -> &'static [u8] {
-        match self {
-            BodyForm::Bdat => b"",
-            BodyForm::Data if flags.contains(BodyFlags::ENDS_WITH_CRLF) => b".\r\n",
-            BodyForm::Data => b"\r\n.\r\n",
-        }
     }
 }
 

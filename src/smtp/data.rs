@@ -75,23 +75,14 @@ impl DataScanner {
 
     /// The same with a kernel of choice, for tests and benchmarks.
     pub fn with_kernel(kernel: Kernel) -> DataScanner {
-        DataScanner {
-            kernel,
-            facts: Facts::new(),
-            crc32c: 0,
-            replaced: 0,
-        }
+        DataScanner { kernel, facts: Facts::new(), crc32c: 0, replaced: 0 }
     }
 
     /// Judges the next octets: first what was left unconsumed, then what was read since.
     ///
     /// After the end it consumes nothing more.
     pub fn scan(&mut self, input: &[u8]) -> Scanned {
-        let mut total = Scanned {
-            consumed: 0,
-            body: 0,
-            end: self.has_ended(),
-        };
+        let mut total = Scanned { consumed: 0, body: 0, end: self.has_ended() };
         while total.consumed < input.len() {
             let window = window(input, total.consumed);
             let found = self.judge(window, Pending::Dot);
@@ -111,11 +102,7 @@ impl DataScanner {
     /// octet after it.  A scanner is driven by this method or by [`scan`](DataScanner::scan)
     /// from its first octet to its last, never by both in turn.
     pub fn scan_replacing(&mut self, input: &mut [u8]) -> Scanned {
-        let mut total = Scanned {
-            consumed: 0,
-            body: 0,
-            end: self.has_ended(),
-        };
+        let mut total = Scanned { consumed: 0, body: 0, end: self.has_ended() };
         while total.consumed < input.len() {
             let window_end = input.len().min(total.consumed + WINDOW);
             let window = &mut input[total.consumed..window_end];
@@ -153,30 +140,15 @@ impl DataScanner {
     /// Runs the kernel over one window, less the octets that it cannot decide.
     fn judge(&mut self, window: &[u8], pending: Pending) -> Scanned {
         if self.has_ended() {
-            return Scanned {
-                consumed: 0,
-                body: 0,
-                end: true,
-            };
+            return Scanned { consumed: 0, body: 0, end: true };
         }
         let decided = window.len() - undecided(self.facts.position, window, pending);
-        match self
-            .kernel
-            .scan(&mut self.facts, &window[..decided], EndOfData::Stops)
-        {
+        match self.kernel.scan(&mut self.facts, &window[..decided], EndOfData::Stops) {
             Some(dot_at) => {
                 self.facts.position = Position::Ended;
-                Scanned {
-                    consumed: dot_at + TERMINATOR.len(),
-                    body: dot_at,
-                    end: true,
-                }
+                Scanned { consumed: dot_at + TERMINATOR.len(), body: dot_at, end: true }
             }
-            None => Scanned {
-                consumed: decided,
-                body: decided,
-                end: false,
-            },
+            None => Scanned { consumed: decided, body: decided, end: false },
         }
     }
 
@@ -223,12 +195,7 @@ impl ChunkScanner {
 
     /// The same with a kernel of choice, for tests and benchmarks.
     pub fn with_kernel(kernel: Kernel) -> ChunkScanner {
-        ChunkScanner {
-            kernel,
-            facts: Facts::new(),
-            crc32c: 0,
-            remaining_octets: 0,
-        }
+        ChunkScanner { kernel, facts: Facts::new(), crc32c: 0, remaining_octets: 0 }
     }
 
     /// The next chunk has this many octets: the argument of BDAT.  The one before must have
@@ -252,11 +219,7 @@ impl ChunkScanner {
             done += window.len();
         }
         self.remaining_octets -= here as u64;
-        Scanned {
-            consumed: here,
-            body: here,
-            end: self.remaining_octets == 0,
-        }
+        Scanned { consumed: here, body: here, end: self.remaining_octets == 0 }
     }
 
     /// Octets that the chunk still lacks.

@@ -134,9 +134,7 @@ impl HeaderWatch {
             }
             _ if line.len() == HEAD_MAX => {
                 self.facts.add_line(line, self.form);
-                State::Passing {
-                    after_cr: octet == b'\r',
-                }
+                State::Passing { after_cr: octet == b'\r' }
             }
             _ => State::Head(head),
         };
@@ -158,9 +156,7 @@ impl HeaderWatch {
                 return &piece[next..];
             }
         }
-        self.state = State::Passing {
-            after_cr: piece.ends_with(b"\r"),
-        };
+        self.state = State::Passing { after_cr: piece.ends_with(b"\r") };
         &[]
     }
 }
@@ -201,9 +197,7 @@ fn is_field(line: &[u8], name: &[u8]) -> bool {
     let Some((start, rest)) = line.split_at_checked(name.len()) else {
         return false;
     };
-    let mut rest = rest
-        .iter()
-        .skip_while(|octet| matches!(octet, b' ' | b'\t'));
+    let mut rest = rest.iter().skip_while(|octet| matches!(octet, b' ' | b'\t'));
     start.eq_ignore_ascii_case(name) && rest.next() == Some(&b':')
 }
 
@@ -243,12 +237,7 @@ mod tests {
     }
 
     fn facts(received: u32, date: Occurrence, id: Occurrence, from: Occurrence) -> HeaderFacts {
-        HeaderFacts {
-            received,
-            date,
-            message_id: id,
-            from,
-        }
+        HeaderFacts { received, date, message_id: id, from }
     }
 
     #[test]
@@ -262,11 +251,7 @@ mod tests {
                 facts(3, Absent, Absent, Absent),
                 true,
             ),
-            (
-                b"Date: a\r\nMessage-ID: b\r\nFrom: c\r\n",
-                facts(0, Once, Once, Once),
-                false,
-            ),
+            (b"Date: a\r\nMessage-ID: b\r\nFrom: c\r\n", facts(0, Once, Once, Once), false),
             (
                 b"From: a\r\nfrom: b\r\nFROM: c\r\nDate: d\r\n\r\n",
                 facts(0, Once, Absent, Repeated),
@@ -274,16 +259,8 @@ mod tests {
             ),
             // Not a field: a folded line, a longer name, a shorter one, a name within a line.
             (b"X: a\r\n Received: b\r\n\tDate: c\r\n\r\n", none, true),
-            (
-                b"Receivedx: a\r\nReceive: b\r\nResent-Date: c\r\nMessage-ID2: d\r\n\r\n",
-                none,
-                true,
-            ),
-            (
-                b"X: Date: a\r\nReceived x: b\r\nDate\r\n: c\r\n\r\n",
-                none,
-                true,
-            ),
+            (b"Receivedx: a\r\nReceive: b\r\nResent-Date: c\r\nMessage-ID2: d\r\n\r\n", none, true),
+            (b"X: Date: a\r\nReceived x: b\r\nDate\r\n: c\r\n\r\n", none, true),
             // Behind the empty line there is no header.
             (b"X: a\r\n\r\nReceived: b\r\nDate: c\r\n", none, true),
             (b"\r\nFrom: a\r\n", none, true),
@@ -328,11 +305,7 @@ mod tests {
         assert!(done);
         // The last line that is looked at is cut behind its colon at the earliest.
         let whole = lines as u32;
-        assert!(
-            (whole..=whole + 1).contains(&found.received),
-            "{}",
-            found.received
-        );
+        assert!((whole..=whole + 1).contains(&found.received), "{}", found.received);
         let pieces: Vec<&[u8]> = endless.chunks(7).collect();
         assert_eq!(watch(BodyForm::Data, &pieces), (found, true));
     }

@@ -68,11 +68,7 @@ pub struct SealedBatch {
 impl SealedBatch {
     /// Header and payload in whole blocks; nothing for a batch that only abandons.
     pub fn octets(&self) -> usize {
-        if self.payload_length == 0 {
-            0
-        } else {
-            batch::batch_bytes(self.payload_length)
-        }
+        if self.payload_length == 0 { 0 } else { batch::batch_bytes(self.payload_length) }
     }
 
     fn payload(&self) -> &[u8] {
@@ -131,11 +127,7 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        LogOptions {
-            segment_bytes: SEGMENT_BYTES,
-            spares: 3,
-            spares_max: 16,
-        }
+        LogOptions { segment_bytes: SEGMENT_BYTES, spares: 3, spares_max: 16 }
     }
 }
 
@@ -406,17 +398,13 @@ impl<D: Disk> Log<D> {
             let octets = batch.octets();
             if octets + BLOCK > self.options.segment_bytes as usize {
                 done.extend(
-                    self.waiting
-                        .pop_front()
-                        .map(|batch| refusal(batch, CommitError::TooLarge)),
+                    self.waiting.pop_front().map(|batch| refusal(batch, CommitError::TooLarge)),
                 );
                 continue;
             }
             if batch.has_messages && self.is_full && self.spares.len() < RESERVE {
                 done.extend(
-                    self.waiting
-                        .pop_front()
-                        .map(|batch| refusal(batch, CommitError::Full)),
+                    self.waiting.pop_front().map(|batch| refusal(batch, CommitError::Full)),
                 );
                 continue;
             }
@@ -445,18 +433,11 @@ impl<D: Disk> Log<D> {
         if let Err(error) = self.write_numbered(&group, octets) {
             self.stats.commit_failures.fetch_add(1, Relaxed);
             tracing::error!(segment = %self.head.header.segment, %error, "the disk refused a commit");
-            self.refused = Some(RefusedGroup {
-                batches: group,
-                error,
-            });
+            self.refused = Some(RefusedGroup { batches: group, error });
             return;
         }
-        let records = group
-            .iter()
-            .map(|batch| u64::from(batch.digest.record_count))
-            .sum();
-        self.stats
-            .count_commit(group.len(), records, octets, started.elapsed());
+        let records = group.iter().map(|batch| u64::from(batch.digest.record_count)).sum();
+        self.stats.count_commit(group.len(), records, octets, started.elapsed());
         let mut sequence = first_sequence;
         for batch in group {
             let place = BatchPlace {
@@ -470,15 +451,8 @@ impl<D: Disk> Log<D> {
                 self.head.position += batch.octets() as u32;
                 sequence += 1;
             }
-            batch
-                .abandoned
-                .iter()
-                .for_each(|&id| self.accounts.abandoned(id));
-            done.push(Completion {
-                worker: batch.worker,
-                result: Ok(place),
-                batch,
-            });
+            batch.abandoned.iter().for_each(|&id| self.accounts.abandoned(id));
+            done.push(Completion { worker: batch.worker, result: Ok(place), batch });
         }
         if !self.head.has_unsynced {
             self.durable_through = self.last_sequence;
@@ -512,9 +486,7 @@ impl<D: Disk> Log<D> {
         }
         let mut header_block = None;
         if !self.head.header_is_written {
-            self.head
-                .header
-                .encode(header_block.insert(AlignedBuf::new(BLOCK)));
+            self.head.header.encode(header_block.insert(AlignedBuf::new(BLOCK)));
         }
         let mut parts = Vec::with_capacity(group.len() + 1);
         parts.extend(header_block.as_deref().map(IoSlice::new));
@@ -524,20 +496,10 @@ impl<D: Disk> Log<D> {
                 .filter(|batch| batch.octets() > 0)
                 .map(|batch| IoSlice::new(&batch.buffer[..batch.octets()])),
         );
-        let offset = if header_block.is_some() {
-            0
-        } else {
-            self.head.position
-        };
-        let must_sync = group
-            .iter()
-            .any(|batch| batch.durability == Durability::Fsync);
+        let offset = if header_block.is_some() { 0 } else { self.head.position };
+        let must_sync = group.iter().any(|batch| batch.durability == Durability::Fsync);
         // A synchronous write makes durable only itself, so it suffices only alone.
-        let sync = if must_sync && !self.head.has_unsynced {
-            Sync::Data
-        } else {
-            Sync::Later
-        };
+        let sync = if must_sync && !self.head.has_unsynced { Sync::Data } else { Sync::Later };
         self.disk.write(self.head.file, offset, &parts, sync)?;
         if must_sync && sync == Sync::Later {
             self.disk.sync(self.head.file)?;
@@ -559,12 +521,7 @@ impl<D: Disk> Log<D> {
             }
         }
         let index_max = (self.options.segment_bytes / INDEX_PART) as usize;
-        if self
-            .head
-            .index
-            .as_ref()
-            .is_some_and(|index| index.len() > index_max)
-        {
+        if self.head.index.as_ref().is_some_and(|index| index.len() > index_max) {
             self.head.index = None;
         }
     }
@@ -618,11 +575,7 @@ impl<D: Disk> Log<D> {
             )
         });
         if let Some((offset, blocks)) = blocks {
-            self.chores.push_back(Chore::Index {
-                file: head.file,
-                offset,
-                blocks,
-            });
+            self.chores.push_back(Chore::Index { file: head.file, offset, blocks });
         }
     }
 
@@ -633,11 +586,8 @@ impl<D: Disk> Log<D> {
         if header.voided.is_some() {
             self.accounts.outcome(header.segment, header.predecessor);
         }
-        let file = SegmentFile {
-            file: self.head.file,
-            revision: header.revision,
-            is_damaged: false,
-        };
+        let file =
+            SegmentFile { file: self.head.file, revision: header.revision, is_damaged: false };
         self.segments.insert(header.segment, file);
         self.table.insert(header.segment, self.head.file);
         self.stats.rolls.fetch_add(1, Relaxed);
@@ -679,10 +629,8 @@ impl<D: Disk> Log<D> {
                 self.chores.push_back(Chore::SetAside { file: spare.file });
                 continue;
             }
-            let RefusedGroup { batches, error } = self
-                .refused
-                .take()
-                .expect("called only with a refused group");
+            let RefusedGroup { batches, error } =
+                self.refused.take().expect("called only with a refused group");
             if !is_out_of_space(&error) {
                 self.mark_damaged(self.head.header.segment);
             }
@@ -723,11 +671,7 @@ impl<D: Disk> Log<D> {
     }
 
     fn refuse_all(&mut self, done: &mut Vec<Completion>) {
-        let refused = self
-            .refused
-            .take()
-            .map(|group| group.batches)
-            .unwrap_or_default();
+        let refused = self.refused.take().map(|group| group.batches).unwrap_or_default();
         let all = refused.into_iter().chain(self.waiting.drain(..));
         done.extend(all.map(|batch| refusal(batch, CommitError::Failed)));
     }
@@ -759,14 +703,9 @@ impl<D: Disk> Log<D> {
             self.create_spare();
         }
         let is_full = self.is_full && self.spares.len() <= RESERVE;
-        self.stats
-            .set_health(if is_full { Health::Full } else { Health::Good });
-        self.stats
-            .segments_used
-            .store(self.accounts.segments() as u64, Relaxed);
-        self.stats
-            .segments_spare
-            .store(self.spares.len() as u64, Relaxed);
+        self.stats.set_health(if is_full { Health::Full } else { Health::Good });
+        self.stats.segments_used.store(self.accounts.segments() as u64, Relaxed);
+        self.stats.segments_spare.store(self.spares.len() as u64, Relaxed);
         self.stats.live_records.store(self.accounts.live(), Relaxed);
     }
 
@@ -778,19 +717,11 @@ impl<D: Disk> Log<D> {
         self.next_file = FileNo(next);
         self.is_creating = true;
         let segment_bytes = self.options.segment_bytes;
-        self.chores.push_back(Chore::Create {
-            file,
-            segment_bytes,
-        });
+        self.chores.push_back(Chore::Create { file, segment_bytes });
     }
 
     fn retire(&mut self, segment: SegmentNo) {
-        let Some(&SegmentFile {
-            file,
-            revision,
-            is_damaged,
-        }) = self.segments.get(&segment)
-        else {
+        let Some(&SegmentFile { file, revision, is_damaged }) = self.segments.get(&segment) else {
             return;
         };
         self.chores.push_back(Chore::Retire {
@@ -830,18 +761,11 @@ impl Head {
 }
 
 fn is_out_of_space(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn refusal(batch: SealedBatch, error: CommitError) -> Completion {
-    Completion {
-        worker: batch.worker,
-        result: Err(error),
-        batch,
-    }
+    Completion { worker: batch.worker, result: Err(error), batch }
 }
 
 /// The header with which a spare becomes the head.  What lies between the last sequence that

@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::message::MessageId;
@@ -18,7 +19,7 @@ use crate::spool::appender::{ChunkTicket, NewRecord};
 use crate::spool::{
     Appender, AppenderOptions, ChunkBuffer, ChunkPlace, CommitError, CommitterHandle, Completion,
     Defer, Done, NewMessage, ReadAnswer, ReadError, ReadRecord, ReadRequest, ReaderHandle,
-    RecordPlace, Refused, SharedBatch, Ticket, WeakBatch,
+    RecordPlace, Refused, SharedBatch, SpoolStats, Ticket, WeakBatch,
 };
 
 /// See the module's text.
@@ -27,6 +28,7 @@ pub struct LocalLog {
     appender: RefCell<Appender>,
     committer: CommitterHandle,
     reader: ReaderHandle,
+    stats: Arc<SpoolStats>,
     waiting: RefCell<HashMap<Ticket, Waiting>>,
     /// Batches that may still be in memory, this worker's and others', newest last.
     recent: RefCell<VecDeque<WeakBatch>>,
@@ -67,12 +69,18 @@ impl Receipt {
 
 impl LocalLog {
     /// The end of `worker`.
-    pub fn new(worker: usize, committer: CommitterHandle, reader: ReaderHandle) -> LocalLog {
+    pub fn new(
+        worker: usize,
+        committer: CommitterHandle,
+        reader: ReaderHandle,
+        stats: Arc<SpoolStats>,
+    ) -> LocalLog {
         LocalLog {
             worker,
             appender: RefCell::new(Appender::new(AppenderOptions::new(worker))),
             committer,
             reader,
+            stats,
             waiting: RefCell::default(),
             recent: RefCell::default(),
             reads: RefCell::default(),
@@ -97,6 +105,11 @@ impl LocalLog {
         self.waiting.borrow_mut().insert(ticket, waiting);
         self.has_more.notify();
         Ok(Receipt(receipt))
+    }
+
+    /// Why a message would be refused now, if it would.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.stats.refusal().map(Refusal::from)
     }
 
     /// Appends the end of recipients.

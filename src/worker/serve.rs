@@ -28,7 +28,7 @@ use crate::runtime::notify::Notify;
 use crate::runtime::socket;
 use crate::runtime::{self, deadline};
 use crate::smtp::server::ServerConfig;
-use crate::spool::{CommitterHandle, ReaderHandle};
+use crate::spool::{CommitterHandle, ReaderHandle, SpoolStats};
 
 /// Everything that a worker's thread is given at its start.
 pub struct Seat {
@@ -46,6 +46,8 @@ pub struct Seat {
     pub committer: CommitterHandle,
     /// The log's reading side.
     pub reader: ReaderHandle,
+    /// How the log is.
+    pub spool: Arc<SpoolStats>,
     /// Threads for work that blocks.
     pub blocking: BlockingPool,
     /// Its events.
@@ -95,7 +97,7 @@ async fn run(seat: Seat) -> io::Result<()> {
     let worker = Rc::new(Worker {
         index,
         counts: seat.counts,
-        log: Rc::new(LocalLog::new(index, seat.committer, seat.reader)),
+        log: Rc::new(LocalLog::new(index, seat.committer, seat.reader, seat.spool)),
         pool: Pool::default(),
         events: seat.events,
         metrics: seat.metrics,

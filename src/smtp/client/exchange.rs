@@ -17,12 +17,13 @@ use crate::smtp::capabilities::Capabilities;
 use crate::smtp::code::ReplyClass::{Intermediate, PermanentFailure, Success, TransientFailure};
 use crate::smtp::reply_reader::PeerReply;
 
+use super::Transaction;
 use super::envelope::{write_mail, write_rcpt};
 use super::result::{
     AfterTransaction, ConnectionCause, ConnectionFailure, Deferral, Failure, RecipientOutcome,
     Stage, StagedReply, TransactionResult,
 };
-use super::{BodyForm, Transaction};
+use crate::smtp::body::{BodyForm, data_ending};
 
 /// A transaction that has begun.
 #[derive(Debug)]
@@ -203,7 +204,10 @@ impl Exchange {
 
     /// Octets that come after the body in the same write: the end of data.
     pub(super) fn body_suffix(&self) -> &'static [u8] {
-        self.form.suffix(self.transaction.flags)
+        match self.form {
+            BodyForm::Data => data_ending(self.transaction.flags),
+            BodyForm::Bdat => b"",
+        }
     }
 
     /// How the body goes out.

@@ -105,10 +105,7 @@ fn even_blocks<const SHORT_LINES: bool>(lines: &mut Lines, seen_out: &mut Seen, 
     let mut seen = *seen_out;
     let mut longest_line = lines.longest_line.cast_signed();
     // Octets of the open line, less one.
-    let mut open = (lines.done as u64)
-        .wrapping_sub(lines.line_start)
-        .cast_signed()
-        - 1;
+    let mut open = (lines.done as u64).wrapping_sub(lines.line_start).cast_signed() - 1;
     // From the octet before the block.
     let mut rest = &piece[lines.done - 1..];
     while let Some(pairs) = rest.first_chunk::<{ BLOCK + 1 }>() {
@@ -219,13 +216,7 @@ impl Words {
         let after_cr = cr << 1 | carry.after_cr;
         let line_ends = lf & after_cr;
         let leading_dots = dots & (line_ends << 1 | carry.at_line_start);
-        Words {
-            cr,
-            lf,
-            after_cr,
-            line_ends,
-            leading_dots,
-        }
+        Words { cr, lf, after_cr, line_ends, leading_dots }
     }
 
     /// Flags what is odd.
@@ -295,37 +286,25 @@ impl Halves {
     #[target_feature(enable = "avx2")]
     fn equal_vectors(self, octet: u8) -> Halves {
         let wanted = _mm256_set1_epi8(octet.cast_signed());
-        Halves(
-            _mm256_cmpeq_epi8(self.0, wanted),
-            _mm256_cmpeq_epi8(self.1, wanted),
-        )
+        Halves(_mm256_cmpeq_epi8(self.0, wanted), _mm256_cmpeq_epi8(self.1, wanted))
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     fn and(self, other: Halves) -> Halves {
-        Halves(
-            _mm256_and_si256(self.0, other.0),
-            _mm256_and_si256(self.1, other.1),
-        )
+        Halves(_mm256_and_si256(self.0, other.0), _mm256_and_si256(self.1, other.1))
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     fn or(self, other: Halves) -> Halves {
-        Halves(
-            _mm256_or_si256(self.0, other.0),
-            _mm256_or_si256(self.1, other.1),
-        )
+        Halves(_mm256_or_si256(self.0, other.0), _mm256_or_si256(self.1, other.1))
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     fn xor(self, other: Halves) -> Halves {
-        Halves(
-            _mm256_xor_si256(self.0, other.0),
-            _mm256_xor_si256(self.1, other.1),
-        )
+        Halves(_mm256_xor_si256(self.0, other.0), _mm256_xor_si256(self.1, other.1))
     }
 
     /// Whether an octet has its highest bit set.
@@ -371,10 +350,7 @@ impl Seen {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn nothing() -> Seen {
-        Seen {
-            minimum: _mm256_set1_epi8(-1),
-            any_bits: _mm256_setzero_si256(),
-        }
+        Seen { minimum: _mm256_set1_epi8(-1), any_bits: _mm256_setzero_si256() }
     }
 
     #[inline]
@@ -449,17 +425,10 @@ impl Lines {
         let first_line = first_lf.wrapping_sub(self.line_start) - 1;
         self.longest_line = self.longest_line.max(first_line);
         let next_start = block + 64 - u64::from(line_ends.leading_zeros());
-        self.line_start = if line_ends == 0 {
-            self.line_start
-        } else {
-            next_start
-        };
+        self.line_start = if line_ends == 0 { self.line_start } else { next_start };
 
         let last = octets - 1;
-        self.carry = Carry {
-            after_cr: words.cr >> last & 1,
-            at_line_start: line_ends >> last & 1,
-        };
+        self.carry = Carry { after_cr: words.cr >> last & 1, at_line_start: line_ends >> last & 1 };
         self.done += octets;
     }
 }

@@ -8,14 +8,10 @@ use super::*;
 const ALPHABET: [u8; 6] = [b'\r', b'\n', b'.', b'a', 0, 0x80];
 
 fn kernels() -> Vec<Kernel> {
-    [
-        Some(Kernel::plain()),
-        Some(Kernel::portable()),
-        Kernel::avx2(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    [Some(Kernel::plain()), Some(Kernel::portable()), Kernel::avx2()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// The octets between the CRLFs of `octets`.
@@ -43,20 +39,12 @@ fn summary_of(body: &[u8]) -> BodySummary {
     let any = |octet: u8| segments.iter().any(|segment| segment.contains(&octet));
     let mut flags = BodyFlags::default();
     for (holds, flag) in [
-        (
-            segments
-                .iter()
-                .any(|segment| segment.first() == Some(&b'.')),
-            BodyFlags::LEADING_DOTS,
-        ),
+        (segments.iter().any(|segment| segment.first() == Some(&b'.')), BodyFlags::LEADING_DOTS),
         (body.iter().any(|&octet| octet > 127), BodyFlags::EIGHT_BIT),
         (any(0), BodyFlags::NUL),
         (any(b'\r'), BodyFlags::BARE_CR),
         (any(b'\n'), BodyFlags::BARE_LF),
-        (
-            body.is_empty() || body.ends_with(b"\r\n"),
-            BodyFlags::ENDS_WITH_CRLF,
-        ),
+        (body.is_empty() || body.ends_with(b"\r\n"), BodyFlags::ENDS_WITH_CRLF),
     ] {
         if holds {
             flags.insert(flag);
@@ -65,11 +53,7 @@ fn summary_of(body: &[u8]) -> BodySummary {
     BodySummary {
         octets: body.len() as u64,
         crc32c: crc32c::crc32c(body),
-        longest_line: segments
-            .iter()
-            .map(|segment| segment.len())
-            .max()
-            .unwrap_or(0) as u32,
+        longest_line: segments.iter().map(|segment| segment.len()).max().unwrap_or(0) as u32,
         flags,
     }
 }
@@ -77,11 +61,7 @@ fn summary_of(body: &[u8]) -> BodySummary {
 /// What a scanner must say of an input that comes after DATA.
 fn expected(input: &[u8], replacing: bool) -> (Scanned, Vec<u8>, BodySummary) {
     let scanned = match end_of(input) {
-        Some(at) => Scanned {
-            consumed: at + 3,
-            body: at,
-            end: true,
-        },
+        Some(at) => Scanned { consumed: at + 3, body: at, end: true },
         None => {
             let undecided = match *segments(input).last().expect("there is always one") {
                 b"." => 1,
@@ -90,19 +70,12 @@ fn expected(input: &[u8], replacing: bool) -> (Scanned, Vec<u8>, BodySummary) {
                 _ => 0,
             };
             let decided = input.len() - undecided;
-            Scanned {
-                consumed: decided,
-                body: decided,
-                end: false,
-            }
+            Scanned { consumed: decided, body: decided, end: false }
         }
     };
     let mut body = input[..scanned.body].to_vec();
     if replacing {
-        let mut lines = segments(&body)
-            .iter()
-            .map(|line| line.to_vec())
-            .collect::<Vec<_>>();
+        let mut lines = segments(&body).iter().map(|line| line.to_vec()).collect::<Vec<_>>();
         for octet in lines.iter_mut().flatten() {
             if matches!(*octet, b'\r' | b'\n') {
                 *octet = b' ';
@@ -124,20 +97,12 @@ fn drive(
     replacing: bool,
 ) -> (Scanned, Vec<u8>, BodySummary) {
     let mut input = input.to_vec();
-    let mut total = Scanned {
-        consumed: 0,
-        body: 0,
-        end: false,
-    };
+    let mut total = Scanned { consumed: 0, body: 0, end: false };
     let mut body = Vec::new();
     for cut in cuts.into_iter().chain([input.len()]) {
         let from = total.consumed;
         let piece = &mut input[from..cut];
-        let scanned = if replacing {
-            scanner.scan_replacing(piece)
-        } else {
-            scanner.scan(piece)
-        };
+        let scanned = if replacing { scanner.scan_replacing(piece) } else { scanner.scan(piece) };
         body.extend_from_slice(&piece[..scanned.body]);
         assert!(scanned.end || piece.len() - scanned.consumed <= DataScanner::UNDECIDED_MAX);
         total.add(scanned);
@@ -174,17 +139,9 @@ fn the_plain_kernel_is_what_the_oracle_says() {
     for length in 0..=7 {
         for_all_strings(length, |_, string| {
             let body_octets = end_of(string).unwrap_or(string.len());
-            let summary = BodySummary {
-                crc32c: 0,
-                ..summary_of(&string[..body_octets])
-            };
+            let summary = BodySummary { crc32c: 0, ..summary_of(&string[..body_octets]) };
             let found = run(Kernel::plain(), string, EndOfData::Stops);
-            assert_eq!(
-                found,
-                (end_of(string), summary),
-                "{}",
-                string.escape_ascii()
-            );
+            assert_eq!(found, (end_of(string), summary), "{}", string.escape_ascii());
         });
     }
 }
@@ -199,12 +156,7 @@ fn every_short_string_is_judged_alike_at_every_place_in_a_block() {
             match octets % 3 {
                 0 => [&text[..], b"bc"].concat(),
                 1 => [&text[..], b"\r\n"].concat(),
-                _ => b"abcdefg\r\n"
-                    .iter()
-                    .copied()
-                    .cycle()
-                    .take(octets)
-                    .collect(),
+                _ => b"abcdefg\r\n".iter().copied().cycle().take(octets).collect(),
             }
         })
         .collect();
@@ -215,11 +167,7 @@ fn every_short_string_is_judged_alike_at_every_place_in_a_block() {
         // Short strings stand at every place, long ones at the next place each.
         let places = if length <= 3 { pads.len() } else { 1 };
         // The longest are many: the fast kernels judge each other, nearly always without a pad.
-        let judges = if length == 8 && kernels.len() > 2 {
-            &kernels[1..]
-        } else {
-            &kernels
-        };
+        let judges = if length == 8 && kernels.len() > 2 { &kernels[1..] } else { &kernels };
         for_all_strings(length, |number, string| {
             for _ in 0..places {
                 buffer.clear();
@@ -230,11 +178,7 @@ fn every_short_string_is_judged_alike_at_every_place_in_a_block() {
                 if length < 8 && number % 2 == 0 {
                     buffer.resize(buffer.len() + number % 131, b'a');
                 }
-                let end = if number % 5 == 0 {
-                    EndOfData::IsBody
-                } else {
-                    EndOfData::Stops
-                };
+                let end = if number % 5 == 0 { EndOfData::IsBody } else { EndOfData::Stops };
                 let right = run(judges[0], &buffer, end);
                 for &kernel in &judges[1..] {
                     let found = run(kernel, &buffer, end);
@@ -272,13 +216,7 @@ fn tricky_inputs_are_judged_alike_at_every_cut() {
         [b"a\r\n" as &[u8], &long, b"\r\n.\r\nQUIT\r\n"].concat(),
         [&base64 as &[u8], b"..\r\n.x\r\n...\r\n.\r\n.\r\n"].concat(),
         [&long as &[u8], b"\r\n.\r\r\n.\n\r\n.\r\nMAIL FROM:<>\r\n"].concat(),
-        [
-            &base64 as &[u8],
-            b"\r\r\n\n.\r\n\0\xff",
-            &long,
-            b"\r\n.\r\n",
-        ]
-        .concat(),
+        [&base64 as &[u8], b"\r\r\n\n.\r\n\0\xff", &long, b"\r\n.\r\n"].concat(),
         b"\r\n".repeat(100),
         b".\r".repeat(100),
         b"\n.".repeat(100),
@@ -304,14 +242,7 @@ fn nothing_but_crlf_dot_crlf_ends_the_data() {
     let newlines: [&[u8]; 6] = [b"\r\n", b"\n", b"\r", b"\r\r\n", b"\n\r", b"\r\0\n"];
     for before in newlines {
         for after in newlines {
-            let input = [
-                b"text" as &[u8],
-                before,
-                b".",
-                after,
-                b"MAIL FROM:<a@b>\r\n",
-            ]
-            .concat();
+            let input = [b"text" as &[u8], before, b".", after, b"MAIL FROM:<a@b>\r\n"].concat();
             // CR CR LF ends a line as well, after a bare CR.
             let is_end = before.ends_with(b"\r\n") && after == b"\r\n";
             for kernel in kernels() {
@@ -327,70 +258,26 @@ fn an_end_that_comes_first_makes_an_empty_message() {
     for kernel in kernels() {
         let mut scanner = DataScanner::with_kernel(kernel);
         let found = scanner.scan(b".\r\nRSET\r\n");
-        assert_eq!(
-            found,
-            Scanned {
-                consumed: 3,
-                body: 0,
-                end: true
-            }
-        );
+        assert_eq!(found, Scanned { consumed: 3, body: 0, end: true });
         let mut flags = BodyFlags::DATA;
         flags.insert(BodyFlags::ENDS_WITH_CRLF);
-        assert_eq!(
-            scanner.summary(),
-            BodySummary {
-                flags,
-                ..BodySummary::default()
-            }
-        );
+        assert_eq!(scanner.summary(), BodySummary { flags, ..BodySummary::default() });
         let again = scanner.scan(b".\r\n");
-        assert_eq!(
-            again,
-            Scanned {
-                consumed: 0,
-                body: 0,
-                end: true
-            },
-            "after the end"
-        );
+        assert_eq!(again, Scanned { consumed: 0, body: 0, end: true }, "after the end");
     }
 }
 
 #[test]
 fn an_undecided_end_waits_without_being_counted() {
     let mut scanner = DataScanner::new();
-    let waiting = Scanned {
-        consumed: 0,
-        body: 0,
-        end: false,
-    };
-    assert_eq!(
-        scanner.scan(b"a\r\n."),
-        Scanned {
-            consumed: 3,
-            body: 3,
-            end: false
-        }
-    );
+    let waiting = Scanned { consumed: 0, body: 0, end: false };
+    assert_eq!(scanner.scan(b"a\r\n."), Scanned { consumed: 3, body: 3, end: false });
     for again in [b"." as &[u8], b".", b".\r", b".\r"] {
         assert_eq!(scanner.scan(again), waiting);
     }
-    assert_eq!(
-        scanner.scan(b".\rb"),
-        Scanned {
-            consumed: 3,
-            body: 3,
-            end: false
-        }
-    );
+    assert_eq!(scanner.scan(b".\rb"), Scanned { consumed: 3, body: 3, end: false });
     assert_eq!(scanner.octets(), 6);
-    assert!(
-        scanner
-            .summary()
-            .flags
-            .contains(BodyFlags::LEADING_DOTS | BodyFlags::BARE_CR)
-    );
+    assert!(scanner.summary().flags.contains(BodyFlags::LEADING_DOTS | BodyFlags::BARE_CR));
 }
 
 #[test]
@@ -401,10 +288,7 @@ fn bare_newlines_become_spaces_and_are_counted() {
     assert_eq!(input[..found.body], *b"a b c\r\n. \r\nd .\r\n");
     assert_eq!(input[found.consumed..], *b"QUIT\r\n");
     assert_eq!(scanner.replaced(), 4);
-    assert_eq!(
-        scanner.summary().crc32c,
-        crc32c::crc32c(b"a b c\r\n. \r\nd .\r\n")
-    );
+    assert_eq!(scanner.summary().crc32c, crc32c::crc32c(b"a b c\r\n. \r\nd .\r\n"));
     assert!(!scanner.summary().flags.contains(BodyFlags::BARE_CR));
     assert!(!scanner.summary().flags.contains(BodyFlags::BARE_LF));
 }
@@ -415,33 +299,15 @@ fn a_chunk_takes_its_octets_and_no_more() {
         let mut scanner = ChunkScanner::with_kernel(kernel);
         scanner.begin_chunk(9);
         let found = scanner.scan(b"a\r\n.");
-        assert_eq!(
-            found,
-            Scanned {
-                consumed: 4,
-                body: 4,
-                end: false
-            }
-        );
+        assert_eq!(found, Scanned { consumed: 4, body: 4, end: false });
         assert_eq!(scanner.remaining_octets(), 5);
         let found = scanner.scan(b"\r\n.b\rBDAT");
-        assert_eq!(
-            found,
-            Scanned {
-                consumed: 5,
-                body: 5,
-                end: true
-            }
-        );
+        assert_eq!(found, Scanned { consumed: 5, body: 5, end: true });
         // The CR that ends the first chunk has its LF in the second.
         scanner.begin_chunk(1);
         assert_eq!(scanner.scan(b"\nBDAT").consumed, 1);
         scanner.begin_chunk(0);
-        let nothing = Scanned {
-            consumed: 0,
-            body: 0,
-            end: true,
-        };
+        let nothing = Scanned { consumed: 0, body: 0, end: true };
         assert_eq!(scanner.scan(b""), nothing);
         assert_eq!(scanner.summary(), summary_of(b"a\r\n.\r\n.b\r\n"));
     }
@@ -451,14 +317,7 @@ fn a_chunk_takes_its_octets_and_no_more() {
 fn a_chunk_of_any_announced_size_is_counted() {
     let mut scanner = ChunkScanner::new();
     scanner.begin_chunk(u64::MAX);
-    assert_eq!(
-        scanner.scan(b"abc"),
-        Scanned {
-            consumed: 3,
-            body: 3,
-            end: false
-        }
-    );
+    assert_eq!(scanner.scan(b"abc"), Scanned { consumed: 3, body: 3, end: false });
     assert_eq!(scanner.remaining_octets(), u64::MAX - 3);
 }
 
