@@ -101,7 +101,9 @@ impl Transaction {
         size_octets: u64,
         flags: BodyFlags,
     ) -> Option<Transaction> {
-        let known = recipients.iter().all(|&index| usize::from(index) < envelope.recipients.len());
+        let known = recipients
+            .iter()
+            .all(|&index| usize::from(index) < envelope.recipients.len());
         (known && !recipients.is_empty()).then_some(Transaction {
             envelope,
             recipients,
@@ -353,7 +355,11 @@ impl Client {
 
     /// How a body goes to this peer.
     pub fn body_form(&self) -> BodyForm {
-        if self.peer.chunking && self.config.use_chunking { BodyForm::Bdat } else { BodyForm::Data }
+        if self.peer.chunking && self.config.use_chunking {
+            BodyForm::Bdat
+        } else {
+            BodyForm::Data
+        }
     }
 
     fn handle_reply(&mut self, now: Instant, reply: Arc<PeerReply>) {
@@ -410,7 +416,8 @@ impl Client {
 
     fn hello(&mut self, now: Instant, verb: &str, state: State) {
         self.output.extend_from_slice(verb.as_bytes());
-        self.output.extend_from_slice(self.config.ehlo_name.as_bytes());
+        self.output
+            .extend_from_slice(self.config.ehlo_name.as_bytes());
         self.output.extend_from_slice(b"\r\n");
         self.state = state;
         self.deadline = Some(now + self.config.timeouts.command);
@@ -433,7 +440,9 @@ impl Client {
     }
 
     fn send_body(&mut self, now: Instant) {
-        let State::Exchanging(exchange) = &self.state else { return };
+        let State::Exchanging(exchange) = &self.state else {
+            return;
+        };
         exchange.write_body_prefix(&mut self.output);
         self.actions.push_back(ClientAction::SendBody {
             prefix: Vec::new(),
@@ -449,7 +458,8 @@ impl Client {
         };
         self.deadline = None;
         self.reset_first = exchange.reset_after;
-        self.actions.push_back(ClientAction::TransactionDone(exchange.finish(connection)));
+        self.actions
+            .push_back(ClientAction::TransactionDone(exchange.finish(connection)));
         if connection == AfterTransaction::MustClose {
             self.close();
         }
@@ -457,14 +467,18 @@ impl Client {
 
     /// Ends the connection where it stands.
     fn fail(&mut self, cause: ConnectionCause) {
-        let failure = ConnectionFailure { stage: self.stage(), cause };
+        let failure = ConnectionFailure {
+            stage: self.stage(),
+            cause,
+        };
         match std::mem::replace(&mut self.state, State::Closed) {
             State::Closed => return,
             State::Quitting => {}
             State::Exchanging(exchange) => {
                 self.drop_unsent_body();
                 let result = exchange.break_off(&failure);
-                self.actions.push_back(ClientAction::TransactionDone(result));
+                self.actions
+                    .push_back(ClientAction::TransactionDone(result));
             }
             _ => self.actions.push_back(ClientAction::Failed(failure)),
         }
@@ -480,7 +494,8 @@ impl Client {
 
     /// A body that the driver has not begun is not begun any more.
     fn drop_unsent_body(&mut self) {
-        self.actions.retain(|action| !matches!(action, ClientAction::SendBody { .. }));
+        self.actions
+            .retain(|action| !matches!(action, ClientAction::SendBody { .. }));
     }
 
     fn stage(&self) -> Stage {
@@ -496,10 +511,15 @@ impl Client {
     /// Whether the peer can take this message at all.
     fn check(&self, transaction: &Transaction, form: BodyForm) -> Result<(), LocalRefusal> {
         let size_octets = transaction.size_octets;
-        if let SizeOffer::AtMost { octets: limit_octets } = self.peer.size
+        if let SizeOffer::AtMost {
+            octets: limit_octets,
+        } = self.peer.size
             && !self.peer.size.allows(size_octets)
         {
-            return Err(LocalRefusal::TooLarge { size_octets, limit_octets });
+            return Err(LocalRefusal::TooLarge {
+                size_octets,
+                limit_octets,
+            });
         }
         if transaction.envelope.parameters.smtputf8 && !self.peer.smtputf8 {
             return Err(LocalRefusal::NeedsSmtputf8);
@@ -512,8 +532,10 @@ impl Client {
     }
 
     fn decline_unready(&mut self, transaction: &Transaction) {
-        let failure =
-            ConnectionFailure { stage: Stage::Idle, cause: ConnectionCause::Closed };
+        let failure = ConnectionFailure {
+            stage: Stage::Idle,
+            cause: ConnectionCause::Closed,
+        };
         let outcome = RecipientOutcome::Deferred(Deferral::Connection(failure));
         self.decide_at_once(transaction, &outcome, AfterTransaction::MustClose);
     }
@@ -525,7 +547,11 @@ impl Client {
         connection: AfterTransaction,
     ) {
         let outcomes = vec![outcome.clone(); transaction.recipients.len()];
-        let result = TransactionResult { outcomes, connection };
-        self.actions.push_back(ClientAction::TransactionDone(result));
+        let result = TransactionResult {
+            outcomes,
+            connection,
+        };
+        self.actions
+            .push_back(ClientAction::TransactionDone(result));
     }
 }

@@ -14,9 +14,7 @@ use std::sync::Arc;
 
 use crate::limits;
 use crate::smtp::capabilities::Capabilities;
-use crate::smtp::code::ReplyClass::{
-    Intermediate, PermanentFailure, Success, TransientFailure,
-};
+use crate::smtp::code::ReplyClass::{Intermediate, PermanentFailure, Success, TransientFailure};
 use crate::smtp::reply_reader::PeerReply;
 
 use super::envelope::{write_mail, write_rcpt};
@@ -93,7 +91,9 @@ impl Exchange {
         out: &mut Vec<u8>,
     ) -> Exchange {
         let first = if reset_first { Step::Reset } else { Step::Mail };
-        let places = (0..transaction.recipients.len()).map(|_| Place::Undecided).collect();
+        let places = (0..transaction.recipients.len())
+            .map(|_| Place::Undecided)
+            .collect();
         let mut exchange = Exchange {
             transaction,
             form,
@@ -166,7 +166,9 @@ impl Exchange {
                 self.refuse_all(Stage::Body, &reply);
                 Next::Finished(AfterTransaction::MustClose)
             }
-            (Step::EndOfData, Success | TransientFailure | PermanentFailure) => self.end_of_data(reply),
+            (Step::EndOfData, Success | TransientFailure | PermanentFailure) => {
+                self.end_of_data(reply)
+            }
             // Among them a 2xx while the body is being sent: the peer saw an end of data in the
             // middle of it, and takes the rest for commands.
             _ => Next::Broken(ConnectionCause::Unexpected(reply)),
@@ -221,14 +223,18 @@ impl Exchange {
             Place::TooMany(reply) if some_accepted => {
                 RecipientOutcome::Deferred(Deferral::TooManyRecipients(reply))
             }
-            Place::TooMany(reply) => {
-                RecipientOutcome::Deferred(Deferral::Reply(StagedReply { stage: Stage::Rcpt, reply }))
-            }
+            Place::TooMany(reply) => RecipientOutcome::Deferred(Deferral::Reply(StagedReply {
+                stage: Stage::Rcpt,
+                reply,
+            })),
             Place::Undecided | Place::Accepted => {
                 unreachable!("an exchange ends after a verdict on every recipient")
             }
         });
-        TransactionResult { outcomes: outcomes.collect(), connection }
+        TransactionResult {
+            outcomes: outcomes.collect(),
+            connection,
+        }
     }
 
     /// The result when the connection failed first: what the peer decided stands, the rest is
@@ -250,7 +256,10 @@ impl Exchange {
             return Next::Wait;
         }
         // Nothing is outstanding.
-        let undecided = self.places.iter().any(|place| matches!(place, Place::Undecided));
+        let undecided = self
+            .places
+            .iter()
+            .any(|place| matches!(place, Place::Undecided));
         if self.accepted == 0 && !undecided {
             return Next::Finished(AfterTransaction::Usable);
         }
@@ -356,7 +365,8 @@ impl Exchange {
 /// A 4xx or 5xx as a verdict.
 fn refusal(stage: Stage, reply: Arc<PeerReply>) -> RecipientOutcome {
     // 552 to RCPT is what older servers say for 452 (RFC 5321 section 4.5.3.1.10).
-    let temporary = reply.class() == TransientFailure || means_too_many(&reply) && stage == Stage::Rcpt;
+    let temporary =
+        reply.class() == TransientFailure || means_too_many(&reply) && stage == Stage::Rcpt;
     let staged = StagedReply { stage, reply };
     if temporary {
         RecipientOutcome::Deferred(Deferral::Reply(staged))

@@ -19,9 +19,12 @@ impl TransactionResult {
     /// Whether the peer announces CHUNKING and does not know BDAT, which the driver remembers
     /// for the site ([`ClientConfig::use_chunking`](super::ClientConfig)).
     pub fn chunking_broken(&self) -> bool {
-        self.outcomes
-            .iter()
-            .any(|outcome| matches!(outcome, RecipientOutcome::Deferred(Deferral::ChunkingRefused(_))))
+        self.outcomes.iter().any(|outcome| {
+            matches!(
+                outcome,
+                RecipientOutcome::Deferred(Deferral::ChunkingRefused(_))
+            )
+        })
     }
 }
 
@@ -103,7 +106,9 @@ pub enum LocalRefusal {
     /// A message that came by BDAT with a CR or LF by itself.  By DATA it would break RFC 5321
     /// section 2.3.8, and a lax peer could take its LF.LF for the end of data and the rest for
     /// commands.
-    #[error("the message has bare newlines, which need CHUNKING, and the mail server does not offer it")]
+    #[error(
+        "the message has bare newlines, which need CHUNKING, and the mail server does not offer it"
+    )]
     BareNewlines,
 }
 
@@ -157,10 +162,18 @@ impl fmt::Display for ConnectionFailure {
         let stage = self.stage;
         match &self.cause {
             ConnectionCause::Closed => write!(f, "the connection was lost {stage}"),
-            ConnectionCause::TimedOut => write!(f, "the mail server did not answer in time {stage}"),
-            ConnectionCause::Refused(_) => write!(f, "the mail server ended the connection {stage}"),
-            ConnectionCause::Unexpected(_) => write!(f, "the mail server broke the protocol {stage}"),
-            ConnectionCause::Malformed(_) => write!(f, "the mail server sent no SMTP reply {stage}"),
+            ConnectionCause::TimedOut => {
+                write!(f, "the mail server did not answer in time {stage}")
+            }
+            ConnectionCause::Refused(_) => {
+                write!(f, "the mail server ended the connection {stage}")
+            }
+            ConnectionCause::Unexpected(_) => {
+                write!(f, "the mail server broke the protocol {stage}")
+            }
+            ConnectionCause::Malformed(_) => {
+                write!(f, "the mail server sent no SMTP reply {stage}")
+            }
             ConnectionCause::Abandoned => write!(f, "the attempt was cut off here {stage}"),
         }
     }
@@ -191,19 +204,20 @@ pub enum Stage {
     Quit,
 }
 
+/// As a place in time: `at RCPT TO`.
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Stage::Greeting => "before its greeting",
-            Stage::Hello => "in reply to EHLO",
+            Stage::Greeting => "at its greeting",
+            Stage::Hello => "at EHLO",
             Stage::Idle => "between two messages",
-            Stage::Reset => "in reply to RSET",
-            Stage::Mail => "in reply to MAIL FROM",
-            Stage::Rcpt => "in reply to RCPT TO",
-            Stage::Data => "in reply to DATA",
-            Stage::Body => "while the message was being sent",
-            Stage::EndOfData => "after the end of the message",
-            Stage::Quit => "in reply to QUIT",
+            Stage::Reset => "at RSET",
+            Stage::Mail => "at MAIL FROM",
+            Stage::Rcpt => "at RCPT TO",
+            Stage::Data => "at DATA",
+            Stage::Body => "in the middle of the message",
+            Stage::EndOfData => "at the end of the message",
+            Stage::Quit => "at QUIT",
         })
     }
 }
