@@ -6,3 +6,6 @@ pub mod limits;
 pub mod message;
 
 pub mod smtp;
+
+pub mod delivery;
+pub mod outbound;
