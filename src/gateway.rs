@@ -225,7 +225,9 @@ impl Gateway {
         self.reader.stop();
         self.committer.stop(COMMIT_PATIENCE);
         self.control.stop();
-        self.events.close(EVENT_PATIENCE);
+        if let Err(error) = self.events.close(Instant::now() + EVENT_PATIENCE) {
+            tracing::warn!(%error, "some events could not be written before the end");
+        }
     }
 }
 
@@ -352,7 +354,7 @@ fn spool_figures(stats: Arc<SpoolStats>) -> impl Fn() -> SpoolFigures + Send + S
             written_octets: value(&stats.octets),
             commit: HistogramFigures {
                 bounds_us: &COMMIT_BUCKETS_US,
-                buckets: stats.commit_us.iter().map(value).collect(),
+                counts: stats.commit_us.iter().map(value).collect(),
                 sum_us: value(&stats.commit_us_sum),
             },
             commit_failures: value(&stats.commit_failures),

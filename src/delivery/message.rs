@@ -9,7 +9,7 @@ use crate::runtime::buffer::ChunkBody;
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::spool::format::FormatError;
 use crate::spool::{
-    ChunkPlace, ReadError, ReadRecord, RecordPlace, RecordView, StoredBody, StoredMessage,
+    ChunkPlace, ReadError, RecordPlace, RecordView, StoredBody, StoredMessage,
 };
 use crate::worker::log::LocalLog;
 

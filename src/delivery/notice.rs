@@ -95,40 +95,23 @@ pub fn failure_notice(
     let shown: Vec<Shown<'_>> = failed
         .iter()
         .filter_map(|&failed| {
-            let recipient = original
-                .envelope
-                .recipients
-                .get(usize::from(failed.index))?;
-            recipient
-                .notify
-                .on_failure()
-                .then_some(Shown { recipient, failed })
+            let recipient = original.envelope.recipients.get(usize::from(failed.index))?;
+            recipient.notify.on_failure().then_some(Shown { recipient, failed })
         })
         .collect();
     if shown.is_empty() {
         return None;
     }
     let content = assemble(reporter, original, originator, &shown);
-    Some(Notice {
-        envelope: envelope(originator, &content),
-        content,
-    })
+    Some(Notice { envelope: envelope(originator, &content), content })
 }
 
 /// From nobody, and with NOTIFY=NEVER, which says the same to next hops (RFC 3461 section 6.2).
 fn envelope(originator: &Mailbox, content: &[u8]) -> Envelope {
-    let body = if content.is_ascii() {
-        BodyKind::SevenBit
-    } else {
-        BodyKind::EightBitMime
-    };
+    let body = if content.is_ascii() { BodyKind::SevenBit } else { BodyKind::EightBitMime };
     Envelope {
         reverse_path: ReversePath::Null,
-        parameters: MailParameters {
-            body,
-            smtputf8: !originator.is_ascii(),
-            ..Default::default()
-        },
+        parameters: MailParameters { body, smtputf8: !originator.is_ascii(), ..Default::default() },
         recipients: vec![Recipient {
             path: ForwardPath::Mailbox(originator.clone()),
             notify: Notify::NEVER,
@@ -167,11 +150,7 @@ fn assemble(
 }
 
 fn header(reporter: &Reporter<'_>, originator: &Mailbox, boundary: &str) -> String {
-    let Reporter {
-        hostname,
-        id,
-        now_unix_ms,
-    } = reporter;
+    let Reporter { hostname, id, now_unix_ms } = reporter;
     // RFC 3834 section 5: a responder that minds Auto-Submitted does not answer this.
     format!(
         "From: Mail Delivery System <MAILER-DAEMON@{hostname}>\r\n\
@@ -201,9 +180,7 @@ fn boundary(id: MessageId, parts: &[&[u8]]) -> String {
 
 /// RFC 5322 section 3.3, in UTC.
 fn date(unix_ms: u64) -> String {
-    let timestamp = i64::try_from(unix_ms)
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    let timestamp = i64::try_from(unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     // A clock that says more than the year 9999 is told as the epoch.
     DateTimePrinter::new()
         .timestamp_to_string(&timestamp.unwrap_or(Timestamp::UNIX_EPOCH))

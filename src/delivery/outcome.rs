@@ -108,10 +108,7 @@ impl RetryPolicy {
     /// ever.
     pub fn new(delays: &[Duration], lifetime: Duration) -> Option<RetryPolicy> {
         let valid = !delays.is_empty() && delays.iter().all(|delay| delay.as_millis() > 0);
-        valid.then(|| RetryPolicy {
-            delays: delays.into(),
-            lifetime,
-        })
+        valid.then(|| RetryPolicy { delays: delays.into(), lifetime })
     }
 
     /// What is to be done after an attempt.  `random` spreads the next attempt over seven to nine
@@ -132,12 +129,10 @@ impl RetryPolicy {
                 if now_unix_ms >= expires_unix_ms {
                     return Decision::Bounce(BounceCause::Expired { last: Some(reason) });
                 }
-                let wait_ms = jittered_ms(self.delay(progress.attempts), random);
                 // Cut at the end of the lifetime: one last attempt then, and not a wait beyond.
-                let next_attempt_unix_ms = now_unix_ms.saturating_add(wait_ms).min(expires_unix_ms);
-                Decision::Defer {
-                    next_attempt_unix_ms,
-                }
+                let next_attempt_unix_ms =
+                    self.next_attempt(progress.attempts, now_unix_ms, random).min(expires_unix_ms);
+                Decision::Defer { next_attempt_unix_ms }
             }
         }
     }
@@ -163,6 +158,12 @@ impl RetryPolicy {
         } else {
             Waiting::Until(due_unix_ms)
         }
+    }
+
+    /// When to try again after so many attempts, in milliseconds since 1970 UTC; `random` as in
+    /// [`RetryPolicy::judge`].
+    pub fn next_attempt(&self, attempts: u16, now_unix_ms: u64, random: u32) -> u64 {
+        now_unix_ms.saturating_add(jittered_ms(self.delay(attempts), random))
     }
 
     /// When a message's lifetime ends, in milliseconds since 1970 UTC.
@@ -214,10 +215,7 @@ impl From<LocalRefusal> for Reason {
             LocalRefusal::NeedsSmtputf8 => status(5, 6, 7),
             LocalRefusal::BareNewlines => status(5, 6, 0),
         };
-        Reason::Local {
-            status,
-            text: refusal.to_string().into(),
-        }
+        Reason::Local { status, text: refusal.to_string().into() }
     }
 }
 
@@ -309,18 +307,13 @@ mod tests {
     }
 
     fn deferred() -> Attempted {
-        let failure = ConnectionFailure {
-            stage: Stage::Greeting,
-            cause: ConnectionCause::TimedOut,
-        };
+        let failure =
+            ConnectionFailure { stage: Stage::Greeting, cause: ConnectionCause::TimedOut };
         Attempted::Deferred(Reason::Connection(failure))
     }
 
     fn progress(attempts: u16) -> Progress {
-        Progress {
-            accepted_unix_ms: ACCEPTED,
-            attempts,
-        }
+        Progress { accepted_unix_ms: ACCEPTED, attempts }
     }
 
     #[test]
@@ -328,18 +321,12 @@ mod tests {
         for (attempts, minutes) in [(0, 5), (1, 5), (2, 10), (3, 60), (4, 60), (u16::MAX, 60)] {
             for (random, from, to) in [(0, 7, 7), (1 << 31, 8, 8), (u32::MAX, 8, 9)] {
                 let decision = policy().judge(deferred(), progress(attempts), ACCEPTED, random);
-                let Decision::Defer {
-                    next_attempt_unix_ms,
-                } = decision
-                else {
+                let Decision::Defer { next_attempt_unix_ms } = decision else {
                     panic!("{decision:?}")
                 };
                 let wait_ms = next_attempt_unix_ms - ACCEPTED;
                 let eighth_ms = minutes * MINUTE_MS / 8;
-                assert!(
-                    (from * eighth_ms..=to * eighth_ms).contains(&wait_ms),
-                    "{wait_ms}"
-                );
+                assert!((from * eighth_ms..=to * eighth_ms).contains(&wait_ms), "{wait_ms}");
             }
         }
     }
@@ -348,16 +335,9 @@ mod tests {
     fn what_expires_after_an_attempt_bounces_with_its_reason() {
         let end = ACCEPTED + 600 * MINUTE_MS;
         let almost = policy().judge(deferred(), progress(9), end - 1, 0);
-        assert_eq!(
-            almost,
-            Decision::Defer {
-                next_attempt_unix_ms: end
-            }
-        );
+        assert_eq!(almost, Decision::Defer { next_attempt_unix_ms: end });
         let decision = policy().judge(deferred(), progress(9), end, 0);
-        let Decision::Bounce(cause) = decision else {
-            panic!("{decision:?}")
-        };
+        let Decision::Bounce(cause) = decision else { panic!("{decision:?}") };
         assert_eq!(cause.status().to_string(), "4.4.7");
         assert!(cause.reason().is_some());
     }
@@ -366,19 +346,10 @@ mod tests {
     #[test]
     fn after_a_start_nothing_expires_before_one_attempt() {
         let late = ACCEPTED + 6_000 * MINUTE_MS;
-        assert_eq!(
-            policy().waiting(ACCEPTED, ACCEPTED, false, late),
-            Waiting::Due
-        );
-        assert_eq!(
-            policy().waiting(ACCEPTED, ACCEPTED, true, late),
-            Waiting::Expired
-        );
+        assert_eq!(policy().waiting(ACCEPTED, ACCEPTED, false, late), Waiting::Due);
+        assert_eq!(policy().waiting(ACCEPTED, ACCEPTED, true, late), Waiting::Expired);
         let bounced = policy().judge(deferred(), progress(1), late, 0);
-        assert!(matches!(
-            bounced,
-            Decision::Bounce(BounceCause::Expired { .. })
-        ));
+        assert!(matches!(bounced, Decision::Bounce(BounceCause::Expired { .. })));
     }
 
     /// A wait that a longer schedule of an earlier configuration has set.
@@ -393,51 +364,27 @@ mod tests {
 
     #[test]
     fn each_outcome_has_its_decision_and_status() {
-        let staged = |text| StagedReply {
-            stage: Stage::Rcpt,
-            reply: reply(text),
-        };
+        let staged = |text| StagedReply { stage: Stage::Rcpt, reply: reply(text) };
         let later = |text| RecipientOutcome::Deferred(Deferral::Reply(staged(text)));
         let never = |text| RecipientOutcome::Failed(Failure::Reply(staged(text)));
         let local = |refusal| RecipientOutcome::Failed(Failure::Local(refusal));
         let lost = |cause| {
-            let failure = ConnectionFailure {
-                stage: Stage::Mail,
-                cause,
-            };
+            let failure = ConnectionFailure { stage: Stage::Mail, cause };
             RecipientOutcome::Deferred(Deferral::Connection(failure))
         };
         let cases = [
             (RecipientOutcome::Delivered(reply("250 ok")), "done"),
-            (
-                RecipientOutcome::Deferred(Deferral::TooManyRecipients(reply("452 x"))),
-                "at once",
-            ),
-            (
-                RecipientOutcome::Deferred(Deferral::ChunkingRefused(reply("500 x"))),
-                "at once",
-            ),
+            (RecipientOutcome::Deferred(Deferral::TooManyRecipients(reply("452 x"))), "at once"),
+            (RecipientOutcome::Deferred(Deferral::ChunkingRefused(reply("500 x"))), "at once"),
             (later("450 4.2.2 full"), "4.2.2 later"),
             (later("450 later"), "4.0.0 later"),
-            (
-                lost(ConnectionCause::Refused(reply("554 5.3.2 closed"))),
-                "5.3.2 later",
-            ),
+            (lost(ConnectionCause::Refused(reply("554 5.3.2 closed"))), "5.3.2 later"),
             (lost(ConnectionCause::TimedOut), "4.4.1 later"),
             (lost(ConnectionCause::Closed), "4.4.2 later"),
-            (
-                lost(ConnectionCause::Unexpected(reply("250 ok"))),
-                "4.5.0 later",
-            ),
+            (lost(ConnectionCause::Unexpected(reply("250 ok"))), "4.5.0 later"),
             (never("550 5.1.1 who"), "5.1.1 never"),
             (never("550 who"), "5.0.0 never"),
-            (
-                local(LocalRefusal::TooLarge {
-                    size_octets: 2,
-                    limit_octets: 1,
-                }),
-                "5.3.4 never",
-            ),
+            (local(LocalRefusal::TooLarge { size_octets: 2, limit_octets: 1 }), "5.3.4 never"),
             (local(LocalRefusal::NeedsSmtputf8), "5.6.7 never"),
             (local(LocalRefusal::BareNewlines), "5.6.0 never"),
         ];
@@ -451,10 +398,7 @@ mod tests {
                 Decision::Done => "done".to_string(),
                 Decision::AtOnce => "at once".to_string(),
                 Decision::Defer { .. } => {
-                    format!(
-                        "{} later",
-                        reason.expect("a deferral has a reason").status()
-                    )
+                    format!("{} later", reason.expect("a deferral has a reason").status())
                 }
                 Decision::Bounce(cause) => format!("{} never", cause.status()),
             };
@@ -464,17 +408,9 @@ mod tests {
 
     #[test]
     fn a_reason_is_one_line_that_says_who_and_when() {
-        let staged = StagedReply {
-            stage: Stage::Rcpt,
-            reply: reply("550-5.1.1 who\r\n550 gone"),
-        };
-        assert_eq!(
-            Reason::Reply(staged).to_string(),
-            "550 5.1.1 who gone (at RCPT TO)"
-        );
-        let Attempted::Deferred(reason) = deferred() else {
-            panic!("a deferral")
-        };
+        let staged = StagedReply { stage: Stage::Rcpt, reply: reply("550-5.1.1 who\r\n550 gone") };
+        assert_eq!(Reason::Reply(staged).to_string(), "550 5.1.1 who gone (at RCPT TO)");
+        let Attempted::Deferred(reason) = deferred() else { panic!("a deferral") };
         let said = "the mail server did not answer in time at its greeting";
         assert_eq!(reason.to_string(), said);
     }

@@ -79,7 +79,8 @@ fn handles(config: &Config, sites: &Sites, recovered: &RecoveredMessage) -> Vec<
         if recovered.done.binary_search(&place).is_ok() {
             continue;
         }
-        let deferral = recovered.deferrals.iter().position(|defer| defer.is_of(place));
+        let deferral =
+            recovered.deferrals.iter().position(|defer| defer.recipients.contains(place));
         let is_released = deferral
             .is_some_and(|deferral| recovered.deferrals[deferral].state == DeferState::Released);
         let route = route_of(config, &recipient.path, is_released);

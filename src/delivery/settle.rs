@@ -141,18 +141,17 @@ impl Attempt {
         is_last: bool,
     ) {
         let recipients = message.envelope().recipients.len();
-        let record = |places, is_last| Done {
-            id: self.handle.id,
-            segment: self.handle.place.segment,
-            recipients: spool_recipients(places, recipients),
-            last: is_last,
-        };
+        let (id, segment) = (self.handle.id, self.handle.place.segment);
         if !delivered.is_empty() {
-            worker.log.append_done(&record(delivered, is_last && notices.is_empty()));
+            let last = is_last && notices.is_empty();
+            let recipients = spool_recipients(delivered, recipients);
+            worker.log.append_done(&Done { id, segment, recipients, last });
         }
         let count = notices.len();
         for (number, (places, notice)) in notices.into_iter().enumerate() {
-            let done = record(&places, is_last && number + 1 == count);
+            let last = is_last && number + 1 == count;
+            let recipients = spool_recipients(&places, recipients);
+            let done = Done { id, segment, recipients, last };
             let is_told = notice.is_some_and(|notice| append_notice(worker, &notice, &done));
             if !is_told {
                 worker.log.append_done(&done);
@@ -248,7 +247,7 @@ impl Attempt {
                 kind: EventKind::Deferred,
                 to: Addressees::Some(recipients, &places),
                 reply: Some(&reason.to_string()),
-                next_attempt: Some(Moment::from_unix_ms(judged.due_unix_ms)),
+                next_attempt: Some(Moment(judged.due_unix_ms)),
                 ..event
             });
             worker.metrics.recipients_deferred.add(places.len() as u64);
@@ -371,7 +370,7 @@ pub fn site_failed(way: &Way, words: &str) {
         reply: Some(words),
         reason: Some("site_unreachable"),
         attempts: Some(u32::from(attempts)),
-        next_attempt: Some(Moment::from_unix_ms(until_unix_ms)),
+        next_attempt: Some(Moment(until_unix_ms)),
         ..LogEvent::new(EventKind::Deferred)
     });
 }

@@ -112,7 +112,7 @@ impl Sites {
 /// `past_hold` passes over `hold` routes, for what an operator has released.
 pub fn route_of(config: &Config, path: &ForwardPath, past_hold: bool) -> Option<RouteIndex> {
     let (local, domain) = match path {
-        ForwardPath::Postmaster => ("postmaster".into(), String::new()),
+        ForwardPath::Postmaster => ("postmaster".into(), "".into()),
         ForwardPath::Mailbox(mailbox) => (mailbox.local_unquoted(), mailbox.domain_ascii()?),
     };
     let takes = |route: &crate::config::Route| {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use crate::config::Listener;
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::limits;
-use crate::message::{Durability, MessageId, Origin};
+use crate::message::{MessageId, Origin};
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::{Event, ReceivedMessage, Server, ServerConfig};

@@ -124,9 +124,8 @@ pub fn template_names<'a>(
         true => "postmaster".into(),
         false => mailbox.local_unquoted(),
     };
-    let domain = mailbox
-        .domain_ascii()
-        .unwrap_or_else(|| mailbox.domain().to_ascii_lowercase().into());
+    let domain =
+        mailbox.domain_ascii().unwrap_or_else(|| mailbox.domain().to_ascii_lowercase().into());
     (local, domain)
 }
 
@@ -177,11 +176,7 @@ fn write_temporary<B: AsRef<[u8]>>(
     body: impl IntoIterator<Item = B>,
 ) -> Result<Temporary, MaildirError> {
     let (temporary, file) = create_temporary(tmp, name)?;
-    let io = |source| MaildirError::Io {
-        step: "write",
-        path: temporary.path.clone(),
-        source,
-    };
+    let io = |source| MaildirError::Io { step: "write", path: temporary.path.clone(), source };
     let mut file = BufWriter::with_capacity(WRITE_OCTETS, file);
     write!(file, "Return-Path: {}\r\n", message.return_path).map_err(io)?;
     file.write_all(message.trace).map_err(io)?;
@@ -193,10 +188,7 @@ fn write_temporary<B: AsRef<[u8]>>(
     }
     let expected_octets = message.body_octets;
     if found_octets != expected_octets {
-        return Err(MaildirError::BodyLength {
-            found_octets,
-            expected_octets,
-        });
+        return Err(MaildirError::BodyLength { found_octets, expected_octets });
     }
     let file = file.into_inner().map_err(|error| io(error.into_error()))?;
     file.sync_all().map_err(io)?;
@@ -210,20 +202,11 @@ fn create_temporary(tmp: &Path, name: &str) -> Result<(Temporary, File), Maildir
     loop {
         let counter = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = tmp.join(format!("{name}.P{}Q{counter}", std::process::id()));
-        match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-        {
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
             Ok(file) => return Ok((Temporary { path }, file)),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(source) => {
-                return Err(MaildirError::Io {
-                    step: "create",
-                    path,
-                    source,
-                });
+                return Err(MaildirError::Io { step: "create", path, source });
             }
         }
     }
@@ -241,45 +224,24 @@ fn publish(temporary: Temporary, path: PathBuf) -> Result<Stored, MaildirError> 
     match moved {
         Ok(()) => Ok(Stored::Written(path)),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Stored::AlreadyThere),
-        Err(source) => Err(MaildirError::Io {
-            step: "publish",
-            path,
-            source,
-        }),
+        Err(source) => Err(MaildirError::Io { step: "publish", path, source }),
     }
 }
 
 /// `seconds.Mmicroseconds` of the acceptance, `P` the message id, `Q` the recipient, the host:
 /// the shape that Maildir asks for, and the same at every attempt.
 fn file_name(message: &MaildirMessage<'_>) -> String {
-    let MaildirMessage {
-        id,
-        recipient,
-        accepted_unix_ms,
-        ..
-    } = message;
+    let MaildirMessage { id, recipient, accepted_unix_ms, .. } = message;
     let (seconds, micros) = (accepted_unix_ms / 1000, accepted_unix_ms % 1000 * 1000);
     // A host name that is longer, or odd, is told apart by the rest of the name.
     let plain = |octet: &u8| octet.is_ascii_alphanumeric() || b"-.".contains(octet);
-    let host = message
-        .hostname
-        .bytes()
-        .filter(plain)
-        .take(HOST_OCTETS)
-        .map(char::from);
-    format!(
-        "{seconds}.M{micros}P{id}Q{recipient}.{}",
-        host.collect::<String>()
-    )
+    let host = message.hostname.bytes().filter(plain).take(HOST_OCTETS).map(char::from);
+    format!("{seconds}.M{micros}P{id}Q{recipient}.{}", host.collect::<String>())
 }
 
 /// Whether a reader has moved the file to `cur`, with its flags behind a colon.
 fn was_read(cur: &Path, name: &str) -> Result<bool, MaildirError> {
-    let io = |source| MaildirError::Io {
-        step: "read",
-        path: cur.to_owned(),
-        source,
-    };
+    let io = |source| MaildirError::Io { step: "read", path: cur.to_owned(), source };
     for entry in std::fs::read_dir(cur).map_err(io)? {
         let entry = entry.map_err(io)?.file_name();
         let rest = entry.as_encoded_bytes().strip_prefix(name.as_bytes());
@@ -338,23 +300,19 @@ fn parent(directory: &Path) -> &Path {
 
 fn make_directory(path: &Path) -> Result<(), MaildirError> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(source) if source.kind() != ErrorKind::AlreadyExists => Err(MaildirError::Io {
-            step: "create",
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+            Err(MaildirError::Io { step: "create", path: path.to_owned(), source })
+        }
         _ => Ok(()),
     }
 }
 
 fn sync_directory(path: &Path) -> Result<(), MaildirError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|source| MaildirError::Io {
-            step: "sync",
-            path: path.to_owned(),
-            source,
-        })
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| MaildirError::Io {
+        step: "sync",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn is_there(path: &Path) -> Result<bool, MaildirError> {
@@ -398,13 +356,7 @@ mod tests {
     fn names(directory: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(directory).expect("a directory");
         entries
-            .map(|entry| {
-                entry
-                    .expect("an entry")
-                    .file_name()
-                    .into_string()
-                    .expect("UTF-8")
-            })
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
             .collect()
     }
 
@@ -419,25 +371,14 @@ mod tests {
         let pieces: [&[u8]; 2] = [b"a\r\n.b", b"\r\n\0c"];
         let sender = sender();
         for body_octets in [8, 10] {
-            let message = MaildirMessage {
-                body_octets,
-                ..message(&sender)
-            };
+            let message = MaildirMessage { body_octets, ..message(&sender) };
             let error = deliver(&maildir, &message, pieces).expect_err("it has 9 octets");
-            assert!(matches!(
-                error,
-                MaildirError::BodyLength {
-                    found_octets: 9,
-                    ..
-                }
-            ));
+            assert!(matches!(error, MaildirError::BodyLength { found_octets: 9, .. }));
         }
         assert!(names(&maildir.join("tmp")).is_empty() && names(&maildir.join("new")).is_empty());
 
         let stored = deliver(&maildir, &message(&sender), pieces).expect("stored");
-        let Stored::Written(path) = stored else {
-            panic!("{stored:?}")
-        };
+        let Stored::Written(path) = stored else { panic!("{stored:?}") };
         let expected = b"Return-Path: <s@s.test>\r\nReceived: by mx.test; now\r\na\r\n.b\r\n\0c";
         assert_eq!(std::fs::read(&path).expect("readable"), expected);
         let name = "1750000000.M123000P000000000002dQ3.mx.test";
@@ -454,14 +395,9 @@ mod tests {
     fn the_second_delivery_of_a_message_finds_the_first() {
         let root = tempfile::tempdir().expect("a directory");
         let sender = sender();
-        let again = MaildirMessage {
-            perhaps_delivered: true,
-            ..message(&sender)
-        };
+        let again = MaildirMessage { perhaps_delivered: true, ..message(&sender) };
         let stored = deliver(root.path(), &again, ["123456789"]).expect("stored");
-        let Stored::Written(path) = stored else {
-            panic!("{stored:?}")
-        };
+        let Stored::Written(path) = stored else { panic!("{stored:?}") };
         let second = || deliver(root.path(), &again, ["123456789"]).expect("stored");
         assert_eq!(second(), Stored::AlreadyThere);
 
@@ -470,10 +406,7 @@ mod tests {
         std::fs::rename(&path, &read).expect("moved");
         assert_eq!(second(), Stored::AlreadyThere);
 
-        let other = MaildirMessage {
-            recipient: 30,
-            ..again
-        };
+        let other = MaildirMessage { recipient: 30, ..again };
         let stored = deliver(root.path(), &other, ["123456789"]).expect("stored");
         assert!(matches!(stored, Stored::Written(_)));
     }
@@ -501,10 +434,7 @@ mod tests {
                 let maildir = &maildir;
                 scope.spawn(move || {
                     let sender = sender();
-                    let message = MaildirMessage {
-                        recipient,
-                        ..message(&sender)
-                    };
+                    let message = MaildirMessage { recipient, ..message(&sender) };
                     deliver(maildir, &message, ["123456789"]).expect("stored");
                 });
             }
@@ -520,10 +450,7 @@ mod tests {
             let error = deliver(maildir, &message(&sender), ["123456789"]).expect_err("refused");
             match error.attempted() {
                 Attempted::Deferred(reason) | Attempted::Failed(reason) => {
-                    assert!(
-                        !reason.to_string().contains('/'),
-                        "no path for the originator"
-                    );
+                    assert!(!reason.to_string().contains('/'), "no path for the originator");
                     reason.status().to_string()
                 }
                 other => panic!("{other:?}"),
@@ -535,14 +462,8 @@ mod tests {
         assert_eq!(status(&root.path().join("a\0b")), "5.3.5");
         // Where everything is always full.
         let full = io::Error::from(Errno::NOSPC);
-        let error = MaildirError::Io {
-            step: "write",
-            path: "x".into(),
-            source: full,
-        };
-        let Attempted::Deferred(reason) = error.attempted() else {
-            panic!("a deferral")
-        };
+        let error = MaildirError::Io { step: "write", path: "x".into(), source: full };
+        let Attempted::Deferred(reason) = error.attempted() else { panic!("a deferral") };
         assert_eq!(reason.status().to_string(), "4.3.1");
     }
 
@@ -570,10 +491,7 @@ mod tests {
     fn no_host_name_makes_a_bad_file_name() {
         let sender = sender();
         for hostname in ["../../etc", "a:b/c", "", &"x".repeat(300), "h\u{f6}st"] {
-            let name = file_name(&MaildirMessage {
-                hostname,
-                ..message(&sender)
-            });
+            let name = file_name(&MaildirMessage { hostname, ..message(&sender) });
             assert!(!name.contains(['/', ':']) && name.len() < 200, "{name}");
             assert!(name.starts_with("1750000000.M123000P"));
         }

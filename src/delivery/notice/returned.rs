@@ -23,11 +23,7 @@ impl Returned {
             && original.complete
             && content.len() <= RETURNED_OCTETS
             && is_clean(content);
-        let octets = if whole {
-            content.to_vec()
-        } else {
-            header(content)
-        };
+        let octets = if whole { content.to_vec() } else { header(content) };
         // RFC 6532 section 3.7: a header with UTF-8 in it is another media type.
         let global = original.envelope.parameters.smtputf8
             && !octets.is_ascii()
@@ -38,11 +34,7 @@ impl Returned {
             (false, false) => "text/rfc822-headers",
             (false, true) => "message/global-headers",
         };
-        Returned {
-            media_type,
-            octets,
-            whole,
-        }
+        Returned { media_type, octets, whole }
     }
 }
 
@@ -90,9 +82,8 @@ fn push_line(header: &mut Vec<u8>, line: &[u8]) {
     while rest.len() > LINE_OCTETS - 1 {
         // Not between the octets of one UTF-8 character.
         let continues = |&octet: &u8| octet & 0xc0 == 0x80;
-        let shorter = rest[LINE_OCTETS - 5..LINE_OCTETS]
-            .iter()
-            .rposition(|octet| !continues(octet));
+        let shorter =
+            rest[LINE_OCTETS - 5..LINE_OCTETS].iter().rposition(|octet| !continues(octet));
         let cut = shorter.map_or(LINE_OCTETS - 1, |place| LINE_OCTETS - 5 + place);
         let (piece, tail) = rest.split_at(cut);
         push_octets(header, piece);
@@ -104,9 +95,5 @@ fn push_line(header: &mut Vec<u8>, line: &[u8]) {
 }
 
 fn push_octets(header: &mut Vec<u8>, octets: &[u8]) {
-    header.extend(
-        octets
-            .iter()
-            .map(|&octet| if octet == 0 { b'?' } else { octet }),
-    );
+    header.extend(octets.iter().map(|&octet| if octet == 0 { b'?' } else { octet }));
 }

@@ -22,47 +22,27 @@ pub(super) fn part(
     });
     let mut fields = format!("Reporting-MTA: dns; {}\r\n", reporter.hostname);
     if let Some(id) = original.envelope.parameters.envid.as_deref() {
-        field(
-            &mut fields,
-            global,
-            "Original-Envelope-Id:",
-            &readable_xtext(id),
-        );
+        field(&mut fields, global, "Original-Envelope-Id:", &readable_xtext(id));
     }
-    fields.push_str(&format!(
-        "Arrival-Date: {}\r\n",
-        date(original.accepted_unix_ms)
-    ));
+    fields.push_str(&format!("Arrival-Date: {}\r\n", date(original.accepted_unix_ms)));
     for shown in shown {
         fields.push_str("\r\n");
         recipient(&mut fields, global, reporter, shown);
     }
-    let media_type = if global {
-        "message/global-delivery-status"
-    } else {
-        "message/delivery-status"
-    };
+    let media_type =
+        if global { "message/global-delivery-status" } else { "message/delivery-status" };
     Status { media_type, fields }
 }
 
 fn recipient(fields: &mut String, global: bool, reporter: &Reporter<'_>, shown: &Shown<'_>) {
-    if let Some(original) = shown
-        .recipient
-        .orcpt
-        .as_deref()
-        .and_then(original_recipient)
-    {
+    if let Some(original) = shown.recipient.orcpt.as_deref().and_then(original_recipient) {
         field(fields, global, "Original-Recipient:", &original);
     }
     let address = match &shown.recipient.path {
         ForwardPath::Postmaster => format!("Postmaster@{}", reporter.hostname),
         ForwardPath::Mailbox(mailbox) => mailbox.to_string(),
     };
-    let kind = if address.is_ascii() {
-        "rfc822"
-    } else {
-        "utf-8"
-    };
+    let kind = if address.is_ascii() { "rfc822" } else { "utf-8" };
     // Not folded: an address with spaces in its quotes must stay what it is.
     fields.push_str(&format!("Final-Recipient: {kind}; {address}\r\n"));
     let cause = shown.failed.cause;
@@ -119,10 +99,7 @@ fn field(fields: &mut String, global: bool, name: &str, value: &str) {
     let value = if global || value.is_ascii() {
         value
     } else {
-        ascii = value
-            .chars()
-            .map(|letter| if letter.is_ascii() { letter } else { '?' })
-            .collect();
+        ascii = value.chars().map(|letter| if letter.is_ascii() { letter } else { '?' }).collect();
         &ascii
     };
     wrap(fields, &format!("{name} "), "    ", value);

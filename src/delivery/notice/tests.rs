@@ -19,19 +19,12 @@ const ORIGINAL: &[u8] = b"Received: by mx.test\r\nSubject: hello\r\n\r\nbody lin
 fn refused(said: &str) -> BounceCause {
     let (_, reply) = ReplyReader::new().read(format!("{said}\r\n").as_bytes());
     let reply = Arc::new(reply.expect("whole").expect("valid"));
-    BounceCause::Failed(Reason::Reply(StagedReply {
-        stage: Stage::Rcpt,
-        reply,
-    }))
+    BounceCause::Failed(Reason::Reply(StagedReply { stage: Stage::Rcpt, reply }))
 }
 
 fn recipient(path: &str) -> Recipient {
     let path = ForwardPath::parse(path.as_bytes(), Utf8::Allowed).expect("valid");
-    Recipient {
-        path,
-        notify: Notify::UNSPECIFIED,
-        orcpt: None,
-    }
+    Recipient { path, notify: Notify::UNSPECIFIED, orcpt: None }
 }
 
 fn envelope_for(recipients: &[&str]) -> Envelope {
@@ -43,17 +36,8 @@ fn envelope_for(recipients: &[&str]) -> Envelope {
 }
 
 fn notice_of(envelope: &Envelope, content: &[u8], cause: &BounceCause) -> Option<Notice> {
-    let reporter = Reporter {
-        hostname: "mx.test",
-        id: MessageId(99),
-        now_unix_ms: NOW,
-    };
-    let original = Original {
-        envelope,
-        accepted_unix_ms: NOW - 1,
-        content,
-        complete: true,
-    };
+    let reporter = Reporter { hostname: "mx.test", id: MessageId(99), now_unix_ms: NOW };
+    let original = Original { envelope, accepted_unix_ms: NOW - 1, content, complete: true };
     let failed: Vec<_> = (0..envelope.recipients.len())
         .map(|index| FailedRecipient {
             index: index as u16,
@@ -79,9 +63,7 @@ fn assert_lines(content: &[u8]) {
 
 /// The media type and the octets of each part, as mail-parser finds them.
 fn parts(notice: &Notice) -> Vec<(String, String)> {
-    let message = MessageParser::default()
-        .parse(&notice.content)
-        .expect("a message");
+    let message = MessageParser::default().parse(&notice.content).expect("a message");
     assert_eq!(message.parts[0].sub_parts().expect("a multipart").len(), 3);
     message.parts[0]
         .sub_parts()
@@ -107,17 +89,9 @@ fn a_notice_tells_people_and_programs_what_happened() {
     let head = "From: Mail Delivery System <MAILER-DAEMON@mx.test>\r\nTo: <s@s.test>\r\n";
     assert!(notice.content.starts_with(head.as_bytes()));
 
-    let message = MessageParser::default()
-        .parse(&notice.content)
-        .expect("a message");
-    assert_eq!(
-        message.message_id(),
-        Some(&*format!("{}@mx.test", MessageId(99)))
-    );
-    assert_eq!(
-        message.date().expect("a date").to_timestamp(),
-        (NOW / 1000) as i64
-    );
+    let message = MessageParser::default().parse(&notice.content).expect("a message");
+    assert_eq!(message.message_id(), Some(&*format!("{}@mx.test", MessageId(99))));
+    assert_eq!(message.date().expect("a date").to_timestamp(), (NOW / 1000) as i64);
     let kind = message.content_type().expect("a type");
     assert_eq!(kind.attribute("report-type"), Some("delivery-status"));
 
@@ -149,10 +123,7 @@ fn a_notice_tells_people_and_programs_what_happened() {
          Last-Attempt-Date: Sun, 15 Jun 2025 15:06:40 -0000"
     );
     assert_eq!(parts[2].0, "text/rfc822-headers");
-    assert_eq!(
-        parts[2].1.trim_end(),
-        "Received: by mx.test\r\nSubject: hello"
-    );
+    assert_eq!(parts[2].1.trim_end(), "Received: by mx.test\r\nSubject: hello");
 }
 
 #[test]
@@ -196,13 +167,7 @@ fn an_originator_cannot_write_fields_or_parts() {
     envelope.parameters.ret = Some(Ret::Full);
     let notice = notice_of(&envelope, forged.as_bytes(), &refused("550 no")).expect("a notice");
     let parts = parts(&notice);
-    let count = |name: &str| {
-        parts[1]
-            .1
-            .lines()
-            .filter(|line| line.starts_with(name))
-            .count()
-    };
+    let count = |name: &str| parts[1].1.lines().filter(|line| line.starts_with(name)).count();
     assert_eq!((count("Action:"), count("Status:")), (1, 1));
     assert!(parts[1].1.contains("x+0D+0A"), "told as it came");
     assert_eq!(parts[2].0, "message/rfc822");
@@ -250,16 +215,8 @@ fn addresses_beyond_ascii_take_the_global_forms() {
     let notice = notice_of(&envelope, header, &refused("550 kein \u{f6}")).expect("a notice");
     let parts = parts(&notice);
     assert_eq!(parts[1].0, "message/global-delivery-status");
-    assert!(
-        parts[1]
-            .1
-            .contains("Final-Recipient: utf-8; \u{f6}@r.test\r\n")
-    );
-    assert!(
-        parts[1]
-            .1
-            .contains("Original-Recipient: utf-8; \\x{F6}@o.test\r\n")
-    );
+    assert!(parts[1].1.contains("Final-Recipient: utf-8; \u{f6}@r.test\r\n"));
+    assert!(parts[1].1.contains("Original-Recipient: utf-8; \\x{F6}@o.test\r\n"));
     assert!(parts[1].1.contains("smtp; 550 kein \u{f6}"));
     assert_eq!(parts[2].0, "message/global-headers");
     assert!(notice.envelope.parameters.smtputf8);
@@ -280,28 +237,15 @@ fn a_reply_beyond_ascii_is_told_to_people_alone() {
 
 #[test]
 fn every_cause_is_told() {
-    let failure = |cause| {
-        Reason::Connection(ConnectionFailure {
-            stage: Stage::EndOfData,
-            cause,
-        })
-    };
+    let failure = |cause| Reason::Connection(ConnectionFailure { stage: Stage::EndOfData, cause });
     let local = Reason::Local {
         status: EnhancedCode::new(5, 7, 1).expect("valid"),
         text: "the route says no".into(),
     };
     let expired = |last| BounceCause::Expired { last };
     let cases = [
-        (
-            BounceCause::Failed(local),
-            "5.7.1",
-            "The reason: the route says no.",
-        ),
-        (
-            expired(None),
-            "4.4.7",
-            "It could not be delivered in the time allowed.",
-        ),
+        (BounceCause::Failed(local), "5.7.1", "The reason: the route says no."),
+        (expired(None), "4.4.7", "It could not be delivered in the time allowed."),
         (
             expired(Some(failure(ConnectionCause::Closed))),
             "4.4.7",
@@ -349,12 +293,7 @@ print(m.get_content_type(), m['To'].addresses[0].addr_spec, [p.get_content_type(
         .stdout(Stdio::piped())
         .spawn()
         .expect("python3 is installed");
-    python
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(&notice.content)
-        .expect("written");
+    python.stdin.take().expect("piped").write_all(&notice.content).expect("written");
     let output = python.wait_with_output().expect("it ends");
     assert_eq!(
         String::from_utf8_lossy(&output.stdout).trim_end(),

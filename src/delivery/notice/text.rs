@@ -11,11 +11,7 @@ const INDENT: &str = "    ";
 
 /// The text, in lines of at most about 78 octets.
 pub(super) fn part(reporter: &Reporter<'_>, shown: &[Shown<'_>], returned: &Returned) -> String {
-    let whom = if shown.len() == 1 {
-        "recipient"
-    } else {
-        "recipients"
-    };
+    let whom = if shown.len() == 1 { "recipient" } else { "recipients" };
     let mut text = format!("This is the mail gateway at {}.\r\n\r\n", reporter.hostname);
     let sentence = format!(
         "Your message could not be delivered to the {whom} below. It will not be tried again."
@@ -26,15 +22,9 @@ pub(super) fn part(reporter: &Reporter<'_>, shown: &[Shown<'_>], returned: &Retu
         recipient(&mut text, shown);
     }
     if let Some(more @ 1..) = shown.len().checked_sub(TOLD) {
-        text.push_str(&format!(
-            "\r\nand {more} more, named in the report that follows.\r\n"
-        ));
+        text.push_str(&format!("\r\nand {more} more, named in the report that follows.\r\n"));
     }
-    let what = if returned.whole {
-        "your message"
-    } else {
-        "the header of your message"
-    };
+    let what = if returned.whole { "your message" } else { "the header of your message" };
     text.push_str(&format!("\r\nA report for programs and {what} follow.\r\n"));
     text
 }
@@ -56,10 +46,7 @@ fn recipient(text: &mut String, shown: &Shown<'_>) {
 fn tell(text: &mut String, reason: &Reason, server: &str) {
     match reason {
         Reason::Reply(staged) => {
-            sentence(
-                text,
-                &format!("{server} refused it {} and said:", staged.stage),
-            );
+            sentence(text, &format!("{server} refused it {} and said:", staged.stage));
         }
         Reason::Connection(failure) if failure.reply().is_some() => {
             sentence(text, &format!("With {server}: {failure}. It said:"));
@@ -69,12 +56,7 @@ fn tell(text: &mut String, reason: &Reason, server: &str) {
     }
     let Some(reply) = reason.reply() else { return };
     for line in reply.lines() {
-        wrap(
-            text,
-            &format!("{INDENT}{INDENT}{} ", reply.code),
-            "            ",
-            line,
-        );
+        wrap(text, &format!("{INDENT}{INDENT}{} ", reply.code), "            ", line);
     }
 }
 

@@ -92,9 +92,7 @@ impl Exchange {
         out: &mut Vec<u8>,
     ) -> Exchange {
         let first = if reset_first { Step::Reset } else { Step::Mail };
-        let places = (0..transaction.recipients.len())
-            .map(|_| Place::Undecided)
-            .collect();
+        let places = (0..transaction.recipients.len()).map(|_| Place::Undecided).collect();
         let mut exchange = Exchange {
             transaction,
             form,
@@ -231,10 +229,7 @@ impl Exchange {
                 unreachable!("an exchange ends after a verdict on every recipient")
             }
         });
-        TransactionResult {
-            outcomes: outcomes.collect(),
-            connection,
-        }
+        TransactionResult { outcomes: outcomes.collect(), connection }
     }
 
     /// The result when the connection failed first: what the peer decided stands, the rest is
@@ -256,10 +251,7 @@ impl Exchange {
             return Next::Wait;
         }
         // Nothing is outstanding.
-        let undecided = self
-            .places
-            .iter()
-            .any(|place| matches!(place, Place::Undecided));
+        let undecided = self.places.iter().any(|place| matches!(place, Place::Undecided));
         if self.accepted == 0 && !undecided {
             return Next::Finished(AfterTransaction::Usable);
         }

@@ -20,10 +20,7 @@ impl TransactionResult {
     /// for the site ([`ClientConfig::use_chunking`](super::ClientConfig)).
     pub fn chunking_broken(&self) -> bool {
         self.outcomes.iter().any(|outcome| {
-            matches!(
-                outcome,
-                RecipientOutcome::Deferred(Deferral::ChunkingRefused(_))
-            )
+            matches!(outcome, RecipientOutcome::Deferred(Deferral::ChunkingRefused(_)))
         })
     }
 }

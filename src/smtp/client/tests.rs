@@ -10,11 +10,7 @@ use proptest::prelude::*;
 const DIALOGUES: &str = include_str!("dialogues.txt");
 
 fn config() -> ClientConfig {
-    ClientConfig {
-        ehlo_name: "me.test".into(),
-        timeouts: Timeouts::default(),
-        use_chunking: true,
-    }
+    ClientConfig { ehlo_name: "me.test".into(), timeouts: Timeouts::default(), use_chunking: true }
 }
 
 fn mailbox(text: &str) -> Mailbox {
@@ -46,9 +42,7 @@ fn transaction(words: &str) -> Transaction {
             name => envelope.recipients.push(recipient(name)),
         }
     }
-    let indices = (0..envelope.recipients.len())
-        .map(|index| index as u16)
-        .collect();
+    let indices = (0..envelope.recipients.len()).map(|index| index as u16).collect();
     Transaction::new(Arc::new(envelope), indices, size_octets, flags).expect("valid")
 }
 
@@ -62,14 +56,8 @@ fn recipient(name: &str) -> Recipient {
         "postmaster" => ForwardPath::Postmaster,
         _ => ForwardPath::Mailbox(mailbox(&format!("{name}@r.test"))),
     };
-    let orcpt = notify
-        .is_given()
-        .then(|| format!("rfc822;{name}@o.test").into());
-    Recipient {
-        path,
-        notify,
-        orcpt,
-    }
+    let orcpt = notify.is_given().then(|| format!("rfc822;{name}@o.test").into());
+    Recipient { path, notify, orcpt }
 }
 
 fn outcome_line(outcome: &RecipientOutcome) -> String {
@@ -83,11 +71,7 @@ fn outcome_line(outcome: &RecipientOutcome) -> String {
             format!("- no-chunking {}", r.code)
         }
         RecipientOutcome::Deferred(Deferral::Connection(failure)) => {
-            let twice = if failure.possible_duplicate() {
-                " perhaps-taken"
-            } else {
-                ""
-            };
+            let twice = if failure.possible_duplicate() { " perhaps-taken" } else { "" };
             format!("- lost {}{twice}", failure_line(failure))
         }
         RecipientOutcome::Failed(Failure::Reply(r)) => {
@@ -120,21 +104,13 @@ struct Run {
 impl Run {
     fn new() -> Run {
         let now = Instant::now();
-        Run {
-            client: Client::new(config(), now),
-            now,
-            written: Vec::new(),
-            lines: Vec::new(),
-        }
+        Run { client: Client::new(config(), now), now, written: Vec::new(), lines: Vec::new() }
     }
 
     fn flush_written(&mut self) {
         let text = String::from_utf8(std::mem::take(&mut self.written)).expect("ASCII");
         assert!(text.is_empty() || text.ends_with("\r\n"), "{text:?}");
-        self.lines.extend(
-            text.split_terminator("\r\n")
-                .map(|line| format!("C: {line}")),
-        );
+        self.lines.extend(text.split_terminator("\r\n").map(|line| format!("C: {line}")));
     }
 
     fn drain(&mut self) {
@@ -146,11 +122,7 @@ impl Run {
             }
             self.flush_written();
             match action {
-                ClientAction::SendBody {
-                    prefix,
-                    form,
-                    suffix,
-                } => self.lines.push(
+                ClientAction::SendBody { prefix, form, suffix } => self.lines.push(
                     format!(
                         "BODY {form:?} {:?} {:?}",
                         String::from_utf8_lossy(&prefix),
@@ -164,8 +136,7 @@ impl Run {
                     self.lines.extend(result.outcomes.iter().map(outcome_line));
                 }
                 ClientAction::Failed(failure) => {
-                    self.lines
-                        .push(format!("FAILED {}", failure_line(&failure)));
+                    self.lines.push(format!("FAILED {}", failure_line(&failure)));
                 }
                 ClientAction::Close => self.lines.push("CLOSE".into()),
                 ClientAction::Send(_) => unreachable!("handled above"),
@@ -184,8 +155,7 @@ impl Run {
             "abandon" => self.client.abandon(),
             "timeout" => {
                 let deadline = self.client.deadline().expect("something is awaited");
-                self.client
-                    .handle_timeout(deadline - Duration::from_millis(1));
+                self.client.handle_timeout(deadline - Duration::from_millis(1));
                 assert!(self.client.poll_action().is_none(), "too early");
                 self.now = deadline;
                 self.client.handle_timeout(deadline);
@@ -205,11 +175,7 @@ impl Run {
 fn run(dialogue: &str, split: &dyn Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<String> {
     let mut run = Run::new();
     let mut server = Vec::new();
-    for line in dialogue
-        .lines()
-        .filter(|line| !line.is_empty())
-        .chain(["."])
-    {
+    for line in dialogue.lines().filter(|line| !line.is_empty()).chain(["."]) {
         if let Some(text) = line.strip_prefix("S: ") {
             server.extend_from_slice(text.replace("\\r", "\r").as_bytes());
             server.extend_from_slice(b"\r\n");
@@ -239,10 +205,7 @@ fn dialogues_go_as_written_for_every_split() {
         let (danger, dialogue) = case.split_once('\n').expect("a heading and its dialogue");
         // `~` opens with what nearly every dialogue opens with.
         let dialogue = &dialogue
-            .replace(
-                "~data",
-                "S: 220 hi\nC: EHLO me.test\nS: 250-hi\nS: 250 PIPELINING\nREADY",
-            )
+            .replace("~data", "S: 220 hi\nC: EHLO me.test\nS: 250-hi\nS: 250 PIPELINING\nREADY")
             .replace("~slow", "S: 220 hi\nC: EHLO me.test\nS: 250 hi\nREADY")
             .replace(
                 "~bdat",
@@ -271,18 +234,14 @@ fn an_envelope_goes_in_one_write_and_its_buffer_is_used_again() {
     run.feed(b"220 hi\r\n");
     run.feed(b"250-hi\r\n250 PIPELINING\r\n");
     run.client.start(run.now, transaction("a b c"));
-    let Some(ClientAction::Send(group)) = run.client.poll_action() else {
-        panic!("a write")
-    };
+    let Some(ClientAction::Send(group)) = run.client.poll_action() else { panic!("a write") };
     assert!(group.starts_with(b"MAIL FROM:") && group.ends_with(b"DATA\r\n"));
     assert!(run.client.poll_action().is_none());
     let place = group.as_ptr();
     run.client.recycle(group);
     run.feed(b"250 ok\r\n550 no\r\n550 no\r\n550 no\r\n554 none\r\n");
     run.client.start(run.now, transaction("a"));
-    let Some(ClientAction::Send(group)) = run.client.poll_action() else {
-        panic!("a write")
-    };
+    let Some(ClientAction::Send(group)) = run.client.poll_action() else { panic!("a write") };
     assert_eq!(group.as_ptr(), place);
 }
 
@@ -294,21 +253,14 @@ fn half_a_reply_that_nobody_asked_for_ends_an_idle_connection() {
     run.feed(b"250 hi\r\n");
     run.feed(b"250 stra");
     run.command("start a");
-    let end = [
-        "FAILED Idle abandoned",
-        "CLOSE",
-        "DONE MustClose",
-        "- lost Idle closed",
-    ];
+    let end = ["FAILED Idle abandoned", "CLOSE", "DONE MustClose", "- lost Idle closed"];
     assert_eq!(run.lines[run.lines.len() - 4..], end);
 }
 
 /// A large envelope goes in groups, or both sides stand in a write (RFC 2920 section 3.1).
 #[test]
 fn a_large_envelope_waits_for_replies_between_groups() {
-    let names: Vec<String> = (0..2000)
-        .map(|number| format!("recipient{number}"))
-        .collect();
+    let names: Vec<String> = (0..2000).map(|number| format!("recipient{number}")).collect();
     let mut run = Run::new();
     run.feed(b"220 hi\r\n");
     run.feed(b"250-hi\r\n250 PIPELINING\r\n");
@@ -335,16 +287,8 @@ fn parameters_go_only_to_peers_that_know_them() {
     let words = "a/sd b/never postmaster 8bit utf8 dsn";
     let cases = [
         ("", "MAIL FROM:<s@s.test>", "RCPT TO:<b@r.test>"),
-        (
-            "SIZE 0",
-            "MAIL FROM:<s@s.test> SIZE=1000",
-            "RCPT TO:<b@r.test>",
-        ),
-        (
-            "8BITMIME",
-            "MAIL FROM:<s@s.test> BODY=8BITMIME",
-            "RCPT TO:<b@r.test>",
-        ),
+        ("SIZE 0", "MAIL FROM:<s@s.test> SIZE=1000", "RCPT TO:<b@r.test>"),
+        ("8BITMIME", "MAIL FROM:<s@s.test> BODY=8BITMIME", "RCPT TO:<b@r.test>"),
         (
             "DSN",
             "MAIL FROM:<s@s.test> RET=HDRS ENVID=id+2B1",
@@ -363,11 +307,7 @@ fn parameters_go_only_to_peers_that_know_them() {
             Some(place) => format!("{} SMTPUTF8{}", &parameters[..place], &parameters[place..]),
             None => format!("{parameters} SMTPUTF8"),
         };
-        assert!(
-            run.lines.contains(&format!("C: {address}>{parameters}")),
-            "{:?}",
-            run.lines
-        );
+        assert!(run.lines.contains(&format!("C: {address}>{parameters}")), "{:?}", run.lines);
         assert!(run.lines.contains(&format!("C: {rcpt}")), "{:?}", run.lines);
         assert!(run.lines.contains(&"C: RCPT TO:<Postmaster>".to_string()));
         let both = "C: RCPT TO:<a@r.test> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;a@o.test";
@@ -399,10 +339,7 @@ fn a_stored_value_with_a_line_end_is_left_out() {
     run.client.start(run.now, transaction);
     run.drain();
     run.flush_written();
-    assert!(
-        run.lines
-            .contains(&"C: MAIL FROM:<s@s.test> RET=HDRS".to_string())
-    );
+    assert!(run.lines.contains(&"C: MAIL FROM:<s@s.test> RET=HDRS".to_string()));
     assert!(!run.lines.iter().any(|line| line.contains("evil")));
 }
 
