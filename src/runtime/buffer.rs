@@ -34,9 +34,7 @@ impl Buffer {
     pub fn new(capacity: usize) -> Buffer {
         let class = usize::from(capacity > SMALL);
         let bytes = FREE.with_borrow_mut(|free| free[class].pop());
-        Buffer {
-            bytes: bytes.unwrap_or_else(|| Vec::with_capacity([SMALL, LARGE][class])),
-        }
+        Buffer { bytes: bytes.unwrap_or_else(|| Vec::with_capacity([SMALL, LARGE][class])) }
     }
 
     /// What it holds.

@@ -42,10 +42,7 @@ pub struct Handover<T> {
 
 impl<T> Default for Handover<T> {
     fn default() -> Self {
-        Handover {
-            value: RefCell::new(None),
-            ready: Notify::default(),
-        }
+        Handover { value: RefCell::new(None), ready: Notify::default() }
     }
 }
 

@@ -130,9 +130,7 @@ impl Listener {
     /// # Errors
     /// The event loop refused the socket.
     pub fn new(socket: std::net::TcpListener) -> io::Result<Listener> {
-        Ok(Listener {
-            tcp: TcpListener::from_std(socket)?,
-        })
+        Ok(Listener { tcp: TcpListener::from_std(socket)? })
     }
 
     /// The next connection.  Ended only through `canceller`: a dropped accept could swallow a

@@ -13,10 +13,7 @@ impl Mailbox {
     /// A mailbox read back from the log, where it was valid when it was written: only that the
     /// `@` stands where it was noted is checked again.
     pub(crate) fn restored(text: &str, at: u16) -> Option<Mailbox> {
-        (text.as_bytes().get(at as usize) == Some(&b'@')).then(|| Mailbox {
-            text: text.into(),
-            at,
-        })
+        (text.as_bytes().get(at as usize) == Some(&b'@')).then(|| Mailbox { text: text.into(), at })
     }
 
     /// Where the `@` that ends the local part stands.

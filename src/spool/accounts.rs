@@ -71,12 +71,7 @@ fn fingerprint(id: MessageId) -> u64 {
 impl Accounts {
     /// A new segment at the log's head.
     pub fn open(&mut self, segment: SegmentNo) {
-        let fresh = Segment {
-            life: Life::Head,
-            live: 0,
-            fingerprints: 0,
-            pins: 0,
-        };
+        let fresh = Segment { life: Life::Head, live: 0, fingerprints: 0, pins: 0 };
         self.segments.insert(segment, fresh);
     }
 
@@ -147,11 +142,7 @@ impl Accounts {
 
     /// The upload will never get its MESSAGE.
     pub fn abandoned(&mut self, id: MessageId) {
-        if self
-            .chunked
-            .get(&id)
-            .is_some_and(|chunked| !chunked.is_message)
-        {
+        if self.chunked.get(&id).is_some_and(|chunked| !chunked.is_message) {
             self.release_chunks(id);
         }
     }
@@ -261,9 +252,7 @@ mod tests {
     }
 
     fn close_all(accounts: &mut Accounts) {
-        [A, B, C]
-            .into_iter()
-            .for_each(|segment| accounts.close(segment));
+        [A, B, C].into_iter().for_each(|segment| accounts.close(segment));
     }
 
     #[test]
@@ -277,11 +266,7 @@ mod tests {
         accounts.outcome(B, A);
         accounts.finished(A, MessageId(1));
         close_all(&mut accounts);
-        assert_eq!(
-            accounts.take_dead(),
-            [A],
-            "B holds the DONE that A still needs"
-        );
+        assert_eq!(accounts.take_dead(), [A], "B holds the DONE that A still needs");
         assert_eq!(accounts.take_dead(), [], "each is given once");
         accounts.retired(A);
         assert_eq!(accounts.take_dead(), [B]);

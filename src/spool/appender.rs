@@ -200,10 +200,7 @@ impl Appender {
         }
         self.place_pending(now);
         let record = [NewRecord::Message(*message)];
-        if let Some(open) = self
-            .open
-            .as_mut()
-            .filter(|open| !open.is_closed_to_messages)
+        if let Some(open) = self.open.as_mut().filter(|open| !open.is_closed_to_messages)
             && let Some(ticket) = open.put(&record, &mut self.next_ticket, true)
         {
             return Ok(ticket);
@@ -214,8 +211,7 @@ impl Appender {
         }
         self.open_another(octets, now, 1)?;
         let open = self.open.as_mut().expect("just opened");
-        open.put(&record, &mut self.next_ticket, true)
-            .ok_or(Refused::TooLarge)
+        open.put(&record, &mut self.next_ticket, true).ok_or(Refused::TooLarge)
     }
 
     /// An empty chunk to receive into.
@@ -226,10 +222,7 @@ impl Appender {
         if self.has_failed {
             return Err(Refused::Failed);
         }
-        self.chunk_pool
-            .take()
-            .map(ChunkBuffer::new)
-            .ok_or(Refused::Busy)
+        self.chunk_pool.take().map(ChunkBuffer::new).ok_or(Refused::Busy)
     }
 
     /// Appends the part number `index` (from 0) of the message `id`.  It is given out by the next
@@ -263,11 +256,7 @@ impl Appender {
             notes: vec![note],
             abandoned: Vec::new(),
         });
-        ChunkTicket {
-            ticket,
-            octets,
-            crc32c,
-        }
+        ChunkTicket { ticket, octets, crc32c }
     }
 
     /// The upload `id` will get no MESSAGE: its chunks need not be kept.
@@ -326,9 +315,7 @@ impl Appender {
     }
 
     fn put_in_open(&mut self, records: &[NewRecord<'_>]) -> Option<Ticket> {
-        self.open
-            .as_mut()?
-            .put(records, &mut self.next_ticket, false)
+        self.open.as_mut()?.put(records, &mut self.next_ticket, false)
     }
 
     fn keep_pending(&mut self, records: &[NewRecord<'_>]) -> Ticket {
@@ -337,9 +324,7 @@ impl Appender {
         let mut at = 0;
         let mut notes = Vec::with_capacity(records.len());
         for record in records {
-            let length = record
-                .put(&mut bytes[at..])
-                .expect("its bound was allocated");
+            let length = record.put(&mut bytes[at..]).expect("its bound was allocated");
             let ticket = self.ticket();
             notes.push(Note {
                 ticket,
@@ -351,11 +336,7 @@ impl Appender {
             at += length;
         }
         bytes.truncate(at);
-        self.pending.push_back(Pending {
-            notes,
-            bytes: bytes.into(),
-            was_refused: false,
-        });
+        self.pending.push_back(Pending { notes, bytes: bytes.into(), was_refused: false });
         group
     }
 
@@ -372,10 +353,7 @@ impl Appender {
                 }
             }
             let pending = self.pending.pop_front().expect("looked at above");
-            self.open
-                .as_mut()
-                .expect("opened above")
-                .put_pending(&pending);
+            self.open.as_mut().expect("opened above").put_pending(&pending);
         }
     }
 
@@ -416,10 +394,8 @@ impl Appender {
             return None;
         }
         self.place_pending(now);
-        let mut batch = self
-            .next_ready()
-            .or_else(|| self.seal_open(now))
-            .or_else(|| self.seal_abandoned())?;
+        let mut batch =
+            self.next_ready().or_else(|| self.seal_open(now)).or_else(|| self.seal_abandoned())?;
         if !batch.is_chunk {
             self.in_flight += 1;
         }
@@ -432,10 +408,7 @@ impl Appender {
 
     fn next_ready(&mut self) -> Option<SealedBatch> {
         let may_fly = self.in_flight < self.options.in_flight;
-        let place = self
-            .ready
-            .iter()
-            .position(|batch| batch.is_chunk || may_fly)?;
+        let place = self.ready.iter().position(|batch| batch.is_chunk || may_fly)?;
         self.ready.remove(place)
     }
 
@@ -454,10 +427,7 @@ impl Appender {
 
     /// A batch without records, when nothing else will carry what was given up.
     fn seal_abandoned(&mut self) -> Option<SealedBatch> {
-        let has_records = self
-            .open
-            .as_ref()
-            .is_some_and(|open| !open.notes.is_empty());
+        let has_records = self.open.as_ref().is_some_and(|open| !open.notes.is_empty());
         if self.abandoned.is_empty() || self.in_flight > 0 || has_records {
             return None;
         }
@@ -508,30 +478,21 @@ impl Appender {
             Ok(place) => {
                 let records = batch.notes.iter().map(|note| note.settled(place)).collect();
                 let used = BATCH_HEADER + batch.payload_length;
-                let shared = SharedBatch(Arc::new(SharedInner {
-                    buffer: batch.buffer,
-                    used,
-                    place,
-                }));
+                let shared =
+                    SharedBatch(Arc::new(SharedInner { buffer: batch.buffer, used, place }));
                 if !batch.is_chunk && self.options.recent > 0 {
                     if self.recent.len() >= self.options.recent {
                         self.recent.pop_front();
                     }
                     self.recent.push_back(shared.clone());
                 }
-                Settled {
-                    records,
-                    batch: Some(shared),
-                }
+                Settled { records, batch: Some(shared) }
             }
             Err(error) => {
                 let records = self.take_refused(batch, error);
                 self.has_failed |= error == CommitError::Failed;
                 self.place_pending(now);
-                Settled {
-                    records,
-                    batch: None,
-                }
+                Settled { records, batch: None }
             }
         }
     }
@@ -546,25 +507,13 @@ impl Appender {
             let first = group[0].offset;
             let last = group[group.len() - 1];
             let bytes = &batch.buffer[first as usize..(last.offset + last.length) as usize];
-            let notes = group
-                .iter()
-                .map(|note| Note {
-                    offset: note.offset - first,
-                    ..*note
-                })
-                .collect();
-            self.pending.push_front(Pending {
-                notes,
-                bytes: bytes.into(),
-                was_refused: true,
-            });
+            let notes =
+                group.iter().map(|note| Note { offset: note.offset - first, ..*note }).collect();
+            self.pending.push_front(Pending { notes, bytes: bytes.into(), was_refused: true });
         }
         refusable
             .iter()
-            .map(|note| SettledRecord {
-                ticket: note.ticket,
-                result: Err(error),
-            })
+            .map(|note| SettledRecord { ticket: note.ticket, result: Err(error) })
             .collect()
     }
 
@@ -663,10 +612,9 @@ impl OpenBatch {
     fn put_pending(&mut self, pending: &Pending) {
         let (start, notes) = (self.at, self.notes.len());
         self.buffer[start..start + pending.bytes.len()].copy_from_slice(&pending.bytes);
-        self.notes.extend(pending.notes.iter().map(|note| Note {
-            offset: note.offset + start as u32,
-            ..*note
-        }));
+        self.notes.extend(
+            pending.notes.iter().map(|note| Note { offset: note.offset + start as u32, ..*note }),
+        );
         self.is_closed_to_messages |= pending.was_refused;
         // A group may hold a message of any durability: what is kept waiting is synced.
         self.raise(Durability::Fsync);
@@ -715,10 +663,7 @@ impl Note {
             offset: place.offset + self.offset,
             length: self.length,
         };
-        SettledRecord {
-            ticket: self.ticket,
-            result: Ok(place),
-        }
+        SettledRecord { ticket: self.ticket, result: Ok(place) }
     }
 }
 

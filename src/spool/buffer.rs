@@ -52,10 +52,7 @@ impl BufferPool {
                 .ok()
                 .map(|_| AlignedBuf::new(shelf.octets))
         })?;
-        Some(PooledBuf {
-            inner: Some(inner),
-            shelf: Arc::downgrade(shelf),
-        })
+        Some(PooledBuf { inner: Some(inner), shelf: Arc::downgrade(shelf) })
     }
 
     /// What each buffer holds, in octets.
@@ -65,11 +62,7 @@ impl BufferPool {
 
     /// How many more [`Self::take`] would give now.
     pub fn available(&self) -> usize {
-        self.0.free.len()
-            + self
-                .0
-                .made_max
-                .saturating_sub(self.0.made.load(Ordering::Relaxed))
+        self.0.free.len() + self.0.made_max.saturating_sub(self.0.made.load(Ordering::Relaxed))
     }
 }
 
@@ -84,17 +77,11 @@ pub struct PooledBuf {
 impl PooledBuf {
     /// A buffer outside every pool, for what is longer than pooled ones are.
     pub fn single(octets: usize) -> PooledBuf {
-        PooledBuf {
-            inner: Some(AlignedBuf::new(octets)),
-            shelf: Weak::new(),
-        }
+        PooledBuf { inner: Some(AlignedBuf::new(octets)), shelf: Weak::new() }
     }
 
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.inner
-            .as_mut()
-            .expect("held until the drop")
-            .as_mut_ptr()
+        self.inner.as_mut().expect("held until the drop").as_mut_ptr()
     }
 }
 
@@ -264,21 +251,11 @@ mod tests {
     #[test]
     fn a_shared_batch_gives_only_what_lies_in_it() {
         let pool = BufferPool::new(BLOCK, 1);
-        let place = BatchPlace {
-            segment: SegmentNo(3),
-            offset: 8192,
-            sequence: 1,
-        };
-        let batch = SharedBatch(Arc::new(SharedInner {
-            buffer: pool.take().unwrap(),
-            used: 192,
-            place,
-        }));
-        let at = |segment, offset, length| RecordPlace {
-            segment: SegmentNo(segment),
-            offset,
-            length,
-        };
+        let place = BatchPlace { segment: SegmentNo(3), offset: 8192, sequence: 1 };
+        let batch =
+            SharedBatch(Arc::new(SharedInner { buffer: pool.take().unwrap(), used: 192, place }));
+        let at =
+            |segment, offset, length| RecordPlace { segment: SegmentNo(segment), offset, length };
         assert_eq!(batch.record(at(3, 8192 + 64, 128)).unwrap().len(), 128);
         for outside in [
             at(2, 8192 + 64, 64),

@@ -98,15 +98,8 @@ impl Chore {
     /// Does it.  `random` gives a new generation, unlike any before.
     pub fn perform<D: Disk>(self, disk: &D, random: &mut dyn FnMut() -> u64) -> ChoreDone {
         match self {
-            Chore::Create {
-                file,
-                segment_bytes,
-            } => {
-                let spare = Spare {
-                    file,
-                    generation: random(),
-                    revision: 1,
-                };
+            Chore::Create { file, segment_bytes } => {
+                let spare = Spare { file, generation: random(), revision: 1 };
                 let header = SegmentHeader::free(segment_bytes, spare.generation, spare.revision);
                 let mut block = AlignedBuf::new(BLOCK);
                 header.encode(&mut block);
@@ -115,43 +108,23 @@ impl Chore {
                     Err(error) => ChoreDone::NotCreated(error),
                 }
             }
-            Chore::Index {
-                file,
-                offset,
-                blocks,
-            } => housekeeping(disk.write(file, offset, &[IoSlice::new(&blocks)], Sync::Data)),
-            Chore::Retire {
-                segment,
-                file,
-                segment_bytes,
-                revision,
-                quarantine,
-            } => {
+            Chore::Index { file, offset, blocks } => {
+                housekeeping(disk.write(file, offset, &[IoSlice::new(&blocks)], Sync::Data))
+            }
+            Chore::Retire { segment, file, segment_bytes, revision, quarantine } => {
                 let generation = random();
                 // The number stays, so that it is never given again even if this is the last
                 // file to remember it.
-                let state = if quarantine {
-                    SegmentState::Quarantined
-                } else {
-                    SegmentState::Free
-                };
+                let state = if quarantine { SegmentState::Quarantined } else { SegmentState::Free };
                 let free = SegmentHeader::free(segment_bytes, generation, revision);
-                let header = SegmentHeader {
-                    state,
-                    segment,
-                    ..free
-                };
+                let header = SegmentHeader { state, segment, ..free };
                 if let Err(error) = write_header(disk, file, &header) {
                     return ChoreDone::NotRetired { segment, error };
                 }
                 if quarantine && let Err(error) = disk.quarantine(file) {
                     tracing::warn!(file = file.0, %error, "a damaged segment could not be renamed");
                 }
-                let spare = (!quarantine).then_some(Spare {
-                    file,
-                    generation,
-                    revision,
-                });
+                let spare = (!quarantine).then_some(Spare { file, generation, revision });
                 ChoreDone::Retired { segment, spare }
             }
             Chore::SetAside { file } => housekeeping(disk.quarantine(file)),

@@ -82,39 +82,22 @@ impl Committer {
         let (chores, chores_to_do) = mpsc::channel::<Chore>();
         let disk = log.disk().clone();
         let results = inbox.clone();
-        let maintenance = thread::Builder::new()
-            .name("spool-chores".into())
-            .spawn(move || {
-                let _abort = AbortOnPanic;
-                for chore in chores_to_do {
-                    results
-                        .results
-                        .push(chore.perform(&*disk, &mut random_generation));
-                    results.knock();
-                }
-            })?;
+        let maintenance = thread::Builder::new().name("spool-chores".into()).spawn(move || {
+            let _abort = AbortOnPanic;
+            for chore in chores_to_do {
+                results.results.push(chore.perform(&*disk, &mut random_generation));
+                results.knock();
+            }
+        })?;
         let inside = inbox.clone();
-        let committer = thread::Builder::new()
-            .name("spool-commit".into())
-            .spawn(move || {
-                let _abort = AbortOnPanic;
-                Loop {
-                    log,
-                    sink,
-                    inbox: inside,
-                    chores,
-                    woken: Vec::new(),
-                }
-                .run();
-            })?;
+        let committer = thread::Builder::new().name("spool-commit".into()).spawn(move || {
+            let _abort = AbortOnPanic;
+            Loop { log, sink, inbox: inside, chores, woken: Vec::new() }.run();
+        })?;
         let _ = inbox.thread.set(committer.thread().clone());
         // It may have gone to sleep before it had a name to be called by.
         committer.thread().unpark();
-        Ok(Committer {
-            inbox,
-            committer,
-            maintenance,
-        })
+        Ok(Committer { inbox, committer, maintenance })
     }
 
     /// Where workers put their batches.
@@ -128,9 +111,7 @@ impl Committer {
         let _ = self.inbox.stop_by.set(Instant::now() + patience);
         self.committer.thread().unpark();
         for thread in [self.committer, self.maintenance] {
-            thread
-                .join()
-                .expect("a panic would have aborted the process");
+            thread.join().expect("a panic would have aborted the process");
         }
     }
 }
@@ -214,9 +195,7 @@ impl<D: Disk> Loop<D> {
 
     fn hand_out_chores(&mut self) {
         while let Some(chore) = self.log.poll_chore() {
-            self.chores
-                .send(chore)
-                .expect("the maintenance outlives the committer");
+            self.chores.send(chore).expect("the maintenance outlives the committer");
         }
     }
 }

@@ -36,9 +36,7 @@ impl AlignedBuf {
             .expect("buffer sizes are bounded far below isize::MAX");
         // SAFETY: the layout's size is at least one block, so never zero.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         AlignedBuf { start, layout }
     }
 
@@ -106,12 +104,7 @@ impl ReadRing {
     pub(crate) fn new(depth: u32, event: Arc<OwnedFd>) -> io::Result<ReadRing> {
         let ring = IoUring::new(depth + 1)?;
         let flights = (0..depth).map(|_| None).collect();
-        Ok(ReadRing {
-            ring,
-            flights,
-            event,
-            event_is_armed: false,
-        })
+        Ok(ReadRing { ring, flights, event, event_is_armed: false })
     }
 
     /// Whether another read can be taken.
@@ -129,11 +122,7 @@ impl ReadRing {
         token: u64,
     ) {
         assert!(octets <= buffer.len(), "a read stays in its buffer");
-        let slot = self
-            .flights
-            .iter()
-            .position(Option::is_none)
-            .expect("the caller has looked");
+        let slot = self.flights.iter().position(Option::is_none).expect("the caller has looked");
         let entry = opcode::Read::new(
             types::Fd(file.as_raw_fd()),
             buffer.as_mut_ptr(),
@@ -142,11 +131,7 @@ impl ReadRing {
         .offset(u64::from(offset))
         .build()
         .user_data(slot as u64);
-        self.flights[slot] = Some(Flight {
-            token,
-            buffer,
-            _file: file,
-        });
+        self.flights[slot] = Some(Flight { token, buffer, _file: file });
         // SAFETY: the buffer's memory does not move with `Flight`, is exclusively owned by it, and
         // `self.flights` keeps it and the file until this slot's completion was taken.
         let pushed = unsafe { self.ring.submission().push(&entry) };
@@ -178,9 +163,8 @@ impl ReadRing {
                 self.event_is_armed = false;
                 continue;
             }
-            let Some(flight) = usize::try_from(entry.user_data())
-                .ok()
-                .and_then(|slot| self.flights.get_mut(slot))
+            let Some(flight) =
+                usize::try_from(entry.user_data()).ok().and_then(|slot| self.flights.get_mut(slot))
             else {
                 continue;
             };
@@ -189,11 +173,7 @@ impl ReadRing {
             };
             let result = usize::try_from(entry.result())
                 .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
-            return Some(Landed {
-                token,
-                buffer,
-                result,
-            });
+            return Some(Landed { token, buffer, result });
         }
     }
 
@@ -209,9 +189,7 @@ impl Drop for ReadRing {
         while self.is_flying() {
             if self.ring.submit_and_wait(1).is_err() {
                 // The kernel may still write into these buffers: they must never be freed.
-                std::mem::take(&mut self.flights)
-                    .into_iter()
-                    .for_each(std::mem::forget);
+                std::mem::take(&mut self.flights).into_iter().for_each(std::mem::forget);
                 return;
             }
             while self.landed().is_some() {}

@@ -55,10 +55,7 @@ pub struct FileDisk {
 impl FileDisk {
     /// Opens and locks the directory, making it (mode 0700) if it is not there.
     pub fn open(path: &Path) -> Result<FileDisk, OpenError> {
-        let failed = |source: Errno| OpenError::Io {
-            path: path.into(),
-            source: source.into(),
-        };
+        let failed = |source: Errno| OpenError::Io { path: path.into(), source: source.into() };
         match rustix::fs::mkdir(path, DIRECTORY_MODE) {
             Ok(()) => sync_parent(path).map_err(failed)?,
             Err(Errno::EXIST) => {}
@@ -85,10 +82,7 @@ impl FileDisk {
             open: RwLock::default(),
             is_direct: AtomicBool::new(true),
         };
-        disk.remove_unfinished().map_err(|source| OpenError::Io {
-            path: path.into(),
-            source,
-        })?;
+        disk.remove_unfinished().map_err(|source| OpenError::Io { path: path.into(), source })?;
         Ok(disk)
     }
 
@@ -104,12 +98,7 @@ impl FileDisk {
 
     /// The open descriptor of a file, for a ring.
     pub(crate) fn descriptor(&self, file: FileNo) -> io::Result<Arc<OwnedFd>> {
-        if let Some(open) = self
-            .open
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&file)
-        {
+        if let Some(open) = self.open.read().unwrap_or_else(PoisonError::into_inner).get(&file) {
             return Ok(open.clone());
         }
         let opened = Arc::new(self.open_file(&name(file), OFlags::RDWR)?);
@@ -137,17 +126,12 @@ impl FileDisk {
     }
 
     fn names(&self) -> io::Result<Vec<OsString>> {
-        std::fs::read_dir(&self.path)?
-            .map(|entry| Ok(entry?.file_name()))
-            .collect()
+        std::fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name())).collect()
     }
 
     fn remove_unfinished(&self) -> io::Result<()> {
         for name in self.names()? {
-            if name
-                .to_str()
-                .is_some_and(|name| number(name, ".new").is_some())
-            {
+            if name.to_str().is_some_and(|name| number(name, ".new").is_some()) {
                 rustix::fs::unlinkat(&self.directory, name, AtFlags::empty())?;
             }
         }
@@ -165,12 +149,7 @@ impl FileDisk {
         let mut at = 0;
         while at < octets {
             let piece = zeros.len().min((octets - at) as usize);
-            write_all(
-                file,
-                at,
-                &[IoSlice::new(&zeros[..piece])],
-                ReadWriteFlags::empty(),
-            )?;
+            write_all(file, at, &[IoSlice::new(&zeros[..piece])], ReadWriteFlags::empty())?;
             zeros[..BLOCK].fill(0);
             at += piece as u32;
         }
@@ -180,13 +159,7 @@ impl FileDisk {
     /// Renames within the directory and never over another file.
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let flags = RenameFlags::NOREPLACE;
-        Ok(rustix::fs::renameat_with(
-            &self.directory,
-            from,
-            &self.directory,
-            to,
-            flags,
-        )?)
+        Ok(rustix::fs::renameat_with(&self.directory, from, &self.directory, to, flags)?)
     }
 
     fn sync_directory(&self) -> io::Result<()> {
@@ -194,20 +167,14 @@ impl FileDisk {
     }
 
     fn forget(&self, file: FileNo) {
-        self.open
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&file);
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&file);
     }
 }
 
 impl Disk for FileDisk {
     fn files(&self) -> io::Result<Vec<FileNo>> {
-        let mut files: Vec<FileNo> = self
-            .names()?
-            .iter()
-            .filter_map(|name| number(name.to_str()?, ".seg"))
-            .collect();
+        let mut files: Vec<FileNo> =
+            self.names()?.iter().filter_map(|name| number(name.to_str()?, ".seg")).collect();
         files.sort_unstable();
         Ok(files)
     }
@@ -294,10 +261,7 @@ fn name(file: FileNo) -> String {
 fn number(name: &str, suffix: &str) -> Option<FileNo> {
     let digits = name.strip_suffix(suffix)?;
     let is_ours = digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    u32::from_str_radix(digits, 16)
-        .ok()
-        .filter(|_| is_ours)
-        .map(FileNo)
+    u32::from_str_radix(digits, 16).ok().filter(|_| is_ours).map(FileNo)
 }
 
 fn sync_parent(path: &Path) -> Result<(), Errno> {
@@ -385,32 +349,21 @@ mod tests {
             disk.create(file, 3 * 1024 * 1024, &header()).unwrap();
         }
         let again = disk.create(FileNo(3), 8192, &header()).unwrap_err();
-        assert_eq!(
-            again.kind(),
-            io::ErrorKind::AlreadyExists,
-            "a segment is never replaced"
-        );
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists, "a segment is never replaced");
         assert_eq!(disk.files().unwrap(), [FileNo(1), FileNo(3)]);
         assert_eq!(disk.length(FileNo(1)).unwrap(), 3 * 1024 * 1024);
         assert!(!place.path().join("0000000a.new").exists());
         let parts = [header(), header()];
         let slices = [IoSlice::new(&parts[0]), IoSlice::new(&parts[1])];
-        disk.write(FileNo(1), 4 * BLOCK as u32, &slices, Sync::Data)
-            .unwrap();
+        disk.write(FileNo(1), 4 * BLOCK as u32, &slices, Sync::Data).unwrap();
         disk.sync(FileNo(1)).unwrap();
         let mut back = AlignedBuf::new(8 * BLOCK);
         disk.read(FileNo(1), 0, &mut back).unwrap();
         for (block, octets) in back.chunks(BLOCK).enumerate() {
             let expected = if [0, 4, 5].contains(&block) { 7 } else { 0 };
-            assert!(
-                octets.iter().all(|&octet| octet == expected),
-                "block {block}"
-            );
+            assert!(octets.iter().all(|&octet| octet == expected), "block {block}");
         }
-        assert!(
-            disk.read(FileNo(1), 3 * 1024 * 1024 - 4096, &mut back)
-                .is_err()
-        );
+        assert!(disk.read(FileNo(1), 3 * 1024 * 1024 - 4096, &mut back).is_err());
         disk.quarantine(FileNo(1)).unwrap();
         disk.remove(FileNo(3)).unwrap();
         assert_eq!(disk.files().unwrap(), []);

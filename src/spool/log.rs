@@ -10,7 +10,7 @@
 //!   segment's header says durably that their sequences are void.  The refusing segment is closed
 //!   and never written to again; a sync is never tried twice, since the second one may lie.
 //! - No spare segment can be made: batches with new messages get [`CommitError::Full`] while one
-//!   spare is kept back for outcomes.
+//!   spare is kept back for outcomes and one for the next two cases.
 //! - Not even the void can be recorded: everything gets [`CommitError::Failed`] from then on.
 //!
 //! It does not know threads or clocks, and never looks into a body.
@@ -36,8 +36,11 @@ use super::stats::{Health, SpoolStats};
 use super::{BLOCK, SEGMENT_BYTES, SegmentNo};
 use crate::message::{Durability, MessageId};
 
-/// Spares that only outcomes may use, so that a full disk can still be drained.
-const RESERVE: usize = 1;
+/// The last spare is for what must go on when all else fails: to void a refused commit, and to
+/// start again on a full disk.
+const KEPT_FOR_FAILURE: usize = 1;
+/// One more is for outcomes, so that a full disk can still be drained.
+const KEPT_FOR_OUTCOMES: usize = 1 + KEPT_FOR_FAILURE;
 /// An index that outgrows this part of its segment is given up: a segment of small outcomes is
 /// read as fast without.
 const INDEX_PART: u32 = 16;
@@ -68,11 +71,7 @@ pub struct SealedBatch {
 impl SealedBatch {
     /// Header and payload in whole blocks; nothing for a batch that only abandons.
     pub fn octets(&self) -> usize {
-        if self.payload_length == 0 {
-            0
-        } else {
-            batch::batch_bytes(self.payload_length)
-        }
+        if self.payload_length == 0 { 0 } else { batch::batch_bytes(self.payload_length) }
     }
 
     fn payload(&self) -> &[u8] {
@@ -123,7 +122,8 @@ pub enum CommitError {
 pub struct LogOptions {
     /// The size of a segment; [`SEGMENT_BYTES`] unless a test wants smaller ones.
     pub segment_bytes: u32,
-    /// Spares to keep ready, the one kept back for outcomes included; at least 2.
+    /// Spares to keep ready, the two included that are kept back for outcomes and for failures;
+    /// at least 3.
     pub spares: usize,
     /// Spares beyond this are removed when segments are retired.
     pub spares_max: usize,
@@ -131,11 +131,7 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        LogOptions {
-            segment_bytes: SEGMENT_BYTES,
-            spares: 3,
-            spares_max: 16,
-        }
+        LogOptions { segment_bytes: SEGMENT_BYTES, spares: 3, spares_max: 16 }
     }
 }
 
@@ -233,6 +229,7 @@ impl<D: Disk> Log<D> {
         stats: Arc<SpoolStats>,
         mut found: Found,
     ) -> io::Result<Log<D>> {
+        assert!(options.spares > KEPT_FOR_OUTCOMES, "a message could never roll the log");
         let spare = found.spares.pop_front().expect("recovery leaves a spare");
         let next_segment = found
             .last_segment
@@ -406,17 +403,13 @@ impl<D: Disk> Log<D> {
             let octets = batch.octets();
             if octets + BLOCK > self.options.segment_bytes as usize {
                 done.extend(
-                    self.waiting
-                        .pop_front()
-                        .map(|batch| refusal(batch, CommitError::TooLarge)),
+                    self.waiting.pop_front().map(|batch| refusal(batch, CommitError::TooLarge)),
                 );
                 continue;
             }
-            if batch.has_messages && self.is_full && self.spares.len() < RESERVE {
+            if batch.has_messages && self.is_full && self.spares.len() < KEPT_FOR_OUTCOMES {
                 done.extend(
-                    self.waiting
-                        .pop_front()
-                        .map(|batch| refusal(batch, CommitError::Full)),
+                    self.waiting.pop_front().map(|batch| refusal(batch, CommitError::Full)),
                 );
                 continue;
             }
@@ -445,18 +438,11 @@ impl<D: Disk> Log<D> {
         if let Err(error) = self.write_numbered(&group, octets) {
             self.stats.commit_failures.fetch_add(1, Relaxed);
             tracing::error!(segment = %self.head.header.segment, %error, "the disk refused a commit");
-            self.refused = Some(RefusedGroup {
-                batches: group,
-                error,
-            });
+            self.refused = Some(RefusedGroup { batches: group, error });
             return;
         }
-        let records = group
-            .iter()
-            .map(|batch| u64::from(batch.digest.record_count))
-            .sum();
-        self.stats
-            .count_commit(group.len(), records, octets, started.elapsed());
+        let records = group.iter().map(|batch| u64::from(batch.digest.record_count)).sum();
+        self.stats.count_commit(group.len(), records, octets, started.elapsed());
         let mut sequence = first_sequence;
         for batch in group {
             let place = BatchPlace {
@@ -470,15 +456,8 @@ impl<D: Disk> Log<D> {
                 self.head.position += batch.octets() as u32;
                 sequence += 1;
             }
-            batch
-                .abandoned
-                .iter()
-                .for_each(|&id| self.accounts.abandoned(id));
-            done.push(Completion {
-                worker: batch.worker,
-                result: Ok(place),
-                batch,
-            });
+            batch.abandoned.iter().for_each(|&id| self.accounts.abandoned(id));
+            done.push(Completion { worker: batch.worker, result: Ok(place), batch });
         }
         if !self.head.has_unsynced {
             self.durable_through = self.last_sequence;
@@ -512,9 +491,7 @@ impl<D: Disk> Log<D> {
         }
         let mut header_block = None;
         if !self.head.header_is_written {
-            self.head
-                .header
-                .encode(header_block.insert(AlignedBuf::new(BLOCK)));
+            self.head.header.encode(header_block.insert(AlignedBuf::new(BLOCK)));
         }
         let mut parts = Vec::with_capacity(group.len() + 1);
         parts.extend(header_block.as_deref().map(IoSlice::new));
@@ -524,20 +501,10 @@ impl<D: Disk> Log<D> {
                 .filter(|batch| batch.octets() > 0)
                 .map(|batch| IoSlice::new(&batch.buffer[..batch.octets()])),
         );
-        let offset = if header_block.is_some() {
-            0
-        } else {
-            self.head.position
-        };
-        let must_sync = group
-            .iter()
-            .any(|batch| batch.durability == Durability::Fsync);
+        let offset = if header_block.is_some() { 0 } else { self.head.position };
+        let must_sync = group.iter().any(|batch| batch.durability == Durability::Fsync);
         // A synchronous write makes durable only itself, so it suffices only alone.
-        let sync = if must_sync && !self.head.has_unsynced {
-            Sync::Data
-        } else {
-            Sync::Later
-        };
+        let sync = if must_sync && !self.head.has_unsynced { Sync::Data } else { Sync::Later };
         self.disk.write(self.head.file, offset, &parts, sync)?;
         if must_sync && sync == Sync::Later {
             self.disk.sync(self.head.file)?;
@@ -559,19 +526,14 @@ impl<D: Disk> Log<D> {
             }
         }
         let index_max = (self.options.segment_bytes / INDEX_PART) as usize;
-        if self
-            .head
-            .index
-            .as_ref()
-            .is_some_and(|index| index.len() > index_max)
-        {
+        if self.head.index.as_ref().is_some_and(|index| index.len() > index_max) {
             self.head.index = None;
         }
     }
 
     /// Goes on to the next segment if a batch may make it.
     fn turn(&mut self, has_messages: bool) -> Turn {
-        let kept_back = if has_messages { RESERVE } else { 0 };
+        let kept_back = if has_messages { KEPT_FOR_OUTCOMES } else { KEPT_FOR_FAILURE };
         if self.spares.len() > kept_back {
             return self.roll();
         }
@@ -618,11 +580,7 @@ impl<D: Disk> Log<D> {
             )
         });
         if let Some((offset, blocks)) = blocks {
-            self.chores.push_back(Chore::Index {
-                file: head.file,
-                offset,
-                blocks,
-            });
+            self.chores.push_back(Chore::Index { file: head.file, offset, blocks });
         }
     }
 
@@ -633,11 +591,8 @@ impl<D: Disk> Log<D> {
         if header.voided.is_some() {
             self.accounts.outcome(header.segment, header.predecessor);
         }
-        let file = SegmentFile {
-            file: self.head.file,
-            revision: header.revision,
-            is_damaged: false,
-        };
+        let file =
+            SegmentFile { file: self.head.file, revision: header.revision, is_damaged: false };
         self.segments.insert(header.segment, file);
         self.table.insert(header.segment, self.head.file);
         self.stats.rolls.fetch_add(1, Relaxed);
@@ -679,10 +634,8 @@ impl<D: Disk> Log<D> {
                 self.chores.push_back(Chore::SetAside { file: spare.file });
                 continue;
             }
-            let RefusedGroup { batches, error } = self
-                .refused
-                .take()
-                .expect("called only with a refused group");
+            let RefusedGroup { batches, error } =
+                self.refused.take().expect("called only with a refused group");
             if !is_out_of_space(&error) {
                 self.mark_damaged(self.head.header.segment);
             }
@@ -723,11 +676,7 @@ impl<D: Disk> Log<D> {
     }
 
     fn refuse_all(&mut self, done: &mut Vec<Completion>) {
-        let refused = self
-            .refused
-            .take()
-            .map(|group| group.batches)
-            .unwrap_or_default();
+        let refused = self.refused.take().map(|group| group.batches).unwrap_or_default();
         let all = refused.into_iter().chain(self.waiting.drain(..));
         done.extend(all.map(|batch| refusal(batch, CommitError::Failed)));
     }
@@ -758,15 +707,10 @@ impl<D: Disk> Log<D> {
         if self.spares.len() < self.options.spares && !self.is_creating && !self.is_full {
             self.create_spare();
         }
-        let is_full = self.is_full && self.spares.len() <= RESERVE;
-        self.stats
-            .set_health(if is_full { Health::Full } else { Health::Good });
-        self.stats
-            .segments_used
-            .store(self.accounts.segments() as u64, Relaxed);
-        self.stats
-            .segments_spare
-            .store(self.spares.len() as u64, Relaxed);
+        let is_full = self.is_full && self.spares.len() <= KEPT_FOR_OUTCOMES;
+        self.stats.set_health(if is_full { Health::Full } else { Health::Good });
+        self.stats.segments_used.store(self.accounts.segments() as u64, Relaxed);
+        self.stats.segments_spare.store(self.spares.len() as u64, Relaxed);
         self.stats.live_records.store(self.accounts.live(), Relaxed);
     }
 
@@ -778,19 +722,11 @@ impl<D: Disk> Log<D> {
         self.next_file = FileNo(next);
         self.is_creating = true;
         let segment_bytes = self.options.segment_bytes;
-        self.chores.push_back(Chore::Create {
-            file,
-            segment_bytes,
-        });
+        self.chores.push_back(Chore::Create { file, segment_bytes });
     }
 
     fn retire(&mut self, segment: SegmentNo) {
-        let Some(&SegmentFile {
-            file,
-            revision,
-            is_damaged,
-        }) = self.segments.get(&segment)
-        else {
+        let Some(&SegmentFile { file, revision, is_damaged }) = self.segments.get(&segment) else {
             return;
         };
         self.chores.push_back(Chore::Retire {
@@ -830,18 +766,11 @@ impl Head {
 }
 
 fn is_out_of_space(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn refusal(batch: SealedBatch, error: CommitError) -> Completion {
-    Completion {
-        worker: batch.worker,
-        result: Err(error),
-        batch,
-    }
+    Completion { worker: batch.worker, result: Err(error), batch }
 }
 
 /// The header with which a spare becomes the head.  What lies between the last sequence that

@@ -167,11 +167,22 @@ impl Reader {
         let thread = thread::Builder::new().name("spool-read".into()).spawn(move || {
             let _abort = AbortOnPanic;
             let ring = ReadRing::new(DEPTH, inside.event.clone())
-                .inspect_err(|error| tracing::warn!(%error, "no ring for the reader: reads go one by one"))
+                .inspect_err(
+                    |error| tracing::warn!(%error, "no ring for the reader: reads go one by one"),
+                )
                 .ok();
             let pool = BufferPool::new(BUFFER_OCTETS, buffers);
-            Loop { disk, table, stats, sink, inbox: inside, pool, flying: Vec::new(), woken: Vec::new() }
-                .run(ring);
+            Loop {
+                disk,
+                table,
+                stats,
+                sink,
+                inbox: inside,
+                pool,
+                flying: Vec::new(),
+                woken: Vec::new(),
+            }
+            .run(ring);
         })?;
         Ok(Reader { inbox, thread })
     }
@@ -186,9 +197,7 @@ impl Reader {
         self.inbox.is_stopping.store(true, Ordering::SeqCst);
         self.inbox.is_asleep.store(true, Ordering::SeqCst);
         self.inbox.knock();
-        self.thread
-            .join()
-            .expect("a panic would have aborted the process");
+        self.thread.join().expect("a panic would have aborted the process");
     }
 }
 
@@ -266,10 +275,8 @@ impl Loop {
             }
             None => {
                 let event = &*self.inbox.event;
-                let mut descriptors = [rustix::event::PollFd::new(
-                    event,
-                    rustix::event::PollFlags::IN,
-                )];
+                let mut descriptors =
+                    [rustix::event::PollFd::new(event, rustix::event::PollFlags::IN)];
                 let _ = rustix::event::poll(&mut descriptors, None);
             }
         }
@@ -317,16 +324,11 @@ impl Loop {
     }
 
     fn prepare(&self, request: &ReadRequest) -> Result<(Arc<OwnedFd>, Plan), ReadError> {
-        let RecordPlace {
-            segment, length, ..
-        } = request.place;
+        let RecordPlace { segment, length, .. } = request.place;
         let plan = Plan::of(request.place)
             .filter(|_| length as usize <= request.octets_max)
             .ok_or(ReadError::TooLong(length))?;
-        let file = self
-            .table
-            .file(segment)
-            .ok_or(ReadError::Retired(segment))?;
+        let file = self.table.file(segment).ok_or(ReadError::Retired(segment))?;
         Ok((self.disk.descriptor(file)?, plan))
     }
 
@@ -340,17 +342,9 @@ impl Loop {
     }
 
     fn land(&mut self, landed: Landed) {
-        let Landed {
-            token,
-            buffer,
-            result,
-        } = landed;
-        let slot = usize::try_from(token)
-            .ok()
-            .and_then(|token| self.flying.get_mut(token));
-        let (request, plan) = slot
-            .and_then(Option::take)
-            .expect("every read has its slot");
+        let Landed { token, buffer, result } = landed;
+        let slot = usize::try_from(token).ok().and_then(|token| self.flying.get_mut(token));
+        let (request, plan) = slot.and_then(Option::take).expect("every read has its slot");
         self.verify(request, plan, buffer, result);
     }
 
@@ -367,33 +361,18 @@ impl Loop {
             let record = record.ok_or(ReadError::Damaged(FormatError::Truncated))?;
             check(record, &request)
         });
-        let result = verified.map(|()| ReadRecord {
-            buffer,
-            start: plan.start,
-            end,
-        });
+        let result = verified.map(|()| ReadRecord { buffer, start: plan.start, end });
         self.answer(request, result);
     }
 
     fn answer(&mut self, request: ReadRequest, result: Result<ReadRecord, ReadError>) {
-        let counter = if result.is_ok() {
-            &self.stats.reads
-        } else {
-            &self.stats.read_failures
-        };
+        let counter = if result.is_ok() { &self.stats.reads } else { &self.stats.read_failures };
         counter.fetch_add(1, Ordering::Relaxed);
         let ReadRequest { worker, token, .. } = request;
         if !self.woken.contains(&worker) {
             self.woken.push(worker);
         }
-        self.sink.answer(
-            worker,
-            ReadAnswer {
-                worker,
-                token,
-                result,
-            },
-        );
+        self.sink.answer(worker, ReadAnswer { worker, token, result });
     }
 
     fn wake_all(&mut self) {

@@ -168,26 +168,40 @@ pub fn recover<D: Disk>(
     let report = std::mem::take(&mut recovery.report);
     let mut found = recovery.finish();
     stats.segments_damaged.store(
-        found
-            .segments
-            .values()
-            .filter(|segment| segment.is_damaged)
-            .count() as u64,
+        found.segments.values().filter(|segment| segment.is_damaged).count() as u64,
         std::sync::atomic::Ordering::Relaxed,
     );
     if found.spares.is_empty() {
-        found
-            .spares
-            .push_back(make_spare(&*disk, &options, &mut found.next_file, random)?);
+        found.spares.push_back(make_spare(&*disk, &options, &mut found.next_file, random)?);
     }
-    let log = Log::resume(
-        disk,
-        options,
-        Arc::new(SegmentTable::default()),
-        stats,
-        found,
-    )?;
+    let log = Log::resume(disk, options, Arc::new(SegmentTable::default()), stats, found)?;
     Ok((log, report))
+}
+
+/// A spare from a segment that nothing needs: on a full disk, the head of a run that came to
+/// nothing lets the next one start.
+fn retire_dead<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    found: &mut Found,
+    random: &mut dyn FnMut() -> u64,
+) -> Option<Spare> {
+    for segment in found.accounts.take_dead() {
+        let SegmentFile { file, revision, is_damaged } = *found.segments.get(&segment)?;
+        let retire = Chore::Retire {
+            segment,
+            file,
+            segment_bytes: options.segment_bytes,
+            revision: revision + 1,
+            quarantine: is_damaged,
+        };
+        if let ChoreDone::Retired { segment, spare } = retire.perform(disk, random) {
+            found.accounts.retired(segment);
+            found.segments.remove(&segment);
+            found.spares.extend(spare);
+        }
+    }
+    found.spares.pop_front()
 }
 
 fn make_spare<D: Disk>(
@@ -196,14 +210,8 @@ fn make_spare<D: Disk>(
     next_file: &mut FileNo,
     random: &mut dyn FnMut() -> u64,
 ) -> io::Result<Spare> {
-    let create = Chore::Create {
-        file: *next_file,
-        segment_bytes: options.segment_bytes,
-    };
-    next_file.0 = next_file
-        .0
-        .checked_add(1)
-        .ok_or_else(|| io::Error::other("file numbers"))?;
+    let create = Chore::Create { file: *next_file, segment_bytes: options.segment_bytes };
+    next_file.0 = next_file.0.checked_add(1).ok_or_else(|| io::Error::other("file numbers"))?;
     match create.perform(disk, random) {
         ChoreDone::Created(spare) => Ok(spare),
         ChoreDone::NotCreated(error) => Err(error),
@@ -252,10 +260,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             options,
             visitor,
             report: RecoveryReport::default(),
-            progress: Progress {
-                segments_done: 0,
-                segments: 0,
-            },
+            progress: Progress { segments_done: 0, segments: 0 },
             accounts: Accounts::default(),
             segments: BTreeMap::new(),
             spares: VecDeque::new(),
@@ -294,51 +299,28 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let header = match SegmentHeader::decode(&block) {
             Ok(header) => header,
             Err(error @ (FormatError::Magic | FormatError::Version(_))) => {
-                return Err(RecoveryError::Foreign {
-                    file: file.0,
-                    error,
-                });
+                return Err(RecoveryError::Foreign { file: file.0, error });
             }
             Err(error) => return self.set_aside(file, error),
         };
         if header.segment_bytes != self.options.segment_bytes {
             let (found, expected) = (header.segment_bytes, self.options.segment_bytes);
-            return Err(RecoveryError::SegmentSize {
-                file: file.0,
-                found,
-                expected,
-            });
+            return Err(RecoveryError::SegmentSize { file: file.0, found, expected });
         }
         self.last_segment = self.last_segment.max(header.segment);
         self.next_sequence = self.next_sequence.max(header.first_sequence);
         match header.state {
             SegmentState::Free => {
-                let SegmentHeader {
-                    generation,
-                    revision,
-                    ..
-                } = header;
-                self.spares.push_back(Spare {
-                    file,
-                    generation,
-                    revision,
-                });
+                let SegmentHeader { generation, revision, .. } = header;
+                self.spares.push_back(Spare { file, generation, revision });
             }
             SegmentState::Quarantined => self.disk.quarantine(file)?,
             SegmentState::Open => {
-                let segment = Segment {
-                    header,
-                    file,
-                    is_damaged: false,
-                    is_indexed: false,
-                };
+                let segment = Segment { header, file, is_damaged: false, is_indexed: false };
                 if let Some(twin) = self.segments.insert(header.segment, segment) {
                     // Two files with one number: a copied directory.  Neither can be preferred.
                     let error = FormatError::Malformed("segment number, which another file has");
-                    return Err(RecoveryError::Foreign {
-                        file: twin.file.0,
-                        error,
-                    });
+                    return Err(RecoveryError::Foreign { file: twin.file.0, error });
                 }
             }
         }
@@ -368,11 +350,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
             // now must still be there after the next power cut.
             self.disk.sync(self.segments[&newest].file)?;
         }
-        let voided: Vec<(u64, u64)> = self
-            .segments
-            .values()
-            .filter_map(|segment| segment.header.voided)
-            .collect();
+        let voided: Vec<(u64, u64)> =
+            self.segments.values().filter_map(|segment| segment.header.voided).collect();
         let order: Vec<SegmentNo> = self.segments.keys().copied().collect();
         for no in order {
             let is_newest = Some(no) == newest;
@@ -401,10 +380,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             self.apply(no, offset, &record)?;
         }
         self.saw_sequence(index.last_sequence());
-        self.segments
-            .get_mut(&no)
-            .expect("it is one of them")
-            .is_indexed = true;
+        self.segments.get_mut(&no).expect("it is one of them").is_indexed = true;
         self.report.indexed += 1;
         Ok(true)
     }
@@ -428,11 +404,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             scan::scan(&whole[..length], &header, voided).map_err(|error| foreign(file, error))?;
         let last_valid = self.last_valid(no, is_newest, &header, &scanned);
         self.report_gaps(no, file, &scanned, last_valid);
-        for batch in scanned
-            .batches
-            .iter()
-            .filter(|batch| batch.header.sequence <= last_valid)
-        {
+        for batch in scanned.batches.iter().filter(|batch| batch.header.sequence <= last_valid) {
             for (offset, record) in batch.records(&whole) {
                 self.apply(no, offset, &record)?;
             }
@@ -456,10 +428,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
         if is_newest {
             return scanned.end_of_whole(header.first_sequence);
         }
-        let next = self
-            .segments
-            .range(SegmentNo(no.0.saturating_add(1))..)
-            .next();
+        let next = self.segments.range(SegmentNo(no.0.saturating_add(1))..).next();
         match next {
             Some((_, next)) if next.header.predecessor == no => next.header.predecessor_last,
             // The segments in between are retired: whatever verifies counts.
@@ -482,24 +451,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
             }
             expected = sequence + 1;
         }
-        let is_end_known = self
-            .segments
-            .values()
-            .any(|next| next.header.predecessor == no)
+        let is_end_known = self.segments.values().any(|next| next.header.predecessor == no)
             || Some(&no) == self.segments.keys().next_back();
         if is_end_known && last_valid != u64::MAX && expected <= last_valid {
             gaps.push(expected..last_valid + 1);
         }
         for sequences in gaps {
-            self.segments
-                .get_mut(&no)
-                .expect("it is one of them")
-                .is_damaged = true;
-            self.damage(Damage::Batches {
-                segment: no,
-                file,
-                sequences,
-            });
+            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
+            self.damage(Damage::Batches { segment: no, file, sequences });
         }
     }
 
@@ -528,11 +487,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
     ) -> Result<(), RecoveryError> {
         self.report.records += 1;
         self.report.highest_id = self.report.highest_id.max(Some(record.id()));
-        let place = RecordPlace {
-            segment,
-            offset,
-            length: record.total_length() as u32,
-        };
+        let place = RecordPlace { segment, offset, length: record.total_length() as u32 };
         let applied = match record.kind() {
             Kind::Message => self.apply_message(place, record),
             Kind::Chunk => {
@@ -568,16 +523,10 @@ impl<'a, D: Disk> Recovery<'a, D> {
         record: &RecordView<'_>,
     ) -> Result<(), FormatError> {
         let recipients = message::recipient_count(record)?;
-        let live = Live {
-            place,
-            recipients,
-            done: Vec::new(),
-            deferrals: Vec::new(),
-        };
+        let live = Live { place, recipients, done: Vec::new(), deferrals: Vec::new() };
         // A second copy takes the place of the first, whose segment need not keep it.
         if let Some(earlier) = self.live.insert(record.id(), live) {
-            self.accounts
-                .subtract_message(earlier.place.segment, record.id());
+            self.accounts.subtract_message(earlier.place.segment, record.id());
         }
         self.accounts.message(place.segment, record.id());
         Ok(())
@@ -615,8 +564,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             for earlier in &mut live.deferrals {
                 earlier.recipients = without(&earlier.recipients, &defer.recipients, recipients);
             }
-            live.deferrals
-                .retain(|earlier| !is_empty(&earlier.recipients));
+            live.deferrals.retain(|earlier| !is_empty(&earlier.recipients));
             live.deferrals.push(defer);
         }
     }
@@ -626,10 +574,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let mut by_scan: BTreeMap<SegmentNo, Vec<(RecordPlace, MessageId)>> = BTreeMap::new();
         for (&id, live) in &self.live {
             if !self.segments[&live.place.segment].is_indexed {
-                by_scan
-                    .entry(live.place.segment)
-                    .or_default()
-                    .push((live.place, id));
+                by_scan.entry(live.place.segment).or_default().push((live.place, id));
             }
         }
         let order: Vec<SegmentNo> = self.segments.keys().copied().collect();
@@ -706,22 +651,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
             revision: segment.header.revision,
             is_damaged: segment.is_damaged,
         };
-        let segments: HashMap<_, _> = self
-            .segments
-            .iter()
-            .map(|(&no, segment)| (no, file(segment)))
-            .collect();
+        let segments: HashMap<_, _> =
+            self.segments.iter().map(|(&no, segment)| (no, file(segment))).collect();
         Found {
             accounts: self.accounts,
             segments,
             spares: self.spares,
             next_file: self.next_file,
-            predecessor: self
-                .segments
-                .keys()
-                .next_back()
-                .copied()
-                .unwrap_or(SegmentNo(0)),
+            predecessor: self.segments.keys().next_back().copied().unwrap_or(SegmentNo(0)),
             last_segment: self.last_segment,
             last_sequence: self.last_sequence,
             next_sequence: self.next_sequence,
@@ -737,12 +674,7 @@ impl Live {
             deferral.recipients = without(&deferral.recipients, &done, self.recipients);
         }
         deferrals.retain(|deferral| !is_empty(&deferral.recipients));
-        RecoveredMessage {
-            place: self.place,
-            message,
-            done: self.done,
-            deferrals,
-        }
+        RecoveredMessage { place: self.place, message, done: self.done, deferrals }
     }
 }
 
@@ -766,10 +698,7 @@ fn is_empty(recipients: &StoredRecipients) -> bool {
 }
 
 fn foreign(file: FileNo, error: FormatError) -> RecoveryError {
-    RecoveryError::Foreign {
-        file: file.0,
-        error,
-    }
+    RecoveryError::Foreign { file: file.0, error }
 }
 
 #[cfg(test)]

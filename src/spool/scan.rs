@@ -49,11 +49,7 @@ pub(crate) fn scan(
     voided: &[(u64, u64)],
 ) -> Result<Scanned, FormatError> {
     let mut scanned = Scanned::default();
-    let is_void = |sequence| {
-        voided
-            .iter()
-            .any(|&(first, last)| (first..=last).contains(&sequence))
-    };
+    let is_void = |sequence| voided.iter().any(|&(first, last)| (first..=last).contains(&sequence));
     let mut offset = BLOCK;
     while let Some(bytes) = file.get(offset..).filter(|bytes| bytes.len() >= BLOCK) {
         let found = match BatchHeader::decode(bytes, header.generation) {
@@ -78,10 +74,7 @@ pub(crate) fn scan(
         scanned.last_seen = scanned.last_seen.max(Some(found.sequence));
         match verify(bytes, &found, header, scanned.batches.last()) {
             Ok(()) => {
-                scanned.batches.push(FoundBatch {
-                    offset,
-                    header: found,
-                });
+                scanned.batches.push(FoundBatch { offset, header: found });
                 offset += step;
             }
             Err(error @ FormatError::MustUnderstand(_)) => return Err(error),
@@ -105,9 +98,8 @@ fn verify(
     if found.segment != header.segment || found.sequence < first_possible {
         return Err(FormatError::Malformed("batch's place"));
     }
-    let end = BATCH_HEADER
-        .checked_add(found.payload_length as usize)
-        .ok_or(FormatError::Truncated)?;
+    let end =
+        BATCH_HEADER.checked_add(found.payload_length as usize).ok_or(FormatError::Truncated)?;
     found.verify_payload(bytes.get(BATCH_HEADER..end).ok_or(FormatError::Truncated)?)
 }
 
@@ -168,9 +160,7 @@ pub(crate) fn load_index<D: Disk>(
     let length = footer.index_length as usize;
     let fits = footer.segment == header.segment
         && start.is_multiple_of(BLOCK)
-        && start
-            .checked_add(length)
-            .is_some_and(|end| end <= octets - BLOCK);
+        && start.checked_add(length).is_some_and(|end| end <= octets - BLOCK);
     if !fits {
         return Ok(None);
     }
@@ -214,14 +204,7 @@ impl<'a, D: Disk> Window<'a, D> {
     pub(crate) fn new(disk: &'a D, file: FileNo, segment_bytes: u32) -> Window<'a, D> {
         let file_octets = segment_bytes as usize;
         let buffer = AlignedBuf::new(WINDOW.min(file_octets));
-        Window {
-            disk,
-            file,
-            file_octets,
-            buffer,
-            start: 0,
-            end: 0,
-        }
+        Window { disk, file, file_octets, buffer, start: 0, end: 0 }
     }
 
     /// The header and head of the record at `place`; shorter where the file ends.
@@ -243,12 +226,8 @@ impl<'a, D: Disk> Window<'a, D> {
                 self.buffer = AlignedBuf::new(wanted);
             }
             let length = self.disk.length(self.file)?.min(self.file_octets as u64) as usize;
-            let filled = self
-                .buffer
-                .len()
-                .min((length / BLOCK * BLOCK).saturating_sub(start));
-            self.disk
-                .read(self.file, start as u32, &mut self.buffer[..filled])?;
+            let filled = self.buffer.len().min((length / BLOCK * BLOCK).saturating_sub(start));
+            self.disk.read(self.file, start as u32, &mut self.buffer[..filled])?;
             (self.start, self.end) = (start, start + filled);
         }
         let end = end.min(self.end);

@@ -13,24 +13,14 @@ pub struct SegmentTable(RwLock<HashMap<SegmentNo, FileNo>>);
 impl SegmentTable {
     /// The file of a segment, or nothing once it was retired.
     pub fn file(&self, segment: SegmentNo) -> Option<FileNo> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&segment)
-            .copied()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&segment).copied()
     }
 
     pub(crate) fn insert(&self, segment: SegmentNo, file: FileNo) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(segment, file);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(segment, file);
     }
 
     pub(crate) fn remove(&self, segment: SegmentNo) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&segment);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&segment);
     }
 }

@@ -38,11 +38,7 @@ pub struct Faults {
 
 impl Default for Faults {
     fn default() -> Self {
-        Faults {
-            write_failures_permil: 0,
-            sync_failures_permil: 0,
-            files_max: usize::MAX,
-        }
+        Faults { write_failures_permil: 0, sync_failures_permil: 0, files_max: usize::MAX }
     }
 }
 
@@ -74,10 +70,7 @@ struct SimFile {
 impl SimDisk {
     /// An empty disk; everything that it decides follows from `seed`.
     pub fn new(seed: u64) -> SimDisk {
-        SimDisk(Arc::new(Mutex::new(State {
-            random: seed,
-            ..State::default()
-        })))
+        SimDisk(Arc::new(Mutex::new(State { random: seed, ..State::default() })))
     }
 
     /// Sets how it misbehaves from now on.
@@ -137,20 +130,12 @@ impl SimDisk {
 
     /// What a file holds at present.
     pub fn contents(&self, file: FileNo) -> Vec<u8> {
-        self.state()
-            .files
-            .get(&file)
-            .map(|file| file.seen.clone())
-            .unwrap_or_default()
+        self.state().files.get(&file).map(|file| file.seen.clone()).unwrap_or_default()
     }
 
     /// Replaces what a file holds, durably: for tests that plant something.
     pub fn plant(&self, file: FileNo, contents: Vec<u8>) {
-        let planted = SimFile {
-            durable: contents.clone(),
-            seen: contents,
-            unsynced: Vec::new(),
-        };
+        let planted = SimFile { durable: contents.clone(), seen: contents, unsynced: Vec::new() };
         self.state().files.insert(file, planted);
     }
 
@@ -188,9 +173,7 @@ impl State {
     }
 
     fn file(&mut self, file: FileNo) -> io::Result<&mut SimFile> {
-        self.files
-            .get_mut(&file)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.files.get_mut(&file).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -218,11 +201,7 @@ impl SimFile {
 impl Disk for SimDisk {
     fn files(&self) -> io::Result<Vec<FileNo>> {
         let state = self.state();
-        if state.is_down {
-            Err(broken())
-        } else {
-            Ok(state.files.keys().copied().collect())
-        }
+        if state.is_down { Err(broken()) } else { Ok(state.files.keys().copied().collect()) }
     }
 
     fn create(&self, file: FileNo, octets: u32, header: &[u8]) -> io::Result<()> {
@@ -238,11 +217,7 @@ impl Disk for SimDisk {
         }
         let mut contents = vec![0; octets as usize];
         contents[..header.len()].copy_from_slice(header);
-        let made = SimFile {
-            durable: contents.clone(),
-            seen: contents,
-            unsynced: Vec::new(),
-        };
+        let made = SimFile { durable: contents.clone(), seen: contents, unsynced: Vec::new() };
         state.files.insert(file, made);
         Ok(())
     }
@@ -275,19 +250,14 @@ impl Disk for SimDisk {
                 at.is_multiple_of(SECTOR) && part.len().is_multiple_of(SECTOR),
                 "direct I/O wants whole sectors"
             );
-            assert_eq!(
-                part.as_ptr() as usize % SECTOR,
-                0,
-                "direct I/O wants aligned memory"
-            );
+            assert_eq!(part.as_ptr() as usize % SECTOR, 0, "direct I/O wants aligned memory");
             for (place, sector) in part.chunks(SECTOR).enumerate() {
                 if fails && next_random(&mut state.random).is_multiple_of(2) {
                     continue;
                 }
                 let start = at + place * SECTOR;
                 let room = file.seen.get_mut(start..start + SECTOR);
-                room.ok_or(io::ErrorKind::StorageFull)?
-                    .copy_from_slice(sector);
+                room.ok_or(io::ErrorKind::StorageFull)?.copy_from_slice(sector);
                 if sync == Sync::Data && !fails {
                     file.make_durable(start / SECTOR);
                 } else {
@@ -322,10 +292,7 @@ impl Disk for SimDisk {
         }
         let start = offset as usize;
         let seen = &state.file(file)?.seen;
-        let range = start
-            ..start
-                .checked_add(into.len())
-                .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let range = start..start.checked_add(into.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         into.copy_from_slice(seen.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }

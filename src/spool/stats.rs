@@ -7,9 +7,8 @@ use std::time::Duration;
 use super::log::CommitError;
 
 /// Upper ends of the commit histogram's buckets in microseconds; one more bucket takes the rest.
-pub const COMMIT_BUCKETS_US: [u64; 12] = [
-    100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 102_400, 409_600, 1_638_400,
-];
+pub const COMMIT_BUCKETS_US: [u64; 12] =
+    [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 102_400, 409_600, 1_638_400];
 
 /// Counters since the start, and gauges of the present.
 #[derive(Debug, Default)]

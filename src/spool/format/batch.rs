@@ -63,10 +63,7 @@ pub(crate) fn batch_bytes(payload_length: usize) -> usize {
 /// The header's CRC is seeded, so that a header of another life fails also where only its
 /// checksum is looked at.
 fn header_crc(generation: u64, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(
-        crc32c::crc32c(&generation.to_le_bytes()),
-        &bytes[..BATCH_HEADER - 4],
-    )
+    crc32c::crc32c_append(crc32c::crc32c(&generation.to_le_bytes()), &bytes[..BATCH_HEADER - 4])
 }
 
 impl BatchHeader {
@@ -112,8 +109,7 @@ impl BatchHeader {
         };
         let sane = header.durable_through < header.sequence
             && (header.payload_length as usize).is_multiple_of(RECORD_ALIGN);
-        sane.then_some(header)
-            .ok_or(FormatError::Malformed("batch header"))
+        sane.then_some(header).ok_or(FormatError::Malformed("batch header"))
     }
 
     /// What the batch occupies in its segment, in octets.
@@ -163,9 +159,7 @@ pub fn records(
         let rest = payload.get(at..).filter(|rest| !rest.is_empty())?;
         let record = RecordView::parse(rest);
         let start = at;
-        at = record
-            .as_ref()
-            .map_or(payload.len(), |record| at + record.total_length());
+        at = record.as_ref().map_or(payload.len(), |record| at + record.total_length());
         Some(record.map(|record| (start, record)))
     })
 }
@@ -198,10 +192,7 @@ mod tests {
             assert!(BatchHeader::decode(&hurt, 77).is_err(), "bit {bit}");
         }
         for short in 0..BATCH_HEADER {
-            assert_eq!(
-                BatchHeader::decode(&bytes[..short], 77),
-                Err(FormatError::Truncated)
-            );
+            assert_eq!(BatchHeader::decode(&bytes[..short], 77), Err(FormatError::Truncated));
         }
     }
 }

@@ -74,10 +74,7 @@ struct Raw {
 }
 
 const RAW: usize = size_of::<Raw>();
-const _: () = assert!(
-    RAW <= 512,
-    "a copy must fit one sector, which no disk tears"
-);
+const _: () = assert!(RAW <= 512, "a copy must fit one sector, which no disk tears");
 
 impl SegmentHeader {
     /// The header of a file that holds nothing.
@@ -130,10 +127,7 @@ impl SegmentHeader {
     /// Anything else means that both copies are damaged.
     pub fn decode(block: &[u8]) -> Result<SegmentHeader, FormatError> {
         let [first, second] = COPIES.map(|at| {
-            block
-                .get(at..at + RAW)
-                .ok_or(FormatError::Truncated)
-                .and_then(Self::decode_copy)
+            block.get(at..at + RAW).ok_or(FormatError::Truncated).and_then(Self::decode_copy)
         });
         match (first, second) {
             (Ok(first), Ok(second)) if second.revision > first.revision => Ok(second),
@@ -202,11 +196,7 @@ mod tests {
             for byte in 0..RAW {
                 let mut hurt = block.clone();
                 hurt[at + byte] ^= 4;
-                assert_eq!(
-                    SegmentHeader::decode(&hurt),
-                    Ok(header()),
-                    "byte {byte} of {at}"
-                );
+                assert_eq!(SegmentHeader::decode(&hurt), Ok(header()), "byte {byte} of {at}");
             }
         }
     }
@@ -230,10 +220,7 @@ mod tests {
         let mut hurt = block.clone();
         hurt[16] ^= 1;
         hurt[2048 + 17] ^= 1;
-        assert_eq!(
-            SegmentHeader::decode(&hurt),
-            Err(FormatError::Checksum("segment header"))
-        );
+        assert_eq!(SegmentHeader::decode(&hurt), Err(FormatError::Checksum("segment header")));
         let mut old = block.clone();
         for at in COPIES {
             old[at + 8] = 9;

@@ -109,8 +109,7 @@ impl IndexBuilder {
     pub(crate) fn add(&mut self, offset: u32, record: &RecordView<'_>) {
         let head = record.header_and_head();
         self.bytes.extend_from_slice(&offset.to_le_bytes());
-        self.bytes
-            .extend_from_slice(&(head.len() as u32).to_le_bytes());
+        self.bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
         self.bytes.extend_from_slice(head);
         self.record_count += 1;
     }

@@ -229,11 +229,8 @@ impl NewMessage<'_> {
             NewBody::Inline(octets) => octets.len(),
             NewBody::Chunks(chunks) => chunks.len() * CHUNK_ENTRY,
         };
-        let extensions: usize = self
-            .extensions
-            .iter()
-            .map(|extension| 6 + extension.value.len())
-            .sum();
+        let extensions: usize =
+            self.extensions.iter().map(|extension| 6 + extension.value.len()).sum();
         512 + self.trace.len()
             + self.origin.helo.len()
             + reverse_path
@@ -245,11 +242,7 @@ impl NewMessage<'_> {
 }
 
 fn put_chunk_place(put: &mut Put<'_>, chunk: &ChunkPlace) {
-    let RecordPlace {
-        segment,
-        offset,
-        length,
-    } = chunk.place;
+    let RecordPlace { segment, offset, length } = chunk.place;
     for value in [segment.0, offset, length, chunk.octets, chunk.crc32c] {
         put.u32(value);
     }
@@ -321,16 +314,10 @@ pub(crate) fn put_chunk(
     octets: u32,
     crc32c: u32,
 ) -> Option<usize> {
-    put_record(
-        out,
-        Kind::Chunk,
-        id,
-        PutBody::InPlace { octets, crc32c },
-        |put| {
-            put.u32(index);
-            put.u32(0);
-        },
-    )
+    put_record(out, Kind::Chunk, id, PutBody::InPlace { octets, crc32c }, |put| {
+        put.u32(index);
+        put.u32(0);
+    })
 }
 
 /// A chunk's number within its message's body, from 0.
@@ -371,19 +358,13 @@ fn take_chunks<'a>(
     take: &mut Take<'a>,
     count: u32,
 ) -> Result<impl ExactSizeIterator<Item = ChunkPlace> + use<'a>, FormatError> {
-    let octets = (count as usize)
-        .checked_mul(CHUNK_ENTRY)
-        .ok_or(FormatError::Truncated)?;
+    let octets = (count as usize).checked_mul(CHUNK_ENTRY).ok_or(FormatError::Truncated)?;
     Ok(take.bytes(octets)?.chunks_exact(CHUNK_ENTRY).map(|entry| {
         let word = |at: usize| {
             u32::from_le_bytes(entry[at * 4..at * 4 + 4].try_into().expect("four octets"))
         };
         ChunkPlace {
-            place: RecordPlace {
-                segment: SegmentNo(word(0)),
-                offset: word(1),
-                length: word(2),
-            },
+            place: RecordPlace { segment: SegmentNo(word(0)), offset: word(1), length: word(2) },
             octets: word(3),
             crc32c: word(4),
         }
@@ -426,11 +407,7 @@ impl StoredMessage {
             trace,
             not_before_unix_ms: Some(fixed.not_before_unix_ms.get()).filter(|&time| time != 0),
             extensions,
-            body: if chunks.is_empty() {
-                StoredBody::Inline
-            } else {
-                StoredBody::Chunks(chunks)
-            },
+            body: if chunks.is_empty() { StoredBody::Inline } else { StoredBody::Chunks(chunks) },
         })
     }
 }
@@ -462,14 +439,8 @@ fn take_envelope(take: &mut Take<'_>, fixed: &Fixed) -> Result<Envelope, FormatE
     if count > take.0.len() / 4 {
         return Err(FormatError::Truncated);
     }
-    let recipients = (0..count)
-        .map(|_| take_recipient(take))
-        .collect::<Result<_, _>>()?;
-    Ok(Envelope {
-        reverse_path,
-        parameters,
-        recipients,
-    })
+    let recipients = (0..count).map(|_| take_recipient(take)).collect::<Result<_, _>>()?;
+    Ok(Envelope { reverse_path, parameters, recipients })
 }
 
 fn take_recipient(take: &mut Take<'_>) -> Result<Recipient, FormatError> {
@@ -479,11 +450,7 @@ fn take_recipient(take: &mut Take<'_>) -> Result<Recipient, FormatError> {
         1 => ForwardPath::Mailbox(take_mailbox(take)?),
         _ => return Err(FormatError::Malformed("forward-path")),
     };
-    Ok(Recipient {
-        path,
-        notify,
-        orcpt: take_text(take)?,
-    })
+    Ok(Recipient { path, notify, orcpt: take_text(take)? })
 }
 
 fn take_extensions(take: &mut Take<'_>) -> Result<Vec<(u16, Box<[u8]>)>, FormatError> {
@@ -516,10 +483,7 @@ fn take_text(take: &mut Take<'_>) -> Result<Option<Box<str>>, FormatError> {
 fn take_socket_address(take: &mut Take<'_>) -> Result<SocketAddr, FormatError> {
     let port = take.u16()?;
     match take.u8()? {
-        4 => Ok(SocketAddr::new(
-            IpAddr::V4(Ipv4Addr::from(take.array::<4>()?)),
-            port,
-        )),
+        4 => Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(take.array::<4>()?)), port)),
         6 => {
             let ip = Ipv6Addr::from(take.array::<16>()?);
             Ok(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, take.u32()?)))

@@ -16,11 +16,7 @@ fn envelope() -> Envelope {
             envid: Some("".into()),
         },
         recipients: vec![
-            Recipient {
-                path: ForwardPath::Postmaster,
-                notify: Notify::NEVER,
-                orcpt: None,
-            },
+            Recipient { path: ForwardPath::Postmaster, notify: Notify::NEVER, orcpt: None },
             Recipient {
                 path: ForwardPath::Mailbox(mailbox("ü@example.org")),
                 notify: Notify(6),
@@ -61,16 +57,7 @@ fn round_trip(message: &NewMessage<'_>) -> (StoredMessage, Vec<u8>) {
 #[test]
 fn a_message_reads_back_whole() {
     let (envelope, origin, summary) = (envelope(), origin(), summary(b"body\r\n"));
-    let extensions = [
-        Extension {
-            kind: 7,
-            value: b"tenant",
-        },
-        Extension {
-            kind: 8,
-            value: b"",
-        },
-    ];
+    let extensions = [Extension { kind: 7, value: b"tenant" }, Extension { kind: 8, value: b"" }];
     let message = NewMessage {
         id: MessageId(42),
         durability: Durability::Os,
@@ -84,42 +71,19 @@ fn a_message_reads_back_whole() {
     };
     let (stored, body) = round_trip(&message);
     assert_eq!(body, b"body\r\n");
-    assert_eq!(
-        (stored.id, stored.durability),
-        (MessageId(42), Durability::Os)
-    );
-    assert_eq!(
-        (&stored.envelope, &stored.origin, stored.summary),
-        (&envelope, &origin, summary)
-    );
+    assert_eq!((stored.id, stored.durability), (MessageId(42), Durability::Os));
+    assert_eq!((&stored.envelope, &stored.origin, stored.summary), (&envelope, &origin, summary));
     assert_eq!(&*stored.trace, b"Received: by us\r\n");
-    assert_eq!(
-        (stored.not_before_unix_ms, stored.body),
-        (Some(5), StoredBody::Inline)
-    );
-    assert_eq!(
-        stored.extensions,
-        [(7, (*b"tenant").into()), (8, [].into())]
-    );
+    assert_eq!((stored.not_before_unix_ms, stored.body), (Some(5), StoredBody::Inline));
+    assert_eq!(stored.extensions, [(7, (*b"tenant").into()), (8, [].into())]);
 }
 
 #[test]
 fn chunks_are_named_by_their_places() {
     let (envelope, origin) = (envelope(), origin());
-    let place = RecordPlace {
-        segment: SegmentNo(9),
-        offset: 4096 + 64,
-        length: 8192,
-    };
-    let chunks = [ChunkPlace {
-        place,
-        octets: 8000,
-        crc32c: 1,
-    }; 3];
-    let summary = BodySummary {
-        octets: 24_000,
-        ..BodySummary::default()
-    };
+    let place = RecordPlace { segment: SegmentNo(9), offset: 4096 + 64, length: 8192 };
+    let chunks = [ChunkPlace { place, octets: 8000, crc32c: 1 }; 3];
+    let summary = BodySummary { octets: 24_000, ..BodySummary::default() };
     let message = NewMessage {
         id: MessageId(1),
         durability: Durability::Fsync,
@@ -132,19 +96,13 @@ fn chunks_are_named_by_their_places() {
         body: NewBody::Chunks(&chunks),
     };
     let (stored, body) = round_trip(&message);
-    assert_eq!(
-        (stored.body, body.len()),
-        (StoredBody::Chunks(chunks.into()), 0)
-    );
+    assert_eq!((stored.body, body.len()), (StoredBody::Chunks(chunks.into()), 0));
 }
 
 #[test]
 fn an_extension_that_must_be_understood_is_not_passed_over() {
     let (envelope, origin, summary) = (envelope(), origin(), summary(b""));
-    let extensions = [Extension {
-        kind: 7 | Extension::MUST_UNDERSTAND,
-        value: b"",
-    }];
+    let extensions = [Extension { kind: 7 | Extension::MUST_UNDERSTAND, value: b"" }];
     let message = NewMessage {
         id: MessageId(1),
         durability: Durability::Fsync,
@@ -159,10 +117,7 @@ fn an_extension_that_must_be_understood_is_not_passed_over() {
     let mut out = vec![0; message.bytes_max()];
     message.put(&mut out).unwrap();
     let view = RecordView::parse(&out).unwrap();
-    assert!(matches!(
-        StoredMessage::decode(&view),
-        Err(FormatError::MustUnderstand(_))
-    ));
+    assert!(matches!(StoredMessage::decode(&view), Err(FormatError::MustUnderstand(_))));
 }
 
 proptest! {

@@ -52,20 +52,12 @@ pub(crate) struct Put<'a> {
 
 impl<'a> Put<'a> {
     pub(crate) fn new(out: &'a mut [u8]) -> Put<'a> {
-        Put {
-            out,
-            at: 0,
-            overflow: false,
-        }
+        Put { out, at: 0, overflow: false }
     }
 
     #[inline]
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        match self
-            .out
-            .get_mut(self.at..)
-            .and_then(|rest| rest.get_mut(..bytes.len()))
-        {
+        match self.out.get_mut(self.at..).and_then(|rest| rest.get_mut(..bytes.len())) {
             Some(place) => {
                 place.copy_from_slice(bytes);
                 self.at += bytes.len();
@@ -107,19 +99,13 @@ pub(crate) struct Take<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Take<'a> {
     pub(crate) fn bytes(&mut self, octets: usize) -> Result<&'a [u8], FormatError> {
-        let (taken, rest) = self
-            .0
-            .split_at_checked(octets)
-            .ok_or(FormatError::Truncated)?;
+        let (taken, rest) = self.0.split_at_checked(octets).ok_or(FormatError::Truncated)?;
         self.0 = rest;
         Ok(taken)
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
-        Ok(self
-            .bytes(N)?
-            .try_into()
-            .expect("as many as were asked for"))
+        Ok(self.bytes(N)?.try_into().expect("as many as were asked for"))
     }
 
     pub(crate) fn u8(&mut self) -> Result<u8, FormatError> {

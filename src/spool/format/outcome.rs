@@ -137,11 +137,7 @@ impl<'a> Recipients<'a> {
     }
 
     fn flag(self) -> u8 {
-        if matches!(self, Recipients::All) {
-            ALL
-        } else {
-            0
-        }
+        if matches!(self, Recipients::All) { ALL } else { 0 }
     }
 }
 
@@ -157,10 +153,8 @@ fn take_list(take: &mut Take<'_>, all: bool, count: u16) -> Result<StoredRecipie
         return Ok(StoredRecipients::All);
     }
     let octets = take.bytes(count as usize * 2)?;
-    let list: Box<[u16]> = octets
-        .chunks_exact(2)
-        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-        .collect();
+    let list: Box<[u16]> =
+        octets.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
     if !list.is_sorted_by(|a, b| a < b) {
         return Err(FormatError::Malformed("recipient list"));
     }
@@ -304,16 +298,9 @@ mod tests {
         assert_eq!(stored.recipients, StoredRecipients::Some([0, 7, 9].into()));
         assert!(stored.last && stored.recipients.contains(7) && !stored.recipients.contains(8));
         (done.recipients, done.last) = (Recipients::All, false);
-        assert_eq!(
-            done.put(&mut out),
-            Some(64),
-            "the common case is one line of the cache"
-        );
+        assert_eq!(done.put(&mut out), Some(64), "the common case is one line of the cache");
         let stored = StoredDone::decode(&RecordView::parse(&out).unwrap()).unwrap();
-        assert_eq!(
-            (stored.recipients, stored.last),
-            (StoredRecipients::All, false)
-        );
+        assert_eq!((stored.recipients, stored.last), (StoredRecipients::All, false));
     }
 
     #[test]

@@ -91,22 +91,15 @@ impl<'a> RecordView<'a> {
     /// Reads the record at the beginning of `bytes`, which may go on behind it.
     pub fn parse(bytes: &'a [u8]) -> Result<RecordView<'a>, FormatError> {
         let head = Self::parse_head(bytes)?;
-        let bytes = bytes
-            .get(..head.total_length())
-            .ok_or(FormatError::Truncated)?;
-        Ok(RecordView {
-            raw: head.raw,
-            bytes,
-        })
+        let bytes = bytes.get(..head.total_length()).ok_or(FormatError::Truncated)?;
+        Ok(RecordView { raw: head.raw, bytes })
     }
 
     /// Reads header and head only; `bytes` may end behind the head.  [`Self::body`] is then
     /// empty.
     pub fn parse_head(bytes: &'a [u8]) -> Result<RecordView<'a>, FormatError> {
         let raw = Self::sound_lengths(bytes)?;
-        let head = bytes
-            .get(..raw.head_length.get() as usize)
-            .ok_or(FormatError::Truncated)?;
+        let head = bytes.get(..raw.head_length.get() as usize).ok_or(FormatError::Truncated)?;
         if head_crc(head) != raw.head_crc32c.get() {
             return Err(FormatError::Checksum("record head"));
         }
@@ -126,23 +119,16 @@ impl<'a> RecordView<'a> {
 
     fn sound_lengths(bytes: &[u8]) -> Result<Raw, FormatError> {
         let (raw, _) = Raw::read_from_prefix(bytes).map_err(|_| FormatError::Truncated)?;
-        let [head, total, body, body_length] = [
-            raw.head_length,
-            raw.total_length,
-            raw.body_offset,
-            raw.body_length,
-        ]
-        .map(|length| length.get() as usize);
+        let [head, total, body, body_length] =
+            [raw.head_length, raw.total_length, raw.body_offset, raw.body_length]
+                .map(|length| length.get() as usize);
         let sane = head >= RECORD_HEADER
             && head <= body
             && body.is_multiple_of(RECORD_ALIGN)
-            && body
-                .checked_add(body_length)
-                .is_some_and(|end| end <= total)
+            && body.checked_add(body_length).is_some_and(|end| end <= total)
             && total.is_multiple_of(RECORD_ALIGN)
             && total <= RECORD_BYTES_MAX;
-        sane.then_some(raw)
-            .ok_or(FormatError::Malformed("record header"))
+        sane.then_some(raw).ok_or(FormatError::Malformed("record header"))
     }
 
     /// What it is.
@@ -178,9 +164,7 @@ impl<'a> RecordView<'a> {
     /// The octets of the body; empty when there is none or only the head was read.
     pub fn body(&self) -> &'a [u8] {
         let start = self.raw.body_offset.get() as usize;
-        self.bytes
-            .get(start..start + self.body_length())
-            .unwrap_or_default()
+        self.bytes.get(start..start + self.body_length()).unwrap_or_default()
     }
 
     /// The body's length in octets, whether or not it is at hand.
@@ -212,13 +196,7 @@ impl<'a> RecordView<'a> {
 
 impl std::fmt::Debug for RecordView<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{:?} {} ({} octets)",
-            self.kind(),
-            self.id(),
-            self.total_length()
-        )
+        write!(f, "{:?} {} ({} octets)", self.kind(), self.id(), self.total_length())
     }
 }
 
@@ -257,10 +235,7 @@ pub(crate) fn put_record(
         }
         PutBody::InPlace { octets, crc32c } => {
             debug_assert_eq!(body_offset, RECORD_ALIGN);
-            put.at = put
-                .at
-                .checked_add(octets as usize)
-                .filter(|&at| at <= put.out.len())?;
+            put.at = put.at.checked_add(octets as usize).filter(|&at| at <= put.out.len())?;
             (octets, crc32c)
         }
     };
@@ -293,10 +268,8 @@ mod tests {
     fn record(body: &[u8]) -> Vec<u8> {
         let mut out = vec![0xee; 1024];
         let body = PutBody::Copy(body, crc32c::crc32c(body));
-        let length = put_record(&mut out, Kind::Done, MessageId(9), body, |put| {
-            put.bytes(b"head")
-        })
-        .unwrap();
+        let length =
+            put_record(&mut out, Kind::Done, MessageId(9), body, |put| put.bytes(b"head")).unwrap();
         out.truncate(length);
         out
     }
@@ -309,10 +282,7 @@ mod tests {
         assert_eq!((view.head(), view.body()), (&b"head"[..], &b"the body"[..]));
         assert_eq!(view.total_length(), 128);
         view.verify_body().unwrap();
-        assert_eq!(
-            RecordView::parse_head(&bytes[..44]).unwrap().head(),
-            b"head"
-        );
+        assert_eq!(RecordView::parse_head(&bytes[..44]).unwrap().head(), b"head");
     }
 
     #[test]
@@ -333,10 +303,7 @@ mod tests {
         for octets in 0..out.len() {
             let body = PutBody::Copy(b"the body", 0);
             let put = |put: &mut Put<'_>| put.bytes(b"head");
-            assert_eq!(
-                put_record(&mut out[..octets], Kind::Done, MessageId(9), body, put),
-                None
-            );
+            assert_eq!(put_record(&mut out[..octets], Kind::Done, MessageId(9), body, put), None);
         }
         for octets in 0..128 {
             assert!(RecordView::parse(&record(b"the body")[..octets]).is_err());
@@ -352,16 +319,10 @@ mod tests {
             bytes[36..40].copy_from_slice(&crc.to_le_bytes());
         };
         seal(&mut bytes);
-        assert!(matches!(
-            RecordView::parse(&bytes),
-            Err(FormatError::MustUnderstand(_))
-        ));
+        assert!(matches!(RecordView::parse(&bytes), Err(FormatError::MustUnderstand(_))));
         bytes[1] = 0;
         seal(&mut bytes);
-        assert_eq!(
-            RecordView::parse(&bytes).unwrap().kind(),
-            Kind::Unknown(200)
-        );
+        assert_eq!(RecordView::parse(&bytes).unwrap().kind(), Kind::Unknown(200));
     }
 
     proptest::proptest! {
