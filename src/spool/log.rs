@@ -10,7 +10,7 @@
 //!   segment's header says durably that their sequences are void.  The refusing segment is closed
 //!   and never written to again; a sync is never tried twice, since the second one may lie.
 //! - No spare segment can be made: batches with new messages get [`CommitError::Full`] while one
-//!   spare is kept back for outcomes.
+//!   spare is kept back for outcomes and one for the next two cases.
 //! - Not even the void can be recorded: everything gets [`CommitError::Failed`] from then on.
 //!
 //! It does not know threads or clocks, and never looks into a body.
@@ -36,8 +36,11 @@ use super::stats::{Health, SpoolStats};
 use super::{BLOCK, SEGMENT_BYTES, SegmentNo};
 use crate::message::{Durability, MessageId};
 
-/// Spares that only outcomes may use, so that a full disk can still be drained.
-const RESERVE: usize = 1;
+/// The last spare is for what must go on when all else fails: to void a refused commit, and to
+/// start again on a full disk.
+const KEPT_FOR_FAILURE: usize = 1;
+/// One more is for outcomes, so that a full disk can still be drained.
+const KEPT_FOR_OUTCOMES: usize = 1 + KEPT_FOR_FAILURE;
 /// An index that outgrows this part of its segment is given up: a segment of small outcomes is
 /// read as fast without.
 const INDEX_PART: u32 = 16;
@@ -119,7 +122,8 @@ pub enum CommitError {
 pub struct LogOptions {
     /// The size of a segment; [`SEGMENT_BYTES`] unless a test wants smaller ones.
     pub segment_bytes: u32,
-    /// Spares to keep ready, the one kept back for outcomes included; at least 2.
+    /// Spares to keep ready, the two included that are kept back for outcomes and for failures;
+    /// at least 3.
     pub spares: usize,
     /// Spares beyond this are removed when segments are retired.
     pub spares_max: usize,
@@ -225,6 +229,7 @@ impl<D: Disk> Log<D> {
         stats: Arc<SpoolStats>,
         mut found: Found,
     ) -> io::Result<Log<D>> {
+        assert!(options.spares > KEPT_FOR_OUTCOMES, "a message could never roll the log");
         let spare = found.spares.pop_front().expect("recovery leaves a spare");
         let next_segment = found
             .last_segment
@@ -402,7 +407,7 @@ impl<D: Disk> Log<D> {
                 );
                 continue;
             }
-            if batch.has_messages && self.is_full && self.spares.len() < RESERVE {
+            if batch.has_messages && self.is_full && self.spares.len() < KEPT_FOR_OUTCOMES {
                 done.extend(
                     self.waiting.pop_front().map(|batch| refusal(batch, CommitError::Full)),
                 );
@@ -528,7 +533,7 @@ impl<D: Disk> Log<D> {
 
     /// Goes on to the next segment if a batch may make it.
     fn turn(&mut self, has_messages: bool) -> Turn {
-        let kept_back = if has_messages { RESERVE } else { 0 };
+        let kept_back = if has_messages { KEPT_FOR_OUTCOMES } else { KEPT_FOR_FAILURE };
         if self.spares.len() > kept_back {
             return self.roll();
         }
@@ -702,7 +707,7 @@ impl<D: Disk> Log<D> {
         if self.spares.len() < self.options.spares && !self.is_creating && !self.is_full {
             self.create_spare();
         }
-        let is_full = self.is_full && self.spares.len() <= RESERVE;
+        let is_full = self.is_full && self.spares.len() <= KEPT_FOR_OUTCOMES;
         self.stats.set_health(if is_full { Health::Full } else { Health::Good });
         self.stats.segments_used.store(self.accounts.segments() as u64, Relaxed);
         self.stats.segments_spare.store(self.spares.len() as u64, Relaxed);

@@ -42,6 +42,8 @@ mod scan;
 pub mod segments;
 pub mod sim_disk;
 pub mod stats;
+#[cfg(test)]
+mod test_kit;
 pub mod tools;
 
 use std::fmt;

@@ -178,6 +178,32 @@ pub fn recover<D: Disk>(
     Ok((log, report))
 }
 
+/// A spare from a segment that nothing needs: on a full disk, the head of a run that came to
+/// nothing lets the next one start.
+fn retire_dead<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    found: &mut Found,
+    random: &mut dyn FnMut() -> u64,
+) -> Option<Spare> {
+    for segment in found.accounts.take_dead() {
+        let SegmentFile { file, revision, is_damaged } = *found.segments.get(&segment)?;
+        let retire = Chore::Retire {
+            segment,
+            file,
+            segment_bytes: options.segment_bytes,
+            revision: revision + 1,
+            quarantine: is_damaged,
+        };
+        if let ChoreDone::Retired { segment, spare } = retire.perform(disk, random) {
+            found.accounts.retired(segment);
+            found.segments.remove(&segment);
+            found.spares.extend(spare);
+        }
+    }
+    found.spares.pop_front()
+}
+
 fn make_spare<D: Disk>(
     disk: &D,
     options: &LogOptions,
