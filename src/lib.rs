@@ -7,3 +7,5 @@ pub mod message;
 
 pub mod runtime;
 pub mod smtp;
+
+pub mod control;
