@@ -1,2 +1,5 @@
 //! The integration tests, linked once.
+
 mod addresses;
+mod config;
+mod control;

@@ -1,0 +1,65 @@
+//! `mailrace check`: `ok` and what the configuration comes to, or everything that is wrong.
+
+use std::fmt::{self, Display};
+use std::io::{self, Write};
+
+use super::{CheckArgs, Failure, load};
+use crate::config::{Config, Events};
+use crate::message::Durability;
+use crate::units::Period;
+
+/// Prints the summary; warnings go to standard error, errors are the [`Failure`].
+pub(super) fn check(arguments: &CheckArgs) -> Result<(), Failure> {
+    let config = load(Some(&arguments.config))?;
+    write!(io::stdout(), "ok\n{}", Summary(&config))?;
+    Ok(())
+}
+
+/// What a configuration comes to, a line a subject, defaults filled in.
+struct Summary<'a>(&'a Config);
+
+impl Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = self.0;
+        let workers = config.workers;
+        writeln!(f, "host      {}, {workers} workers", config.hostname)?;
+        writeln!(f, "data      {}", config.data_dir.display())?;
+        for listener in &config.listeners {
+            let durability = match listener.durability {
+                Durability::Fsync => "fsync",
+                Durability::Os => "os",
+            };
+            writeln!(
+                f,
+                "listener  {} {}, {durability}",
+                listener.address, listener.service
+            )?;
+        }
+        for route in config.routes.iter() {
+            writeln!(f, "route     {} -> {}", route.recipient, route.to)?;
+        }
+        let limits = &config.limits;
+        writeln!(
+            f,
+            "limits    {} a message, {} recipients, {} sessions, {} of one address",
+            limits.message_size, limits.recipients, limits.sessions, limits.sessions_per_address,
+        )?;
+        let queue = &config.queue;
+        writeln!(
+            f,
+            "queue     retries after {}, for {}",
+            queue
+                .retry
+                .iter()
+                .map(|&wait| Period(wait).to_string())
+                .collect::<Vec<_>>()
+                .join(", "),
+            Period(queue.lifetime),
+        )?;
+        match &config.log.events {
+            Events::Stdout => writeln!(f, "events    standard output")?,
+            Events::File(path) => writeln!(f, "events    {}", path.display())?,
+        }
+        writeln!(f, "admin     http://{}", config.admin.address)
+    }
+}

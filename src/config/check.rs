@@ -1,0 +1,281 @@
+//! What makes sense by itself and not together: the whole configuration looked at once.
+//!
+//! Errors are what must not run: an open relay, a listener that takes nothing, a loop to oneself.
+//! Warnings are what works and is hardly meant.  Each says what follows from it and the mend.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+use ipnet::IpNet;
+
+use super::read::Marks;
+use super::report::{Problem, Problems};
+use super::{Config, Environment, Service, Target};
+use crate::units::Period;
+
+pub(super) fn config(
+    config: &Config,
+    marks: &Marks,
+    environment: &Environment,
+    problems: &Problems,
+) {
+    presence(marks, problems);
+    listeners(config, marks, problems);
+    open_relay(config, marks, problems);
+    route_order(config, marks, problems);
+    route_targets(config, marks, problems);
+    limits(config, marks, environment, problems);
+    host(config, marks, environment, problems);
+    queue(config, marks, problems);
+}
+
+/// A file without a way in or out is a mistake, not a wish for the development defaults.
+fn presence(marks: &Marks, problems: &Problems) {
+    if !marks.has_listeners {
+        problems.push(
+            Problem::missing("there is no `[[listener]]`, so no mail can come in").help(
+                "add `[[listener]]` with `address = \"127.0.0.1:2525\"` and `service = \"relay\"`",
+            ),
+        );
+    }
+    if !marks.has_routes {
+        problems.push(Problem::missing("there is no `[[route]]`, so no mail can go out").help(
+            "add `[[route]]` with `recipient = \"*\"` and `to = \"smtp://HOST\"` or another target",
+        ));
+    }
+}
+
+fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
+    let mut seen: HashMap<SocketAddr, &str> = HashMap::new();
+    seen.insert(config.admin.address, "`admin.address`");
+    for (listener, mark) in config.listeners.iter().zip(&marks.listeners) {
+        if listener.service == Service::Mx && config.domains.is_empty() && !marks.domains_are_bad {
+            let title = "`service = \"mx\"` needs domains to take mail for, and there are none";
+            problems.push(
+                Problem::error(title, mark.service.clone()).help(
+                    "add `[domains]` with `accept = [\"example.com\"]`, your own domains in it",
+                ),
+            );
+        }
+        let address = listener.address;
+        let taken = seen.insert(address, "another `[[listener]]`");
+        if let Some(other) = taken.filter(|_| address.port() != 0) {
+            let title = format!("`listener.address` {address} is taken by {other}");
+            problems.push(
+                Problem::error(title, mark.address.clone()).label("expected an address of its own"),
+            );
+        }
+    }
+}
+
+/// A `relay` listener that strangers reach, with networks that hold strangers.
+fn open_relay(config: &Config, marks: &Marks, problems: &Problems) {
+    let Some(networks) = &marks.networks else {
+        return;
+    };
+    // Joined first, so that the world in two halves is still the world.
+    let joined = IpNet::aggregate(&config.relay.networks);
+    let Some(world) = joined.iter().find(|network| holds_strangers(network)) else {
+        return;
+    };
+    for listener in &config.listeners {
+        if listener.service != Service::Relay || listener.address.ip().is_loopback() {
+            continue;
+        }
+        let address = listener.address;
+        let help = "name the networks whose hosts you know, such as \"10.0.0.0/8\"";
+        if is_private(address.ip()) {
+            let title = format!("`relay.networks` lets whoever reaches {address} send anywhere");
+            problems.push(
+                Problem::warning(title, networks.clone())
+                    .label(format!("holds {world}"))
+                    .help(help),
+            );
+        } else {
+            let title = format!("the `[[listener]]` {address} would be an open relay");
+            problems.push(
+                Problem::error(title, networks.clone())
+                    .label(format!("holds {world}, so anybody could send anywhere"))
+                    .help(format!("{help}; or listen on a loopback address")),
+            );
+        }
+    }
+}
+
+/// Networks larger than any one organisation's, private ones aside.
+fn holds_strangers(network: &IpNet) -> bool {
+    match network {
+        IpNet::V4(v4) => v4.prefix_len() < 8,
+        IpNet::V6(v6) => {
+            v6.prefix_len() < 16
+                && !(v6.prefix_len() >= 7 && v6.addr().is_unique_local())
+                && !(v6.prefix_len() >= 10 && v6.addr().is_unicast_link_local())
+        }
+    }
+}
+
+/// An address that the Internet does not route to this host.
+fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
+/// Routes that nothing reaches, and recipients that reach no route.
+fn route_order(config: &Config, marks: &Marks, problems: &Problems) {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut everything: Option<&Range<usize>> = None;
+    for (place, (route, mark)) in config.routes.iter().zip(&marks.routes).enumerate() {
+        let number = place + 1;
+        let earlier = seen.get(&route.recipient.to_string()).copied();
+        let unused = if everything.is_some() {
+            Some("an earlier one matches `*`, every recipient".to_owned())
+        } else {
+            earlier.map(|first| format!("route {first} has the same pattern"))
+        };
+        if let Some(why) = unused {
+            let title = format!("route {number} is never used: {why}");
+            problems.push(
+                Problem::warning(title, mark.recipient.clone())
+                    .help("the first route that matches is taken; move this one up or remove it"),
+            );
+        }
+        if route.recipient.is_everything() {
+            everything = Some(&mark.recipient);
+        }
+        seen.entry(route.recipient.to_string()).or_insert(number);
+    }
+    if let (None, Some(last)) = (everything, marks.routes.last()) {
+        problems.push(
+            Problem::warning("no route matches every recipient", last.recipient.clone())
+                .label("the last route")
+                .help(
+                    "a recipient without a route is refused with 550 5.1.2, the bare <Postmaster> \
+                     too, whom RFC 5321 section 4.5.1 wants accepted; end with a route whose \
+                     `recipient = \"*\"`",
+                ),
+        );
+    }
+}
+
+fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
+    for (route, mark) in config.routes.iter().zip(&marks.routes) {
+        if let Target::Smtp { address } = route.to
+            && config.listeners.iter().any(|l| reaches(l.address, address))
+        {
+            let title = format!("`route.to` sends mail for `{}` back to us", route.recipient);
+            problems.push(
+                Problem::error(title, mark.to.clone())
+                    .label(format!("a `[[listener]]` has {address}"))
+                    .help("name the next hop; mail would go round until it counts as a loop"),
+            );
+        }
+        let Some((source, span)) = route.source.zip(mark.source.clone()) else {
+            continue;
+        };
+        match route.to {
+            Target::Smtp { address } if address.is_ipv4() == source.is_ipv4() => {}
+            Target::Smtp { address } => {
+                let title = "`route.source` is of another family than the next hop";
+                let label = format!("{address} cannot be reached from it");
+                problems.push(Problem::error(title, span).label(label));
+            }
+            _ => {
+                let title = format!("`route.source` means nothing for `{}`", route.to);
+                problems.push(Problem::error(title, span).label("remove it"));
+            }
+        }
+    }
+}
+
+/// Whether a connection to `target` ends at a listener bound to `listener`, as far as addresses
+/// tell: a public address of this host behind 0.0.0.0 is not known here.
+fn reaches(listener: SocketAddr, target: SocketAddr) -> bool {
+    let same_host = listener.ip() == target.ip()
+        || (listener.ip().is_unspecified() && target.ip().is_loopback())
+        || target.ip().is_unspecified();
+    same_host && listener.port() == target.port()
+}
+
+fn limits(config: &Config, marks: &Marks, environment: &Environment, problems: &Problems) {
+    let limits = &config.limits;
+    if let Some(span) = &marks.sessions {
+        let descriptors = environment.descriptors;
+        let room = descriptors / 4 * 3;
+        if limits.sessions as u64 > room {
+            let title = format!("`limits.sessions` is more than {descriptors} descriptors allow");
+            problems.push(
+                Problem::warning(title, span.clone())
+                    .label(format!("about {room} fit"))
+                    .help("raise the limit on open files (LimitNOFILE= of the unit), or lower it"),
+            );
+        }
+    }
+    if let Some(span) = &marks.sessions_per_address
+        && limits.sessions_per_address > limits.sessions
+    {
+        let title = "`limits.sessions_per_address` is above `limits.sessions`";
+        let label = format!("one client could take all {} sessions", limits.sessions);
+        problems.push(Problem::warning(title, span.clone()).label(label));
+    }
+}
+
+fn host(config: &Config, marks: &Marks, environment: &Environment, problems: &Problems) {
+    let is_public = config
+        .listeners
+        .iter()
+        .any(|listener| listener.service == Service::Mx);
+    if is_public && !config.hostname.contains('.') {
+        let title = format!(
+            "`hostname` is `{}`, which other hosts will not accept",
+            config.hostname
+        );
+        let help = "set `hostname` to the name that this host's address has in the DNS";
+        problems.push(match &marks.hostname {
+            Some(span) => Problem::warning(title, span.clone()).help(help),
+            None => Problem {
+                span: None,
+                ..Problem::warning(title, 0..0)
+            }
+            .help(help),
+        });
+    }
+    if let (Some(user), Some(span)) = (&config.user, &marks.user)
+        && !(environment.user_exists)(user)
+    {
+        let title = format!("`user` names `{user}`, whom this system does not know");
+        problems.push(
+            Problem::warning(title, span.clone())
+                .help("make the user before starting as root, or start as an ordinary one"),
+        );
+    }
+    if let Some(span) = marks
+        .admin
+        .clone()
+        .filter(|_| !config.admin.address.ip().is_loopback())
+    {
+        let title = "`admin.address` can be reached from other hosts";
+        problems.push(Problem::warning(title, span).help(
+            "it is read-only, but shows addresses of mail; use a loopback address or a firewall",
+        ));
+    }
+}
+
+fn queue(config: &Config, marks: &Marks, problems: &Problems) {
+    let Some(span) = &marks.retry else { return };
+    match config.queue.retry.first() {
+        None => problems.push(
+            Problem::error("`queue.retry` is empty", span.clone())
+                .label("expected at least one duration, as in [\"5m\", \"1h\"]"),
+        ),
+        Some(&first) if first >= config.queue.lifetime => {
+            let lifetime = Period(config.queue.lifetime);
+            let title = format!("`queue.retry` begins after the lifetime of {lifetime}");
+            problems
+                .push(Problem::warning(title, span.clone()).label("nothing would be tried twice"));
+        }
+        Some(_) => {}
+    }
+}

@@ -1,0 +1,460 @@
+//! The configuration: one file, read once into types that prove it valid.
+//!
+//! [`Config::parse`] takes text and an [`Environment`] and gives a [`Config`] or a [`Report`] of
+//! everything that is wrong with it, drawn with its lines; it does no I/O, which [`load`] adds.
+//! What a `Config` holds can be used as it is: no value is out of bounds, nothing names a feature
+//! that this version does not have, and it is no open relay.  The keys and their meaning are in
+//! `docs/configuration.md`; a test holds that page to the list in `keys`.
+//!
+//! It does not bind sockets, create directories or look names up: what only the start can find
+//! out is the start's to report.
+
+mod check;
+mod keys;
+mod pattern;
+mod read;
+mod report;
+mod route;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+
+use ipnet::IpNet;
+use toml::de::DeTable;
+
+use crate::limits;
+use crate::message::Durability;
+use crate::units::ByteSize;
+
+pub use keys::{SECTIONS, Section};
+pub use pattern::{BadDomainPattern, BadPattern, DomainPattern, Domains, Pattern, unquoted};
+pub use report::{Problem, Report, Severity};
+pub use route::{BadTarget, Maildir, Route, RouteIndex, Routes, Target};
+
+/// Everything an operator can set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What this host calls itself: greeting, EHLO, trace headers, notices.
+    pub hostname: Box<str>,
+    /// Where the spool, the admin socket and other state live.
+    pub data_dir: PathBuf,
+    /// Worker threads, at least 1.
+    pub workers: usize,
+    /// Whom the process becomes after it has bound its sockets, when started as root.
+    pub user: Option<Box<str>>,
+    /// Where mail comes in; at least one.
+    pub listeners: Vec<Listener>,
+    /// Who may send anywhere.
+    pub relay: Relay,
+    /// For which domains anybody may send.
+    pub domains: Domains,
+    /// Bounds on what peers can ask for.
+    pub limits: Limits,
+    /// Which recipient goes where; at least one.
+    pub routes: Routes,
+    /// How mail is sent on.
+    pub delivery: Delivery,
+    /// When mail is tried again, and how long.
+    pub queue: Queue,
+    /// Where events go.
+    pub log: Log,
+    /// The read-only HTTP interface.
+    pub admin: Admin,
+}
+
+/// One `[[listener]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Where it listens; port 0 lets the system choose, for tests.
+    pub address: SocketAddr,
+    /// Whom it serves.
+    pub service: Service,
+    /// Whether sessions are encrypted.
+    pub tls: ListenerTls,
+    /// What the 250 after the data promises.
+    pub durability: Durability,
+    /// What becomes of a CR or LF that stands alone in the data.
+    pub bare_newline: BareNewline,
+}
+
+/// Whom a listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// Anybody, for the domains of `[domains] accept` only.
+    Mx,
+    /// Users who have authenticated; not available yet, so no `Config` holds it.
+    Submission,
+    /// The networks of `[relay]`, to any recipient.
+    Relay,
+}
+
+/// Whether a listener's sessions are encrypted; a `Config` holds `Off` only until TLS is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ListenerTls {
+    /// Never.
+    Off,
+    /// STARTTLS is offered (RFC 3207).
+    StartTls,
+    /// STARTTLS is demanded before MAIL.
+    Required,
+    /// From the first octet (RFC 8314).
+    Implicit,
+}
+
+/// What becomes of a CR or LF that stands alone in the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BareNewline {
+    /// The message is refused with 550 5.6.0 after its true end.
+    Reject,
+    /// A space takes its place.
+    Space,
+}
+
+/// `[relay]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relay {
+    /// Whose clients a `relay` listener lets send anywhere; IPv4 networks in their IPv4 form.
+    pub networks: Vec<IpNet>,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest message in octets, as announced by SIZE (RFC 1870).
+    pub message_size: ByteSize,
+    /// Recipients of one transaction.
+    pub recipients: usize,
+    /// Sessions of all listeners together.
+    pub sessions: usize,
+    /// Sessions of one client address; networks in `[relay]` are exempt.
+    pub sessions_per_address: usize,
+    /// Received fields in a message before it counts as looping (RFC 5321 section 6.3).
+    pub received: usize,
+}
+
+/// `[delivery]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    /// The port of mail exchangers, for `to = "mx"`.
+    pub port: u16,
+    /// Connections to one site at a time, of all workers together.
+    pub connections_per_site: usize,
+    /// Messages before a connection is closed.
+    pub messages_per_connection: usize,
+    /// How long a connection is kept without a message.
+    pub idle_timeout: Duration,
+    /// How long a next hop may take.
+    pub timeouts: Timeouts,
+}
+
+/// `[delivery] timeouts` (RFC 5321 section 4.5.3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the connection to stand.
+    pub connect: Duration,
+    /// For the greeting.
+    pub greeting: Duration,
+    /// For the reply to a command.
+    pub command: Duration,
+    /// For the reply to the end of the data.
+    pub data: Duration,
+}
+
+/// `[queue]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// The waits between attempts; at least one, the last repeats.
+    pub retry: Vec<Duration>,
+    /// The age at which a message bounces.
+    pub lifetime: Duration,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Where the JSON lines go.
+    pub events: Events,
+}
+
+/// Where the JSON lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Events {
+    /// Standard output.
+    Stdout,
+    /// A file, opened again on SIGUSR1.
+    File(PathBuf),
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admin {
+    /// Where metrics, health and the read-only interface are served.
+    pub address: SocketAddr,
+}
+
+/// What a configuration takes from the host it is for, as arguments, so that reading one is pure.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    /// The system's name for itself.
+    pub host_name: String,
+    /// Cores that the process may use.
+    pub cores: usize,
+    /// File descriptors that the process may open: the hard limit, to which `run` raises itself.
+    pub descriptors: u64,
+    /// The working directory; relative paths of a file start at the file's own directory.
+    pub directory: PathBuf,
+    /// Whether the system knows the user.
+    pub user_exists: fn(&str) -> bool,
+}
+
+/// A configuration that can be used, with what `check` has to say about it.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// The configuration.
+    pub config: Config,
+    /// Warnings only.
+    pub report: Report,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// As it was given.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is too large to be a configuration.
+    #[error("the configuration {} is larger than {}", path.display(), ByteSize(FILE_OCTETS_MAX))]
+    TooLarge {
+        /// As it was given.
+        path: PathBuf,
+    },
+    /// The file is not text.
+    #[error("the configuration {} is not UTF-8 from line {line} on", path.display())]
+    NotUtf8 {
+        /// As it was given.
+        path: PathBuf,
+        /// Where the first wrong octet is, from 1.
+        line: usize,
+    },
+    /// The file has errors.
+    #[error("the configuration has errors")]
+    Invalid(Report),
+}
+
+/// Sessions that a configuration may ask for.
+pub(crate) const SESSIONS_MAX: usize = 1_000_000;
+/// Sessions without `[limits] sessions`, however many descriptors there are: idle ones cost
+/// little, but busy ones may hold a mebibyte each.
+const SESSIONS_DEFAULT_MAX: usize = 20_000;
+/// Descriptors kept for the log, the rings, the admin interface and Maildir files.
+const DESCRIPTORS_RESERVED: u64 = 256;
+/// The worker's number is 7 bits of a message's id.
+const WORKERS_MAX: usize = 128;
+/// A list of all domains of a large host fits; a spool file given by mistake does not.
+const FILE_OCTETS_MAX: u64 = 16 << 20;
+
+/// The sessions that fit a limit on file descriptors: three quarters of what is left after the
+/// reserve, because deliveries need the last quarter; at least 16, at most 20,000.
+pub fn sessions_for(descriptors: u64) -> usize {
+    let sessions = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 4 * 3;
+    usize::try_from(sessions)
+        .unwrap_or(usize::MAX)
+        .clamp(16, SESSIONS_DEFAULT_MAX)
+}
+
+/// Reads and checks the file, or gives the development defaults without one.
+pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Checked, LoadError> {
+    let Some(path) = file else {
+        let config = Config::development(environment);
+        return Ok(Checked {
+            config,
+            report: Report::empty(),
+        });
+    };
+    let read_error = |source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    // Looked at first, and only a hint: a pipe has no length, and `read` ends where it ends.
+    if fs::metadata(path).map_err(read_error)?.len() > FILE_OCTETS_MAX {
+        return Err(LoadError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    let text = String::from_utf8(fs::read(path).map_err(read_error)?).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
+        LoadError::NotUtf8 {
+            path: path.to_owned(),
+            line,
+        }
+    })?;
+    Config::parse(&text, path, environment).map_err(LoadError::Invalid)
+}
+
+impl Config {
+    /// Reads and checks the text of the file `origin`.
+    ///
+    /// All errors are found in one go, as far as one does not hide another.
+    pub fn parse(text: &str, origin: &Path, environment: &Environment) -> Result<Checked, Report> {
+        let problems = report::Problems::default();
+        let directory = match origin.parent() {
+            Some(parent) => environment.directory.join(parent),
+            None => environment.directory.clone(),
+        };
+        let (root, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            // What was salvaged is full of holes, and talk about those would only distract.
+            read::syntax_errors(text, errors, &problems);
+            return Err(problems.into_report(&origin.display().to_string(), text));
+        }
+        let (config, marks) = read::config(root.as_ref(), &directory, environment, &problems);
+        check::config(&config, &marks, environment, &problems);
+        let report = problems.into_report(&origin.display().to_string(), text);
+        if report.has_errors() {
+            Err(report)
+        } else {
+            Ok(Checked { config, report })
+        }
+    }
+
+    /// What runs without a file: a relay for this machine alone, which sends nothing away from it
+    /// and puts every message into a Maildir below the working directory.
+    pub fn development(environment: &Environment) -> Config {
+        let maildir = Maildir::parse("mailrace-data/mail", &environment.directory)
+            .expect("the path has no braces");
+        let everything = Route {
+            recipient: "*".parse().expect("a star is a pattern"),
+            to: Target::Maildir(maildir),
+            source: None,
+        };
+        Config {
+            data_dir: environment.directory.join("mailrace-data"),
+            listeners: vec![Listener::new(
+                (Ipv4Addr::LOCALHOST, 2525).into(),
+                Service::Relay,
+            )],
+            routes: Routes::new(vec![everything]),
+            ..Config::defaults(environment)
+        }
+    }
+
+    /// The value of each key that is not in the file.
+    fn defaults(environment: &Environment) -> Config {
+        Config {
+            hostname: default_hostname(&environment.host_name).into(),
+            data_dir: PathBuf::from("/var/lib/mailrace"),
+            workers: environment.cores.clamp(1, WORKERS_MAX),
+            user: None,
+            listeners: Vec::new(),
+            relay: Relay::default(),
+            domains: Domains::default(),
+            limits: Limits {
+                message_size: ByteSize(50 << 20),
+                recipients: 1_000,
+                sessions: sessions_for(environment.descriptors),
+                sessions_per_address: 100,
+                received: 100,
+            },
+            routes: Routes::default(),
+            delivery: Delivery {
+                port: 25,
+                connections_per_site: 20,
+                messages_per_connection: 100,
+                idle_timeout: Duration::from_secs(5),
+                timeouts: Timeouts {
+                    connect: limits::CLIENT_CONNECT,
+                    greeting: limits::CLIENT_GREETING,
+                    command: limits::CLIENT_COMMAND,
+                    data: limits::CLIENT_DATA_END,
+                },
+            },
+            queue: Queue {
+                retry: [5, 10, 20, 60, 120, 240]
+                    .map(|m| Duration::from_secs(60 * m))
+                    .into(),
+                lifetime: Duration::from_secs(5 * 86_400),
+            },
+            log: Log {
+                events: Events::Stdout,
+            },
+            admin: Admin {
+                address: (Ipv4Addr::LOCALHOST, 8025).into(),
+            },
+        }
+    }
+
+    /// The directory of the log of messages.
+    pub fn spool_dir(&self) -> PathBuf {
+        self.data_dir.join("spool")
+    }
+
+    /// The socket through which `mailrace queue` speaks to the running gateway.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.data_dir.join("admin.sock")
+    }
+}
+
+impl Listener {
+    /// A listener with the defaults of all that is optional.
+    pub fn new(address: SocketAddr, service: Service) -> Listener {
+        Listener {
+            address,
+            service,
+            tls: ListenerTls::Off,
+            durability: Durability::Fsync,
+            bare_newline: BareNewline::Reject,
+        }
+    }
+}
+
+impl Relay {
+    /// Whether the client may send anywhere through a `relay` listener.
+    ///
+    /// An IPv4 client that came through an IPv6 socket (`::ffff:192.0.2.1`) counts as IPv4.
+    pub fn contains(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        self.networks
+            .iter()
+            .any(|network| network.contains(&client))
+    }
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        let loopback = ["127.0.0.0/8", "::1/128"];
+        Relay {
+            networks: loopback.map(|n| n.parse().expect("a network")).into(),
+        }
+    }
+}
+
+/// The system's name if it can stand in public, else `localhost`.
+fn default_hostname(host_name: &str) -> String {
+    match pattern::domain_ascii_lower(host_name) {
+        Some(name) if name.contains('.') && !name.starts_with('[') => name,
+        _ => "localhost".to_owned(),
+    }
+}
+
+impl std::fmt::Display for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Service::Mx => "mx",
+            Service::Submission => "submission",
+            Service::Relay => "relay",
+        })
+    }
+}

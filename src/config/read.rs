@@ -1,0 +1,447 @@
+//! From the text to a [`Config`]: each value by itself.
+//!
+//! What does not fit is reported and its default stands in, so that reading reaches the end and
+//! `check` can look at the whole.  Values of features that are still to be built are refused here
+//! and nowhere else.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::{Range, RangeInclusive};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::pattern::domain_ascii_lower;
+use super::report::{Problem, Problems};
+use super::table::{Table, Wrong, choice, parsed, period, size, text, whole};
+use super::{
+    Admin, BareNewline, Config, Delivery, DomainPattern, Domains, Environment, Events, Limits,
+    Listener, ListenerTls, Log, Queue, Relay, Route, Routes, SESSIONS_MAX, Service, Target,
+    Timeouts, WORKERS_MAX,
+};
+use crate::limits;
+use crate::message::Durability;
+use crate::units::ByteSize;
+
+/// Where things stand in the text, for what `check` has to say; `None` where they do not.
+///
+/// The lists are as long as those of the [`Config`], and in its order.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    pub hostname: Option<Range<usize>>,
+    pub user: Option<Range<usize>>,
+    /// Set if the file has the key, though no listener in it was good.
+    pub has_listeners: bool,
+    pub listeners: Vec<ListenerMarks>,
+    pub networks: Option<Range<usize>>,
+    pub domains: Option<Range<usize>>,
+    /// Set if there is an `accept` that does not fit.
+    pub domains_are_bad: bool,
+    pub sessions: Option<Range<usize>>,
+    pub sessions_per_address: Option<Range<usize>>,
+    pub has_routes: bool,
+    pub routes: Vec<RouteMarks>,
+    pub retry: Option<Range<usize>>,
+    pub admin: Option<Range<usize>>,
+}
+
+#[derive(Debug)]
+pub(super) struct ListenerMarks {
+    pub address: Range<usize>,
+    pub service: Range<usize>,
+}
+
+#[derive(Debug)]
+pub(super) struct RouteMarks {
+    pub recipient: Range<usize>,
+    pub to: Range<usize>,
+    pub source: Option<Range<usize>>,
+}
+
+/// Durations that make sense for a peer or a wait; short ones are for tests.
+const WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
+const LIFETIME: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(90 * 86_400);
+const MESSAGE_SIZE: RangeInclusive<ByteSize> = ByteSize(1 << 10)..=ByteSize(1 << 30);
+
+/// Reads every value; bad ones become problems.
+pub(super) fn config(
+    root: &DeTable<'_>,
+    directory: &Path,
+    environment: &Environment,
+    problems: &Problems,
+) -> (Config, Marks) {
+    let table = Table::root(root, problems);
+    let defaults = Config::defaults(environment);
+    let mut marks = Marks::default();
+
+    let hostname = note(table.optional("hostname", hostname), &mut marks.hostname);
+    let user = note(table.optional("user", user), &mut marks.user);
+    let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
+    table
+        .table("tls")
+        .unavailable("certificate", "encryption comes with a later version");
+    table
+        .table("dns")
+        .unavailable("servers", "names are not looked up in this version");
+    let config = Config {
+        hostname: hostname.unwrap_or(defaults.hostname),
+        data_dir: match table.optional("data_dir", path) {
+            Some(path) => directory.join(path.into_inner()),
+            None => defaults.data_dir,
+        },
+        workers: if workers == 0 {
+            defaults.workers
+        } else {
+            workers
+        },
+        user,
+        listeners: listeners(&table, &mut marks),
+        relay: relay(&table.table("relay"), defaults.relay, &mut marks),
+        domains: domains(&table.table("domains"), &mut marks),
+        limits: session_limits(&table.table("limits"), defaults.limits, &mut marks),
+        routes: routes(&table, directory, &mut marks),
+        delivery: delivery(&table.table("delivery"), defaults.delivery),
+        queue: queue(&table.table("queue"), defaults.queue, &mut marks),
+        log: log(&table.table("log"), directory, defaults.log),
+        admin: admin(&table.table("admin"), defaults.admin, &mut marks),
+    };
+    (config, marks)
+}
+
+/// Keeps the place and gives the value.
+fn note<T>(value: Option<Spanned<T>>, mark: &mut Option<Range<usize>>) -> Option<T> {
+    *mark = value.as_ref().map(Spanned::span);
+    value.map(Spanned::into_inner)
+}
+
+/// The TOML parser's errors.  It goes on after one, and then sees more of them on the same line
+/// that are only echoes: the first of a line stands for it.
+pub(super) fn syntax_errors(source: &str, errors: Vec<toml::de::Error>, problems: &Problems) {
+    let mut lines = HashSet::new();
+    for error in errors {
+        let Some(span) = error.span() else {
+            problems.push(Problem::missing(error.message()));
+            continue;
+        };
+        let line = source.as_bytes()[..span.start]
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count();
+        if lines.insert(line) {
+            let title = "this is not valid TOML".to_owned();
+            problems.push(Problem::error(title, span).label(error.message()));
+        }
+    }
+}
+
+fn hostname(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
+    let name = domain_ascii_lower(text(value)?).filter(|name| !name.starts_with('['));
+    name.map(String::into_boxed_str).ok_or_else(|| {
+        Wrong::new(
+            "is not a host name",
+            "expected a full name like \"mx1.example.com\"",
+        )
+    })
+}
+
+fn user(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
+    match text(value)? {
+        "" => Err(Wrong::new(
+            "is empty",
+            "expected the name of a user of this system",
+        )),
+        name => Ok(name.into()),
+    }
+}
+
+fn path(value: &DeValue<'_>) -> Result<PathBuf, Wrong> {
+    match text(value)? {
+        "" => Err(Wrong::new("is empty", "expected a path")),
+        path if path.contains('\0') => Err(Wrong::new("has a NUL", "expected a path")),
+        path => Ok(path.into()),
+    }
+}
+
+fn socket_address(value: &DeValue<'_>) -> Result<SocketAddr, Wrong> {
+    let given = text(value)?;
+    given.parse().map_err(|_| {
+        let expected = "expected an IP address and a port, as in \"0.0.0.0:25\" or \"[::]:25\"";
+        let wrong = Wrong::new("is not a socket address", expected);
+        match (
+            given.parse::<IpAddr>(),
+            given.strip_prefix(':').unwrap_or(given).parse::<u16>(),
+        ) {
+            (Ok(ip), _) => {
+                let port = if ip.is_loopback() { 2525 } else { 25 };
+                wrong.mend(format!("add the port: \"{}\"", SocketAddr::new(ip, port)))
+            }
+            (_, Ok(port)) => wrong.mend(format!("for all IPv4 addresses: \"0.0.0.0:{port}\"")),
+            _ => wrong,
+        }
+    })
+}
+
+fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
+    let Some(tables) = root.tables("listener") else {
+        return Vec::new();
+    };
+    marks.has_listeners = true;
+    let mut listeners = Vec::new();
+    for table in tables {
+        let address = table.required("address", "add `address = \"0.0.0.0:25\"`", socket_address);
+        let mend = "add `service = \"mx\"` to take mail for your domains from anybody, or \
+                    `service = \"relay\"` to take mail for anybody from `[relay] networks`";
+        let service = table.required("service", mend, service);
+        let tls = table.or("tls", ListenerTls::Off, listener_tls);
+        let durability = table.or(
+            "durability",
+            Durability::Fsync,
+            choice(&[("fsync", Durability::Fsync), ("os", Durability::Os)]),
+        );
+        let bare_newline = table.or(
+            "bare_newline",
+            BareNewline::Reject,
+            choice(&[
+                ("reject", BareNewline::Reject),
+                ("space", BareNewline::Space),
+            ]),
+        );
+        let (Some(address), Some(service)) = (address, service) else {
+            continue;
+        };
+        marks.listeners.push(ListenerMarks {
+            address: address.span(),
+            service: service.span(),
+        });
+        let (address, service) = (address.into_inner(), service.into_inner());
+        listeners.push(Listener {
+            address,
+            service,
+            tls,
+            durability,
+            bare_newline,
+        });
+    }
+    listeners
+}
+
+fn service(value: &DeValue<'_>) -> Result<Service, Wrong> {
+    let words = [
+        ("mx", Service::Mx),
+        ("submission", Service::Submission),
+        ("relay", Service::Relay),
+    ];
+    match choice(&words)(value)? {
+        Service::Submission => {
+            let instead = "use \"relay\" for your own networks, or \"mx\" for your domains";
+            Err(Wrong::unavailable("submission", instead))
+        }
+        service => Ok(service),
+    }
+}
+
+fn listener_tls(value: &DeValue<'_>) -> Result<ListenerTls, Wrong> {
+    let words = [
+        ("off", ListenerTls::Off),
+        ("starttls", ListenerTls::StartTls),
+        ("required", ListenerTls::Required),
+        ("implicit", ListenerTls::Implicit),
+    ];
+    match choice(&words)(value)? {
+        ListenerTls::Off => Ok(ListenerTls::Off),
+        _ => Err(Wrong::unavailable(text(value)?, "use \"off\"")),
+    }
+}
+
+fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
+    match note(table.list("networks", network), &mut marks.networks) {
+        Some(networks) => Relay {
+            networks: networks.into_iter().map(Spanned::into_inner).collect(),
+        },
+        None => default,
+    }
+}
+
+/// A network, or a single address; IPv4 inside IPv6 becomes IPv4, as clients do.
+fn network(value: &DeValue<'_>) -> Result<IpNet, Wrong> {
+    let given = text(value)?;
+    if let Ok(address) = given.parse::<IpAddr>() {
+        return Ok(address.to_canonical().into());
+    }
+    let network: IpNet = given.parse().map_err(|_| {
+        Wrong::new(
+            "has an entry that is not a network",
+            "expected a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        )
+    })?;
+    if network.trunc() != network {
+        let mend = format!(
+            "write \"{}\" for the network, or the address alone",
+            network.trunc()
+        );
+        return Err(Wrong::new(
+            "has a network with an address in it",
+            format!(
+                "expected no bits set after the first {}",
+                network.prefix_len()
+            ),
+        )
+        .mend(mend));
+    }
+    let IpNet::V6(v6) = network else {
+        return Ok(network);
+    };
+    let mapped = v6
+        .prefix_len()
+        .checked_sub(96)
+        .zip(v6.addr().to_ipv4_mapped());
+    let v4 = mapped.and_then(|(length, address)| Ipv4Net::new(address, length).ok());
+    Ok(v4.map_or(network, IpNet::V4))
+}
+
+fn domains(table: &Table<'_>, marks: &mut Marks) -> Domains {
+    let read = parsed::<DomainPattern>("has an entry that is not a domain");
+    let accept = note(table.list("accept", read), &mut marks.domains);
+    marks.domains_are_bad = table.has("accept") && accept.is_none();
+    accept
+        .into_iter()
+        .flatten()
+        .map(Spanned::into_inner)
+        .collect()
+}
+
+fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limits {
+    let sessions = table.optional("sessions", whole(1..=SESSIONS_MAX));
+    let per_address = table.optional("sessions_per_address", whole(1..=SESSIONS_MAX));
+    let recipients = whole(limits::RECIPIENTS_MIN..=limits::RECIPIENTS_MAX);
+    Limits {
+        message_size: table.or("message_size", default.message_size, size(MESSAGE_SIZE)),
+        recipients: table.or("recipients", default.recipients, recipients),
+        sessions: note(sessions, &mut marks.sessions).unwrap_or(default.sessions),
+        sessions_per_address: note(per_address, &mut marks.sessions_per_address)
+            .unwrap_or(default.sessions_per_address),
+        received: table.or("received", default.received, whole(10..=1_000)),
+    }
+}
+
+fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
+    let Some(tables) = root.tables("route") else {
+        return Routes::default();
+    };
+    marks.has_routes = true;
+    let mut routes = Vec::new();
+    for table in tables {
+        let mend = "add `recipient = \"*@example.com\"`, or `\"*\"` for every recipient";
+        let recipient = table.required("recipient", mend, parsed("is not a pattern"));
+        let target = |value: &DeValue<'_>| target(value, directory);
+        let mend = "add `to = \"smtp://10.0.0.5:25\"`, or a `maildir:PATH`";
+        let to = table.required("to", mend, target);
+        let source = table.optional("source", source_address);
+        table.or("tls", (), route_tls);
+        let (Some(recipient), Some(to)) = (recipient, to) else {
+            continue;
+        };
+        marks.routes.push(RouteMarks {
+            recipient: recipient.span(),
+            to: to.span(),
+            source: source.as_ref().map(Spanned::span),
+        });
+        routes.push(Route {
+            recipient: recipient.into_inner(),
+            to: to.into_inner(),
+            source: source.map(Spanned::into_inner),
+        });
+    }
+    Routes::new(routes)
+}
+
+fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {
+    let given = text(value)?;
+    Target::parse(given, directory).map_err(|error| match error {
+        super::BadTarget::NotYet(_) => Wrong::unavailable(
+            given,
+            "use `smtp://HOST[:PORT]`, `maildir:PATH`, `discard`, `hold` or `reject:TEXT`",
+        ),
+        super::BadTarget::HostName(_) => Wrong::new("needs an address", error.to_string()),
+        _ => Wrong::new("is not a target", error.to_string()),
+    })
+}
+
+fn source_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
+    text(value)?.parse().map_err(|_| {
+        Wrong::new(
+            "is not an address",
+            "expected an IP address of this host, without a port",
+        )
+    })
+}
+
+fn route_tls(value: &DeValue<'_>) -> Result<(), Wrong> {
+    let words = ["off", "opportunistic", "required", "verified"].map(|word| (word, word));
+    match choice(&words)(value)? {
+        "off" => Ok(()),
+        word => Err(Wrong::unavailable(word, "use \"off\"")),
+    }
+}
+
+fn delivery(table: &Table<'_>, default: Delivery) -> Delivery {
+    let timeouts = table.table("timeouts");
+    Delivery {
+        port: table.or("port", default.port, whole(1..=u16::MAX)),
+        connections_per_site: table.or(
+            "connections_per_site",
+            default.connections_per_site,
+            whole(1..=10_000),
+        ),
+        messages_per_connection: table.or(
+            "messages_per_connection",
+            default.messages_per_connection,
+            whole(1..=1_000_000),
+        ),
+        idle_timeout: table.or("idle_timeout", default.idle_timeout, period(WAIT)),
+        timeouts: Timeouts {
+            connect: timeouts.or("connect", default.timeouts.connect, period(WAIT)),
+            greeting: timeouts.or("greeting", default.timeouts.greeting, period(WAIT)),
+            command: timeouts.or("command", default.timeouts.command, period(WAIT)),
+            data: timeouts.or("data", default.timeouts.data, period(WAIT)),
+        },
+    }
+}
+
+fn queue(table: &Table<'_>, default: Queue, marks: &mut Marks) -> Queue {
+    table.unavailable(
+        "delay_notice",
+        "notices of a delay come with a later version",
+    );
+    let retry = note(table.list("retry", period(WAIT)), &mut marks.retry);
+    Queue {
+        retry: match retry {
+            Some(waits) => waits.into_iter().map(Spanned::into_inner).collect(),
+            None => default.retry,
+        },
+        lifetime: table.or("lifetime", default.lifetime, period(LIFETIME)),
+    }
+}
+
+fn log(table: &Table<'_>, directory: &Path, default: Log) -> Log {
+    let events = |value: &DeValue<'_>| {
+        Ok(match path(value)? {
+            word if word == Path::new("stdout") => Events::Stdout,
+            path => Events::File(directory.join(path)),
+        })
+    };
+    Log {
+        events: table.or("events", default.events, events),
+    }
+}
+
+fn admin(table: &Table<'_>, default: Admin, marks: &mut Marks) -> Admin {
+    let address = note(table.optional("address", socket_address), &mut marks.admin);
+    Admin {
+        address: address.unwrap_or(default.address),
+    }
+}

@@ -1,0 +1,292 @@
+//! Values that fit, defaults, and the pure helpers; what does not fit is in `tests/suite`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn environment() -> Environment {
+    Environment {
+        host_name: "mx7.example.net".to_owned(),
+        cores: 4,
+        descriptors: 4_352,
+        directory: PathBuf::from("/srv/here"),
+        user_exists: |_| true,
+    }
+}
+
+fn parse(text: &str) -> Result<Checked, Report> {
+    Config::parse(
+        text,
+        Path::new("/etc/mailrace/mailrace.toml"),
+        &environment(),
+    )
+}
+
+const LEAST: &str = r#"
+[[listener]]
+address = "127.0.0.1:0"
+service = "relay"
+[[route]]
+recipient = "*"
+to = "discard"
+"#;
+
+#[test]
+fn the_least_file_has_the_defaults() {
+    let checked = parse(LEAST).unwrap();
+    assert_eq!(checked.report.problems(), []);
+    let config = checked.config;
+    let route = Route {
+        recipient: "*".parse().unwrap(),
+        to: Target::Discard,
+        source: None,
+    };
+    let expected = Config {
+        listeners: vec![Listener::new(
+            "127.0.0.1:0".parse().unwrap(),
+            Service::Relay,
+        )],
+        routes: Routes::new(vec![route]),
+        ..Config::defaults(&environment())
+    };
+    assert_eq!(config, expected);
+    assert_eq!((&*config.hostname, config.workers), ("mx7.example.net", 4));
+    assert_eq!(config.limits.sessions, 3_072);
+    assert_eq!(
+        config.admin_socket(),
+        Path::new("/var/lib/mailrace/admin.sock")
+    );
+}
+
+#[test]
+fn every_key_reaches_its_place() {
+    let text = r#"
+hostname = "MX1.bücher.example"
+data_dir = "data"
+workers = 3
+user = "mail"
+[[listener]]
+address = "[::1]:25"
+service = "mx"
+tls = "off"
+durability = "os"
+bare_newline = "space"
+[relay]
+networks = ["10.0.0.0/8", "192.0.2.7", "::ffff:198.51.100.0/120"]
+[domains]
+accept = ["example.com", "*.example.org"]
+[limits]
+message_size = 2048
+recipients = 200
+sessions = 0x64
+sessions_per_address = 7
+received = 50
+[[route]]
+recipient = "*@example.com"
+to = "smtp://192.0.2.9:26"
+source = "192.0.2.1"
+tls = "off"
+[[route]]
+recipient = "*"
+to = "maildir:mail/{local}"
+[delivery]
+port = 26
+connections_per_site = 2
+messages_per_connection = 3
+idle_timeout = "4s"
+timeouts = { connect = "1s", greeting = "2s", command = "3s", data = "4s" }
+[queue]
+retry = ["1s", "2s"]
+lifetime = "1h"
+[log]
+events = "events.json"
+[admin]
+address = "[::1]:80"
+"#;
+    let config = parse(text)
+        .unwrap_or_else(|report| panic!("{}", report.render(false)))
+        .config;
+    let second = Duration::from_secs(1);
+    assert_eq!(&*config.hostname, "mx1.xn--bcher-kva.example");
+    assert_eq!(config.data_dir, Path::new("/etc/mailrace/data"));
+    assert_eq!((config.workers, config.user.as_deref()), (3, Some("mail")));
+    let listener = Listener {
+        durability: Durability::Os,
+        bare_newline: BareNewline::Space,
+        ..Listener::new("[::1]:25".parse().unwrap(), Service::Mx)
+    };
+    assert_eq!(config.listeners, [listener]);
+    let networks = ["10.0.0.0/8", "192.0.2.7/32", "198.51.100.0/24"];
+    assert_eq!(
+        config.relay.networks,
+        networks.map(|n| n.parse::<IpNet>().unwrap())
+    );
+    assert_eq!(config.domains.len(), 2);
+    let limits = Limits {
+        message_size: ByteSize(2_048),
+        recipients: 200,
+        sessions: 100,
+        sessions_per_address: 7,
+        received: 50,
+    };
+    assert_eq!(config.limits, limits);
+    let shown: Vec<String> = config
+        .routes
+        .iter()
+        .map(|r| format!("{} {}", r.recipient, r.to))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "*@example.com smtp://192.0.2.9:26",
+            "* maildir:/etc/mailrace/mail/{local}"
+        ]
+    );
+    assert_eq!(
+        config.routes[RouteIndex(0)].source,
+        Some("192.0.2.1".parse().unwrap())
+    );
+    let delivery = Delivery {
+        port: 26,
+        connections_per_site: 2,
+        messages_per_connection: 3,
+        idle_timeout: 4 * second,
+        timeouts: Timeouts {
+            connect: second,
+            greeting: 2 * second,
+            command: 3 * second,
+            data: 4 * second,
+        },
+    };
+    assert_eq!(config.delivery, delivery);
+    assert_eq!(
+        config.queue,
+        Queue {
+            retry: vec![second, 2 * second],
+            lifetime: 3_600 * second
+        }
+    );
+    assert_eq!(
+        config.log.events,
+        Events::File("/etc/mailrace/events.json".into())
+    );
+    assert_eq!(config.admin.address, "[::1]:80".parse().unwrap());
+}
+
+#[test]
+fn development_keeps_to_this_machine() {
+    let config = Config::development(&environment());
+    assert!(
+        config
+            .listeners
+            .iter()
+            .all(|listener| listener.address.ip().is_loopback())
+    );
+    assert!(config.admin.address.ip().is_loopback());
+    let (_, route) = config.routes.first_match("postmaster", "").unwrap();
+    assert_eq!(
+        route.to.to_string(),
+        "maildir:/srv/here/mailrace-data/mail/{domain}/{local}"
+    );
+    assert_eq!(
+        config.spool_dir(),
+        Path::new("/srv/here/mailrace-data/spool")
+    );
+}
+
+#[test]
+fn sessions_leave_room_for_deliveries() {
+    for (descriptors, sessions) in [
+        (0, 16),
+        (256, 16),
+        (1_024, 576),
+        (4_352, 3_072),
+        (1 << 20, 20_000),
+        (u64::MAX, 20_000),
+    ] {
+        assert_eq!(sessions_for(descriptors), sessions, "{descriptors}");
+    }
+}
+
+#[test]
+fn a_host_without_a_full_name_is_localhost() {
+    for (host_name, expected) in [
+        ("mx.example.com", "mx.example.com"),
+        ("MX.example.com", "mx.example.com"),
+        ("laptop", "localhost"),
+        ("", "localhost"),
+        ("bad name.example", "localhost"),
+        ("[192.0.2.1]", "localhost"),
+    ] {
+        assert_eq!(default_hostname(host_name), expected);
+    }
+}
+
+#[test]
+fn relay_networks_see_through_mapped_addresses() {
+    let relay = Relay::default();
+    for (client, expected) in [
+        ("127.0.0.1", true),
+        ("::ffff:127.0.0.1", true),
+        ("::1", true),
+        ("192.0.2.1", false),
+        ("::ffff:192.0.2.1", false),
+    ] {
+        assert_eq!(
+            relay.contains(client.parse().unwrap()),
+            expected,
+            "{client}"
+        );
+    }
+}
+
+/// A key that is in the list is read somewhere: a value that cannot be right is noticed.
+#[test]
+fn no_known_key_is_ignored() {
+    for section in SECTIONS.iter() {
+        for key in section.keys {
+            let nested = SECTIONS.iter().any(|other| other.name == section.path(key));
+            if nested {
+                continue;
+            }
+            let header = match (section.name, section.repeats) {
+                ("", _) => String::new(),
+                (name, true) => format!("[[{name}]]"),
+                (name, false) => format!("[{name}]"),
+            };
+            let text = format!("{header}\n{key} = 1979-05-27\n");
+            let report = parse(&text).expect_err("a date is never right");
+            let path = format!("`{}`", section.path(key));
+            // A table that is not available yet is refused as a whole.
+            let refused = report.problems().iter().any(|problem| {
+                problem.title.starts_with(&path)
+                    || (section.name == "tls.certificate"
+                        && problem
+                            .title
+                            .starts_with("`tls.certificate` is not available"))
+            });
+            assert!(refused, "{path} is read nowhere:\n{}", report.render(false));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "[a-z\\[\\]=\"'.,{}#é\\n\\r\\t 0-9_-]{0,120}") {
+        if let Err(report) = parse(&text) {
+            report.render(true);
+        }
+    }
+
+    /// Cut or changed anywhere, a file is taken or refused with a report that can be drawn.
+    #[test]
+    fn no_injury_panics(place in 0usize..400, change in "\\PC?") {
+        let text = include_str!("../../tests/data/config/bad_values.toml");
+        let at = (0..=place.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap();
+        for injured in [text[..at].to_owned() + &change, text[..at].to_owned() + &change + &text[at..]] {
+            if let Err(report) = parse(&injured) {
+                report.render(false);
+            }
+        }
+    }
+}
