@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::config::{Config, Events, Listener};
+use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
 use crate::control::events::{EventLog, EventTarget};
-use crate::control::metrics::{HistogramFigures, WorkerMetrics};
+use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics};
 use crate::control::port::{Answer, Request, WorkerPort};
 use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
-use crate::control::{Control, ControlParts};
+use crate::control::workers::{Times, Workers};
 use crate::delivery::recovery::Recovered;
 use crate::delivery::sites::Sites;
 use crate::listener::SessionCounts;
@@ -42,7 +43,7 @@ pub struct Gateway {
     workers: Vec<JoinHandle<()>>,
     committer: Committer,
     reader: Reader,
-    control: Control,
+    admin: AdminServer,
     events: EventLog,
     status: Arc<Status>,
 }
@@ -84,14 +85,8 @@ pub enum StartError {
         source: io::Error,
     },
     /// The admin interface cannot be set up.
-    #[error("cannot set up the admin interface on {address}: {source}{}", hint(source))]
-    Control {
-        /// Where.
-        address: SocketAddr,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
+    #[error("{}", with_source(.0))]
+    Admin(#[from] AdminError),
     /// The events cannot be written.
     #[error("cannot write the events: {0}")]
     Events(#[source] io::Error),
@@ -107,6 +102,11 @@ pub enum StartError {
     /// A thread, or what it needs, is not to be had.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
+}
+
+fn with_source(error: &AdminError) -> String {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    format!("{error}: {}", source.unwrap_or_default())
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -141,16 +141,15 @@ impl Gateway {
         let stats = Arc::new(SpoolStats::default());
         let status = Arc::new(Status::new(spool_figures(stats.clone())));
         let (posts, inboxes) = mailboxes(config.workers).map_err(StartError::Thread)?;
-        let control = Control::start(ControlParts {
-            address: config.admin.address,
-            socket: config.admin_socket(),
-            hostname: config.hostname.clone(),
-            port: Arc::new(Port { posts: posts.clone() }),
+        let sources =
+            Sources { workers: metrics.clone(), events: events.counters(), status: status.clone() };
+        let asked = admin::Gateway {
+            workers: Workers::new(Arc::new(Port { posts: posts.clone() }), Times::default()),
+            metrics: Metrics::new(sources),
             status: status.clone(),
-            workers: metrics.clone(),
-            events: events.counters(),
-        })
-        .map_err(|source| StartError::Control { address: config.admin.address, source })?;
+        };
+        let admin = AdminSockets::bind(config.admin.address, &config.data_dir)?
+            .serve(&config.hostname, asked)?;
 
         let sites = Arc::new(Sites::new(&config));
         let (log, recovered, highest) = open_log(&config, &sites, stats.clone())?;
@@ -197,8 +196,8 @@ impl Gateway {
             started.map_err(|_| StartError::Thread(io::ErrorKind::UnexpectedEof.into()))?;
         }
         status.enter(Phase::Accepting);
-        let addresses = Addresses { listeners, admin: control.address() };
-        Ok(Gateway { addresses, posts, workers, committer, reader, control, events, status })
+        let addresses = Addresses { listeners, admin: admin.address() };
+        Ok(Gateway { addresses, posts, workers, committer, reader, admin, events, status })
     }
 
     /// Where it can be reached.
@@ -224,7 +223,7 @@ impl Gateway {
         }
         self.reader.stop();
         self.committer.stop(COMMIT_PATIENCE);
-        self.control.stop();
+        self.admin.stop();
         if let Err(error) = self.events.close(Instant::now() + EVENT_PATIENCE) {
             tracing::warn!(%error, "some events could not be written before the end");
         }

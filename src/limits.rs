@@ -106,3 +106,6 @@ const _: () = assert!(PATH >= LOCAL_PART + 1 + 2);
 const _: () = assert!(COMMAND_LINE >= 512 + ENVID + ORCPT + 26 + 17 + 10);
 // A large upload costs its chunks in flight, the one being filled, and the receive buffer.
 const _: () = assert!((CHUNKS_IN_FLIGHT + 1) * CHUNK + 2 * SMALL_MESSAGE <= 1024 * 1024);
+// What all workers hand over at once still fits the queue, and a request outlasts its workers.
+const _: () = assert!(EVENT_QUEUE >= 128 * EVENT_BLOCK);
+const _: () = assert!(ADMIN_CONNECTION_TIME.as_secs() > 2 * WORKER_WORK.as_secs());

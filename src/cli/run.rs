@@ -25,10 +25,9 @@ pub fn run(arguments: &RunArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::Failed(format!("cannot set up signals: {error}")))?;
     runtime.block_on(async {
-        let mut signals =
-            Signals::new().map_err(|error| Failure::Failed(format!("cannot set up signals: {error}")))?;
-        let gateway =
-            Gateway::start(config).map_err(|error| Failure::Failed(error.to_string()))?;
+        let mut signals = Signals::new()
+            .map_err(|error| Failure::Failed(format!("cannot set up signals: {error}")))?;
+        let gateway = Gateway::start(config).map_err(|error| Failure::Failed(error.to_string()))?;
         eprintln!("{}", ready_line(gateway.addresses()));
         if is_development {
             eprint!("{}", what_to_try(&told, gateway.addresses(), events_on_stdout));

@@ -515,7 +515,7 @@ mod tests {
             r#"{"filter":{"too":"*"}}"#,
             r#"{"filter":{"to":"x"}}"#,
             r#"{"all":"yes"}"#,
-            "[]",
+            "7",
         ] {
             assert!(serde_json::from_str::<Change>(text).is_err(), "{text}");
         }

@@ -8,9 +8,7 @@ use crate::message::{BodyFlags, BodySummary, Envelope, MessageId, Origin};
 use crate::runtime::buffer::ChunkBody;
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::spool::format::FormatError;
-use crate::spool::{
-    ChunkPlace, ReadError, RecordPlace, RecordView, StoredBody, StoredMessage,
-};
+use crate::spool::{ChunkPlace, ReadError, RecordPlace, RecordView, StoredBody, StoredMessage};
 use crate::worker::log::LocalLog;
 
 /// A message that was read, but for the chunks of a large body.

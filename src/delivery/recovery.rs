@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::sites::{Sites, route_of};
 use crate::config::Config;
-use crate::queue::handle::{Handle, Recipients, State};
+use crate::queue::handle::{Handle, Reasons, Recipients, State};
 use crate::queue::site::SiteIndex;
 use crate::spool::recovery::{Damage, Progress};
 use crate::spool::{DeferState, RecoveredMessage, RecoveryVisitor, StoredDefer};
@@ -20,6 +20,7 @@ pub struct Recovered<'a> {
     sites: &'a Sites,
     cores: Vec<Vec<Handle>>,
     messages: u64,
+    reasons: Reasons,
     told: Instant,
 }
 
@@ -35,7 +36,14 @@ impl<'a> Recovered<'a> {
     /// Nothing yet.
     pub fn new(config: &'a Config, sites: &'a Sites) -> Recovered<'a> {
         let cores = (0..config.workers).map(|_| Vec::new()).collect();
-        Recovered { config, sites, cores, messages: 0, told: Instant::now() }
+        Recovered {
+            config,
+            sites,
+            cores,
+            messages: 0,
+            reasons: Reasons::default(),
+            told: Instant::now(),
+        }
     }
 
     /// The handles of each core.
@@ -49,7 +57,8 @@ impl RecoveryVisitor for Recovered<'_> {
         // Spread evenly: whatever destination has a backlog then uses every core at once.
         let core = (self.messages % self.cores.len() as u64) as usize;
         self.messages += 1;
-        self.cores[core].extend(handles(self.config, self.sites, &message));
+        let handles = handles(self.config, self.sites, &mut self.reasons, &message);
+        self.cores[core].extend(handles);
     }
 
     fn progress(&mut self, progress: Progress) {
@@ -71,7 +80,12 @@ impl RecoveryVisitor for Recovered<'_> {
 }
 
 /// The handles of one message.
-fn handles(config: &Config, sites: &Sites, recovered: &RecoveredMessage) -> Vec<Handle> {
+fn handles(
+    config: &Config,
+    sites: &Sites,
+    reasons: &mut Reasons,
+    recovered: &RecoveredMessage,
+) -> Vec<Handle> {
     let envelope = &recovered.message.envelope;
     let mut groups: HashMap<Wait, Vec<u16>> = HashMap::new();
     for (place, recipient) in envelope.recipients.iter().enumerate() {
@@ -95,7 +109,9 @@ fn handles(config: &Config, sites: &Sites, recovered: &RecoveredMessage) -> Vec<
         let id = recovered.message.id;
         let mut handle = Handle::new(id, recovered.place, wait.site, recipients, parts.clone());
         if let Some(deferral) = wait.deferral {
-            restore(&mut handle, &recovered.deferrals[deferral]);
+            let deferral = &recovered.deferrals[deferral];
+            restore(&mut handle, deferral);
+            handle.reason = Some(reasons.share(&deferral.reply));
         }
         handle
     };

@@ -87,7 +87,8 @@ impl Attempt {
         tracing::error!(%message, %error, "a message could not be read from the log; it is kept");
         let due_unix_ms = worker.now_unix_ms() + UNREADABLE_WAIT_MS;
         let recipients = self.handle.recipients.clone();
-        worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms });
+        let reason = Some(worker.shared_reason("the message could not be read from the log"));
+        worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason });
     }
 
     /// Takes one outcome for each recipient of the attempt.
@@ -128,7 +129,9 @@ impl Attempt {
         // Those that go at once do not wait for the others; the others then go with them.
         let due_unix_ms = if judged.at_once.is_empty() { judged.due_unix_ms } else { 0 };
         let recipients = Recipients::of(left, message.envelope().recipients.len());
-        worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms });
+        let reason =
+            judged.deferred.first().map(|(_, reason)| worker.shared_reason(&reason.to_string()));
+        worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason });
     }
 
     /// One DONE for those that were delivered, and one with each notice for those that failed.

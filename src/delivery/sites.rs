@@ -65,6 +65,11 @@ impl Sites {
         SiteIndex(self.targets.len() as u32 - 1)
     }
 
+    /// The names of all sites.
+    pub fn names(&self) -> Vec<String> {
+        (0..self.targets.len() as u32).map(|index| self.name(SiteIndex(index))).collect()
+    }
+
     /// A site's name for people.
     pub fn name(&self, site: SiteIndex) -> String {
         if site == self.unrouted() { "no route".into() } else { self.target(site).to_string() }

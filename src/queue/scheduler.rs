@@ -13,9 +13,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use super::arena::{Arena, Slot};
-use super::handle::{Handle, Recipients, State};
+use super::handle::{Handle, Reason, Recipients, State};
 use super::site::{SiteIndex, SiteShared};
 
 /// A connection of this core, named by the driver.
@@ -59,6 +60,8 @@ pub enum Event {
         recipients: Recipients,
         /// When to try again.
         due_unix_ms: u64,
+        /// What the attempt came to; `None` if it does not count as one.
+        reason: Option<Reason>,
     },
     /// An operator wants a message tried now.
     Retry {
@@ -211,10 +214,13 @@ impl Scheduler {
                 self.pump(site, now_unix_ms);
             }
             Event::Returned { slot } => self.give_back(slot, now_unix_ms),
-            Event::Deferred { slot, recipients, due_unix_ms } => {
+            Event::Deferred { slot, recipients, due_unix_ms, reason } => {
                 let Some(handle) = self.handles.get_mut(slot) else { return };
                 handle.recipients = recipients;
-                handle.attempts = handle.attempts.saturating_add(1);
+                if reason.is_some() {
+                    handle.attempts = handle.attempts.saturating_add(1);
+                    handle.reason = reason;
+                }
                 self.wait(slot, State::Deferred, due_unix_ms);
             }
             Event::Retry { slot } => self.retry(slot, now_unix_ms),
@@ -266,6 +272,15 @@ impl Scheduler {
     /// When a message's lifetime ends, by its id.
     pub fn expires_unix_ms(&self, handle: &Handle) -> u64 {
         handle.id.unix_ms().saturating_add(self.lifetime_ms)
+    }
+
+    /// An operator leaves only some recipients to a message that is not being sent; the others
+    /// are deleted, or have handles of their own.
+    pub fn split(&mut self, slot: Slot, left: Recipients, parts: Option<Arc<AtomicU32>>) {
+        if let Some(handle) = self.handles.get_mut(slot) {
+            handle.recipients = left;
+            handle.parts = parts;
+        }
     }
 
     /// Takes out a handle whose recipients are all done, or that an operator deletes.

@@ -113,15 +113,24 @@ impl LocalLog {
     }
 
     /// Appends the end of recipients.
-    pub fn append_done(&self, done: &Done<'_>) {
-        self.appender.borrow_mut().append_done(done, Instant::now());
+    pub fn append_done(&self, done: &Done<'_>) -> Ticket {
         self.has_more.notify();
+        self.appender.borrow_mut().append_done(done, Instant::now())
     }
 
     /// Appends a wait of recipients.
-    pub fn append_defer(&self, defer: &Defer<'_>) {
-        self.appender.borrow_mut().append_defer(defer, Instant::now());
+    pub fn append_defer(&self, defer: &Defer<'_>) -> Ticket {
         self.has_more.notify();
+        self.appender.borrow_mut().append_defer(defer, Instant::now())
+    }
+
+    /// A promise of the log's word on an outcome; those that were appended before it are in the
+    /// log when it is.
+    pub fn watch(&self, outcome: Ticket) -> Receipt {
+        let receipt = Rc::new(Handover::default());
+        let waiting = Waiting { receipt: Some(receipt.clone()), filing: None };
+        self.waiting.borrow_mut().insert(outcome, waiting);
+        Receipt(receipt)
     }
 
     /// Appends a notice of ours together with the end of its cause.

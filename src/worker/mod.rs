@@ -27,7 +27,7 @@ use crate::listener::SessionCounts;
 use crate::message::{MessageId, MessageIds};
 use crate::outbound;
 use crate::pool::Pool;
-use crate::queue::handle::{Handle, Recipients};
+use crate::queue::handle::{Handle, Reason, Reasons, Recipients};
 use crate::queue::scheduler::{Action, Event, Scheduler};
 use crate::runtime;
 use crate::runtime::blocking::Blocking;
@@ -60,6 +60,7 @@ pub struct Worker {
     /// Work that blocks.
     pub blocking: Blocking,
     queue: RefCell<Scheduler>,
+    reasons: RefCell<Reasons>,
     posts: Arc<[Post]>,
     /// Handles for other cores whose mailbox was full.
     leaving: RefCell<VecDeque<(usize, Forwarded)>>,
@@ -149,6 +150,11 @@ impl Worker {
     /// A look at the queue.
     pub fn with_queue<T>(&self, look: impl FnOnce(&mut Scheduler) -> T) -> T {
         look(&mut self.queue.borrow_mut())
+    }
+
+    /// The shared form of what an attempt came to.
+    pub fn shared_reason(&self, line: &str) -> Reason {
+        self.reasons.borrow_mut().share(line)
     }
 
     /// Loads a message for an attempt.

@@ -104,6 +104,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         retry: retry.expect("the configuration has at least one wait, none of them empty"),
         blocking: Blocking::new(seat.blocking, announce),
         queue: RefCell::new(scheduler),
+        reasons: RefCell::default(),
         posts,
         leaving: RefCell::default(),
         ids: RefCell::new(MessageIds::new(index as u8, seat.highest)),

@@ -2,3 +2,4 @@
 
 mod addresses;
 mod config;
+mod control;
