@@ -1,5 +1,10 @@
 //! The integration tests, linked once.
+//!
+//! `gateway` starts the real binary, `client` and `sink` are what stands on both sides of it.
 
 mod addresses;
+mod bytes;
+mod client;
 mod config;
-mod control;
+mod gateway;
+mod sink;
