@@ -8,8 +8,8 @@ mod table;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use super::{
-    Failure, Filters, Output, QueueChangeArgs, QueueCommand, QueueListArgs,
-    QueueShowArgs, State, load,
+    Failure, Filters, Output, QueueChangeArgs, QueueCommand, QueueListArgs, QueueShowArgs, State,
+    load,
 };
 use crate::control::client::{AdminClient, ClientError};
 use crate::control::port::{self, Action, Change, Entry, Filter, QueueCount};

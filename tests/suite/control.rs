@@ -16,9 +16,7 @@ use mailrace::control::admin::{AdminServer, AdminSockets, Gateway, SOCKET_NAME};
 use mailrace::control::events::{EventLog, EventTarget};
 use mailrace::control::metrics::{Metrics, Sources, WorkerMetrics};
 use mailrace::control::moment::Moment;
-use mailrace::control::port::{
-    Action, Answer, Entry, Filter, Request, State, Tally, WorkerPort,
-};
+use mailrace::control::port::{Action, Answer, Entry, Filter, Request, State, Tally, WorkerPort};
 use mailrace::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
 use mailrace::control::workers::{Times, Workers};
 use mailrace::message::MessageId;
@@ -126,11 +124,9 @@ fn handle(queue: &mut Vec<Entry>, request: Request) -> Answer {
             match action {
                 Action::Delete => queue.retain(|entry| !is_meant(entry)),
                 Action::Retry | Action::Release => {
-                    for index in 0..queue.len() {
-                        if is_meant(&queue[index]) {
-                            queue[index].state = State::Ready;
-                        }
-                    }
+                    queue.iter_mut().filter(|entry| is_meant(entry)).for_each(|entry| {
+                        entry.state = State::Ready;
+                    });
                 }
             }
             Answer::Changed(changed)
@@ -193,11 +189,8 @@ fn rig() -> Rig {
     }));
     let metrics: Vec<_> = (0..2).map(|_| Arc::new(WorkerMetrics::default())).collect();
     let events = EventLog::start(EventTarget::File("/dev/null".into())).unwrap();
-    let sources = Sources {
-        workers: metrics.clone(),
-        events: events.counters(),
-        status: status.clone(),
-    };
+    let sources =
+        Sources { workers: metrics.clone(), events: events.counters(), status: status.clone() };
     let times = Times { answer: Duration::from_millis(300), work: Duration::from_millis(600) };
     let gateway = Gateway {
         workers: Workers::new(Arc::new(fake), times),
@@ -360,7 +353,10 @@ fn counts_and_lists_put_workers_together() {
     let second = rig.get(&format!("/api/v1/queue?limit=2&after={next}")).json();
     assert_eq!(ids(&second), ["03", "03"]);
     assert_eq!(second["entries"][1]["next_attempt"], "2026-01-31T12:36:40.000Z");
-    assert_eq!(rig.get("/api/v1/queue/0000000000003").json()["entries"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        rig.get("/api/v1/queue/0000000000003").json()["entries"].as_array().unwrap().len(),
+        2
+    );
     rig.server.stop();
 }
 
@@ -403,9 +399,8 @@ fn tcp_changes_nothing() {
 #[test]
 fn a_foreign_host_is_refused_over_tcp() {
     let rig = rig();
-    let ask = |host: &str| {
-        rig.tcp(&format!("GET /api/v1/queue/count HTTP/1.1\r\n{host}\r\n")).status
-    };
+    let ask =
+        |host: &str| rig.tcp(&format!("GET /api/v1/queue/count HTTP/1.1\r\n{host}\r\n")).status;
     assert_eq!(ask("Host: evil.example:8025\r\n"), 421);
     assert_eq!(ask("Host: localhost\r\nHost: evil.example\r\n"), 421);
     assert_eq!(ask("Host: 127.0.0.1:8025\r\n"), 200);
@@ -450,7 +445,8 @@ fn bodies_and_heads_are_bounded() {
     let rig = rig();
     let body = format!("{{\"all\":true{}}}", " ".repeat(2 << 20));
     assert_eq!(rig.unix("POST", "/api/v1/queue/delete", &body).status, 413);
-    let head = format!("GET /ready HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(64 << 10));
+    let head =
+        format!("GET /ready HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(64 << 10));
     assert_eq!(rig.tcp(&head).status, 431);
     rig.server.stop();
 }
@@ -493,10 +489,7 @@ fn the_queue_command_counts_lists_and_shows() {
     let count: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((&count["messages"], &count["recipients"]), (&3.into(), &5.into()));
     let count = rig.cli(&["count"]);
-    assert_eq!(
-        text(&count.stdout),
-        "3 messages, 5 recipients (2 ready, 1 deferred, 1 held)\n"
-    );
+    assert_eq!(text(&count.stdout), "3 messages, 5 recipients (2 ready, 1 deferred, 1 held)\n");
 
     let list = text(&rig.cli(&["list"]).stdout);
     assert_eq!(list.lines().count(), 5, "{list}");
