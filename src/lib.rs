@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod gateway;
 pub mod limits;
 pub mod message;
 pub mod units;
@@ -11,4 +12,19 @@ pub mod units;
 pub mod runtime;
 pub mod smtp;
 
+pub mod listener;
+
+pub mod inbound;
+
+pub mod spool;
+
+pub mod queue;
+
+pub mod delivery;
+
+pub mod pool;
+
+pub mod outbound;
+
 pub mod control;
+pub mod worker;

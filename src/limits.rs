@@ -56,6 +56,12 @@ pub const CLIENT_DATA_INITIATION: Duration = Duration::from_secs(2 * 60);
 pub const CLIENT_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
 /// 4.5.3.2.6: the reply to the end of data.
 pub const CLIENT_DATA_END: Duration = Duration::from_secs(10 * 60);
+/// What a peer may take to answer QUIT: nothing depends on it any more.
+pub const CLIENT_QUIT: Duration = Duration::from_secs(5);
+/// What a client sends of an envelope before it waits for the replies to it.  RFC 2920 section
+/// 3.1: commands and replies in flight must fit the windows, or both sides wait in a write.
+/// The 100 recipients of an ordinary transaction fit.
+pub const CLIENT_GROUP: usize = 16 * 1024;
 
 /// The reply text that is kept with a deferral and shown in a notice.
 pub const KEPT_REPLY: usize = 512;
@@ -78,7 +84,6 @@ pub const EVENT_QUEUE: usize = 8 * 1024 * 1024;
 /// Events that a worker keeps when that queue is full, in octets.  It takes no new sessions
 /// meanwhile; what comes beyond this from those that it has is lost and counted.
 pub const EVENT_BACKLOG: usize = 16 * 1024 * 1024;
-
 /// Connections to an admin listener; more wait in its backlog.
 pub const ADMIN_CONNECTIONS: usize = 64;
 /// The head of an admin request.

@@ -241,10 +241,7 @@ impl FromStr for MessageId {
         }
         text.bytes().try_fold(MessageId(0), |id, digit| {
             let digit = digit.to_ascii_lowercase();
-            let value = BASE32
-                .iter()
-                .position(|&d| d == digit)
-                .ok_or(NotAMessageId)?;
+            let value = BASE32.iter().position(|&d| d == digit).ok_or(NotAMessageId)?;
             if id.0 >> 59 != 0 {
                 return Err(NotAMessageId);
             }

@@ -61,13 +61,8 @@ const SIZE_UNITS: [(&str, u64); 7] = [
 ];
 
 /// Units of time by their milliseconds, from the largest to the smallest.
-const PERIOD_UNITS: [(&str, u64); 5] = [
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1_000),
-    ("ms", 1),
-];
+const PERIOD_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 impl FromStr for ByteSize {
     type Err = NotASize;
@@ -78,17 +73,12 @@ impl FromStr for ByteSize {
             "" => 1,
             _ => {
                 let unit = unit.strip_prefix(' ').unwrap_or(unit);
-                let named = SIZE_UNITS
-                    .iter()
-                    .find(|(name, _)| name.eq_ignore_ascii_case(unit));
+                let named = SIZE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit));
                 named.map(|&(_, octets)| octets).ok_or(NotASize::Form)?
             }
         };
         let count = number(digits).ok_or(NotASize::Form)?;
-        count
-            .and_then(|n| n.checked_mul(octets_each))
-            .map(ByteSize)
-            .ok_or(NotASize::TooLarge)
+        count.and_then(|n| n.checked_mul(octets_each)).map(ByteSize).ok_or(NotASize::TooLarge)
     }
 }
 
@@ -114,15 +104,11 @@ impl FromStr for Period {
         let mut next_unit = 0;
         loop {
             let (digits, tail) = split_number(rest);
-            let count = number(digits)
-                .ok_or(NotAPeriod::Form)?
-                .ok_or(NotAPeriod::TooLarge)?;
+            let count = number(digits).ok_or(NotAPeriod::Form)?.ok_or(NotAPeriod::TooLarge)?;
             if tail.is_empty() {
                 return Err(NotAPeriod::NoUnit);
             }
-            let unit_end = tail
-                .find(|c: char| c.is_ascii_digit())
-                .unwrap_or(tail.len());
+            let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
             let place = PERIOD_UNITS
                 .iter()
                 .position(|(name, _)| *name == &tail[..unit_end])
@@ -208,9 +194,7 @@ impl Visitor<'_> for ByteSizeVisitor {
     }
 
     fn visit_i64<E: de::Error>(self, octets: i64) -> Result<ByteSize, E> {
-        u64::try_from(octets)
-            .map(ByteSize)
-            .map_err(|_| E::custom(NotASize::Form))
+        u64::try_from(octets).map(ByteSize).map_err(|_| E::custom(NotASize::Form))
     }
 }
 
@@ -230,10 +214,7 @@ impl Visitor<'_> for PeriodVisitor {
 
 /// The digits at the start, and what follows them.
 fn split_number(text: &str) -> (&str, &str) {
-    text.split_at(
-        text.find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len()),
-    )
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
 
 /// `None`: no digits.  `Some(None)`: more than 64 bits.
@@ -264,9 +245,7 @@ mod tests {
             assert_eq!(text.parse(), Ok(ByteSize(octets)), "{text}");
             assert_eq!(ByteSize(octets).to_string(), shown);
         }
-        for text in [
-            "", "MiB", "50M", "1.5MiB", "-1", "+1", "1 ", " 1", "1  KB", "1KBs", "٣KB",
-        ] {
+        for text in ["", "MiB", "50M", "1.5MiB", "-1", "+1", "1 ", " 1", "1  KB", "1KBs", "٣KB"] {
             assert_eq!(text.parse::<ByteSize>(), Err(NotASize::Form), "{text}");
         }
         for text in ["18446744073709551616", "17179869184GiB"] {
@@ -286,11 +265,7 @@ mod tests {
             ("0s", 0, "0s"),
         ];
         for (text, ms, shown) in good {
-            assert_eq!(
-                text.parse(),
-                Ok(Period(Duration::from_millis(ms))),
-                "{text}"
-            );
+            assert_eq!(text.parse(), Ok(Period(Duration::from_millis(ms))), "{text}");
             assert_eq!(Period(Duration::from_millis(ms)).to_string(), shown);
         }
         let bad = [
@@ -316,10 +291,7 @@ mod tests {
     fn serde_speaks_the_same_texts() {
         let size: ByteSize = serde_json::from_str("\"10KB\"").unwrap();
         assert_eq!(serde_json::to_string(&size).unwrap(), "\"10KB\"");
-        assert_eq!(
-            serde_json::from_str::<ByteSize>("10").unwrap(),
-            ByteSize(10)
-        );
+        assert_eq!(serde_json::from_str::<ByteSize>("10").unwrap(), ByteSize(10));
         assert!(serde_json::from_str::<ByteSize>("-10").is_err());
         let period: Period = serde_json::from_str("\"90s\"").unwrap();
         assert_eq!(serde_json::to_string(&period).unwrap(), "\"1m30s\"");

@@ -29,11 +29,7 @@ impl Display for Summary<'_> {
                 Durability::Fsync => "fsync",
                 Durability::Os => "os",
             };
-            writeln!(
-                f,
-                "listener  {} {}, {durability}",
-                listener.address, listener.service
-            )?;
+            writeln!(f, "listener  {} {}, {durability}", listener.address, listener.service)?;
         }
         for route in config.routes.iter() {
             writeln!(f, "route     {} -> {}", route.recipient, route.to)?;
@@ -48,12 +44,7 @@ impl Display for Summary<'_> {
         writeln!(
             f,
             "queue     retries after {}, for {}",
-            queue
-                .retry
-                .iter()
-                .map(|&wait| Period(wait).to_string())
-                .collect::<Vec<_>>()
-                .join(", "),
+            queue.retry.iter().map(|&wait| Period(wait).to_string()).collect::<Vec<_>>().join(", "),
             Period(queue.lifetime),
         )?;
         match &config.log.events {

@@ -14,10 +14,7 @@ pub(super) fn environment() -> Result<Environment, Failure> {
     let directory = std::env::current_dir()
         .map_err(|error: io::Error| Failure::Failed(format!("no working directory: {error}")))?;
     Ok(Environment {
-        host_name: rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned(),
+        host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         cores: thread::available_parallelism().map_or(1, usize::from),
         // No limit at all reads as none: the default of sessions has a bound of its own.
         descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),

@@ -258,10 +258,7 @@ impl Cli {
         if let Some(Command::Queue(command)) = &self.command
             && let Retry(change) | Release(change) | Delete(change) = &**command
         {
-            let filters = Filters {
-                limit: None,
-                ..change.filters.clone()
-            };
+            let filters = Filters { limit: None, ..change.filters.clone() };
             if change.ids.is_empty() && !change.all && filters == Filters::default() {
                 let sentence = "name messages by ID, by a filter such as --to, or with --all";
                 return Err(Cli::command().error(ErrorKind::MissingRequiredArgument, sentence));
@@ -298,10 +295,7 @@ fn counts(report: &config::Report) -> String {
         1 => Some(format!("1 {name}")),
         n => Some(format!("{n} {name}s")),
     };
-    let all = [
-        count(Severity::Error, "error"),
-        count(Severity::Warning, "warning"),
-    ];
+    let all = [count(Severity::Error, "error"), count(Severity::Warning, "warning")];
     all.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
@@ -329,9 +323,7 @@ mod tests {
     fn run_is_the_default_command() {
         assert!(parse("").unwrap().command.is_none());
         assert_eq!(parse("--config a").unwrap().run.config, Some("a".into()));
-        let Some(Command::Run(run)) = parse("run --config a").unwrap().command else {
-            panic!()
-        };
+        let Some(Command::Run(run)) = parse("run --config a").unwrap().command else { panic!() };
         assert_eq!(run.config, Some("a".into()));
     }
 

@@ -33,11 +33,9 @@ pub(super) fn config(
 /// A file without a way in or out is a mistake, not a wish for the development defaults.
 fn presence(marks: &Marks, problems: &Problems) {
     if !marks.has_listeners {
-        problems.push(
-            Problem::missing("there is no `[[listener]]`, so no mail can come in").help(
-                "add `[[listener]]` with `address = \"127.0.0.1:2525\"` and `service = \"relay\"`",
-            ),
-        );
+        problems.push(Problem::missing("there is no `[[listener]]`, so no mail can come in").help(
+            "add `[[listener]]` with `address = \"127.0.0.1:2525\"` and `service = \"relay\"`",
+        ));
     }
     if !marks.has_routes {
         problems.push(Problem::missing("there is no `[[route]]`, so no mail can go out").help(
@@ -223,23 +221,14 @@ fn limits(config: &Config, marks: &Marks, environment: &Environment, problems: &
 }
 
 fn host(config: &Config, marks: &Marks, environment: &Environment, problems: &Problems) {
-    let is_public = config
-        .listeners
-        .iter()
-        .any(|listener| listener.service == Service::Mx);
+    let is_public = config.listeners.iter().any(|listener| listener.service == Service::Mx);
     if is_public && !config.hostname.contains('.') {
-        let title = format!(
-            "`hostname` is `{}`, which other hosts will not accept",
-            config.hostname
-        );
+        let title =
+            format!("`hostname` is `{}`, which other hosts will not accept", config.hostname);
         let help = "set `hostname` to the name that this host's address has in the DNS";
         problems.push(match &marks.hostname {
             Some(span) => Problem::warning(title, span.clone()).help(help),
-            None => Problem {
-                span: None,
-                ..Problem::warning(title, 0..0)
-            }
-            .help(help),
+            None => Problem { span: None, ..Problem::warning(title, 0..0) }.help(help),
         });
     }
     if let (Some(user), Some(span)) = (&config.user, &marks.user)
@@ -251,11 +240,7 @@ fn host(config: &Config, marks: &Marks, environment: &Environment, problems: &Pr
                 .help("make the user before starting as root, or start as an ordinary one"),
         );
     }
-    if let Some(span) = marks
-        .admin
-        .clone()
-        .filter(|_| !config.admin.address.ip().is_loopback())
-    {
+    if let Some(span) = marks.admin.clone().filter(|_| !config.admin.address.ip().is_loopback()) {
         let title = "`admin.address` can be reached from other hosts";
         problems.push(Problem::warning(title, span).help(
             "it is read-only, but shows addresses of mail; use a loopback address or a firewall",

@@ -21,39 +21,18 @@ pub const SECTIONS: &[Section] = &[
             "limits", "route", "delivery", "queue", "dns", "log", "admin",
         ],
     ),
-    many(
-        "listener",
-        &["address", "service", "tls", "durability", "bare_newline"],
-    ),
+    many("listener", &["address", "service", "tls", "durability", "bare_newline"]),
     one("tls", &["certificate"]),
     many("tls.certificate", &["chain", "key"]),
     one("relay", &["networks"]),
     one("domains", &["accept"]),
-    one(
-        "limits",
-        &[
-            "message_size",
-            "recipients",
-            "sessions",
-            "sessions_per_address",
-            "received",
-        ],
-    ),
+    one("limits", &["message_size", "recipients", "sessions", "sessions_per_address", "received"]),
     many("route", &["recipient", "to", "source", "tls"]),
     one(
         "delivery",
-        &[
-            "port",
-            "connections_per_site",
-            "messages_per_connection",
-            "idle_timeout",
-            "timeouts",
-        ],
+        &["port", "connections_per_site", "messages_per_connection", "idle_timeout", "timeouts"],
     ),
-    one(
-        "delivery.timeouts",
-        &["connect", "greeting", "command", "data"],
-    ),
+    one("delivery.timeouts", &["connect", "greeting", "command", "data"]),
     one("queue", &["retry", "lifetime", "delay_notice"]),
     one("dns", &["servers"]),
     one("log", &["events"]),
@@ -61,28 +40,17 @@ pub const SECTIONS: &[Section] = &[
 ];
 
 const fn one(name: &'static str, keys: &'static [&'static str]) -> Section {
-    Section {
-        name,
-        repeats: false,
-        keys,
-    }
+    Section { name, repeats: false, keys }
 }
 
 const fn many(name: &'static str, keys: &'static [&'static str]) -> Section {
-    Section {
-        name,
-        repeats: true,
-        keys,
-    }
+    Section { name, repeats: true, keys }
 }
 
 impl Section {
     /// The section of that dotted name.
     pub(super) fn named(name: &str) -> &'static Section {
-        SECTIONS
-            .iter()
-            .find(|section| section.name == name)
-            .expect("the caller names a section")
+        SECTIONS.iter().find(|section| section.name == name).expect("the caller names a section")
     }
 
     /// As its header is written in a file.
@@ -120,10 +88,7 @@ impl Section {
 /// The candidate that a misspelt word most likely means: at most a third of it is wrong.
 pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let distance = |candidate: &str| strsim::damerau_levenshtein(word, candidate);
-    let best = candidates
-        .iter()
-        .copied()
-        .min_by_key(|candidate| distance(candidate))?;
+    let best = candidates.iter().copied().min_by_key(|candidate| distance(candidate))?;
     (distance(best) <= (word.chars().count() / 3).max(1)).then_some(best)
 }
 

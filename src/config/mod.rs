@@ -269,37 +269,24 @@ const FILE_OCTETS_MAX: u64 = 16 << 20;
 /// reserve, because deliveries need the last quarter; at least 16, at most 20,000.
 pub fn sessions_for(descriptors: u64) -> usize {
     let sessions = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 4 * 3;
-    usize::try_from(sessions)
-        .unwrap_or(usize::MAX)
-        .clamp(16, SESSIONS_DEFAULT_MAX)
+    usize::try_from(sessions).unwrap_or(usize::MAX).clamp(16, SESSIONS_DEFAULT_MAX)
 }
 
 /// Reads and checks the file, or gives the development defaults without one.
 pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Checked, LoadError> {
     let Some(path) = file else {
         let config = Config::development(environment);
-        return Ok(Checked {
-            config,
-            report: Report::empty(),
-        });
+        return Ok(Checked { config, report: Report::empty() });
     };
-    let read_error = |source| LoadError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let read_error = |source| LoadError::Read { path: path.to_owned(), source };
     // Looked at first, and only a hint: a pipe has no length, and `read` ends where it ends.
     if fs::metadata(path).map_err(read_error)?.len() > FILE_OCTETS_MAX {
-        return Err(LoadError::TooLarge {
-            path: path.to_owned(),
-        });
+        return Err(LoadError::TooLarge { path: path.to_owned() });
     }
     let text = String::from_utf8(fs::read(path).map_err(read_error)?).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
-        LoadError::NotUtf8 {
-            path: path.to_owned(),
-            line,
-        }
+        LoadError::NotUtf8 { path: path.to_owned(), line }
     })?;
     Config::parse(&text, path, environment).map_err(LoadError::Invalid)
 }
@@ -323,11 +310,7 @@ impl Config {
         let (config, marks) = read::config(root.as_ref(), &directory, environment, &problems);
         check::config(&config, &marks, environment, &problems);
         let report = problems.into_report(&origin.display().to_string(), text);
-        if report.has_errors() {
-            Err(report)
-        } else {
-            Ok(Checked { config, report })
-        }
+        if report.has_errors() { Err(report) } else { Ok(Checked { config, report }) }
     }
 
     /// What runs without a file: a relay for this machine alone, which sends nothing away from it
@@ -342,10 +325,7 @@ impl Config {
         };
         Config {
             data_dir: environment.directory.join("mailrace-data"),
-            listeners: vec![Listener::new(
-                (Ipv4Addr::LOCALHOST, 2525).into(),
-                Service::Relay,
-            )],
+            listeners: vec![Listener::new((Ipv4Addr::LOCALHOST, 2525).into(), Service::Relay)],
             routes: Routes::new(vec![everything]),
             ..Config::defaults(environment)
         }
@@ -382,17 +362,11 @@ impl Config {
                 },
             },
             queue: Queue {
-                retry: [5, 10, 20, 60, 120, 240]
-                    .map(|m| Duration::from_secs(60 * m))
-                    .into(),
+                retry: [5, 10, 20, 60, 120, 240].map(|m| Duration::from_secs(60 * m)).into(),
                 lifetime: Duration::from_secs(5 * 86_400),
             },
-            log: Log {
-                events: Events::Stdout,
-            },
-            admin: Admin {
-                address: (Ipv4Addr::LOCALHOST, 8025).into(),
-            },
+            log: Log { events: Events::Stdout },
+            admin: Admin { address: (Ipv4Addr::LOCALHOST, 8025).into() },
         }
     }
 
@@ -426,18 +400,14 @@ impl Relay {
     /// An IPv4 client that came through an IPv6 socket (`::ffff:192.0.2.1`) counts as IPv4.
     pub fn contains(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();
-        self.networks
-            .iter()
-            .any(|network| network.contains(&client))
+        self.networks.iter().any(|network| network.contains(&client))
     }
 }
 
 impl Default for Relay {
     fn default() -> Self {
         let loopback = ["127.0.0.0/8", "::1/128"];
-        Relay {
-            networks: loopback.map(|n| n.parse().expect("a network")).into(),
-        }
+        Relay { networks: loopback.map(|n| n.parse().expect("a network")).into() }
     }
 }
 

@@ -58,10 +58,7 @@ impl Pattern {
             Kind::BarePostmaster => {
                 domain_ascii_lower.is_empty() && local.eq_ignore_ascii_case("postmaster")
             }
-            Kind::Address {
-                local: local_glob,
-                domain,
-            } => {
+            Kind::Address { local: local_glob, domain } => {
                 // The domain decides nearly always, so it comes first.
                 !domain_ascii_lower.is_empty()
                     && domain.matches(domain_ascii_lower)
@@ -78,10 +75,7 @@ impl Pattern {
     /// The one domain that it can match, if there is only one: the key of an index.
     pub(super) fn only_domain(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Address {
-                domain: Glob::Exact(domain),
-                ..
-            } => Some(domain),
+            Kind::Address { domain: Glob::Exact(domain), .. } => Some(domain),
             _ => None,
         }
     }
@@ -101,10 +95,7 @@ impl FromStr for Pattern {
                 domain: Glob::new(&domain_glob(domain).ok_or(BadPattern::Domain)?),
             },
         };
-        Ok(Pattern {
-            text: text.into(),
-            kind,
-        })
+        Ok(Pattern { text: text.into(), kind })
     }
 }
 
@@ -117,10 +108,7 @@ impl fmt::Display for Pattern {
 /// The local part that a quoted string stands for (RFC 5321 section 4.1.2: `"a"@x` and `a@x` are
 /// the same mailbox), so that quotes are no way round a route.
 pub fn unquoted(local: &str) -> Cow<'_, str> {
-    let Some(inner) = local
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-    else {
+    let Some(inner) = local.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
         return Cow::Borrowed(local);
     };
     if !inner.contains('\\') {
@@ -142,11 +130,7 @@ pub fn unquoted(local: &str) -> Cow<'_, str> {
 enum Glob {
     Anything,
     Exact(Box<str>),
-    Pieces {
-        prefix: Box<str>,
-        middle: Box<[Box<str>]>,
-        suffix: Box<str>,
-    },
+    Pieces { prefix: Box<str>, middle: Box<[Box<str>]>, suffix: Box<str> },
 }
 
 impl Glob {
@@ -161,11 +145,7 @@ impl Glob {
         if prefix.is_empty() && suffix.is_empty() && pieces.is_empty() {
             return Glob::Anything;
         }
-        Glob::Pieces {
-            prefix,
-            middle: pieces.into(),
-            suffix,
-        }
+        Glob::Pieces { prefix, middle: pieces.into(), suffix }
     }
 
     /// Takes the leftmost place for each middle piece; that never loses a match, because a piece
@@ -174,11 +154,7 @@ impl Glob {
         match self {
             Glob::Anything => true,
             Glob::Exact(exact) => **exact == *text,
-            Glob::Pieces {
-                prefix,
-                middle,
-                suffix,
-            } => {
+            Glob::Pieces { prefix, middle, suffix } => {
                 let Some(rest) = text.strip_prefix(&**prefix) else {
                     return false;
                 };
@@ -262,9 +238,7 @@ impl Domains {
 impl FromIterator<DomainPattern> for Domains {
     fn from_iter<I: IntoIterator<Item = DomainPattern>>(patterns: I) -> Self {
         let mut domains = Domains::default();
-        patterns
-            .into_iter()
-            .for_each(|pattern| domains.insert(pattern));
+        patterns.into_iter().for_each(|pattern| domains.insert(pattern));
         domains
     }
 }
@@ -283,23 +257,14 @@ impl FromStr for DomainPattern {
         if domain.contains('*') {
             return Err(BadDomainPattern::Star);
         }
-        let domain = domain_ascii_lower(domain)
-            .ok_or(BadDomainPattern::Form)?
-            .into_boxed_str();
-        Ok(if below {
-            DomainPattern::Below(domain)
-        } else {
-            DomainPattern::Exact(domain)
-        })
+        let domain = domain_ascii_lower(domain).ok_or(BadDomainPattern::Form)?.into_boxed_str();
+        Ok(if below { DomainPattern::Below(domain) } else { DomainPattern::Exact(domain) })
     }
 }
 
 /// The domain in lower case and A-labels (RFC 5890), or an address literal in lower case.
 pub(super) fn domain_ascii_lower(domain: &str) -> Option<String> {
-    if let Some(literal) = domain
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
+    if let Some(literal) = domain.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         let fits = |b: u8| b.is_ascii_alphanumeric() || b"-:.".contains(&b);
         return (!literal.is_empty() && literal.bytes().all(fits))
             .then(|| domain.to_ascii_lowercase());
@@ -314,9 +279,7 @@ fn is_host_name(ascii: &str) -> bool {
         (1..=limits::LABEL).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     ascii.len() <= limits::DOMAIN && ascii.split('.').all(is_label)
 }
@@ -331,9 +294,7 @@ fn domain_glob(domain: &str) -> Option<String> {
         "" => None,
         _ if label.chars().all(fits) => Some(label.to_ascii_lowercase()),
         _ if label.contains('*') => None,
-        _ => idna::domain_to_ascii(label)
-            .ok()
-            .filter(|label| is_host_name(label)),
+        _ => idna::domain_to_ascii(label).ok().filter(|label| is_host_name(label)),
     });
     Some(labels.collect::<Option<Vec<String>>>()?.join("."))
 }
@@ -379,11 +340,7 @@ mod tests {
             ("\"a b\"@example.com", "a b", "example.com", true),
         ];
         for (pattern, local, domain, expected) in table {
-            assert_eq!(
-                matches(pattern, local, domain),
-                expected,
-                "{pattern} {local}@{domain}"
-            );
+            assert_eq!(matches(pattern, local, domain), expected, "{pattern} {local}@{domain}");
         }
     }
 
@@ -431,28 +388,17 @@ mod tests {
             let parsed = text.parse::<DomainPattern>();
             assert_eq!(parsed, Err(BadDomainPattern::Everything), "{text}");
         }
-        assert_eq!(
-            "a.*.org".parse::<DomainPattern>(),
-            Err(BadDomainPattern::Star)
-        );
+        assert_eq!("a.*.org".parse::<DomainPattern>(), Err(BadDomainPattern::Star));
         for text in ["", "a b", "user@example.com", "example.com."] {
-            assert_eq!(
-                text.parse::<DomainPattern>(),
-                Err(BadDomainPattern::Form),
-                "{text}"
-            );
+            assert_eq!(text.parse::<DomainPattern>(), Err(BadDomainPattern::Form), "{text}");
         }
     }
 
     #[test]
     fn quotes_are_no_way_round_a_pattern() {
-        for (local, plain) in [
-            ("a", "a"),
-            ("\"a\"", "a"),
-            ("\"a\\b\\\\\"", "ab\\"),
-            ("\"\"", ""),
-            ("\"", "\""),
-        ] {
+        for (local, plain) in
+            [("a", "a"), ("\"a\"", "a"), ("\"a\\b\\\\\"", "ab\\"), ("\"\"", ""), ("\"", "\"")]
+        {
             assert_eq!(unquoted(local), plain);
         }
     }

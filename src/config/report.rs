@@ -47,18 +47,12 @@ impl Problem {
 
     /// A warning about the octets of `span`.
     pub(super) fn warning(title: impl Into<String>, span: Range<usize>) -> Problem {
-        Problem {
-            severity: Severity::Warning,
-            ..Problem::error(title, span)
-        }
+        Problem { severity: Severity::Warning, ..Problem::error(title, span) }
     }
 
     /// An error about what is nowhere in the text.
     pub(super) fn missing(title: impl Into<String>) -> Problem {
-        Problem {
-            span: None,
-            ..Problem::error(title, 0..0)
-        }
+        Problem { span: None, ..Problem::error(title, 0..0) }
     }
 
     pub(super) fn label(mut self, label: impl Into<String>) -> Problem {
@@ -85,11 +79,7 @@ impl Problems {
     pub(super) fn into_report(self, origin: &str, text: &str) -> Report {
         let mut problems = self.0.into_inner();
         problems.sort_by_key(|problem| problem.span.as_ref().map_or(usize::MAX, |s| s.start));
-        Report {
-            origin: origin.to_owned(),
-            text: text.to_owned(),
-            problems,
-        }
+        Report { origin: origin.to_owned(), text: text.to_owned(), problems }
     }
 }
 
@@ -104,11 +94,7 @@ pub struct Report {
 impl Report {
     /// Of what needs no file.
     pub(super) fn empty() -> Report {
-        Report {
-            origin: String::new(),
-            text: String::new(),
-            problems: Vec::new(),
-        }
+        Report { origin: String::new(), text: String::new(), problems: Vec::new() }
     }
 
     /// The problems in the order of the file.
@@ -118,10 +104,7 @@ impl Report {
 
     /// How many of them are of this severity.
     pub fn count(&self, severity: Severity) -> usize {
-        self.problems
-            .iter()
-            .filter(|problem| problem.severity == severity)
-            .count()
+        self.problems.iter().filter(|problem| problem.severity == severity).count()
     }
 
     /// Whether the configuration must be refused.
@@ -131,15 +114,8 @@ impl Report {
 
     /// Draws the problems, each with its lines of the file, and a blank line after each.
     pub fn render(&self, color: bool) -> String {
-        let renderer = if color {
-            Renderer::styled()
-        } else {
-            Renderer::plain()
-        };
-        let drawn = self
-            .problems
-            .iter()
-            .map(|p| renderer.render(&[self.group(p)]) + "\n\n");
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        let drawn = self.problems.iter().map(|p| renderer.render(&[self.group(p)]) + "\n\n");
         drawn.collect()
     }
 

@@ -125,8 +125,7 @@ impl Target {
         let text = text.trim();
         let fits = (1..=REJECT_TEXT).contains(&text.len())
             && text.bytes().all(|b| (b' '..=b'~').contains(&b));
-        fits.then(|| Target::Reject { text: text.into() })
-            .ok_or(BadTarget::RejectText)
+        fits.then(|| Target::Reject { text: text.into() }).ok_or(BadTarget::RejectText)
     }
 }
 
@@ -151,11 +150,7 @@ fn parse_host(text: &str) -> Result<SocketAddr, BadTarget> {
     };
     let port = match port {
         None => SMTP_PORT,
-        Some(port) => port
-            .parse()
-            .ok()
-            .filter(|&port| port != 0)
-            .ok_or(BadTarget::Port)?,
+        Some(port) => port.parse().ok().filter(|&port| port != 0).ok_or(BadTarget::Port)?,
     };
     let ip = match host.parse::<IpAddr>() {
         Ok(ip) => ip,
@@ -195,10 +190,7 @@ impl Maildir {
             template.insert_str(0, &root);
             pieces.insert(0, Piece::Text(root.into()));
         }
-        Ok(Maildir {
-            template: template.into(),
-            pieces,
-        })
+        Ok(Maildir { template: template.into(), pieces })
     }
 
     /// The Maildir of one recipient.
@@ -292,11 +284,7 @@ impl Routes {
                 None => others.push(index),
             }
         }
-        Routes {
-            routes,
-            by_domain,
-            others,
-        }
+        Routes { routes, by_domain, others }
     }
 
     /// The first route that matches, or `None`: then RCPT is refused.
@@ -314,10 +302,7 @@ impl Routes {
                 |index: &&RouteIndex| self[**index].recipient.matches(&local, domain_ascii_lower);
             indices.iter().find(matches).copied()
         };
-        let of_domain = self
-            .by_domain
-            .get(domain_ascii_lower)
-            .and_then(|indices| first(indices));
+        let of_domain = self.by_domain.get(domain_ascii_lower).and_then(|indices| first(indices));
         let of_others = first(&self.others);
         let index = [of_domain, of_others].into_iter().flatten().min()?;
         Some((index, &self[index]))
@@ -366,10 +351,7 @@ mod tests {
             ("smtp://localhost:26", "smtp://127.0.0.1:26"),
             ("maildir:/var/mail", "maildir:/var/mail/{domain}/{local}"),
             ("maildir:/var/mail/{local}/", "maildir:/var/mail/{local}"),
-            (
-                "maildir:mail",
-                "maildir:/etc/mailrace/mail/{domain}/{local}",
-            ),
+            ("maildir:mail", "maildir:/etc/mailrace/mail/{domain}/{local}"),
             ("discard", "discard"),
             ("hold", "hold"),
             ("reject: no such user ", "reject:no such user"),
@@ -389,14 +371,8 @@ mod tests {
             ("smtps://10.0.0.5", BadTarget::NotYet("smtps://")),
             ("lmtp://10.0.0.5:24", BadTarget::NotYet("lmtp://")),
             ("lmtp+unix:/run/lmtp", BadTarget::NotYet("lmtp+unix:")),
-            (
-                "smtp://mail.example.com",
-                BadTarget::HostName("mail.example.com".into()),
-            ),
-            (
-                "smtp://user@10.0.0.5",
-                BadTarget::HostName("user@10.0.0.5".into()),
-            ),
+            ("smtp://mail.example.com", BadTarget::HostName("mail.example.com".into())),
+            ("smtp://user@10.0.0.5", BadTarget::HostName("user@10.0.0.5".into())),
             ("smtp://10.0.0.5:0", BadTarget::Port),
             ("smtp://10.0.0.5:", BadTarget::Port),
             ("smtp://10.0.0.5:65536", BadTarget::Port),

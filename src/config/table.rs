@@ -31,12 +31,7 @@ pub(super) struct Wrong {
 
 impl Wrong {
     pub(super) fn new(found: impl Into<String>, expected: impl Into<String>) -> Wrong {
-        Wrong {
-            value: None,
-            found: found.into(),
-            expected: expected.into(),
-            mend: None,
-        }
+        Wrong { value: None, found: found.into(), expected: expected.into(), mend: None }
     }
 
     pub(super) fn mend(mut self, mend: impl Into<String>) -> Wrong {
@@ -47,10 +42,7 @@ impl Wrong {
     /// A value whose feature is still to be built.
     pub(super) fn unavailable(value: &str, instead: &str) -> Wrong {
         let wrong = Wrong::new("is not available in this version", instead);
-        Wrong {
-            value: Some(value.to_owned()),
-            ..wrong
-        }
+        Wrong { value: Some(value.to_owned()), ..wrong }
     }
 
     fn into_problem(self, path: &str, span: Range<usize>) -> Problem {
@@ -58,10 +50,7 @@ impl Wrong {
             Some(value) => format!("`{path} = \"{value}\"` {}", self.found),
             None => format!("`{path}` {}", self.found),
         };
-        Problem {
-            help: self.mend,
-            ..Problem::error(title, span).label(self.expected)
-        }
+        Problem { help: self.mend, ..Problem::error(title, span).label(self.expected) }
     }
 }
 
@@ -95,26 +84,14 @@ impl<'t> Table<'t> {
                 };
                 let title = format!("unknown key `{name}`{place}");
                 let hint = section.hint(name);
-                problems.push(
-                    Problem::error(title, key.span())
-                        .label("unknown key")
-                        .help(hint),
-                );
+                problems.push(Problem::error(title, key.span()).label("unknown key").help(hint));
             }
         }
-        Table {
-            section,
-            entries,
-            span,
-            problems,
-        }
+        Table { section, entries, span, problems }
     }
 
     fn entry(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
-        debug_assert!(
-            self.section.keys.contains(&key),
-            "{key} is in the list of keys"
-        );
+        debug_assert!(self.section.keys.contains(&key), "{key} is in the list of keys");
         self.entries?.get(key)
     }
 
@@ -146,8 +123,7 @@ impl<'t> Table<'t> {
         default: T,
         read: impl FnOnce(&DeValue<'t>) -> Result<T, Wrong>,
     ) -> T {
-        self.optional(key, read)
-            .map_or(default, Spanned::into_inner)
+        self.optional(key, read).map_or(default, Spanned::into_inner)
     }
 
     /// The value of `key`; its absence is a problem too.
@@ -159,8 +135,7 @@ impl<'t> Table<'t> {
     ) -> Option<Spanned<T>> {
         if self.entry(key).is_none() {
             let title = format!("{} has no `{key}`", self.section.header());
-            self.problems
-                .push(Problem::error(title, self.span.clone()).help(mend));
+            self.problems.push(Problem::error(title, self.span.clone()).help(mend));
         }
         self.optional(key, read)
     }
@@ -243,8 +218,7 @@ impl<'t> Table<'t> {
     }
 
     fn refuse(&self, key: &str, span: Range<usize>, wrong: Wrong) {
-        self.problems
-            .push(wrong.into_problem(&self.section.path(key), span));
+        self.problems.push(wrong.into_problem(&self.section.path(key), span));
     }
 }
 
@@ -278,11 +252,7 @@ pub(super) fn parsed<T>(found: &'static str) -> impl Fn(&DeValue<'_>) -> Result<
 where
     T: FromStr<Err: fmt::Display>,
 {
-    move |value| {
-        text(value)?
-            .parse()
-            .map_err(|error: T::Err| Wrong::new(found, error.to_string()))
-    }
+    move |value| text(value)?.parse().map_err(|error: T::Err| Wrong::new(found, error.to_string()))
 }
 
 /// A whole number within bounds.
@@ -317,12 +287,8 @@ pub(super) fn size(
             Some(_) => ByteSize(whole(start.0..=end.0)(value)?),
             None => parsed("is not a size")(value)?,
         };
-        let out = || {
-            Wrong::new(
-                "is out of bounds",
-                format!("expected a size from {start} to {end}"),
-            )
-        };
+        let out =
+            || Wrong::new("is out of bounds", format!("expected a size from {start} to {end}"));
         bounds.contains(&size).then_some(size).ok_or_else(out)
     }
 }
@@ -339,16 +305,9 @@ pub(super) fn period(
         }
         let Period(duration) = parsed("is not a duration")(value)?;
         let (start, end) = (Period(*bounds.start()), Period(*bounds.end()));
-        let out = || {
-            Wrong::new(
-                "is out of bounds",
-                format!("expected a duration from {start} to {end}"),
-            )
-        };
-        bounds
-            .contains(&duration)
-            .then_some(duration)
-            .ok_or_else(out)
+        let out =
+            || Wrong::new("is out of bounds", format!("expected a duration from {start} to {end}"));
+        bounds.contains(&duration).then_some(duration).ok_or_else(out)
     }
 }
 

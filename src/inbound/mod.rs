@@ -19,16 +19,16 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::config::{Listener, RouteIndex};
-use crate::control::events::{Event as LogEvent, SessionId};
+use crate::config::Listener;
+use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::limits;
-use crate::message::{Durability, MessageId, Origin};
+use crate::message::{MessageId, Origin};
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::{Event, ReceivedMessage, Server, ServerConfig};
 use crate::spool::{NewBody, NewMessage};
 use crate::worker::Worker;
-use crate::worker::log::Upload;
+use crate::worker::log::{Filing, Upload};
 use intake::{Intake, Room};
 use relay::Facts;
 
@@ -36,6 +36,8 @@ use relay::Facts;
 pub struct ListenerState {
     /// As configured.
     pub listener: Listener,
+    /// The address that it is bound to.
+    pub address: SocketAddr,
     /// What its sessions tell their clients.
     pub server: Rc<ServerConfig>,
 }
@@ -90,6 +92,7 @@ pub async fn serve(
 
 impl Session {
     async fn run(&mut self) -> End {
+        let mut end = End::Quit;
         loop {
             match self.advance() {
                 Next::Read => {
@@ -107,7 +110,10 @@ impl Session {
                         Err(StreamError::TimedOut) if self.worker.is_stopping() => {
                             self.server.handle_shutdown_now();
                         }
-                        Err(StreamError::TimedOut) => self.server.handle_timeout(),
+                        Err(StreamError::TimedOut) => {
+                            end = End::TimedOut;
+                            self.server.handle_timeout();
+                        }
                         Err(StreamError::Io(_)) => return End::Broken,
                     }
                 }
@@ -122,8 +128,7 @@ impl Session {
                     if self.flush().await.is_err() {
                         return End::Broken;
                     }
-                    let timed_out = self.server.has_timed_out();
-                    return self.linger(if timed_out { End::TimedOut } else { End::Quit }).await;
+                    return self.linger(end).await;
                 }
             }
         }
@@ -168,27 +173,45 @@ impl Session {
         };
         let Some(path) = self.server.recipient_in_question() else { return };
         let verdict = relay::decide(&self.worker.config, facts, path);
-        let verdict = match self.worker.log.is_accepting() {
-            Err(refusal) if verdict.is_ok() => Err(refusal),
-            _ => verdict,
-        };
+        // 452 before the data is kinder than after it.
+        let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
+            None => Ok(route),
+            Some(refusal) => Err(refusal),
+        });
         if let Err(refusal) = &verdict {
-            self.worker.events.emit(&LogEvent {
-                session: Some(self.id),
-                peer: Some(self.peer),
-                to: std::slice::from_ref(&path.to_string()),
-                reason: Some(refusal.reason()),
-                ..LogEvent::new("refused")
-            });
+            let to = path.as_str().to_owned();
+            self.worker.report_refused(self.id, self.peer, Some(&to), refusal);
         }
         self.server.recipient_checked(now, verdict);
     }
 
     fn drop_body(&mut self) {
         self.intake.drop_body();
-        if let Some(upload) = self.upload.take() {
-            self.worker.log.abandon(*upload);
+        self.upload = None;
+    }
+
+    /// Tells what the machine refused by itself; recipients are told where they are decided.
+    fn count_refusals(&mut self) {
+        for refusal in self.server.take_refusals() {
+            self.worker.report_refused(self.id, self.peer, None, &refusal);
         }
+    }
+
+    fn report_end(&mut self, end: End) {
+        self.count_refusals();
+        let reason = match end {
+            End::Quit => None,
+            End::ClosedByPeer => Some("closed_by_peer"),
+            End::TimedOut => Some("timed_out"),
+            End::Broken => Some("broken"),
+        };
+        self.worker.events.emit(&LogEvent {
+            session: Some(self.id),
+            peer: Some(self.peer),
+            helo: self.server.client().map(|client| &*client.helo),
+            reason,
+            ..LogEvent::new(EventKind::Disconnect)
+        });
     }
 
     // ---- octets --------------------------------------------------------------------------
@@ -209,6 +232,7 @@ impl Session {
 
     async fn read(&mut self) -> Result<usize, StreamError> {
         let deadline = self.server.deadline();
+        self.stream.allow_interrupt(!self.server.in_transaction());
         loop {
             match self.intake.make_room(self.server.in_body()) {
                 Room::NeedsChunk => self.next_chunk().await,
@@ -270,12 +294,14 @@ impl Session {
             Some(upload) => upload,
             None => {
                 let id = self.worker.next_id();
-                self.upload.insert(Box::new(self.worker.log.upload(id)))
+                self.upload.insert(Box::new(Upload::new(self.worker.log.clone(), id)))
             }
         };
-        let empty = self.worker.log.chunk_buffer().await;
+        let Some(empty) = self.worker.log.chunk_buffer().await else {
+            return self.server.close(Refusal::StorageFailed);
+        };
         if let Some(full) = self.intake.next_chunk(empty) {
-            upload.push(full, &self.worker.log).await;
+            upload.push(full).await;
         }
     }
 
@@ -288,36 +314,32 @@ impl Session {
         self.server.stored(Instant::now(), result.map(|id| (id, durability)));
         if let Some(id) = kept {
             self.messages += 1;
-            self.report_accepted(id, &message, started.elapsed());
+            self.worker.report_accepted(self.id, self.peer, id, &message, started.elapsed());
         }
     }
 
     async fn keep(&mut self, message: &ReceivedMessage) -> Result<MessageId, Refusal> {
-        let durability = self.listener.listener.durability;
-        let upload = self.upload.take();
+        let mut upload = self.upload.take();
         let id = upload.as_ref().map_or_else(|| self.worker.next_id(), |upload| upload.id());
-        let now_unix_ms = self.worker.now_unix_ms();
         let trace = self.trace(id, message);
         let origin = Origin {
             client: self.peer,
-            listener: self.listener.listener.address,
+            listener: self.listener.address,
             helo: self.server.client().map(|client| client.helo.clone()).unwrap_or_default(),
-            accepted_unix_ms: now_unix_ms,
+            accepted_unix_ms: self.worker.now_unix_ms(),
         };
-        let places = match upload {
-            None => Vec::new(),
+        let body = match &mut upload {
+            None => NewBody::Inline(self.intake.small_body()),
             Some(upload) => {
-                let last = self.intake.last_chunk();
-                upload.finish(last, &self.worker.log).await?
+                if let Some(last) = self.intake.last_chunk() {
+                    upload.push(last).await;
+                }
+                NewBody::Chunks(upload.places().await?)
             }
-        };
-        let body = match places.as_slice() {
-            [] => NewBody::Inline(self.intake.small_body()),
-            chunks => NewBody::Chunks(chunks),
         };
         let new = NewMessage {
             id,
-            durability,
+            durability: self.listener.listener.durability,
             envelope: &message.envelope,
             origin: &origin,
             summary: &message.summary,
@@ -326,16 +348,14 @@ impl Session {
             extensions: &[],
             body,
         };
-        let routes = self.routes(message);
-        let receipt = self.worker.log.append_message(&new, routes)?;
+        let filing = Filing { id, groups: self.worker.sites.group(&message.routes) };
+        let receipt = self.worker.log.append_message(&new, filing)?;
+        if let Some(upload) = upload {
+            upload.finished();
+        }
         // The body is in the batch; the buffer need not wait for the disk.
         self.intake.drop_body();
-        receipt.settled().await.map(|()| id)
-    }
-
-    fn routes(&self, message: &ReceivedMessage) -> Vec<(crate::queue::site::SiteIndex, crate::queue::handle::Recipients)> {
-        let route: &[RouteIndex] = &message.routes;
-        self.worker.sites.group(route)
+        receipt.settled().await.map(|_| id)
     }
 
     fn trace(&self, id: MessageId, message: &ReceivedMessage) -> String {

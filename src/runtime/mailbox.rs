@@ -45,18 +45,8 @@ pub fn mailbox<T>(capacity: Option<usize>) -> io::Result<(Arc<Mailbox<T>>, Inbox
         Some(capacity) => Letters::Bounded(ArrayQueue::new(capacity)),
         None => Letters::Unbounded(SegQueue::new()),
     };
-    let mailbox = Arc::new(Mailbox {
-        letters,
-        armed: AtomicBool::new(false),
-        bell,
-    });
-    Ok((
-        mailbox.clone(),
-        Inbox {
-            mailbox,
-            ear: ear.into(),
-        },
-    ))
+    let mailbox = Arc::new(Mailbox { letters, armed: AtomicBool::new(false), bell });
+    Ok((mailbox.clone(), Inbox { mailbox, ear: ear.into() }))
 }
 
 impl<T> Mailbox<T> {

@@ -6,8 +6,10 @@
 //! another loop could take its place.  What monoio 0.2.4 does badly is kept out: no task wakes
 //! itself (that starves I/O), no read or write is abandoned on a connection that lives on.
 
+pub mod blocking;
 pub mod buffer;
 pub mod deadline;
+pub mod guard;
 pub mod mailbox;
 pub mod notify;
 pub mod socket;
@@ -31,10 +33,7 @@ const COMPLETION_ENTRIES: u32 = 32_768;
 pub fn run<F: Future>(main: F) -> io::Result<F::Output> {
     let mut tuned = io_uring_06::IoUring::builder();
     // DEFER_TASKRUN is left out: with it, tasks that wake each other starve the ring.
-    tuned
-        .setup_coop_taskrun()
-        .setup_single_issuer()
-        .setup_cqsize(COMPLETION_ENTRIES);
+    tuned.setup_coop_taskrun().setup_single_issuer().setup_cqsize(COMPLETION_ENTRIES);
     let mut plain = io_uring_06::IoUring::builder();
     plain.setup_cqsize(COMPLETION_ENTRIES);
     let builder = || RuntimeBuilder::<FusionDriver>::new().with_entries(RING_ENTRIES);
@@ -48,11 +47,7 @@ pub fn run<F: Future>(main: F) -> io::Result<F::Output> {
 
 /// The name of the driver that [`run`] uses on this machine, for the log.
 pub fn driver_name() -> &'static str {
-    if monoio::utils::detect_uring() {
-        "io_uring"
-    } else {
-        "epoll"
-    }
+    if monoio::utils::detect_uring() { "io_uring" } else { "epoll" }
 }
 
 /// Starts a task on this thread's loop and lets it run by itself.

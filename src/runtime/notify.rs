@@ -42,10 +42,7 @@ pub struct Handover<T> {
 
 impl<T> Default for Handover<T> {
     fn default() -> Self {
-        Handover {
-            value: RefCell::new(None),
-            ready: Notify::default(),
-        }
+        Handover { value: RefCell::new(None), ready: Notify::default() }
     }
 }
 
@@ -54,6 +51,18 @@ impl<T> Handover<T> {
     pub fn give(&self, value: T) {
         *self.value.borrow_mut() = Some(value);
         self.ready.notify();
+    }
+
+    /// Gives the value unless one is waiting to be taken.
+    pub fn give_if_empty(&self, value: T) {
+        if self.value.borrow().is_none() {
+            self.give(value);
+        }
+    }
+
+    /// The value, if it is there.
+    pub fn take_now(&self) -> Option<T> {
+        self.value.borrow_mut().take()
     }
 
     /// Waits for the value.

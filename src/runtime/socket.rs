@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Canceller};
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt, CancelHandle};
 use monoio::net::{TcpListener, TcpStream};
 
 use super::buffer::{Fill, Spare};
@@ -78,6 +78,12 @@ impl Stream {
         self.judge(result)
     }
 
+    /// Whether a stopping service may end the reads from here on, as if they had timed out: the
+    /// peer has begun nothing.
+    pub fn allow_interrupt(&self, allowed: bool) {
+        self.watch.allow_interrupt(allowed);
+    }
+
     /// Writes all of `bytes` and gives the buffer back.
     ///
     /// # Errors
@@ -130,18 +136,16 @@ impl Listener {
     /// # Errors
     /// The event loop refused the socket.
     pub fn new(socket: std::net::TcpListener) -> io::Result<Listener> {
-        Ok(Listener {
-            tcp: TcpListener::from_std(socket)?,
-        })
+        Ok(Listener { tcp: TcpListener::from_std(socket)? })
     }
 
-    /// The next connection.  Ended only through `canceller`: a dropped accept could swallow a
+    /// The next connection.  Ended only through `cancel`: a dropped accept could swallow a
     /// connection that the kernel has already given out.
     ///
     /// # Errors
     /// As accept(2), EMFILE above all; ECANCELED once cancelled.
-    pub async fn accept(&self, canceller: &Canceller) -> io::Result<(Stream, SocketAddr)> {
-        let (tcp, peer) = self.tcp.cancelable_accept(canceller.handle()).await?;
+    pub async fn accept(&self, cancel: CancelHandle) -> io::Result<(Stream, SocketAddr)> {
+        let (tcp, peer) = self.tcp.cancelable_accept(cancel).await?;
         let fd = tcp.as_raw_fd();
         let stream = Stream::new(tcp)?;
         rustix::io::fcntl_setfd(

@@ -104,6 +104,17 @@ pub enum AddressError {
 }
 
 impl Mailbox {
+    /// A mailbox read back from the log, where it was valid when it was written: only that the
+    /// `@` stands where it was noted is checked again.
+    pub(crate) fn restored(text: &str, at: u16) -> Option<Mailbox> {
+        (text.as_bytes().get(at as usize) == Some(&b'@')).then(|| Mailbox { text: text.into(), at })
+    }
+
+    /// Where the `@` that ends the local part stands.
+    pub(crate) fn at(&self) -> u16 {
+        self.at
+    }
+
     /// Reads `local-part@domain` without angle brackets (`Mailbox` of RFC 5321 section 4.1.2).
     pub fn parse(text: &[u8], utf8: Utf8) -> Result<Mailbox, AddressError> {
         Mailbox::parse_readable(readable(text, utf8)?)
@@ -145,10 +156,7 @@ impl Mailbox {
     /// this form (RFC 5321 section 4.1.2).
     pub fn local_unquoted(&self) -> Cow<'_, str> {
         let local = self.local_part();
-        let Some(quoted) = local
-            .strip_prefix('"')
-            .and_then(|rest| rest.strip_suffix('"'))
-        else {
+        let Some(quoted) = local.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
             return Cow::Borrowed(local);
         };
         if !quoted.contains('\\') {
@@ -157,11 +165,7 @@ impl Mailbox {
         let mut letters = quoted.chars();
         let mut unquoted = String::with_capacity(quoted.len());
         while let Some(letter) = letters.next() {
-            unquoted.extend(if letter == '\\' {
-                letters.next()
-            } else {
-                Some(letter)
-            });
+            unquoted.extend(if letter == '\\' { letters.next() } else { Some(letter) });
         }
         Cow::Owned(unquoted)
     }
@@ -188,10 +192,7 @@ impl Mailbox {
 
     /// The IP address of an address literal.
     pub fn literal_address(&self) -> Option<IpAddr> {
-        self.domain()
-            .strip_prefix('[')?
-            .strip_suffix(']')
-            .and_then(literal_address)
+        self.domain().strip_prefix('[')?.strip_suffix(']').and_then(literal_address)
     }
 
     /// Whether all of it is ASCII, so that a peer without SMTPUTF8 can take it.
@@ -333,17 +334,11 @@ pub(super) fn split_path(argument: &[u8]) -> Result<(&[u8], &[u8]), AddressError
             _ => {}
         }
     }
-    Err(if quoted {
-        AddressError::OpenQuote
-    } else {
-        AddressError::Brackets
-    })
+    Err(if quoted { AddressError::OpenQuote } else { AddressError::Brackets })
 }
 
 fn without_brackets(text: &[u8]) -> Result<&[u8], AddressError> {
-    text.strip_prefix(b"<")
-        .and_then(|rest| rest.strip_suffix(b">"))
-        .ok_or(AddressError::Brackets)
+    text.strip_prefix(b"<").and_then(|rest| rest.strip_suffix(b">")).ok_or(AddressError::Brackets)
 }
 
 /// Reads what stands between angle brackets: a mailbox, perhaps behind a source route.
@@ -414,10 +409,8 @@ fn quoted_length(text: &str) -> Result<usize, AddressError> {
 
 /// The length of the `Dot-string` that `text` begins with; 0 if it begins with another character.
 fn dot_string_length(text: &str) -> Result<usize, AddressError> {
-    let length = text
-        .bytes()
-        .position(|octet| !(is_atext(octet) || octet == b'.'))
-        .unwrap_or(text.len());
+    let length =
+        text.bytes().position(|octet| !(is_atext(octet) || octet == b'.')).unwrap_or(text.len());
     let dots = &text[..length];
     if dots.starts_with('.') || dots.ends_with('.') || dots.contains("..") {
         return Err(AddressError::LocalPart);
@@ -440,9 +433,7 @@ fn check_domain(domain: &str) -> Result<usize, AddressError> {
         return check_domain_name(domain);
     };
     let inner = open.strip_suffix(']').ok_or(AddressError::Literal)?;
-    literal_address(inner)
-        .map(|_| domain.len())
-        .ok_or(AddressError::Literal)
+    literal_address(inner).map(|_| domain.len()).ok_or(AddressError::Literal)
 }
 
 /// Checks `Domain` of RFC 5321 section 4.1.2, with U-labels if there are any; its length as
@@ -455,9 +446,7 @@ fn check_domain_name(domain: &str) -> Result<usize, AddressError> {
         return Err(AddressError::DomainTooLong);
     }
     if !domain.is_ascii() {
-        return ascii_domain(domain)
-            .map(|ascii| ascii.len())
-            .ok_or(AddressError::Domain);
+        return ascii_domain(domain).map(|ascii| ascii.len()).ok_or(AddressError::Domain);
     }
     domain.split('.').try_for_each(check_label)?;
     Ok(domain.len())
@@ -469,17 +458,10 @@ fn check_label(label: &str) -> Result<(), AddressError> {
     if !outer(octets.first()) || !outer(octets.last()) {
         return Err(AddressError::Domain);
     }
-    if !octets
-        .iter()
-        .all(|octet| octet.is_ascii_alphanumeric() || *octet == b'-')
-    {
+    if !octets.iter().all(|octet| octet.is_ascii_alphanumeric() || *octet == b'-') {
         return Err(AddressError::Domain);
     }
-    if octets.len() > LABEL {
-        Err(AddressError::LabelTooLong)
-    } else {
-        Ok(())
-    }
+    if octets.len() > LABEL { Err(AddressError::LabelTooLong) } else { Ok(()) }
 }
 
 /// The A-label form in lower case of a domain with U-labels, within the lengths of the DNS.

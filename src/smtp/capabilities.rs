@@ -142,9 +142,7 @@ impl Limits {
 
 /// Decimal digits only; `str::parse` alone would take a sign.
 fn decimal(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|octet| octet.is_ascii_digit())
-        .then(|| text.parse().ok())?
+    text.bytes().all(|octet| octet.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 #[cfg(test)]
@@ -154,9 +152,7 @@ mod tests {
 
     fn from_lines(lines: &[&str]) -> Capabilities {
         let mut stream = String::from("250-mx.example.net greets you, PIPELINING\r\n");
-        lines
-            .iter()
-            .for_each(|line| stream.push_str(&format!("250-{line}\r\n")));
+        lines.iter().for_each(|line| stream.push_str(&format!("250-{line}\r\n")));
         stream.push_str("250 HELP\r\n");
         let mut reader = ReplyReader::new();
         reader.expect_ehlo();
@@ -206,13 +202,7 @@ mod tests {
 
     #[test]
     fn odd_sizes_limit_nothing() {
-        for line in [
-            "SIZE",
-            "SIZE 0",
-            "SIZE x",
-            "SIZE +5",
-            "SIZE 99999999999999999999999",
-        ] {
+        for line in ["SIZE", "SIZE 0", "SIZE x", "SIZE +5", "SIZE 99999999999999999999999"] {
             assert_eq!(from_lines(&[line]).size, SizeOffer::NoLimit, "{line}");
         }
         assert!(SizeOffer::NoLimit.allows(u64::MAX));
@@ -222,12 +212,7 @@ mod tests {
 
     #[test]
     fn odd_limits_are_not_taken() {
-        for line in [
-            "LIMITS",
-            "LIMITS RCPTMAX",
-            "LIMITS RCPTMAX=0",
-            "LIMITS RCPTMAX=1000000",
-        ] {
+        for line in ["LIMITS", "LIMITS RCPTMAX", "LIMITS RCPTMAX=0", "LIMITS RCPTMAX=1000000"] {
             assert_eq!(from_lines(&[line]).limits, Limits::default(), "{line}");
         }
     }

@@ -27,11 +27,7 @@ pub enum ReplyClass {
 impl ReplyCode {
     /// The code with this value, if it is one: 200 to 599.
     pub const fn new(value: u16) -> Option<ReplyCode> {
-        if value >= 200 && value <= 599 {
-            Some(ReplyCode(value))
-        } else {
-            None
-        }
+        if value >= 200 && value <= 599 { Some(ReplyCode(value)) } else { None }
     }
 
     /// The code in three ASCII digits.
@@ -40,9 +36,7 @@ impl ReplyCode {
     /// only the first digit decides anything; so the others may be any digit.
     pub fn from_digits(digits: [u8; 3]) -> Option<ReplyCode> {
         let value = digits.iter().try_fold(0u16, |value, digit| {
-            digit
-                .is_ascii_digit()
-                .then(|| value * 10 + u16::from(digit - b'0'))
+            digit.is_ascii_digit().then(|| value * 10 + u16::from(digit - b'0'))
         })?;
         ReplyCode::new(value)
     }
@@ -81,11 +75,7 @@ impl EnhancedCode {
     /// The code `class.subject.detail`, if `class` is 2, 4 or 5 and the others are at most 999.
     pub const fn new(class: u8, subject: u16, detail: u16) -> Option<EnhancedCode> {
         if matches!(class, 2 | 4 | 5) && subject <= 999 && detail <= 999 {
-            Some(EnhancedCode {
-                class,
-                subject,
-                detail,
-            })
+            Some(EnhancedCode { class, subject, detail })
         } else {
             None
         }
@@ -125,9 +115,7 @@ fn short_number(digits: &[u8]) -> Option<u16> {
         return None;
     }
     digits.iter().try_fold(0u16, |value, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| value * 10 + u16::from(digit - b'0'))
+        digit.is_ascii_digit().then(|| value * 10 + u16::from(digit - b'0'))
     })
 }
 
@@ -160,10 +148,7 @@ mod tests {
     #[test]
     fn a_reply_code_is_three_digits_from_200_to_599() {
         for (digits, value) in [(b"200", 200), (b"354", 354), (b"571", 571), (b"599", 599)] {
-            assert_eq!(
-                ReplyCode::from_digits(*digits).map(ReplyCode::value),
-                Some(value)
-            );
+            assert_eq!(ReplyCode::from_digits(*digits).map(ReplyCode::value), Some(value));
         }
         for digits in [b"199", b"600", b"000", b"2 0", b"25a", b"+25"] {
             assert_eq!(ReplyCode::from_digits(*digits), None);
@@ -182,26 +167,16 @@ mod tests {
 
     #[test]
     fn an_enhanced_code_stands_alone_at_the_front() {
-        for (text, code) in [
-            ("2.1.5 Ok", (2, 1, 5)),
-            ("5.0.0", (5, 0, 0)),
-            ("4.999.999 x", (4, 999, 999)),
-        ] {
+        for (text, code) in
+            [("2.1.5 Ok", (2, 1, 5)), ("5.0.0", (5, 0, 0)), ("4.999.999 x", (4, 999, 999))]
+        {
             let expected = EnhancedCode::new(code.0, code.1, code.2);
             assert!(expected.is_some());
             assert_eq!(EnhancedCode::at_front(text.as_bytes()), expected, "{text}");
         }
-        for text in [
-            "",
-            "Ok",
-            "2.1",
-            "2.1.5.0 x",
-            "3.1.5 x",
-            "2.1.1000 x",
-            "2..5 x",
-            "2.1.5Ok",
-            " 2.1.5",
-        ] {
+        for text in
+            ["", "Ok", "2.1", "2.1.5.0 x", "3.1.5 x", "2.1.1000 x", "2..5 x", "2.1.5Ok", " 2.1.5"]
+        {
             assert_eq!(EnhancedCode::at_front(text.as_bytes()), None, "{text}");
         }
     }

@@ -65,10 +65,7 @@ impl Default for LineScanner {
 impl LineScanner {
     /// A scanner at the beginning of a line, for lines of at most `limit` octets with their CRLF.
     pub fn new(limit: usize) -> LineScanner {
-        LineScanner {
-            limit,
-            progress: START,
-        }
+        LineScanner { limit, progress: START }
     }
 
     /// Looks for the end of the line that `input` begins with.
@@ -83,17 +80,12 @@ impl LineScanner {
         if let Some(consumed) = end_of_line(input, scanned) {
             self.progress = START;
             return match within_limit && consumed <= self.limit {
-                true => LineStep::Line {
-                    length: consumed - CRLF,
-                    consumed,
-                },
+                true => LineStep::Line { length: consumed - CRLF, consumed },
                 false => LineStep::TooLong { consumed },
             };
         }
         if within_limit && input.len() < self.limit {
-            self.progress = Progress::Searching {
-                scanned: input.len(),
-            };
+            self.progress = Progress::Searching { scanned: input.len() };
             return LineStep::Incomplete;
         }
         self.progress = Progress::Discarding;
@@ -178,10 +170,7 @@ mod tests {
     #[test]
     fn only_crlf_ends_a_line() {
         let line = |text: &[u8]| Found::Line(text.to_vec());
-        assert_eq!(
-            scan([&b"a\nb\rc\r\nd\r\n"[..]]),
-            [line(b"a\nb\rc"), line(b"d")]
-        );
+        assert_eq!(scan([&b"a\nb\rc\r\nd\r\n"[..]]), [line(b"a\nb\rc"), line(b"d")]);
         assert_eq!(scan([&b"\n\r\r\n\r\n"[..]]), [line(b"\n\r"), line(b"")]);
         assert_eq!(scan([&b"a\r"[..], b"\nb"]), [line(b"a")]);
         assert_eq!(scan([&b"a\r"[..], b"b\r\n"]), [line(b"a\rb")]);
@@ -204,10 +193,7 @@ mod tests {
         stream.extend_from_slice(b"\r");
         let mut pieces: Vec<&[u8]> = stream.chunks(7).collect();
         pieces.extend([&b"\r"[..], b"\nQUIT\r\n"]);
-        assert_eq!(
-            scan(pieces),
-            [Found::TooLong, Found::Line(b"QUIT".to_vec())]
-        );
+        assert_eq!(scan(pieces), [Found::TooLong, Found::Line(b"QUIT".to_vec())]);
     }
 
     /// Each octet costs one step of the search: a line that comes octet by octet is not searched

@@ -6,9 +6,12 @@
 pub mod address;
 pub mod body;
 pub mod capabilities;
+pub mod client;
 pub mod code;
+pub mod command;
 pub mod data;
 pub mod header;
 pub mod line;
 pub mod reply;
 pub mod reply_reader;
+pub mod server;

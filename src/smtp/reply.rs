@@ -65,6 +65,8 @@ pub enum Refusal {
     LineTooLong,
     /// A bare CR or LF, or a NUL, in a command.
     BareNewlineInCommand,
+    /// The first line of another protocol.
+    OtherProtocol,
     /// A command before HELO or EHLO.
     NeedsHello,
     /// MAIL inside a transaction.
@@ -128,6 +130,7 @@ impl Refusal {
             Refusal::NeedsSmtpUtf8 => "needs_smtputf8",
             Refusal::LineTooLong => "line_too_long",
             Refusal::BareNewlineInCommand => "bare_newline_in_command",
+            Refusal::OtherProtocol => "other_protocol",
             Refusal::NeedsHello => "needs_hello",
             Refusal::NestedMail => "nested_mail",
             Refusal::NeedsMail => "needs_mail",
@@ -170,6 +173,7 @@ impl From<&Refusal> for Reply {
             Refusal::BareNewlineInCommand => {
                 reply(500, "5.5.2", "Lines end with <CR><LF> and hold no other CR, LF or NUL")
             }
+            Refusal::OtherProtocol => reply(421, "4.7.0", "This is an SMTP server"),
             Refusal::NeedsHello => reply(503, "5.5.1", "Send EHLO or HELO first"),
             Refusal::NestedMail => reply(503, "5.5.1", "A transaction is under way"),
             Refusal::NeedsMail => reply(503, "5.5.1", "Send MAIL first"),

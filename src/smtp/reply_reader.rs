@@ -85,9 +85,7 @@ impl PeerReply {
 impl fmt::Display for PeerReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.code)?;
-        self.lines()
-            .filter(|line| !line.is_empty())
-            .try_for_each(|line| write!(f, " {line}"))
+        self.lines().filter(|line| !line.is_empty()).try_for_each(|line| write!(f, " {line}"))
     }
 }
 
@@ -292,27 +290,14 @@ mod tests {
                 Some("5.1.1"),
                 "5.1.1 no\n5.7.1 really",
             ),
-            (
-                b"550-hello\r\n550 5.7.1 no\r\n",
-                "550",
-                Some("5.7.1"),
-                "hello\n5.7.1 no",
-            ),
+            (b"550-hello\r\n550 5.7.1 no\r\n", "550", Some("5.7.1"), "hello\n5.7.1 no"),
             (b"550 4.7.1 which?\r\n", "550", None, "4.7.1 which?"),
-            (
-                b"250 a\x00b\x1bc\xffd\rx \xc3\xa9\r\n",
-                "250",
-                None,
-                "a b c\u{fffd}d x \u{e9}",
-            ),
+            (b"250 a\x00b\x1bc\xffd\rx \xc3\xa9\r\n", "250", None, "a b c\u{fffd}d x \u{e9}"),
         ];
         for (stream, code, enhanced, text) in cases {
             let reply = read_one(stream).expect(text);
             assert_eq!(reply.code.to_string(), code);
-            assert_eq!(
-                reply.enhanced.map(|code| code.to_string()).as_deref(),
-                enhanced
-            );
+            assert_eq!(reply.enhanced.map(|code| code.to_string()).as_deref(), enhanced);
             assert_eq!(&*reply.text, text);
         }
     }
@@ -346,10 +331,7 @@ mod tests {
         stream.insert(4, b'x');
         assert_eq!(read_one(&stream), Err(ReplyError::LineTooLong));
         // It is not waited for, either.
-        assert_eq!(
-            read_one(&stream[..PEER_REPLY_LINE]),
-            Err(ReplyError::LineTooLong)
-        );
+        assert_eq!(read_one(&stream[..PEER_REPLY_LINE]), Err(ReplyError::LineTooLong));
         let single: Vec<&[u8]> = stream.chunks(1).collect();
         assert_eq!(read_all(&single), [Err(ReplyError::LineTooLong)]);
     }
@@ -386,10 +368,7 @@ mod tests {
         assert_eq!(consumed, stream.len());
         let reply = reply.expect("whole").expect("valid");
         assert!(reply.text.len() <= EHLO_REPLY);
-        assert!(
-            !reply.text.contains("SIZE"),
-            "half a line would be another number"
-        );
+        assert!(!reply.text.contains("SIZE"), "half a line would be another number");
         assert!(reply.text.ends_with("\nPIPELINING"));
         assert_eq!(reader.keep, Keep::Text, "the next reply is an ordinary one");
     }

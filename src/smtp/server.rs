@@ -16,14 +16,18 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::address::{ForwardPath, ReversePath};
-use super::command::{self, Command, CommandError};
-use super::data::{ChunkScanner, DataScanner};
+use super::address::{AddressError, ForwardPath, ReversePath, Utf8};
+use super::body::BodyForm;
+use super::command::{self, Command, CommandError, Extensions, Mail};
+use super::data::{ChunkScanner, DataScanner, Scanned};
 use super::header::HeaderWatch;
 use super::line::{LineScanner, LineStep};
 use super::reply::{self, Refusal, Replies};
+use crate::config::{BareNewline, RouteIndex};
 use crate::limits;
-use crate::message::{BodyFlags, BodySummary, Durability, Envelope, MailParameters, MessageId, Recipient};
+use crate::message::{
+    BodyFlags, BodySummary, Durability, Envelope, MailParameters, MessageId, Recipient,
+};
 
 /// What a listener tells its sessions.
 #[derive(Debug, Clone)]
@@ -38,15 +42,6 @@ pub struct ServerConfig {
     pub received: u32,
     /// What happens to a bare CR or LF.
     pub bare_newline: BareNewline,
-}
-
-/// What is done about a CR or LF that stands alone in a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BareNewline {
-    /// The message is refused after its true end.
-    Reject,
-    /// It becomes a space before anything else sees it.
-    Space,
 }
 
 /// What the driver is to do now.
@@ -88,10 +83,6 @@ pub struct ReceivedMessage {
     pub summary: BodySummary,
 }
 
-/// The place of a route in the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RouteIndex(pub u16);
-
 /// What is known of the client beyond its address.
 #[derive(Debug, Clone, Default)]
 pub struct Client {
@@ -131,6 +122,8 @@ enum Phase {
     DataEnd { octets: usize, summary: BodySummary, refusal: Option<Refusal> },
     /// Part of a chunk.
     Chunk { left: u64, last: bool, started: Instant },
+    /// Part of a chunk that belongs to no message.
+    Skip { left: u64, started: Instant },
     /// Nothing, until the message is stored.
     Storing { summary: BodySummary },
     /// Nothing any more.
@@ -143,7 +136,8 @@ struct Transaction {
     parameters: MailParameters,
     recipients: Vec<Recipient>,
     routes: Vec<RouteIndex>,
-    header: HeaderWatch,
+    /// There once the body has begun.
+    header: Option<HeaderWatch>,
     chunking: Option<Chunking>,
 }
 
@@ -186,6 +180,7 @@ impl Server {
                 Phase::Data { .. } => self.data_bytes(now, rest),
                 Phase::DataEnd { .. } => self.data_end(now, rest.len()),
                 Phase::Chunk { .. } => self.chunk_bytes(now, rest),
+                Phase::Skip { .. } => self.skip_bytes(now, rest),
                 Phase::Recipient(_) => Handled { consumed: 0, event: Event::CheckRecipient },
                 Phase::Storing { .. } => Handled { consumed: 0, event: Event::EndOfMessage },
                 Phase::Closed => Handled { consumed: rest.len(), event: Event::Close },
@@ -216,6 +211,11 @@ impl Server {
         between
     }
 
+    /// The service is stopping and the client was waited for long enough.
+    pub fn handle_shutdown_now(&mut self) {
+        self.close(Refusal::ShuttingDown);
+    }
+
     /// Ends the session for a reason that is not in its own commands.
     pub fn close(&mut self, refusal: Refusal) {
         self.refuse(refusal);
@@ -243,6 +243,11 @@ impl Server {
         self.client.as_ref()
     }
 
+    /// Whether the next octets belong to a body that is kept.
+    pub fn in_body(&self) -> bool {
+        matches!(self.phase, Phase::Data { .. } | Phase::Chunk { .. })
+    }
+
     /// Whether a transaction is under way.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
@@ -265,7 +270,8 @@ impl Server {
     pub fn recipient_checked(&mut self, now: Instant, verdict: Result<RouteIndex, Refusal>) {
         let phase = std::mem::replace(&mut self.phase, Phase::Command);
         self.deadline = now + limits::SERVER_COMMAND;
-        let (Phase::Recipient(recipient), Some(transaction)) = (phase, &mut self.transaction) else {
+        let (Phase::Recipient(recipient), Some(transaction)) = (phase, &mut self.transaction)
+        else {
             return;
         };
         match verdict {
@@ -311,7 +317,8 @@ impl Server {
 
     fn command_bytes(&mut self, now: Instant, input: &mut [u8]) -> Handled {
         match self.lines.next(input) {
-            LineStep::Incomplete { consumed } => Handled { consumed, event: Event::NeedInput },
+            LineStep::Incomplete => Handled { consumed: 0, event: Event::NeedInput },
+            LineStep::Discard { consumed } => Handled { consumed, event: Event::NeedInput },
             LineStep::TooLong { consumed } => {
                 self.deadline = now + limits::SERVER_COMMAND;
                 self.fault(Refusal::LineTooLong);
@@ -319,12 +326,10 @@ impl Server {
             }
             LineStep::Line { length, consumed } => {
                 self.deadline = now + limits::SERVER_COMMAND;
-                let event = match command::parse(&input[..length]) {
+                let event = match command::parse(&input[..length], &self.extensions()) {
                     Ok(command) => self.command(now, command),
-                    Err(error) => {
-                        self.fault(Refusal::from(&error));
-                        Event::Continue
-                    }
+                    Err(CommandError::Bdat { skip_octets }) => self.skip_bdat(now, skip_octets),
+                    Err(error) => self.refused(Refusal::from(&error)),
                 };
                 self.after_command(consumed, event)
             }
@@ -344,8 +349,8 @@ impl Server {
         match command {
             Command::Helo { name } => self.hello(name, false),
             Command::Ehlo { name } => self.hello(name, true),
-            Command::Mail { path, parameters, size } => self.mail(path, parameters, size),
-            Command::Rcpt { recipient } => self.rcpt(recipient),
+            Command::Mail(mail) => self.mail(mail),
+            Command::Rcpt(recipient) => self.rcpt(recipient),
             Command::Data => self.data(now),
             Command::Bdat { octets, last } => self.bdat(now, octets, last),
             Command::Rset => self.idle(reply::OK, true),
@@ -353,8 +358,15 @@ impl Server {
             Command::Help => self.idle(reply::HELP, false),
             Command::Vrfy { .. } => self.idle(reply::VRFY, false),
             Command::Quit => self.quit(),
-            Command::Expn { .. } | Command::Etrn { .. } => self.refused(Refusal::NotImplemented),
+            Command::Expn { .. } | Command::Etrn { .. } | Command::NotImplemented => {
+                self.refused(Refusal::NotImplemented)
+            }
             Command::StartTls | Command::Auth { .. } => self.refused(Refusal::NotOffered),
+            Command::OtherProtocol => {
+                self.close(Refusal::OtherProtocol);
+                Event::Close
+            }
+            Command::Unknown => self.refused(Refusal::UnknownCommand),
         }
     }
 
@@ -382,27 +394,36 @@ impl Server {
         self.reset()
     }
 
-    fn mail(
-        &mut self,
-        reverse_path: ReversePath,
-        parameters: MailParameters,
-        size: Option<u64>,
-    ) -> Event {
+    /// What the client may use: all of it, also after HELO, for a client that knows a parameter
+    /// means it.
+    fn extensions(&self) -> Extensions {
+        let smtputf8 = self.transaction.as_ref().is_some_and(|t| t.parameters.smtputf8);
+        Extensions {
+            size: true,
+            eight_bit_mime: true,
+            smtputf8: true,
+            dsn: true,
+            auth: false,
+            transaction: if smtputf8 { Utf8::Allowed } else { Utf8::Refused },
+        }
+    }
+
+    fn mail(&mut self, mail: Mail) -> Event {
         if self.client.is_none() {
             return self.refused(Refusal::NeedsHello);
         }
         if self.transaction.is_some() {
             return self.refused(Refusal::NestedMail);
         }
-        if size.is_some_and(|octets| octets > self.config.message_size) {
+        if mail.size_octets.is_some_and(|octets| octets > self.config.message_size) {
             return self.refused(Refusal::TooLarge);
         }
         self.transaction = Some(Box::new(Transaction {
-            reverse_path,
-            parameters,
+            reverse_path: mail.path,
+            parameters: mail.parameters,
             recipients: Vec::new(),
             routes: Vec::new(),
-            header: HeaderWatch::default(),
+            header: None,
             chunking: None,
         }));
         self.replies.push(reply::SENDER_OK);
@@ -422,15 +443,12 @@ impl Server {
             self.refuse(Refusal::TooManyRecipients);
             return Event::Continue;
         }
-        if needs_smtputf8(&recipient.path) && !transaction.parameters.smtputf8 {
-            return self.refused(Refusal::NeedsSmtpUtf8);
-        }
         self.phase = Phase::Recipient(Box::new(recipient));
         Event::CheckRecipient
     }
 
     fn data(&mut self, now: Instant) -> Event {
-        let Some(transaction) = &self.transaction else {
+        let Some(transaction) = &mut self.transaction else {
             return self.refused(Refusal::NeedsMail);
         };
         if transaction.chunking.is_some() {
@@ -439,13 +457,10 @@ impl Server {
         if transaction.recipients.is_empty() {
             return self.refused(Refusal::NeedsRecipient);
         }
+        transaction.header = Some(HeaderWatch::new(BodyForm::Data));
         self.replies.push(reply::START_DATA);
         self.deadline = now + limits::SERVER_DATA_BLOCK;
-        self.phase = Phase::Data {
-            scanner: Box::new(DataScanner::new(self.config.bare_newline)),
-            started: now,
-            refusal: None,
-        };
+        self.phase = Phase::Data { scanner: Box::default(), started: now, refusal: None };
         Event::Continue
     }
 
@@ -458,19 +473,31 @@ impl Server {
         }
         self.deadline = now + limits::SERVER_DATA_BLOCK;
         self.phase = Phase::Chunk { left: octets, last, started: now };
-        let bare_newline = self.config.bare_newline;
         if let Some(transaction) = &mut self.transaction {
             let no_recipient = transaction.recipients.is_empty();
+            transaction.header.get_or_insert_with(|| HeaderWatch::new(BodyForm::Bdat));
             let chunking = transaction.chunking.get_or_insert_with(|| Chunking {
-                scanner: ChunkScanner::new(bare_newline),
+                scanner: ChunkScanner::new(),
                 refusal: no_recipient.then_some(Refusal::NeedsRecipient),
             });
-            let size = chunking.scanner.summary().octets.saturating_add(octets);
+            let size = chunking.scanner.octets().saturating_add(octets);
+            chunking.scanner.begin_chunk(octets);
             if chunking.refusal.is_none() && size > self.config.message_size {
                 chunking.refusal = Some(Refusal::TooLarge);
                 return Event::DropBody;
             }
         }
+        Event::Continue
+    }
+
+    /// A BDAT that cannot be obeyed: its octets follow all the same, and are no commands.
+    fn skip_bdat(&mut self, now: Instant, octets: Option<u64>) -> Event {
+        let most = self.config.message_size.saturating_mul(2);
+        let Some(octets) = octets.filter(|&octets| octets <= most) else {
+            self.close(Refusal::BadArgument);
+            return Event::Close;
+        };
+        self.phase = Phase::Skip { left: octets, started: now };
         Event::Continue
     }
 
@@ -506,8 +533,13 @@ impl Server {
         if !input.is_empty() {
             self.deadline = data_deadline(now, *started);
         }
-        let scanned = scanner.scan(input);
-        transaction.header.feed(&input[..scanned.body]);
+        let Scanned { consumed, body, end } = match self.config.bare_newline {
+            BareNewline::Reject => scanner.scan(input),
+            BareNewline::Space => scanner.scan_replacing(input),
+        };
+        if let Some(header) = &mut transaction.header {
+            header.feed(&input[..body]);
+        }
         let summary = scanner.summary();
         let keeps = refusal.is_none();
         if keeps && summary.octets > self.config.message_size {
@@ -515,22 +547,22 @@ impl Server {
         }
         let fails_now = keeps && refusal.is_some();
         let far_too_large = summary.octets > self.config.message_size.saturating_mul(4);
-        if scanned.end {
+        if end {
             let refusal = refusal.take().or_else(|| transaction.objection(&self.config, &summary));
-            let octets = scanned.consumed - scanned.body;
+            let octets = consumed - body;
             self.phase = Phase::DataEnd { octets, summary, refusal };
         } else if far_too_large {
             // Somebody who sends without end is not listened to for an hour.
             self.close(Refusal::TooLarge);
             return Handled { consumed: input.len(), event: Event::Close };
         }
-        let event = match (fails_now, keeps && scanned.body > 0, scanned.end) {
+        let event = match (fails_now, keeps && body > 0, end) {
             (true, ..) => Event::DropBody,
             (_, true, _) => Event::Body,
             (.., true) => Event::Continue,
             _ => Event::NeedInput,
         };
-        Handled { consumed: scanned.body, event }
+        Handled { consumed: body, event }
     }
 
     fn data_end(&mut self, now: Instant, available: usize) -> Handled {
@@ -559,7 +591,9 @@ impl Server {
             let chunking = transaction.chunking.as_mut()?;
             if chunking.refusal.is_none() {
                 chunking.scanner.scan(body);
-                transaction.header.feed(body);
+                if let Some(header) = &mut transaction.header {
+                    header.feed(body);
+                }
             }
             Some(chunking)
         });
@@ -571,6 +605,24 @@ impl Server {
             return Handled { consumed: octets, event: Event::NeedInput };
         }
         Handled { consumed: octets, event: self.chunk_end(now, last) }
+    }
+
+    fn skip_bytes(&mut self, now: Instant, input: &[u8]) -> Handled {
+        let Phase::Skip { left, started } = &mut self.phase else {
+            return Handled { consumed: 0, event: Event::Continue };
+        };
+        if !input.is_empty() {
+            self.deadline = data_deadline(now, *started);
+        }
+        let consumed = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+        *left -= consumed as u64;
+        if *left > 0 {
+            return Handled { consumed, event: Event::NeedInput };
+        }
+        self.phase = Phase::Command;
+        self.deadline = now + limits::SERVER_COMMAND;
+        let event = self.refused(Refusal::BadArgument);
+        self.after_command(consumed, event)
     }
 
     fn chunk_end(&mut self, now: Instant, last: bool) -> Event {
@@ -592,9 +644,8 @@ impl Server {
             self.replies.push(reply::CHUNK_OK);
             return Event::Continue;
         }
-        let mut summary = chunking.scanner.summary();
+        let summary = chunking.scanner.summary();
         let refusal = transaction.objection(&self.config, &summary);
-        summary.flags.0 &= !BodyFlags::DATA.0;
         self.end_of_message(now, summary, refusal)
     }
 
@@ -645,7 +696,8 @@ impl Transaction {
         if bare.iter().any(|&flag| summary.flags.contains(flag)) {
             return Some(Refusal::BareNewline);
         }
-        (self.header.received() > config.received).then_some(Refusal::Loop)
+        let received = self.header.as_ref().map_or(0, |header| header.facts().received);
+        (received > config.received).then_some(Refusal::Loop)
     }
 }
 
@@ -654,15 +706,21 @@ fn data_deadline(now: Instant, started: Instant) -> Instant {
     (now + limits::SERVER_DATA_BLOCK).min(started + limits::SERVER_DATA_TOTAL)
 }
 
-fn needs_smtputf8(path: &ForwardPath) -> bool {
-    matches!(path, ForwardPath::Mailbox(mailbox) if !mailbox.as_str().is_ascii())
-}
-
 impl From<&CommandError> for Refusal {
     fn from(error: &CommandError) -> Refusal {
         match error {
-            CommandError::Unknown => Refusal::UnknownCommand,
-            _ => Refusal::Syntax,
+            CommandError::TooLong => Refusal::LineTooLong,
+            CommandError::Nul | CommandError::BareNewline => Refusal::BareNewlineInCommand,
+            CommandError::ControlCharacter | CommandError::EightBit => Refusal::Syntax,
+            CommandError::Syntax { .. } | CommandError::Bdat { .. } => Refusal::BadArgument,
+            CommandError::ReversePath(AddressError::Utf8Refused)
+            | CommandError::ForwardPath(AddressError::Utf8Refused) => Refusal::NeedsSmtpUtf8,
+            CommandError::ReversePath(_) => Refusal::BadSender,
+            CommandError::ForwardPath(_) => Refusal::BadRecipient,
+            CommandError::UnknownParameter | CommandError::BinaryMime => Refusal::UnknownParameter,
+            CommandError::DuplicateParameter { .. } | CommandError::BadParameter { .. } => {
+                Refusal::BadParameter
+            }
         }
     }
 }

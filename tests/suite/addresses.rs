@@ -79,9 +79,8 @@ fn the_suite_of_hapi_decides() {
 /// Without SMTPUTF8 the same cases hold, except that nothing beyond ASCII passes.
 #[test]
 fn the_suite_of_hapi_decides_without_smtputf8() {
-    let (ascii, beyond): (Vec<Case>, Vec<Case>) = hapi_cases()
-        .into_iter()
-        .partition(|case| case.address.is_ascii());
+    let (ascii, beyond): (Vec<Case>, Vec<Case>) =
+        hapi_cases().into_iter().partition(|case| case.address.is_ascii());
     judge(&ascii, Utf8::Refused);
     assert!(beyond.iter().any(|case| case.valid));
     for case in beyond {
@@ -97,9 +96,8 @@ fn every_exception_is_needed() {
         .chain(hapi_cases())
         .collect();
     for exception in EXCEPTIONS {
-        let needed = cases
-            .iter()
-            .any(|case| exception.is_for(case) && case.valid != exception.accepted);
+        let needed =
+            cases.iter().any(|case| exception.is_for(case) && case.valid != exception.accepted);
         assert!(needed, "{} ({})", exception.address, exception.reason);
     }
 }
@@ -172,10 +170,7 @@ fn element(test: &str, name: &str) -> String {
 /// Resolves the entities of XML that these files use.
 fn unescape(text: &str) -> String {
     let mut pieces = text.split('&');
-    let mut plain = pieces
-        .next()
-        .expect("split gives one piece at least")
-        .to_string();
+    let mut plain = pieces.next().expect("split gives one piece at least").to_string();
     for piece in pieces {
         let (entity, rest) = piece.split_once(';').expect("an entity ends");
         plain.push(match entity {

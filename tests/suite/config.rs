@@ -38,10 +38,7 @@ fn every_file_is_told_what_is_expected() {
     let mut files: Vec<PathBuf> = fs::read_dir(project("tests/data/config"))
         .expect("the directory is there")
         .map(|entry| entry.expect("it can be read").path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "toml")
-        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .collect();
     files.sort();
     assert!(files.len() >= 15, "only {} files", files.len());
@@ -54,10 +51,7 @@ fn every_file_is_told_what_is_expected() {
         }
         let expected = fs::read_to_string(&expected_file).unwrap_or_default();
         if told != expected {
-            wrong.push(format!(
-                "{}:\n{told}--- expected ---\n{expected}",
-                file.display()
-            ));
+            wrong.push(format!("{}:\n{told}--- expected ---\n{expected}", file.display()));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -68,24 +62,17 @@ fn the_documentation_names_every_key() {
     let page = fs::read_to_string(project("docs/configuration.md")).expect("the page is there");
     for section in SECTIONS {
         let start = match section.name {
-            "" => page
-                .find("## The top of the file")
-                .expect("it is described"),
+            "" => page.find("## The top of the file").expect("it is described"),
             _ => {
                 let header = format!("\n## {}", section.header());
-                page.find(&header)
-                    .unwrap_or_else(|| panic!("no heading{header}"))
+                page.find(&header).unwrap_or_else(|| panic!("no heading{header}"))
             }
         };
         let text = &page[start + 1..];
         let text = &text[..text.find("\n## ").unwrap_or(text.len())];
         for key in section.keys {
             let named = format!("`{key}`");
-            assert!(
-                text.contains(&named),
-                "{} does not describe {named}",
-                section.header()
-            );
+            assert!(text.contains(&named), "{} does not describe {named}", section.header());
         }
     }
 }
@@ -101,21 +88,14 @@ fn the_example_is_complete_and_taken() {
     assert_eq!(checked.report.render(false), "");
     for section in SECTIONS {
         for key in section.keys {
-            assert!(
-                text.contains(key),
-                "the example does not show {key} of {}",
-                section.header()
-            );
+            assert!(text.contains(key), "the example does not show {key} of {}", section.header());
         }
     }
 }
 
 fn mailrace(arguments: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_mailrace");
-    Command::new(program)
-        .args(arguments)
-        .output()
-        .expect("the program starts")
+    Command::new(program).args(arguments).output().expect("the program starts")
 }
 
 fn text(octets: &[u8]) -> String {
@@ -139,10 +119,7 @@ fn check_of_a_bad_file_exits_with_1_and_shows_every_error() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stdout), "");
     let told = text(&output.stderr);
-    assert!(
-        told.contains("did you mean `sessions_per_address`?"),
-        "{told}"
-    );
+    assert!(told.contains("did you mean `sessions_per_address`?"), "{told}");
     assert!(told.ends_with("mailrace: 6 errors\n"), "{told}");
     // Not a terminal, so no escapes.
     assert!(!told.contains('\x1b'));
@@ -168,18 +145,10 @@ fn a_file_that_is_not_there_or_not_text_is_told_in_a_line() {
 
 #[test]
 fn a_wrong_command_line_exits_with_2() {
-    for arguments in [
-        &["chekc"][..],
-        &["check"],
-        &["queue", "delete"],
-        &["run", "--confg", "a"],
-    ] {
+    for arguments in [&["chekc"][..], &["check"], &["queue", "delete"], &["run", "--confg", "a"]] {
         let output = mailrace(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(
-            text(&output.stderr).contains("Usage: mailrace"),
-            "{arguments:?}"
-        );
+        assert!(text(&output.stderr).contains("Usage: mailrace"), "{arguments:?}");
     }
     assert_eq!(mailrace(&["--version"]).status.code(), Some(0));
 }

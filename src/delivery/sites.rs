@@ -1,0 +1,131 @@
+//! Which site a recipient's mail goes to: routes resolved to sites, once at the start.
+//!
+//! Today a route names its one next hop, so the table is fixed; a later step resolves `mx` routes
+//! for each attempt and adds sites as it meets them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::config::{Config, RouteIndex, Target};
+use crate::queue::handle::Recipients;
+use crate::queue::scheduler::SiteKind;
+use crate::queue::site::{SiteIndex, SiteShared};
+use crate::smtp::address::ForwardPath;
+
+/// Every site, and the one of each route.
+pub struct Sites {
+    /// Where each site's mail goes, and from which address.
+    targets: Vec<(Target, Option<IpAddr>)>,
+    of_route: Vec<SiteIndex>,
+    shared: Arc<[SiteShared]>,
+}
+
+/// The recipients of one message that go to one site.
+pub type SiteGroup = (SiteIndex, Recipients);
+
+impl Sites {
+    /// The sites of a configuration; routes to the same target share one.
+    pub fn new(config: &Config) -> Sites {
+        let mut targets: Vec<(Target, Option<IpAddr>)> = Vec::new();
+        let mut of_route = Vec::new();
+        for route in config.routes.iter() {
+            let way = (route.to.clone(), route.source);
+            let known = targets.iter().position(|target| *target == way);
+            let site = known.unwrap_or_else(|| {
+                targets.push(way);
+                targets.len() - 1
+            });
+            of_route.push(SiteIndex(site as u32));
+        }
+        targets.push((Target::Hold, None));
+        let cores = config.workers as u32;
+        let limit = |target: &Target| match target {
+            Target::Smtp { .. } => config.delivery.connections_per_site as u32,
+            // Writers of files: more of them would only wait for the same disk.
+            _ => LOCAL_WRITERS * cores,
+        };
+        let shared = targets.iter().enumerate().map(|(index, (target, _))| {
+            SiteShared::new(SiteIndex(index as u32), limit(target), cores)
+        });
+        Sites { shared: shared.collect(), targets, of_route }
+    }
+
+    /// Where a site's mail goes.
+    pub fn target(&self, site: SiteIndex) -> &Target {
+        &self.targets[site.0 as usize].0
+    }
+
+    /// The address that connections to a site are made from.
+    pub fn source(&self, site: SiteIndex) -> Option<IpAddr> {
+        self.targets[site.0 as usize].1
+    }
+
+    /// Where messages wait to which no route leads since the configuration changed.
+    pub fn unrouted(&self) -> SiteIndex {
+        SiteIndex(self.targets.len() as u32 - 1)
+    }
+
+    /// The names of all sites.
+    pub fn names(&self) -> Vec<String> {
+        (0..self.targets.len() as u32).map(|index| self.name(SiteIndex(index))).collect()
+    }
+
+    /// A site's name for people.
+    pub fn name(&self, site: SiteIndex) -> String {
+        if site == self.unrouted() { "no route".into() } else { self.target(site).to_string() }
+    }
+
+    /// What the cores share of each site.
+    pub fn shared(&self) -> &Arc<[SiteShared]> {
+        &self.shared
+    }
+
+    /// How each site takes mail.
+    pub fn kinds(&self) -> impl Iterator<Item = SiteKind> {
+        self.targets.iter().map(|(target, _)| match target {
+            Target::Hold => SiteKind::Hold,
+            _ => SiteKind::Open,
+        })
+    }
+
+    /// The site of a route.
+    pub fn of(&self, route: RouteIndex) -> SiteIndex {
+        self.of_route[route.0 as usize]
+    }
+
+    /// Recipients by site, in the order in which the sites first come; `routes` has one for each.
+    pub fn group(&self, routes: &[RouteIndex]) -> Vec<SiteGroup> {
+        if let [first, rest @ ..] = routes
+            && rest.iter().all(|route| self.of(*route) == self.of(*first))
+        {
+            return vec![(self.of(*first), Recipients::All(routes.len() as u16))];
+        }
+        let mut groups: Vec<(SiteIndex, Vec<u16>)> = Vec::new();
+        for (place, &route) in routes.iter().enumerate() {
+            let (site, place) = (self.of(route), place as u16);
+            match groups.iter_mut().find(|group| group.0 == site) {
+                Some(group) => group.1.push(place),
+                None => groups.push((site, vec![place])),
+            }
+        }
+        let named = |(site, places)| (site, Recipients::of(places, routes.len()));
+        groups.into_iter().map(named).collect()
+    }
+}
+
+/// The route of a recipient that was accepted before, by the configuration as it is now.
+/// `past_hold` passes over `hold` routes, for what an operator has released.
+pub fn route_of(config: &Config, path: &ForwardPath, past_hold: bool) -> Option<RouteIndex> {
+    let (local, domain) = match path {
+        ForwardPath::Postmaster => ("postmaster".into(), "".into()),
+        ForwardPath::Mailbox(mailbox) => (mailbox.local_unquoted(), mailbox.domain_ascii()?),
+    };
+    let takes = |route: &crate::config::Route| {
+        route.recipient.matches(&local, &domain) && !(past_hold && route.to == Target::Hold)
+    };
+    let place = config.routes.iter().position(takes)?;
+    Some(RouteIndex(place as u32))
+}
+
+/// Writers of Maildirs that a core has at once.
+const LOCAL_WRITERS: u32 = 4;

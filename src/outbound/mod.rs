@@ -1,0 +1,59 @@
+//! Sending: one task for each connection to a site.
+//!
+//! A connection is opened on the scheduler's word, takes one message after the other from its
+//! lane, and says what became of each.  [`smtp`] drives `smtp::client` over a stream; [`local`]
+//! writes Maildirs and whatever else needs no peer.
+//!
+//! However it ends, the scheduler hears `ConnectionClosed`, and a message that was being sent is
+//! settled or returned: nothing is left active.
+
+pub mod local;
+pub mod maildir;
+pub mod smtp;
+
+use std::rc::Rc;
+
+use crate::config::Target;
+use crate::pool::Lane;
+use crate::queue::scheduler::{ConnectionId, Event};
+use crate::queue::site::SiteIndex;
+use crate::runtime::guard::guarded;
+use crate::worker::Worker;
+
+/// Runs one connection to its end.
+pub async fn run(worker: Rc<Worker>, site: SiteIndex, connection: ConnectionId, lane: Rc<Lane>) {
+    let way = Way { worker: worker.clone(), site, connection, lane };
+    let result = match worker.sites.target(site).clone() {
+        Target::Smtp { address } => guarded(smtp::run(&way, address)).await,
+        target => guarded(local::run(&way, target)).await,
+    };
+    if let Err(words) = result {
+        tracing::error!(site = site.0, "a delivery ended by a bug of ours: {words}");
+    }
+    worker.pool.close(connection);
+    worker.queue_event(Event::ConnectionClosed { site, connection });
+}
+
+/// What a connection is to its core.
+pub struct Way {
+    /// The core.
+    pub worker: Rc<Worker>,
+    /// Where it leads.
+    pub site: SiteIndex,
+    /// Its name.
+    pub connection: ConnectionId,
+    /// Where its messages come from.
+    pub lane: Rc<Lane>,
+}
+
+impl Way {
+    /// The next message, once the connection is ready for one.
+    pub async fn next(&self) -> Option<crate::queue::arena::Slot> {
+        if self.worker.is_stopping() {
+            return None;
+        }
+        let (site, connection) = (self.site, self.connection);
+        self.worker.queue_event(Event::ConnectionReady { site, connection });
+        self.lane.next(self.worker.config.delivery.idle_timeout).await
+    }
+}

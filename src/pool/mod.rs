@@ -1,0 +1,76 @@
+//! The connections of one core by name, and how each is given its next message.
+//!
+//! Which connection gets which message is the scheduler's decision
+//! ([`crate::queue::scheduler`]); here stands only the place where the message is handed over.
+//! Invariant: a lane is in the table from its opening to its `ConnectionClosed`.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::queue::arena::Slot;
+use crate::queue::scheduler::ConnectionId;
+use crate::runtime::notify::Handover;
+
+/// The connections of this core.
+#[derive(Default)]
+pub struct Pool {
+    lanes: RefCell<HashMap<ConnectionId, Rc<Lane>>>,
+}
+
+/// Where one connection waits for its next message.
+#[derive(Default)]
+pub struct Lane {
+    next: Handover<Option<Slot>>,
+}
+
+impl Pool {
+    /// A new connection.
+    pub fn open(&self, connection: ConnectionId) -> Rc<Lane> {
+        let lane = Rc::new(Lane::default());
+        self.lanes.borrow_mut().insert(connection, lane.clone());
+        lane
+    }
+
+    /// Hands a message to a connection; `false` if there is none of that name.
+    pub fn give(&self, connection: ConnectionId, slot: Slot) -> bool {
+        let lanes = self.lanes.borrow();
+        lanes.get(&connection).map(|lane| lane.next.give(Some(slot))).is_some()
+    }
+
+    /// The connection is gone.
+    pub fn close(&self, connection: ConnectionId) {
+        self.lanes.borrow_mut().remove(&connection);
+    }
+
+    /// Tells every connection that waits to end.
+    pub fn end_waiting(&self) {
+        for lane in self.lanes.borrow().values() {
+            lane.next.give_if_empty(None);
+        }
+    }
+
+    /// How many connections there are.
+    pub fn len(&self) -> usize {
+        self.lanes.borrow().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.lanes.borrow().is_empty()
+    }
+}
+
+impl Lane {
+    /// The next message; `None` when none came in time, or when the service stops.
+    pub async fn next(&self, idle_timeout: Duration) -> Option<Slot> {
+        // Nearly always the message is there already: no timer for that.
+        if let Some(next) = self.next.take_now() {
+            return next;
+        }
+        let next = crate::runtime::timeout(idle_timeout, self.next.take()).await.flatten();
+        // One that was given while the timer fired must not be lost.
+        next.or_else(|| self.next.take_now().flatten())
+    }
+}

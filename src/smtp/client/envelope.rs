@@ -1,0 +1,97 @@
+//! The envelope's commands as octets: MAIL and RCPT with the parameters that the peer knows.
+
+use crate::message::{BodyFlags, BodyKind, Notify, Ret};
+use crate::smtp::address::{ForwardPath, ReversePath};
+use crate::smtp::capabilities::{Capabilities, SizeOffer};
+
+use super::Transaction;
+
+/// Appends `MAIL FROM:<..>` with the parameters that the peer announces.
+pub(super) fn write_mail(out: &mut Vec<u8>, transaction: &Transaction, peer: &Capabilities) {
+    let envelope = &transaction.envelope;
+    out.extend_from_slice(b"MAIL FROM:<");
+    if let ReversePath::Mailbox(mailbox) = &envelope.reverse_path {
+        out.extend_from_slice(mailbox.as_str().as_bytes());
+    }
+    out.push(b'>');
+    if peer.size != SizeOffer::NotOffered {
+        out.extend_from_slice(b" SIZE=");
+        out.extend_from_slice(transaction.size_octets.to_string().as_bytes());
+    }
+    if peer.eight_bit_mime && wants_eight_bit(transaction) {
+        out.extend_from_slice(b" BODY=8BITMIME");
+    }
+    if peer.smtputf8 && envelope.parameters.smtputf8 {
+        out.extend_from_slice(b" SMTPUTF8");
+    }
+    if peer.dsn {
+        match envelope.parameters.ret {
+            Some(Ret::Full) => out.extend_from_slice(b" RET=FULL"),
+            Some(Ret::Headers) => out.extend_from_slice(b" RET=HDRS"),
+            None => {}
+        }
+        write_value(out, b" ENVID=", envelope.parameters.envid.as_deref());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends `RCPT TO:<..>` for the transaction's recipient number `place`.
+pub(super) fn write_rcpt(
+    out: &mut Vec<u8>,
+    transaction: &Transaction,
+    peer: &Capabilities,
+    place: usize,
+) {
+    let recipient = transaction.recipient(place);
+    out.extend_from_slice(b"RCPT TO:<");
+    match &recipient.path {
+        ForwardPath::Postmaster => out.extend_from_slice(b"Postmaster"),
+        ForwardPath::Mailbox(mailbox) => out.extend_from_slice(mailbox.as_str().as_bytes()),
+    }
+    out.push(b'>');
+    if peer.dsn {
+        write_notify(out, recipient.notify);
+        write_value(out, b" ORCPT=", recipient.orcpt.as_deref());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A client that said 7BIT and sent 8-bit mail all the same is put right: the peer may have to
+/// convert, and can only do that if it is told.
+fn wants_eight_bit(transaction: &Transaction) -> bool {
+    transaction.envelope.parameters.body == BodyKind::EightBitMime
+        || transaction.flags.contains(BodyFlags::EIGHT_BIT)
+}
+
+fn write_notify(out: &mut Vec<u8>, notify: Notify) {
+    if !notify.is_given() {
+        return;
+    }
+    if notify == Notify::NEVER {
+        out.extend_from_slice(b" NOTIFY=NEVER");
+        return;
+    }
+    let mut separator: &[u8] = b" NOTIFY=";
+    for (event, word) in [
+        (Notify::SUCCESS, b"SUCCESS".as_slice()),
+        (Notify::FAILURE, b"FAILURE"),
+        (Notify::DELAY, b"DELAY"),
+    ] {
+        if notify.0 & event.0 != 0 {
+            out.extend_from_slice(separator);
+            out.extend_from_slice(word);
+            separator = b",";
+        }
+    }
+}
+
+/// A value is passed on as it came.  One that could end the command, which the parser lets
+/// through nowhere, is left out.
+fn write_value(out: &mut Vec<u8>, key: &[u8], value: Option<&str>) {
+    let Some(value) = value else { return };
+    if value.bytes().any(|octet| octet <= b' ' || octet == 0x7f) {
+        return;
+    }
+    out.extend_from_slice(key);
+    out.extend_from_slice(value.as_bytes());
+}

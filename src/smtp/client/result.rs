@@ -1,0 +1,220 @@
+//! What became of a transaction or a connection, for each recipient: the words in which the
+//! client machine answers its driver, and in which `delivery` judges.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::smtp::reply_reader::{PeerReply, ReplyError};
+
+/// The end of a transaction.
+#[derive(Debug)]
+pub struct TransactionResult {
+    /// One for each of the transaction's recipients, in their order.
+    pub outcomes: Vec<RecipientOutcome>,
+    /// What may be done with the connection.
+    pub connection: AfterTransaction,
+}
+
+impl TransactionResult {
+    /// Whether the peer announces CHUNKING and does not know BDAT, which the driver remembers
+    /// for the site ([`ClientConfig::use_chunking`](super::ClientConfig)).
+    pub fn chunking_broken(&self) -> bool {
+        self.outcomes.iter().any(|outcome| {
+            matches!(outcome, RecipientOutcome::Deferred(Deferral::ChunkingRefused(_)))
+        })
+    }
+}
+
+/// What may be done with a connection after a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterTransaction {
+    /// It takes the next transaction.
+    Usable,
+    /// It is over; [`ClientAction::Close`](super::ClientAction) follows.
+    MustClose,
+}
+
+/// What became of one recipient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecipientOutcome {
+    /// The peer took responsibility (RFC 5321 section 6.1).
+    Delivered(Arc<PeerReply>),
+    /// To be tried again.
+    Deferred(Deferral),
+    /// Never to be tried again.
+    Failed(Failure),
+}
+
+/// Why a recipient is to be tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deferral {
+    /// The peer said 4xx.
+    Reply(StagedReply),
+    /// The peer took other recipients of the transaction and has enough of them: the next
+    /// transaction may begin at once (RFC 5321 section 4.5.3.1.10).
+    TooManyRecipients(Arc<PeerReply>),
+    /// The peer announced CHUNKING and refused BDAT as unknown: a fresh connection may try DATA
+    /// at once.
+    ChunkingRefused(Arc<PeerReply>),
+    /// The connection ended before the peer said anything about this recipient.
+    Connection(ConnectionFailure),
+}
+
+impl Deferral {
+    /// Whether the peer may have taken the message all the same, so that the next attempt may
+    /// make a second copy (RFC 5321 section 4.5.4.1, RFC 1047).
+    pub fn possible_duplicate(&self) -> bool {
+        matches!(self, Deferral::Connection(failure) if failure.possible_duplicate())
+    }
+}
+
+/// Why a recipient will not be tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The peer said 5xx.
+    Reply(StagedReply),
+    /// We did not even ask: the peer cannot take this message.
+    Local(LocalRefusal),
+}
+
+/// A reply that refuses, and what it answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StagedReply {
+    /// What it answered.
+    pub stage: Stage,
+    /// What it said.
+    pub reply: Arc<PeerReply>,
+}
+
+/// What the peer's EHLO reply forbids for this message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LocalRefusal {
+    /// RFC 1870 section 6.1: not to be sent when it is known to be refused.
+    #[error("the message has {size_octets} octets and the mail server takes {limit_octets}")]
+    TooLarge {
+        /// The message's size.
+        size_octets: u64,
+        /// SIZE of the peer.
+        limit_octets: u64,
+    },
+    /// RFC 6531 section 3.5.
+    #[error("the message needs SMTPUTF8 and the mail server does not offer it")]
+    NeedsSmtputf8,
+    /// A message that came by BDAT with a CR or LF by itself.  By DATA it would break RFC 5321
+    /// section 2.3.8, and a lax peer could take its LF.LF for the end of data and the rest for
+    /// commands.
+    #[error(
+        "the message has bare newlines, which need CHUNKING, and the mail server does not offer it"
+    )]
+    BareNewlines,
+}
+
+/// The connection failed; this says nothing about the message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionFailure {
+    /// Where it stood.
+    pub stage: Stage,
+    /// What happened.
+    pub cause: ConnectionCause,
+}
+
+/// What ended a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectionCause {
+    /// The peer closed it, or the network broke it.
+    Closed,
+    /// The peer did not answer in time.
+    TimedOut,
+    /// The peer said 421 (at any time), refused the greeting or EHLO and HELO.
+    Refused(Arc<PeerReply>),
+    /// A reply that is none in this place: illegal code, unasked for, early, out of step.
+    Unexpected(Arc<PeerReply>),
+    /// Octets that are not a reply.
+    Malformed(ReplyError),
+    /// We gave up: the body could not be read, or the gateway stops.
+    Abandoned,
+}
+
+impl ConnectionFailure {
+    /// Whether the peer may have taken the message: everything was sent, or the peer claims so.
+    pub fn possible_duplicate(&self) -> bool {
+        match self.stage {
+            Stage::EndOfData => !matches!(self.cause, ConnectionCause::Refused(_)),
+            Stage::Body => matches!(self.cause, ConnectionCause::Unexpected(_)),
+            _ => false,
+        }
+    }
+
+    /// What the peer said last, if that ended the connection.
+    pub fn reply(&self) -> Option<&Arc<PeerReply>> {
+        match &self.cause {
+            ConnectionCause::Refused(reply) | ConnectionCause::Unexpected(reply) => Some(reply),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for ConnectionFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stage = self.stage;
+        match &self.cause {
+            ConnectionCause::Closed => write!(f, "the connection was lost {stage}"),
+            ConnectionCause::TimedOut => {
+                write!(f, "the mail server did not answer in time {stage}")
+            }
+            ConnectionCause::Refused(_) => {
+                write!(f, "the mail server ended the connection {stage}")
+            }
+            ConnectionCause::Unexpected(_) => {
+                write!(f, "the mail server broke the protocol {stage}")
+            }
+            ConnectionCause::Malformed(_) => {
+                write!(f, "the mail server sent no SMTP reply {stage}")
+            }
+            ConnectionCause::Abandoned => write!(f, "the attempt was cut off here {stage}"),
+        }
+    }
+}
+
+/// What a reply answers, or where a connection stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// The 220 after the connection.
+    Greeting,
+    /// EHLO or HELO.
+    Hello,
+    /// Between transactions.
+    Idle,
+    /// RSET.
+    Reset,
+    /// MAIL.
+    Mail,
+    /// RCPT.
+    Rcpt,
+    /// DATA, before the body.
+    Data,
+    /// While the body was being sent.
+    Body,
+    /// After the final dot or the last octet of BDAT LAST.
+    EndOfData,
+    /// QUIT.
+    Quit,
+}
+
+/// As a place in time: `at RCPT TO`.
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Greeting => "at its greeting",
+            Stage::Hello => "at EHLO",
+            Stage::Idle => "between two messages",
+            Stage::Reset => "at RSET",
+            Stage::Mail => "at MAIL FROM",
+            Stage::Rcpt => "at RCPT TO",
+            Stage::Data => "at DATA",
+            Stage::Body => "in the middle of the message",
+            Stage::EndOfData => "at the end of the message",
+            Stage::Quit => "at QUIT",
+        })
+    }
+}

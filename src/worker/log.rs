@@ -1,0 +1,384 @@
+//! A worker's end of the log as its tasks see it: appends that can be awaited, reads, and the
+//! filing of messages in the queue when their commit completes.
+//!
+//! The logic is in [`crate::spool::Appender`]; here are the waiting tasks and the two threads on
+//! the other side.  Appends only note that there is something to seal: the flush task runs after
+//! all tasks of the same turn, so that what they append together is committed together.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::message::MessageId;
+use crate::runtime;
+use crate::runtime::notify::{Handover, Notify};
+use crate::smtp::reply::Refusal;
+use crate::spool::appender::{ChunkTicket, NewRecord};
+use crate::spool::{
+    Appender, AppenderOptions, ChunkBuffer, ChunkPlace, CommitError, CommitterHandle, Completion,
+    Defer, Done, NewMessage, ReadAnswer, ReadError, ReadRecord, ReadRequest, ReaderHandle,
+    RecordPlace, Refused, SharedBatch, SpoolStats, Ticket, WeakBatch,
+};
+
+/// See the module's text.
+pub struct LocalLog {
+    worker: usize,
+    appender: RefCell<Appender>,
+    committer: CommitterHandle,
+    reader: ReaderHandle,
+    stats: Arc<SpoolStats>,
+    waiting: RefCell<HashMap<Ticket, Waiting>>,
+    /// Batches that may still be in memory, this worker's and others', newest last.
+    recent: RefCell<VecDeque<WeakBatch>>,
+    reads: RefCell<HashMap<u64, Rc<Handover<Result<ReadRecord, ReadError>>>>>,
+    next_read: Cell<u64>,
+    has_more: Notify,
+    chunk_freed: Notify,
+}
+
+/// Who waits for a record.
+struct Waiting {
+    receipt: Option<Rc<Handover<Result<RecordPlace, Refusal>>>>,
+    filing: Option<Filing>,
+}
+
+/// What the queue is to hear once a message is in the log.
+#[derive(Debug)]
+pub struct Filing {
+    /// The message.
+    pub id: MessageId,
+    /// Its recipients by site.
+    pub groups: Vec<crate::delivery::sites::SiteGroup>,
+}
+
+/// A promise of the log's word on a record.
+#[must_use]
+pub struct Receipt(Rc<Handover<Result<RecordPlace, Refusal>>>);
+
+impl Receipt {
+    /// Waits until the record is as durable as it asked to be.
+    ///
+    /// # Errors
+    /// The log could not keep it.
+    pub async fn settled(self) -> Result<RecordPlace, Refusal> {
+        self.0.take().await
+    }
+}
+
+impl LocalLog {
+    /// The end of `worker`.
+    pub fn new(
+        worker: usize,
+        committer: CommitterHandle,
+        reader: ReaderHandle,
+        stats: Arc<SpoolStats>,
+    ) -> LocalLog {
+        LocalLog {
+            worker,
+            appender: RefCell::new(Appender::new(AppenderOptions::new(worker))),
+            committer,
+            reader,
+            stats,
+            waiting: RefCell::default(),
+            recent: RefCell::default(),
+            reads: RefCell::default(),
+            next_read: Cell::new(0),
+            has_more: Notify::default(),
+            chunk_freed: Notify::default(),
+        }
+    }
+
+    /// Appends a message that a client waits for.  Its commit files it in the queue.
+    ///
+    /// # Errors
+    /// There is no room in memory, or the log has stopped.
+    pub fn append_message(
+        &self,
+        message: &NewMessage<'_>,
+        filing: Filing,
+    ) -> Result<Receipt, Refusal> {
+        let ticket = self.appender.borrow_mut().append_message(message, Instant::now())?;
+        let receipt = Rc::new(Handover::default());
+        let waiting = Waiting { receipt: Some(receipt.clone()), filing: Some(filing) };
+        self.waiting.borrow_mut().insert(ticket, waiting);
+        self.has_more.notify();
+        Ok(Receipt(receipt))
+    }
+
+    /// Why a message would be refused now, if it would.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.stats.refusal().map(Refusal::from)
+    }
+
+    /// Appends the end of recipients.
+    pub fn append_done(&self, done: &Done<'_>) -> Ticket {
+        self.has_more.notify();
+        self.appender.borrow_mut().append_done(done, Instant::now())
+    }
+
+    /// Appends a wait of recipients.
+    pub fn append_defer(&self, defer: &Defer<'_>) -> Ticket {
+        self.has_more.notify();
+        self.appender.borrow_mut().append_defer(defer, Instant::now())
+    }
+
+    /// A promise of the log's word on an outcome; those that were appended before it are in the
+    /// log when it is.
+    pub fn watch(&self, outcome: Ticket) -> Receipt {
+        let receipt = Rc::new(Handover::default());
+        let waiting = Waiting { receipt: Some(receipt.clone()), filing: None };
+        self.waiting.borrow_mut().insert(outcome, waiting);
+        Receipt(receipt)
+    }
+
+    /// Appends a notice of ours together with the end of its cause.
+    ///
+    /// # Errors
+    /// The notice is longer than a record may be; nothing was appended.
+    pub fn append_notice(
+        &self,
+        notice: &NewMessage<'_>,
+        filing: Filing,
+        cause: &Done<'_>,
+    ) -> Result<(), Refused> {
+        let records = [NewRecord::Message(*notice), NewRecord::Done(*cause)];
+        let ticket = self.appender.borrow_mut().append_group(&records, Instant::now())?;
+        let waiting = Waiting { receipt: None, filing: Some(filing) };
+        self.waiting.borrow_mut().insert(ticket, waiting);
+        self.has_more.notify();
+        Ok(())
+    }
+
+    /// Takes a commit's completion; `file` gets each message that is now in the log.
+    pub fn completed(&self, completion: Completion, mut file: impl FnMut(Filing, RecordPlace)) {
+        let settled = self.appender.borrow_mut().completed(completion, Instant::now());
+        if let Some(batch) = &settled.batch {
+            self.remember(batch.downgrade());
+        }
+        for record in settled.records {
+            let Some(waiting) = self.waiting.borrow_mut().remove(&record.ticket) else { continue };
+            if let (Ok(place), Some(filing)) = (record.result, waiting.filing) {
+                file(filing, place);
+            }
+            if let Some(receipt) = waiting.receipt {
+                receipt.give(record.result.map_err(Refusal::from));
+            }
+        }
+        drop(settled.batch);
+        self.chunk_freed.notify();
+        self.has_more.notify();
+    }
+
+    /// A batch of another worker, one of whose messages was handed to this one.
+    pub fn remember(&self, batch: WeakBatch) {
+        let mut recent = self.recent.borrow_mut();
+        if recent.len() >= RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(batch);
+    }
+
+    /// The batch that holds `place`, if it is still in memory.
+    pub fn in_memory(&self, place: RecordPlace) -> Option<SharedBatch> {
+        let recent = self.recent.borrow();
+        let batches = recent.iter().rev().filter_map(WeakBatch::upgrade);
+        batches.into_iter().find(|batch| batch.record(place).is_some())
+    }
+
+    /// Reads and verifies a record.
+    ///
+    /// # Errors
+    /// It could not be read, or is not what was written.
+    pub async fn read(&self, id: MessageId, place: RecordPlace) -> Result<ReadRecord, ReadError> {
+        let token = self.next_read.replace(self.next_read.get() + 1);
+        let answer = Rc::new(Handover::default());
+        self.reads.borrow_mut().insert(token, answer.clone());
+        let octets_max = crate::spool::RECORD_BYTES_MAX;
+        self.reader.request(ReadRequest { worker: self.worker, token, id, place, octets_max });
+        answer.take().await
+    }
+
+    /// Takes the reader's answer.
+    pub fn answered(&self, answer: ReadAnswer) {
+        if let Some(waiting) = self.reads.borrow_mut().remove(&answer.token) {
+            waiting.give(answer.result);
+        }
+    }
+
+    /// Hands sealed batches to the committer, for as long as the worker runs.
+    pub async fn flush_forever(&self) {
+        loop {
+            loop {
+                let sealed = self.appender.borrow_mut().seal(Instant::now());
+                let Some(batch) = sealed else { break };
+                self.committer.submit(batch);
+            }
+            let deadline = self.appender.borrow().deadline();
+            match deadline {
+                None => self.has_more.notified().await,
+                Some(deadline) => {
+                    let wait = deadline.saturating_duration_since(Instant::now());
+                    runtime::timeout(wait.max(LEAST_WAIT), self.has_more.notified()).await;
+                }
+            }
+        }
+    }
+
+    /// Whether everything that was appended is in the log; seals what is left, for a shutdown.
+    pub fn drain(&self) -> bool {
+        let mut appender = self.appender.borrow_mut();
+        while let Some(batch) = appender.flush(Instant::now()) {
+            self.committer.submit(batch);
+        }
+        appender.is_idle()
+    }
+
+    // ---- large messages ------------------------------------------------------------------
+
+    /// An empty chunk, as soon as there is one.
+    pub async fn chunk_buffer(&self) -> Option<ChunkBuffer> {
+        loop {
+            let chunk = self.appender.borrow().chunk_buffer();
+            match chunk {
+                Ok(chunk) => return Some(chunk),
+                Err(Refused::Busy) => {
+                    runtime::timeout(CHUNK_POLL, self.chunk_freed.notified()).await;
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn append_chunk(&self, chunk: ChunkBuffer, id: MessageId, index: u32) -> PendingChunk {
+        let ChunkTicket { ticket, octets, crc32c } =
+            self.appender.borrow_mut().append_chunk(chunk, id, index);
+        let receipt = Rc::new(Handover::default());
+        let waiting = Waiting { receipt: Some(receipt.clone()), filing: None };
+        self.waiting.borrow_mut().insert(ticket, waiting);
+        self.has_more.notify();
+        PendingChunk { octets, crc32c, receipt: Receipt(receipt) }
+    }
+
+    fn abandon(&self, id: MessageId) {
+        self.appender.borrow_mut().abandon_upload(id);
+        self.has_more.notify();
+    }
+}
+
+/// A chunk on its way to the disk.
+struct PendingChunk {
+    octets: u32,
+    crc32c: u32,
+    receipt: Receipt,
+}
+
+/// A large message that is being received; given up when dropped before its end.
+pub struct Upload {
+    log: Rc<LocalLog>,
+    id: MessageId,
+    next: u32,
+    pending: VecDeque<PendingChunk>,
+    places: Vec<ChunkPlace>,
+    failed: Option<Refusal>,
+    is_finished: bool,
+}
+
+impl Upload {
+    /// The message `id`, of which nothing is in the log yet.
+    pub fn new(log: Rc<LocalLog>, id: MessageId) -> Upload {
+        Upload {
+            log,
+            id,
+            next: 0,
+            pending: VecDeque::new(),
+            places: Vec::new(),
+            failed: None,
+            is_finished: false,
+        }
+    }
+
+    /// The message's id.
+    pub fn id(&self) -> MessageId {
+        self.id
+    }
+
+    /// Sends a chunk on its way; waits while as many as may be are on theirs.
+    pub async fn push(&mut self, chunk: ChunkBuffer) {
+        if chunk.is_empty() {
+            return;
+        }
+        while self.pending.len() >= crate::limits::CHUNKS_IN_FLIGHT {
+            self.settle_one().await;
+        }
+        let pending = self.log.append_chunk(chunk, self.id, self.next);
+        self.pending.push_back(pending);
+        self.next += 1;
+    }
+
+    /// Waits for all of them; gives their places for the MESSAGE.
+    ///
+    /// # Errors
+    /// The log could not keep one.
+    pub async fn places(&mut self) -> Result<&[ChunkPlace], Refusal> {
+        while !self.pending.is_empty() {
+            self.settle_one().await;
+        }
+        match &self.failed {
+            Some(refusal) => Err(refusal.clone()),
+            None => Ok(&self.places),
+        }
+    }
+
+    /// Its MESSAGE is appended: the chunks are that one's now.
+    pub fn finished(mut self) {
+        self.is_finished = true;
+    }
+
+    async fn settle_one(&mut self) {
+        let Some(PendingChunk { octets, crc32c, receipt }) = self.pending.pop_front() else {
+            return;
+        };
+        match receipt.settled().await {
+            Ok(place) => self.places.push(ChunkPlace { place, octets, crc32c }),
+            Err(refusal) => self.failed = Some(refusal),
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.log.abandon(self.id);
+        }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Refusal {
+        match refused {
+            Refused::Busy => Refusal::StorageFull,
+            Refused::TooLarge => Refusal::TooLarge,
+            Refused::Failed => Refusal::StorageFailed,
+        }
+    }
+}
+
+impl From<CommitError> for Refusal {
+    fn from(error: CommitError) -> Refusal {
+        match error {
+            CommitError::Full => Refusal::StorageFull,
+            CommitError::Disk(_) | CommitError::TooLarge | CommitError::Failed => {
+                Refusal::StorageFailed
+            }
+        }
+    }
+}
+
+/// Batches of which it is remembered that they may be in memory.
+const RECENT: usize = 32;
+/// Timers are no finer than this.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
+/// The longest wait for a chunk before looking again.
+const CHUNK_POLL: Duration = Duration::from_millis(100);
