@@ -42,7 +42,7 @@ enum Turn {
 pub async fn run(way: &Way, peer: SocketAddr) {
     let worker = &way.worker;
     let limit = worker.config.delivery.timeouts.connect;
-    let stream = match Stream::connect(peer, limit).await {
+    let stream = match Stream::connect(peer, worker.sites.source(way.site), limit).await {
         Ok(stream) => stream,
         Err(error) => return settle::site_failed(way, &describe_connect(peer, &error)),
     };
