@@ -172,7 +172,11 @@ pub fn recover<D: Disk>(
         std::sync::atomic::Ordering::Relaxed,
     );
     if found.spares.is_empty() {
-        found.spares.push_back(make_spare(&*disk, &options, &mut found.next_file, random)?);
+        let spare = match retire_dead(&*disk, &options, &mut found, random) {
+            Some(spare) => spare,
+            None => make_spare(&*disk, &options, &mut found.next_file, random)?,
+        };
+        found.spares.push_back(spare);
     }
     let log = Log::resume(disk, options, Arc::new(SegmentTable::default()), stats, found)?;
     Ok((log, report))
@@ -314,6 +318,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 let SegmentHeader { generation, revision, .. } = header;
                 self.spares.push_back(Spare { file, generation, revision });
             }
+            // It was to be renamed when the last run ended.
             SegmentState::Quarantined => self.disk.quarantine(file)?,
             SegmentState::Open => {
                 let segment = Segment { header, file, is_damaged: false, is_indexed: false };
@@ -402,8 +407,16 @@ impl<'a, D: Disk> Recovery<'a, D> {
         self.disk.read(file, 0, &mut whole[..length])?;
         let scanned =
             scan::scan(&whole[..length], &header, voided).map_err(|error| foreign(file, error))?;
-        let last_valid = self.last_valid(no, is_newest, &header, &scanned);
-        self.report_gaps(no, file, &scanned, last_valid);
+        let (last_valid, is_end_known) = if is_newest {
+            (scanned.end_of_whole(header.first_sequence), true)
+        } else {
+            let next = self.segments.range(SegmentNo(no.0.saturating_add(1))..).next();
+            scan::bound_by(no, next.map(|(_, next)| &next.header))
+        };
+        for sequences in scanned.gaps(header.first_sequence, last_valid, is_end_known) {
+            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
+            self.damage(Damage::Batches { segment: no, file, sequences });
+        }
         for batch in scanned.batches.iter().filter(|batch| batch.header.sequence <= last_valid) {
             for (offset, record) in batch.records(&whole) {
                 self.apply(no, offset, &record)?;
@@ -415,51 +428,6 @@ impl<'a, D: Disk> Recovery<'a, D> {
         }
         self.whole = whole;
         Ok(())
-    }
-
-    /// The last sequence of the segment that may count.
-    fn last_valid(
-        &self,
-        no: SegmentNo,
-        is_newest: bool,
-        header: &SegmentHeader,
-        scanned: &Scanned,
-    ) -> u64 {
-        if is_newest {
-            return scanned.end_of_whole(header.first_sequence);
-        }
-        let next = self.segments.range(SegmentNo(no.0.saturating_add(1))..).next();
-        match next {
-            Some((_, next)) if next.header.predecessor == no => next.header.predecessor_last,
-            // The segments in between are retired: whatever verifies counts.
-            Some((_, next)) => next.header.first_sequence.saturating_sub(1),
-            None => u64::MAX,
-        }
-    }
-
-    /// Tells of sequences that should be there up to `last_valid` and are not.
-    fn report_gaps(&mut self, no: SegmentNo, file: FileNo, scanned: &Scanned, last_valid: u64) {
-        let mut expected = self.segments[&no].header.first_sequence;
-        let mut gaps = Vec::new();
-        for batch in &scanned.batches {
-            let sequence = batch.header.sequence;
-            if sequence > last_valid {
-                break;
-            }
-            if sequence > expected {
-                gaps.push(expected..sequence);
-            }
-            expected = sequence + 1;
-        }
-        let is_end_known = self.segments.values().any(|next| next.header.predecessor == no)
-            || Some(&no) == self.segments.keys().next_back();
-        if is_end_known && last_valid != u64::MAX && expected <= last_valid {
-            gaps.push(expected..last_valid + 1);
-        }
-        for sequences in gaps {
-            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
-            self.damage(Damage::Batches { segment: no, file, sequences });
-        }
     }
 
     /// Makes the numbers behind the torn end of the log void.

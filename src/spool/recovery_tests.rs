@@ -8,7 +8,7 @@ use crate::spool::sim_disk::{Faults, SimDisk};
 use crate::spool::stats::Health;
 use crate::spool::test_kit::{Bench, Kept, Mail, OPTIONS, next};
 use crate::spool::{
-    CommitError, Defer, DeferState, Done, NewBody, Recipients, SettledRecord, Ticket,
+    CommitError, Defer, DeferState, Done, NewBody, NewRecord, Recipients, SettledRecord, Ticket,
 };
 
 fn head_file(bench: &Bench, place: RecordPlace) -> FileNo {
@@ -175,9 +175,12 @@ fn failed_sync_is_voided_and_never_retried() {
             assert!(matches!(settled[0].result, Err(CommitError::Disk(_))), "seed {seed}");
             let after = bench.accept(&Mail::new(3, 1, 100));
             assert_ne!(after.segment, place.segment, "the segment is not written to again");
-            let mut bench = bench.reborn(false);
-            assert_eq!(bench.kept.ids(), [1, 3], "seed {seed}: what was refused never comes back");
-            assert_eq!(bench.report.damage_count, 0, "seed {seed}");
+            if seed % 2 == 0 {
+                bench = bench.reborn(false);
+                let ids = bench.kept.ids();
+                assert_eq!(ids, [1, 3], "seed {seed}: what was refused never comes back");
+                assert_eq!(bench.report.damage_count, 0, "seed {seed}");
+            }
             // Not even when the segment that voids it has nothing else to keep it.
             bench.done(3, after);
             for id in 10..60 {
@@ -274,10 +277,14 @@ fn a_full_disk_does_not_keep_the_log_from_starting() {
         places.extend(bench.commit()[0].result.map(|place| (id, place)));
     }
     for round in 0..10 {
-        bench = bench.reborn(round % 2 == 0);
+        if round % 2 == 0 {
+            bench.disk.restart();
+        }
+        // Not even when each run ends before its maintenance has done anything.
+        bench = Bench::idle_on(&bench.disk).unwrap();
         assert_eq!(bench.kept.messages.len(), places.len(), "round {round}");
-        bench.do_chores();
     }
+    bench.do_chores();
     for (id, place) in places {
         bench.done(id, place);
     }
@@ -393,6 +400,33 @@ fn os_durability_survives_the_process_and_a_tick_makes_it_durable() {
     bench.accept(&Mail { durability: Durability::Os, ..Mail::new(3, 1, 100) });
     bench.accept(&Mail::new(4, 1, 100));
     assert_eq!(bench.reborn(true).kept.ids(), [1, 2, 3, 4]);
+}
+
+/// A bounce and the end of its cause share a batch.  While that may still be lost, the cause must
+/// be found again.
+#[test]
+fn an_outcome_that_is_not_synced_does_not_free_its_message() {
+    let mut bench = Bench::new();
+    let cause = bench.accept(&Mail::new(1, 1, 100));
+    let mut filler = Vec::new();
+    for id in 2..40 {
+        filler.push((id, bench.accept(&Mail::new(id, 1, 3000))));
+    }
+    for (id, place) in filler {
+        bench.done(id, place);
+    }
+    let bounce = Mail { durability: Durability::Os, ..Mail::new(50, 1, 100) };
+    let (id, segment) = (MessageId(1), cause.segment);
+    let done = Done { id, segment, recipients: Recipients::All, last: true };
+    bounce.with(NewBody::Inline(&bounce.body), |message| {
+        let group = [NewRecord::Message(*message), NewRecord::Done(done)];
+        bench.appender.append_group(&group, bench.now).unwrap();
+    });
+    bench.commit();
+    assert!(bench.log.has_unsynced());
+    assert!(bench.log.table().file(cause.segment).is_some());
+    let bench = bench.reborn(true);
+    assert!(bench.kept.ids() == [1] || bench.kept.ids() == [50], "{:?}", bench.kept.ids());
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Reading segments back: scanning one for its batches, loading its index, reading heads here and
 //! there.  Shared by recovery and by the tools; knows bytes, not messages.
 
+use std::borrow::Cow;
 use std::io;
+use std::ops::Range;
 
 use super::direct::AlignedBuf;
 use super::disk::{Disk, FileNo};
@@ -10,7 +12,7 @@ use super::format::header::SegmentHeader;
 use super::format::index::{self, Footer};
 use super::format::record::{RECORD_HEADER, RecordView};
 use super::format::{BATCH_HEADER, FormatError};
-use super::{BLOCK, RecordPlace, round_to_block};
+use super::{BLOCK, RecordPlace, SegmentNo, round_to_block};
 
 /// A batch that verifies.
 #[derive(Debug, Clone, Copy)]
@@ -20,19 +22,11 @@ pub(crate) struct FoundBatch {
     pub(crate) header: BatchHeader,
 }
 
-/// A batch's place that does not verify, though its header does.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct BadBatch {
-    pub(crate) offset: usize,
-    pub(crate) error: FormatError,
-}
-
 /// What stands in a segment.
 #[derive(Debug, Default)]
 pub(crate) struct Scanned {
     /// Ascending in offset and sequence.
     pub(crate) batches: Vec<FoundBatch>,
-    pub(crate) bad: Vec<BadBatch>,
     /// The highest `durable_through` of any batch, sound or not, whose header verifies.
     pub(crate) durable_through: u64,
     /// The highest sequence that any header claims, voided ones left out.
@@ -55,11 +49,6 @@ pub(crate) fn scan(
         let found = match BatchHeader::decode(bytes, header.generation) {
             Ok(found) => found,
             Err(error @ FormatError::MustUnderstand(_)) => return Err(error),
-            Err(error @ (FormatError::Checksum(_) | FormatError::Malformed(_))) => {
-                scanned.bad.push(BadBatch { offset, error });
-                offset += BLOCK;
-                continue;
-            }
             Err(_) => {
                 offset += BLOCK;
                 continue;
@@ -78,11 +67,8 @@ pub(crate) fn scan(
                 offset += step;
             }
             Err(error @ FormatError::MustUnderstand(_)) => return Err(error),
-            Err(error) => {
-                scanned.bad.push(BadBatch { offset, error });
-                // Its length may be part of what is wrong: look at every block.
-                offset += BLOCK;
-            }
+            // Its length may be part of what is wrong: look at every block.
+            Err(_) => offset += BLOCK,
         }
     }
     Ok(scanned)
@@ -132,9 +118,40 @@ impl Scanned {
     }
 }
 
+impl Scanned {
+    /// Sequences from `first` to `last_valid` that should be there and are not.  Where the end is
+    /// not known, what is missing behind the last batch cannot be told.
+    pub(crate) fn gaps(&self, first: u64, last_valid: u64, is_end_known: bool) -> Vec<Range<u64>> {
+        let mut expected = first;
+        let mut gaps = Vec::new();
+        let counting = self.batches.iter().map(|batch| batch.header.sequence);
+        for sequence in counting.take_while(|&sequence| sequence <= last_valid) {
+            if sequence > expected {
+                gaps.push(expected..sequence);
+            }
+            expected = sequence.saturating_add(1);
+        }
+        if is_end_known && expected <= last_valid && last_valid != u64::MAX {
+            gaps.push(expected..last_valid + 1);
+        }
+        gaps
+    }
+}
+
+/// The sequences that may count in a segment that is not the newest, and whether the last of them
+/// is known to have been written; `next` is the header of the segment after it.
+pub(crate) fn bound_by(no: SegmentNo, next: Option<&SegmentHeader>) -> (u64, bool) {
+    match next {
+        Some(next) if next.predecessor == no => (next.predecessor_last, true),
+        // The segments in between are retired: whatever verifies counts.
+        Some(next) => (next.first_sequence.saturating_sub(1), false),
+        None => (u64::MAX, false),
+    }
+}
+
 /// A sealed segment's index, verified.
-pub(crate) struct Index {
-    blocks: AlignedBuf,
+pub(crate) struct Index<'a> {
+    blocks: Cow<'a, [u8]>,
     footer: Footer,
 }
 
@@ -146,39 +163,49 @@ pub(crate) fn load_index<D: Disk>(
     disk: &D,
     file: FileNo,
     header: &SegmentHeader,
-) -> io::Result<Option<Index>> {
+) -> io::Result<Option<Index<'static>>> {
     let octets = header.segment_bytes as usize;
     if disk.length(file)? < octets as u64 || octets < 2 * BLOCK {
         return Ok(None);
     }
     let mut last = AlignedBuf::new(BLOCK);
     disk.read(file, (octets - BLOCK) as u32, &mut last)?;
-    let Ok(footer) = Footer::decode(&last, header.generation) else {
-        return Ok(None);
-    };
-    let start = footer.index_offset as usize;
-    let length = footer.index_length as usize;
-    let fits = footer.segment == header.segment
-        && start.is_multiple_of(BLOCK)
-        && start.checked_add(length).is_some_and(|end| end <= octets - BLOCK);
-    if !fits {
-        return Ok(None);
-    }
-    let mut blocks = AlignedBuf::new(round_to_block(length));
-    if length > 0 {
-        let filled = round_to_block(length);
-        disk.read(file, footer.index_offset, &mut blocks[..filled])?;
-    }
-    let is_sound = crc32c::crc32c(&blocks[..length]) == footer.index_crc32c;
-    Ok(is_sound.then_some(Index { blocks, footer }))
+    let Some((footer, range)) = footer_in(&last, header) else { return Ok(None) };
+    let mut blocks = AlignedBuf::new(range.len());
+    let filled = round_to_block(range.len());
+    disk.read(file, footer.index_offset, &mut blocks[..filled])?;
+    Ok(Index::verified(footer, Cow::Owned(blocks[..range.len()].to_vec())))
 }
 
-impl Index {
+/// The index in a segment that has been read whole; nothing where it has none or it does not
+/// verify.
+pub(crate) fn index_in<'a>(file: &'a [u8], header: &SegmentHeader) -> Option<Index<'a>> {
+    let end = header.segment_bytes as usize;
+    let (footer, range) = footer_in(file.get(end.checked_sub(BLOCK)?..end)?, header)?;
+    Index::verified(footer, Cow::Borrowed(file.get(range)?))
+}
+
+/// The footer in a segment's last block, and where its index stands.
+fn footer_in(last: &[u8], header: &SegmentHeader) -> Option<(Footer, Range<usize>)> {
+    let footer = Footer::decode(last, header.generation).ok()?;
+    let start = footer.index_offset as usize;
+    let end = start.checked_add(footer.index_length as usize)?;
+    let fits = footer.segment == header.segment
+        && start.is_multiple_of(BLOCK)
+        && end <= (header.segment_bytes as usize).checked_sub(BLOCK)?;
+    fits.then_some((footer, start..end))
+}
+
+impl<'a> Index<'a> {
+    fn verified(footer: Footer, blocks: Cow<'a, [u8]>) -> Option<Index<'a>> {
+        (crc32c::crc32c(&blocks) == footer.index_crc32c).then_some(Index { blocks, footer })
+    }
+
     /// The records: offset in the file, and head.
     pub(crate) fn entries(
         &self,
     ) -> impl Iterator<Item = Result<(u32, RecordView<'_>), FormatError>> {
-        index::entries(&self.blocks[..self.footer.index_length as usize])
+        index::entries(&self.blocks)
     }
 
     /// The last sequence in the segment.

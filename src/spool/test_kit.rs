@@ -123,6 +123,13 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn on(disk: &SimDisk) -> Result<Bench, RecoveryError> {
+        let mut bench = Bench::idle_on(disk)?;
+        bench.do_chores();
+        Ok(bench)
+    }
+
+    /// Recovers and does nothing more.
+    pub(crate) fn idle_on(disk: &SimDisk) -> Result<Bench, RecoveryError> {
         // Two lives of a disk must not share a generation, and a test must repeat itself.
         let mut random = disk.operations().wrapping_mul(0x1234_5678_9abc_def1) | 1;
         let mut kept = Kept::default();
@@ -133,7 +140,7 @@ impl Bench {
             &mut || next(&mut random),
             &mut kept,
         )?;
-        let mut bench = Bench {
+        Ok(Bench {
             disk: disk.clone(),
             log,
             appender: appender(),
@@ -142,9 +149,7 @@ impl Bench {
             now: Instant::now(),
             is_lazy: false,
             random,
-        };
-        bench.do_chores();
-        Ok(bench)
+        })
     }
 
     pub(crate) fn new() -> Bench {
