@@ -59,7 +59,7 @@ pub enum EventKind {
     /// A session ended.
     Disconnect,
     /// The gateway accepts mail.
-    Started,
+    Ready,
     /// The gateway takes no new sessions and ends.
     Stopping,
 }
@@ -80,7 +80,7 @@ impl EventKind {
             EventKind::Retried => "retried",
             EventKind::Deleted => "deleted",
             EventKind::Disconnect => "disconnect",
-            EventKind::Started => "started",
+            EventKind::Ready => "ready",
             EventKind::Stopping => "stopping",
         }
     }
@@ -119,6 +119,8 @@ pub struct Event<'a> {
     pub delay_ms: Option<u64>,
     /// When recipients are tried again.
     pub next_attempt: Option<Moment>,
+    /// Where the gateway can be reached.
+    pub addresses: Option<&'a str>,
 }
 
 /// The recipients that an event is about, in whatever form its author has them; always a list of
@@ -223,6 +225,7 @@ impl<'a> Event<'a> {
             reason: None,
             delay_ms: None,
             next_attempt: None,
+            addresses: None,
         }
     }
 }

@@ -101,7 +101,7 @@ impl<'a> Connection<'a> {
     /// Sends one message; tells whether the connection can be used again.
     async fn deliver(&mut self, slot: Slot) -> bool {
         let worker = &self.way.worker;
-        let Some(attempt) = Attempt::begin(worker, self.way.site, Some(self.peer), slot) else {
+        let Some(mut attempt) = Attempt::begin(worker, self.way.site, Some(self.peer), slot) else {
             return true;
         };
         let message = match worker.load(attempt.id(), attempt.place()).await {
@@ -148,6 +148,7 @@ impl<'a> Connection<'a> {
             worker.queue_event(Event::Returned { slot });
             return false;
         }
+        attempt.taken_with(&outcomes);
         attempt.settle(worker, &message, outcomes).await;
         usable
     }

@@ -40,6 +40,7 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("reason", event.reason, Line::string);
     line.field("delay_ms", event.delay_ms, Line::number);
     line.field("next_attempt", event.next_attempt, Line::display);
+    line.field("addresses", event.addresses, Line::string);
     out.extend_from_slice(b"}\n");
 }
 

@@ -71,8 +71,8 @@ fn a_full_line() {
 #[test]
 fn what_does_not_apply_is_left_out() {
     assert_eq!(
-        line(&Event::new(EventKind::Started)),
-        "{\"schema\":1,\"time\":\"2026-01-31T12:34:56.789Z\",\"event\":\"started\"}\n"
+        line(&Event::new(EventKind::Ready)),
+        "{\"schema\":1,\"time\":\"2026-01-31T12:34:56.789Z\",\"event\":\"ready\"}\n"
     );
 }
 
