@@ -52,7 +52,7 @@ pub struct Gateway {
 #[derive(Debug, Clone)]
 pub struct Addresses {
     /// Its listeners, with the ports that they really have.
-    pub listeners: Vec<(Listener, SocketAddr)>,
+    pub listeners: Vec<Bound>,
     /// Its admin interface.
     pub admin: SocketAddr,
 }
@@ -268,8 +268,11 @@ impl Drop for AbortOnPanic {
 /// One worker's sockets.
 type Sockets = Vec<(Listener, TcpListener)>;
 
+/// A listener with the port that it really has.
+pub type Bound = (Listener, SocketAddr);
+
 /// Binds every listener once for each worker.
-fn bind(config: &Config) -> Result<(Vec<Sockets>, Vec<(Listener, SocketAddr)>), StartError> {
+fn bind(config: &Config) -> Result<(Vec<Sockets>, Vec<Bound>), StartError> {
     let mut sockets: Vec<Sockets> = (0..config.workers).map(|_| Vec::new()).collect();
     let mut addresses = Vec::new();
     for listener in &config.listeners {
