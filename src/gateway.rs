@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{Config, Events, Listener};
 use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
-use crate::control::events::{EventLog, EventTarget};
+use crate::control::events::{Event, EventKind, EventLog, EventTarget};
 use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics};
 use crate::control::port::{Answer, Request, WorkerPort};
 use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
@@ -52,9 +52,18 @@ pub struct Gateway {
 #[derive(Debug, Clone)]
 pub struct Addresses {
     /// Its listeners, with the ports that they really have.
-    pub listeners: Vec<(Listener, SocketAddr)>,
+    pub listeners: Vec<Bound>,
     /// Its admin interface.
     pub admin: SocketAddr,
+}
+
+impl std::fmt::Display for Addresses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (listener, address) in &self.listeners {
+            write!(f, "smtp://{address} ({}) ", listener.service)?;
+        }
+        write!(f, "admin http://{}", self.admin)
+    }
 }
 
 /// Why a gateway did not start.
@@ -197,6 +206,8 @@ impl Gateway {
         }
         status.enter(Phase::Accepting);
         let addresses = Addresses { listeners, admin: admin.address() };
+        let ready = addresses.to_string();
+        events.buffer().emit(&Event { addresses: Some(&ready), ..Event::new(EventKind::Ready) });
         Ok(Gateway { addresses, posts, workers, committer, reader, admin, events, status })
     }
 
@@ -213,6 +224,7 @@ impl Gateway {
     /// Stops it: transactions and attempts under way are finished, within a bounded time.
     pub fn stop(self) {
         self.status.enter(Phase::Stopping);
+        self.events.buffer().emit(&Event::new(EventKind::Stopping));
         for post in self.posts.iter() {
             if post.letters.push(Letter::Stop).is_ok() {
                 post.letters.wake();
@@ -256,8 +268,11 @@ impl Drop for AbortOnPanic {
 /// One worker's sockets.
 type Sockets = Vec<(Listener, TcpListener)>;
 
+/// A listener with the port that it really has.
+pub type Bound = (Listener, SocketAddr);
+
 /// Binds every listener once for each worker.
-fn bind(config: &Config) -> Result<(Vec<Sockets>, Vec<(Listener, SocketAddr)>), StartError> {
+fn bind(config: &Config) -> Result<(Vec<Sockets>, Vec<Bound>), StartError> {
     let mut sockets: Vec<Sockets> = (0..config.workers).map(|_| Vec::new()).collect();
     let mut addresses = Vec::new();
     for listener in &config.listeners {

@@ -60,7 +60,7 @@ struct Session {
 enum Next {
     Read,
     Flush,
-    NextChunk,
+    FullChunk,
     Store,
     Close,
 }
@@ -122,7 +122,7 @@ impl Session {
                         return End::Broken;
                     }
                 }
-                Next::NextChunk => self.next_chunk().await,
+                Next::FullChunk => self.next_chunk().await,
                 Next::Store => self.store().await,
                 Next::Close => {
                     if self.flush().await.is_err() {
@@ -153,7 +153,7 @@ impl Session {
                 Event::Body | Event::Continue => {}
                 Event::NeedInput if is_all => return Next::Read,
                 // The chunk is full and more of the body lies in the buffer.
-                Event::NeedInput => return Next::NextChunk,
+                Event::NeedInput => return Next::FullChunk,
                 Event::DropBody => self.drop_body(),
                 Event::CheckRecipient => self.check_recipient(now),
                 Event::EndOfMessage => return Next::Store,

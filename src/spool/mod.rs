@@ -9,7 +9,7 @@
 //!    └──── Completion ◀─┘ one sync             ▼ retire            ReadRequest ─▶ ReadAnswer
 //! ```
 //!
-//! The bytes are in [`format`] and in `docs/spool-format.md`.  All logic ([`Appender`], [`Log`],
+//! The bytes are in [`mod@format`] and in `docs/spool-format.md`.  All logic ([`Appender`], [`Log`],
 //! [`Accounts`], [`recovery`]) is free of threads and clocks and runs over a small [`Disk`]
 //! trait, so that [`sim_disk::SimDisk`] can tear, reorder, drop and refuse.
 //!

@@ -32,11 +32,14 @@ pub struct LocalLog {
     waiting: RefCell<HashMap<Ticket, Waiting>>,
     /// Batches that may still be in memory, this worker's and others', newest last.
     recent: RefCell<VecDeque<WeakBatch>>,
-    reads: RefCell<HashMap<u64, Rc<Handover<Result<ReadRecord, ReadError>>>>>,
+    reads: RefCell<HashMap<u64, Rc<Handover<Answered>>>>,
     next_read: Cell<u64>,
     has_more: Notify,
     chunk_freed: Notify,
 }
+
+/// What became of a read.
+type Answered = Result<ReadRecord, ReadError>;
 
 /// Who waits for a record.
 struct Waiting {
