@@ -31,6 +31,8 @@ use super::format::BATCH_HEADER;
 use super::format::batch::{self, BatchHeader};
 use super::format::header::{SegmentHeader, SegmentState};
 use super::format::index::IndexBuilder;
+use super::format::message::{self, ChunkPlace};
+use super::format::record::Kind;
 use super::sealed::{BatchPlace, CommitError, Completion, SealedBatch};
 use super::segments::SegmentTable;
 use super::stats::SpoolStats;
@@ -84,6 +86,9 @@ pub struct Log<D> {
     last_sequence: u64,
     /// The next to be given out; above `last_sequence + 1` after a failure.
     next_sequence: u64,
+    /// Where chunks may stand that were written and whose sync failed: the segment, and from which
+    /// offset on.  A message that is promised to be durable must not name them.
+    suspect: HashMap<SegmentNo, u32>,
     waiting: VecDeque<SealedBatch>,
     /// Batches that the disk refused and whose void is not yet recorded.
     refused: Option<RefusedGroup>,
@@ -116,6 +121,10 @@ struct Head {
     header_is_written: bool,
     /// Something in it is written and not synced.
     has_unsynced: bool,
+    /// Everything before this offset is synced.
+    ///
+    /// `synced <= position`
+    synced: u32,
     /// Nothing once it outgrew its bound.
     index: Option<IndexBuilder>,
 }
@@ -189,6 +198,7 @@ impl<D: Disk> Log<D> {
             durable_through: found.last_sequence,
             last_sequence: found.last_sequence,
             next_sequence: found.next_sequence,
+            suspect: HashMap::new(),
             waiting: VecDeque::new(),
             refused: None,
             spares: found.spares,
@@ -312,6 +322,11 @@ impl<D: Disk> Log<D> {
                 done.extend(self.waiting.pop_front().map(|batch| batch.refused(CommitError::Full)));
                 continue;
             }
+            if self.names_suspect(batch) {
+                let error = CommitError::Disk(io::ErrorKind::Other);
+                done.extend(self.waiting.pop_front().map(|batch| batch.refused(error)));
+                continue;
+            }
             let room = self.options.segment_bytes as usize - position;
             index = index.map(|index| index + batch.index_octets);
             let index_room = index.map_or(0, IndexBuilder::room);
@@ -360,6 +375,7 @@ impl<D: Disk> Log<D> {
         }
         if !self.head.has_unsynced {
             self.durable_through = self.last_sequence;
+            self.head.synced = self.head.position;
         }
         debug_assert_eq!(sequence, self.next_sequence);
     }
@@ -500,17 +516,41 @@ impl<D: Disk> Log<D> {
     /// Syncs batches that were acknowledged without one.  They were promised to survive us, not
     /// the power: when the disk refuses, they stay where they are and may still be good.
     fn sync_unsynced(&mut self) {
-        if let Err(error) = self.disk.sync(self.head.file) {
-            tracing::error!(segment = %self.head.header.segment, %error,
-                "a late sync failed: messages taken with durability = \"os\" may not survive a power cut");
-            self.stats.commit_failures.fetch_add(1, Relaxed);
-            self.mark_damaged(self.head.header.segment);
-            // Nothing more may follow in a segment whose sync failed.
-            self.head.position = self.options.segment_bytes;
-            self.head.index = None;
+        match self.disk.sync(self.head.file) {
+            Ok(()) => self.head.synced = self.head.position,
+            Err(error) => {
+                tracing::error!(segment = %self.head.header.segment, %error,
+                    "a late sync failed: messages taken with durability = \"os\" may not survive a power cut");
+                self.stats.commit_failures.fetch_add(1, Relaxed);
+                self.mark_damaged(self.head.header.segment);
+                self.suspect_unsynced();
+                // Nothing more may follow in a segment whose sync failed.
+                self.head.position = self.options.segment_bytes;
+                self.head.index = None;
+            }
         }
         self.head.has_unsynced = false;
         self.durable_through = self.last_sequence;
+    }
+
+    fn suspect_unsynced(&mut self) {
+        if self.head.has_unsynced {
+            self.suspect.insert(self.head.header.segment, self.head.synced);
+        }
+    }
+
+    /// Whether the batch has a message with a chunk whose sync failed.
+    fn names_suspect(&self, batch: &SealedBatch) -> bool {
+        let is_suspect = |chunk: ChunkPlace| {
+            let from = self.suspect.get(&chunk.place.segment);
+            from.is_some_and(|&from| chunk.place.offset >= from)
+        };
+        !self.suspect.is_empty()
+            && batch::records(batch.payload())
+                .flatten()
+                .filter(|(_, record)| record.kind() == Kind::Message)
+                .filter_map(|(_, record)| message::chunks(&record).ok())
+                .any(|mut chunks| chunks.any(is_suspect))
     }
 
     /// Records durably that the refused batches are void, then tells so.  Gives whether the log
@@ -539,6 +579,7 @@ impl<D: Disk> Log<D> {
                 self.mark_damaged(self.head.header.segment);
             }
             self.accounts.close(self.head.header.segment);
+            self.suspect_unsynced();
             // What is unsynced in the closed segment was never promised more.
             self.durable_through = self.last_sequence;
             self.head = Head::new(header, spare.file, true);
@@ -564,8 +605,11 @@ impl<D: Disk> Log<D> {
     }
 
     fn mark_damaged(&mut self, segment: SegmentNo) {
-        if let Some(file) = self.segments.get_mut(&segment) {
+        if let Some(file) = self.segments.get_mut(&segment)
+            && !file.is_damaged
+        {
             file.is_damaged = true;
+            self.stats.segments_damaged.fetch_add(1, Relaxed);
         }
     }
 
@@ -600,6 +644,7 @@ impl Head {
             position: BLOCK as u32,
             header_is_written,
             has_unsynced: false,
+            synced: BLOCK as u32,
             index: Some(IndexBuilder::default()),
         }
     }

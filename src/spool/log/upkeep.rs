@@ -88,7 +88,10 @@ impl<D: Disk> Log<D> {
 
     fn segment_retired(&mut self, segment: SegmentNo, spare: Option<Spare>) {
         self.accounts.retired(segment);
-        self.segments.remove(&segment);
+        self.suspect.remove(&segment);
+        if self.segments.remove(&segment).is_some_and(|file| file.is_damaged) {
+            self.stats.segments_damaged.fetch_sub(1, Relaxed);
+        }
         self.table.remove(segment);
         self.stats.retired.fetch_add(1, Relaxed);
         match spare {
