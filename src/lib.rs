@@ -10,3 +10,8 @@ pub mod units;
 
 pub mod runtime;
 pub mod smtp;
+
+/// The way in; so far only who may send where.
+pub mod inbound {
+    pub mod relay;
+}

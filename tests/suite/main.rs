@@ -2,3 +2,6 @@
 
 mod addresses;
 mod config;
+mod dialogue;
+mod dialogues;
+mod soup;
