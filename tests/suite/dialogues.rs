@@ -56,8 +56,12 @@ fn one_write_of_everything_changes_nothing() {
 fn a_read_for_every_octet_changes_nothing() {
     for_each(|dialogue| {
         let expected = judge::play(dialogue)?;
-        judge::play_cut(dialogue, std::iter::repeat(1).take(dialogue.client_octets().len()), &expected)
-            .map_err(|wrong| format!("{}: {wrong}", dialogue.name))
+        judge::play_cut(
+            dialogue,
+            std::iter::repeat(1).take(dialogue.client_octets().len()),
+            &expected,
+        )
+        .map_err(|wrong| format!("{}: {wrong}", dialogue.name))
     });
 }
 
@@ -137,7 +141,8 @@ impl Gateway {
         expected.sort_by_key(|body| std::cmp::Reverse(body.len()));
         for body in expected {
             let place = files.iter().position(|(_, text)| text.ends_with(&body));
-            let (file, _) = files.remove(place.ok_or(format!("{}: a body is lost", dialogue.name))?);
+            let (file, _) =
+                files.remove(place.ok_or(format!("{}: a body is lost", dialogue.name))?);
             fs::remove_file(file).expect("it can be removed");
         }
         Ok(())

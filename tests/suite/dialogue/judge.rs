@@ -138,9 +138,8 @@ pub fn same(machine: &Machine, expected: &Machine) -> Result<(), String> {
     if machine.replies != expected.replies {
         let differ = |(a, b): (&u8, &u8)| a != b;
         let common = machine.replies.iter().zip(&expected.replies).position(differ);
-        let from = common
-            .unwrap_or(machine.replies.len().min(expected.replies.len()))
-            .saturating_sub(80);
+        let from =
+            common.unwrap_or(machine.replies.len().min(expected.replies.len())).saturating_sub(80);
         let show = |replies: &[u8]| replies[from..].iter().take(240).copied().collect::<Vec<u8>>();
         return Err(format!(
             "other replies: {} instead of {}",
@@ -222,10 +221,9 @@ impl Messages {
             Claim::Parameters(parameters) => {
                 equal(&written_parameters(&message.envelope.parameters), parameters)
             }
-            Claim::Body(body) => equal(
-                &message.body.escape_ascii().to_string(),
-                &body.escape_ascii().to_string(),
-            ),
+            Claim::Body(body) => {
+                equal(&message.body.escape_ascii().to_string(), &body.escape_ascii().to_string())
+            }
             Claim::Octets(octets) => equal(&message.body.len().to_string(), &octets.to_string()),
         }
     }
@@ -234,9 +232,14 @@ impl Messages {
     fn all_recipients_named(&self, claim: &Claim, messages: &[Message]) -> Result<(), String> {
         let leaves = matches!(claim, Claim::None | Claim::Message | Claim::From(_));
         let current = self.taken.checked_sub(1).and_then(|place| messages.get(place));
-        let Some(message) = current.filter(|_| leaves && self.recipients > 0) else { return Ok(()) };
+        let Some(message) = current.filter(|_| leaves && self.recipients > 0) else {
+            return Ok(());
+        };
         let named = self.recipients.to_string();
-        equal(&format!("{} recipients", message.envelope.recipients.len()), &format!("{named} recipients"))
+        equal(
+            &format!("{} recipients", message.envelope.recipients.len()),
+            &format!("{named} recipients"),
+        )
     }
 }
 
@@ -248,11 +251,8 @@ fn equal(found: &str, expected: &str) -> Result<(), String> {
 fn written(recipient: &Recipient) -> String {
     let mut text = recipient.path.as_str().to_owned();
     if recipient.notify.is_given() {
-        let events = [
-            (Notify::SUCCESS, "SUCCESS"),
-            (Notify::FAILURE, "FAILURE"),
-            (Notify::DELAY, "DELAY"),
-        ];
+        let events =
+            [(Notify::SUCCESS, "SUCCESS"), (Notify::FAILURE, "FAILURE"), (Notify::DELAY, "DELAY")];
         let given = events.iter().filter(|(event, _)| recipient.notify.0 & event.0 != 0);
         let names: Vec<&str> = given.map(|(_, name)| *name).collect();
         let names = if names.is_empty() { "NEVER".to_owned() } else { names.join(",") };
@@ -301,7 +301,13 @@ fn replies_that_break_the_rules_are_seen() {
     let long = [b"250 ".to_vec(), b"x".repeat(507), b"\r\n".to_vec()].concat();
     assert!(well_formed(&long).is_err());
     let bad: [&[u8]; 7] = [
-        b"250 Ok\n", b"25 Ok\r\n", b"250\r\n", b"150 a\r\n", b"250 \xc3\xa9\r\n", b"250_a\r\n", b"\r\n",
+        b"250 Ok\n",
+        b"25 Ok\r\n",
+        b"250\r\n",
+        b"150 a\r\n",
+        b"250 \xc3\xa9\r\n",
+        b"250_a\r\n",
+        b"\r\n",
     ];
     for line in bad {
         assert!(well_formed(line).is_err(), "{}", line.escape_ascii());

@@ -62,8 +62,9 @@ impl Connection {
                 let _ = self.stream.write_all(octets);
                 Ok(())
             }
-            Action::Reply { times, lines, last } => (0..*times)
-                .try_for_each(|_| judge::reply_is(&self.next_reply()?, lines, last)),
+            Action::Reply { times, lines, last } => {
+                (0..*times).try_for_each(|_| judge::reply_is(&self.next_reply()?, lines, last))
+            }
             Action::Silence => {
                 self.receive(SILENCE);
                 match self.replies.unread() {
