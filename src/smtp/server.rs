@@ -12,7 +12,7 @@
 //! Invariant: a message ends at CRLF.CRLF or at the last octet of BDAT LAST and nowhere else, and
 //! whatever was refused is still read to that end, so that no octet of a body is ever taken for
 //! a command.  Where nobody can tell that end (a BDAT whose number cannot be read), and where
-//! reading to it would cost too much (see [`body`]), the session ends instead.
+//! reading to it would cost too much (see `server/body.rs`), the session ends instead.
 //!
 //! A second one: the replies, the message and the end of the session depend on the octets alone,
 //! never on how they were cut into reads.

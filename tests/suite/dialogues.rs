@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -56,12 +57,8 @@ fn one_write_of_everything_changes_nothing() {
 fn a_read_for_every_octet_changes_nothing() {
     for_each(|dialogue| {
         let expected = judge::play(dialogue)?;
-        judge::play_cut(
-            dialogue,
-            std::iter::repeat(1).take(dialogue.client_octets().len()),
-            &expected,
-        )
-        .map_err(|wrong| format!("{}: {wrong}", dialogue.name))
+        judge::play_cut(dialogue, std::iter::repeat_n(1, dialogue.client_octets().len()), &expected)
+            .map_err(|wrong| format!("{}: {wrong}", dialogue.name))
     });
 }
 
@@ -80,6 +77,40 @@ fn random_cuts_change_nothing() {
                 .map_err(|wrong| format!("{}: MAILRACE_SEED={seed}: {wrong}", dialogue.name))
         })
     });
+}
+
+/// The player over TCP, tried on the pure server behind a socket.
+#[test]
+fn the_pure_server_holds_over_tcp() {
+    for_each(|dialogue| {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let settings = Settings::of(dialogue);
+        let server = thread::spawn(move || serve_one(&listener, &settings));
+        let played = play_over_tcp(address, dialogue);
+        server.join().expect("the server ends with its client");
+        played
+    });
+}
+
+/// Serves one client and reads on to its end, so that its last reply is not lost to a reset.
+fn serve_one(listener: &TcpListener, settings: &Settings) {
+    let (mut stream, _) = listener.accept().expect("a client comes");
+    let mut machine = Machine::new(settings);
+    let mut buffer = [0; 8 * 1024];
+    let mut sent = 0;
+    loop {
+        // A client that has gone no longer wants its replies.
+        let _ = stream.write_all(&machine.replies[sent..]);
+        sent = machine.replies.len();
+        if machine.closed {
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(read) => machine.receive(&buffer[..read]),
+        }
+    }
 }
 
 #[test]
@@ -127,7 +158,7 @@ impl Gateway {
             .expect("the program starts");
         let address = SocketAddr::from(([127, 0, 0, 1], smtp));
         let gateway = Gateway { program, address, directory };
-        wait_until(|| std::net::TcpStream::connect(address).is_ok(), "the gateway accepts");
+        wait_until(|| TcpStream::connect(address).is_ok(), "the gateway accepts");
         gateway
     }
 
