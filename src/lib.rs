@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod gateway;
 pub mod limits;
 pub mod message;
 pub mod units;
@@ -11,7 +12,19 @@ pub mod units;
 pub mod runtime;
 pub mod smtp;
 
-/// The way in; so far only who may send where.
-pub mod inbound {
-    pub mod relay;
-}
+pub mod listener;
+
+pub mod inbound;
+
+pub mod spool;
+
+pub mod queue;
+
+pub mod delivery;
+
+pub mod pool;
+
+pub mod outbound;
+
+pub mod control;
+pub mod worker;

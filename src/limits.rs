@@ -77,7 +77,35 @@ pub const CHUNK: usize = 256 * 1024;
 /// Chunks of one upload that may wait for the disk.
 pub const CHUNKS_IN_FLIGHT: usize = 2;
 
+/// Events that a worker hands to the event log at a time, in octets.
+pub const EVENT_BLOCK: usize = 32 * 1024;
+/// Events that wait for the event log's writer, in octets, of all workers together.
+pub const EVENT_QUEUE: usize = 8 * 1024 * 1024;
+/// Events that a worker keeps when that queue is full, in octets.  It takes no new sessions
+/// meanwhile; what comes beyond this from those that it has is lost and counted.
+pub const EVENT_BACKLOG: usize = 16 * 1024 * 1024;
+/// Connections to an admin listener; more wait in its backlog.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// The head of an admin request.
+pub const ADMIN_HEAD: usize = 16 * 1024;
+/// The body of an admin request: some sixty thousand message ids.
+pub const ADMIN_BODY: usize = 1024 * 1024;
+/// What an admin client may take for the head of its request.
+pub const ADMIN_HEAD_TIME: Duration = Duration::from_secs(10);
+/// What an admin connection, which carries one request, may take in all.
+pub const ADMIN_CONNECTION_TIME: Duration = Duration::from_secs(120);
+/// Messages on one page of a queue listing.
+pub const ADMIN_PAGE: usize = 1_000;
+/// What a worker may take to answer a ping or a count.
+pub const WORKER_ANSWER: Duration = Duration::from_secs(5);
+/// What a worker may take to list messages, whose envelopes it reads from the log, or to change
+/// them, which it writes there.
+pub const WORKER_WORK: Duration = Duration::from_secs(30);
+
 const _: () = assert!(PATH >= LOCAL_PART + 1 + 2);
 const _: () = assert!(COMMAND_LINE >= 512 + ENVID + ORCPT + 26 + 17 + 10);
 // A large upload costs its chunks in flight, the one being filled, and the receive buffer.
 const _: () = assert!((CHUNKS_IN_FLIGHT + 1) * CHUNK + 2 * SMALL_MESSAGE <= 1024 * 1024);
+// What all workers hand over at once still fits the queue, and a request outlasts its workers.
+const _: () = assert!(EVENT_QUEUE >= 128 * EVENT_BLOCK);
+const _: () = assert!(ADMIN_CONNECTION_TIME.as_secs() > 2 * WORKER_WORK.as_secs());

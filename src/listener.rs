@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use monoio::io::Canceller;
+use monoio::io::CancelHandle;
 
 use crate::config::Config;
-use crate::control::events::{self, SessionId};
+use crate::control::events::SessionId;
 use crate::inbound::{self, ListenerState};
 use crate::runtime::guard::guarded;
 use crate::runtime::socket::{Listener, Stream};
@@ -109,24 +109,24 @@ impl Drop for Admission {
     }
 }
 
-/// Accepts on one socket until `canceller` ends it.
+/// Accepts on one socket until `cancel` ends it.
 pub async fn accept_forever(
     worker: Rc<Worker>,
     state: Rc<ListenerState>,
     listener: Listener,
-    canceller: Rc<Canceller>,
+    cancel: CancelHandle,
 ) {
     while !worker.is_stopping() {
         // Events are never dropped: where their writer is behind, new sessions wait for it.
         while worker.events.must_wait() && !worker.is_stopping() {
             sleep(ACCEPT_PAUSE).await;
         }
-        match listener.accept(&canceller).await {
+        match listener.accept(cancel.clone()).await {
             Ok((stream, peer)) => admit(&worker, &state, stream, peer),
             Err(_) if worker.is_stopping() => return,
             Err(error) => {
                 // Out of descriptors, nearly always: each one that a session gives back helps.
-                worker.metrics.accept_failed();
+                worker.metrics.accept_errors.count();
                 tracing::warn!(%error, "cannot accept a connection; trying again in a moment");
                 sleep(ACCEPT_PAUSE).await;
             }
@@ -147,7 +147,6 @@ fn admit(worker: &Rc<Worker>, state: &Rc<ListenerState>, stream: Stream, peer: S
             // On the heap, so that what idles is only as large as it must be.
             if let Err(words) = guarded(Box::pin(session)).await {
                 tracing::error!(session = %id, %peer, "a session ended by a bug of ours: {words}");
-                worker.metrics.session_panicked();
             }
             worker.session_ended();
             drop(admission);

@@ -19,6 +19,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Checked, LoadError, Pattern, Severity};
+use crate::control::port::Originator;
 use crate::message::MessageId;
 
 pub use queue::queue;
@@ -159,15 +160,6 @@ pub enum State {
     Held,
 }
 
-/// What `--from` matches.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Originator {
-    /// `<>`, the null reverse-path.
-    Null,
-    /// A mailbox.
-    Like(Pattern),
-}
-
 /// How a queue command prints, and whom it asks.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Output {
@@ -273,17 +265,6 @@ impl Cli {
             }
         }
         Ok(self)
-    }
-}
-
-impl std::str::FromStr for Originator {
-    type Err = config::BadPattern;
-
-    fn from_str(text: &str) -> Result<Self, config::BadPattern> {
-        match text {
-            "<>" => Ok(Originator::Null),
-            _ => text.parse().map(Originator::Like),
-        }
     }
 }
 

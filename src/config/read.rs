@@ -81,23 +81,15 @@ pub(super) fn config(
     let hostname = note(table.optional("hostname", hostname), &mut marks.hostname);
     let user = note(table.optional("user", user), &mut marks.user);
     let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
-    table
-        .table("tls")
-        .unavailable("certificate", "encryption comes with a later version");
-    table
-        .table("dns")
-        .unavailable("servers", "names are not looked up in this version");
+    table.table("tls").unavailable("certificate", "encryption comes with a later version");
+    table.table("dns").unavailable("servers", "names are not looked up in this version");
     let config = Config {
         hostname: hostname.unwrap_or(defaults.hostname),
         data_dir: match table.optional("data_dir", path) {
             Some(path) => directory.join(path.into_inner()),
             None => defaults.data_dir,
         },
-        workers: if workers == 0 {
-            defaults.workers
-        } else {
-            workers
-        },
+        workers: if workers == 0 { defaults.workers } else { workers },
         user,
         listeners: listeners(&table, &mut marks),
         relay: relay(&table.table("relay"), defaults.relay, &mut marks),
@@ -127,10 +119,7 @@ pub(super) fn syntax_errors(source: &str, errors: Vec<toml::de::Error>, problems
             problems.push(Problem::missing(error.message()));
             continue;
         };
-        let line = source.as_bytes()[..span.start]
-            .iter()
-            .filter(|&&b| b == b'\n')
-            .count();
+        let line = source.as_bytes()[..span.start].iter().filter(|&&b| b == b'\n').count();
         if lines.insert(line) {
             let title = "this is not valid TOML".to_owned();
             problems.push(Problem::error(title, span).label(error.message()));
@@ -141,19 +130,13 @@ pub(super) fn syntax_errors(source: &str, errors: Vec<toml::de::Error>, problems
 fn hostname(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
     let name = domain_ascii_lower(text(value)?).filter(|name| !name.starts_with('['));
     name.map(String::into_boxed_str).ok_or_else(|| {
-        Wrong::new(
-            "is not a host name",
-            "expected a full name like \"mx1.example.com\"",
-        )
+        Wrong::new("is not a host name", "expected a full name like \"mx1.example.com\"")
     })
 }
 
 fn user(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
     match text(value)? {
-        "" => Err(Wrong::new(
-            "is empty",
-            "expected the name of a user of this system",
-        )),
+        "" => Err(Wrong::new("is empty", "expected the name of a user of this system")),
         name => Ok(name.into()),
     }
 }
@@ -171,10 +154,7 @@ fn socket_address(value: &DeValue<'_>) -> Result<SocketAddr, Wrong> {
     given.parse().map_err(|_| {
         let expected = "expected an IP address and a port, as in \"0.0.0.0:25\" or \"[::]:25\"";
         let wrong = Wrong::new("is not a socket address", expected);
-        match (
-            given.parse::<IpAddr>(),
-            given.strip_prefix(':').unwrap_or(given).parse::<u16>(),
-        ) {
+        match (given.parse::<IpAddr>(), given.strip_prefix(':').unwrap_or(given).parse::<u16>()) {
             (Ok(ip), _) => {
                 let port = if ip.is_loopback() { 2525 } else { 25 };
                 wrong.mend(format!("add the port: \"{}\"", SocketAddr::new(ip, port)))
@@ -205,36 +185,21 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
         let bare_newline = table.or(
             "bare_newline",
             BareNewline::Reject,
-            choice(&[
-                ("reject", BareNewline::Reject),
-                ("space", BareNewline::Space),
-            ]),
+            choice(&[("reject", BareNewline::Reject), ("space", BareNewline::Space)]),
         );
         let (Some(address), Some(service)) = (address, service) else {
             continue;
         };
-        marks.listeners.push(ListenerMarks {
-            address: address.span(),
-            service: service.span(),
-        });
+        marks.listeners.push(ListenerMarks { address: address.span(), service: service.span() });
         let (address, service) = (address.into_inner(), service.into_inner());
-        listeners.push(Listener {
-            address,
-            service,
-            tls,
-            durability,
-            bare_newline,
-        });
+        listeners.push(Listener { address, service, tls, durability, bare_newline });
     }
     listeners
 }
 
 fn service(value: &DeValue<'_>) -> Result<Service, Wrong> {
-    let words = [
-        ("mx", Service::Mx),
-        ("submission", Service::Submission),
-        ("relay", Service::Relay),
-    ];
+    let words =
+        [("mx", Service::Mx), ("submission", Service::Submission), ("relay", Service::Relay)];
     match choice(&words)(value)? {
         Service::Submission => {
             let instead = "use \"relay\" for your own networks, or \"mx\" for your domains";
@@ -259,9 +224,9 @@ fn listener_tls(value: &DeValue<'_>) -> Result<ListenerTls, Wrong> {
 
 fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
     match note(table.list("networks", network), &mut marks.networks) {
-        Some(networks) => Relay {
-            networks: networks.into_iter().map(Spanned::into_inner).collect(),
-        },
+        Some(networks) => {
+            Relay { networks: networks.into_iter().map(Spanned::into_inner).collect() }
+        }
         None => default,
     }
 }
@@ -279,26 +244,17 @@ fn network(value: &DeValue<'_>) -> Result<IpNet, Wrong> {
         )
     })?;
     if network.trunc() != network {
-        let mend = format!(
-            "write \"{}\" for the network, or the address alone",
-            network.trunc()
-        );
+        let mend = format!("write \"{}\" for the network, or the address alone", network.trunc());
         return Err(Wrong::new(
             "has a network with an address in it",
-            format!(
-                "expected no bits set after the first {}",
-                network.prefix_len()
-            ),
+            format!("expected no bits set after the first {}", network.prefix_len()),
         )
         .mend(mend));
     }
     let IpNet::V6(v6) = network else {
         return Ok(network);
     };
-    let mapped = v6
-        .prefix_len()
-        .checked_sub(96)
-        .zip(v6.addr().to_ipv4_mapped());
+    let mapped = v6.prefix_len().checked_sub(96).zip(v6.addr().to_ipv4_mapped());
     let v4 = mapped.and_then(|(length, address)| Ipv4Net::new(address, length).ok());
     Ok(v4.map_or(network, IpNet::V4))
 }
@@ -307,11 +263,7 @@ fn domains(table: &Table<'_>, marks: &mut Marks) -> Domains {
     let read = parsed::<DomainPattern>("has an entry that is not a domain");
     let accept = note(table.list("accept", read), &mut marks.domains);
     marks.domains_are_bad = table.has("accept") && accept.is_none();
-    accept
-        .into_iter()
-        .flatten()
-        .map(Spanned::into_inner)
-        .collect()
+    accept.into_iter().flatten().map(Spanned::into_inner).collect()
 }
 
 fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limits {
@@ -373,10 +325,7 @@ fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {
 
 fn source_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
     text(value)?.parse().map_err(|_| {
-        Wrong::new(
-            "is not an address",
-            "expected an IP address of this host, without a port",
-        )
+        Wrong::new("is not an address", "expected an IP address of this host, without a port")
     })
 }
 
@@ -413,10 +362,7 @@ fn delivery(table: &Table<'_>, default: Delivery) -> Delivery {
 }
 
 fn queue(table: &Table<'_>, default: Queue, marks: &mut Marks) -> Queue {
-    table.unavailable(
-        "delay_notice",
-        "notices of a delay come with a later version",
-    );
+    table.unavailable("delay_notice", "notices of a delay come with a later version");
     let retry = note(table.list("retry", period(WAIT)), &mut marks.retry);
     Queue {
         retry: match retry {
@@ -434,14 +380,10 @@ fn log(table: &Table<'_>, directory: &Path, default: Log) -> Log {
             path => Events::File(directory.join(path)),
         })
     };
-    Log {
-        events: table.or("events", default.events, events),
-    }
+    Log { events: table.or("events", default.events, events) }
 }
 
 fn admin(table: &Table<'_>, default: Admin, marks: &mut Marks) -> Admin {
     let address = note(table.optional("address", socket_address), &mut marks.admin);
-    Admin {
-        address: address.unwrap_or(default.address),
-    }
+    Admin { address: address.unwrap_or(default.address) }
 }

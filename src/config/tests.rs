@@ -15,11 +15,7 @@ fn environment() -> Environment {
 }
 
 fn parse(text: &str) -> Result<Checked, Report> {
-    Config::parse(
-        text,
-        Path::new("/etc/mailrace/mailrace.toml"),
-        &environment(),
-    )
+    Config::parse(text, Path::new("/etc/mailrace/mailrace.toml"), &environment())
 }
 
 const LEAST: &str = r#"
@@ -36,26 +32,16 @@ fn the_least_file_has_the_defaults() {
     let checked = parse(LEAST).unwrap();
     assert_eq!(checked.report.problems(), []);
     let config = checked.config;
-    let route = Route {
-        recipient: "*".parse().unwrap(),
-        to: Target::Discard,
-        source: None,
-    };
+    let route = Route { recipient: "*".parse().unwrap(), to: Target::Discard, source: None };
     let expected = Config {
-        listeners: vec![Listener::new(
-            "127.0.0.1:0".parse().unwrap(),
-            Service::Relay,
-        )],
+        listeners: vec![Listener::new("127.0.0.1:0".parse().unwrap(), Service::Relay)],
         routes: Routes::new(vec![route]),
         ..Config::defaults(&environment())
     };
     assert_eq!(config, expected);
     assert_eq!((&*config.hostname, config.workers), ("mx7.example.net", 4));
     assert_eq!(config.limits.sessions, 3_072);
-    assert_eq!(
-        config.admin_socket(),
-        Path::new("/var/lib/mailrace/admin.sock")
-    );
+    assert_eq!(config.admin_socket(), Path::new("/var/lib/mailrace/admin.sock"));
 }
 
 #[test]
@@ -103,9 +89,7 @@ events = "events.json"
 [admin]
 address = "[::1]:80"
 "#;
-    let config = parse(text)
-        .unwrap_or_else(|report| panic!("{}", report.render(false)))
-        .config;
+    let config = parse(text).unwrap_or_else(|report| panic!("{}", report.render(false))).config;
     let second = Duration::from_secs(1);
     assert_eq!(&*config.hostname, "mx1.xn--bcher-kva.example");
     assert_eq!(config.data_dir, Path::new("/etc/mailrace/data"));
@@ -117,10 +101,7 @@ address = "[::1]:80"
     };
     assert_eq!(config.listeners, [listener]);
     let networks = ["10.0.0.0/8", "192.0.2.7/32", "198.51.100.0/24"];
-    assert_eq!(
-        config.relay.networks,
-        networks.map(|n| n.parse::<IpNet>().unwrap())
-    );
+    assert_eq!(config.relay.networks, networks.map(|n| n.parse::<IpNet>().unwrap()));
     assert_eq!(config.domains.len(), 2);
     let limits = Limits {
         message_size: ByteSize(2_048),
@@ -130,22 +111,13 @@ address = "[::1]:80"
         received: 50,
     };
     assert_eq!(config.limits, limits);
-    let shown: Vec<String> = config
-        .routes
-        .iter()
-        .map(|r| format!("{} {}", r.recipient, r.to))
-        .collect();
+    let shown: Vec<String> =
+        config.routes.iter().map(|r| format!("{} {}", r.recipient, r.to)).collect();
     assert_eq!(
         shown,
-        [
-            "*@example.com smtp://192.0.2.9:26",
-            "* maildir:/etc/mailrace/mail/{local}"
-        ]
+        ["*@example.com smtp://192.0.2.9:26", "* maildir:/etc/mailrace/mail/{local}"]
     );
-    assert_eq!(
-        config.routes[RouteIndex(0)].source,
-        Some("192.0.2.1".parse().unwrap())
-    );
+    assert_eq!(config.routes[RouteIndex(0)].source, Some("192.0.2.1".parse().unwrap()));
     let delivery = Delivery {
         port: 26,
         connections_per_site: 2,
@@ -159,51 +131,26 @@ address = "[::1]:80"
         },
     };
     assert_eq!(config.delivery, delivery);
-    assert_eq!(
-        config.queue,
-        Queue {
-            retry: vec![second, 2 * second],
-            lifetime: 3_600 * second
-        }
-    );
-    assert_eq!(
-        config.log.events,
-        Events::File("/etc/mailrace/events.json".into())
-    );
+    assert_eq!(config.queue, Queue { retry: vec![second, 2 * second], lifetime: 3_600 * second });
+    assert_eq!(config.log.events, Events::File("/etc/mailrace/events.json".into()));
     assert_eq!(config.admin.address, "[::1]:80".parse().unwrap());
 }
 
 #[test]
 fn development_keeps_to_this_machine() {
     let config = Config::development(&environment());
-    assert!(
-        config
-            .listeners
-            .iter()
-            .all(|listener| listener.address.ip().is_loopback())
-    );
+    assert!(config.listeners.iter().all(|listener| listener.address.ip().is_loopback()));
     assert!(config.admin.address.ip().is_loopback());
     let (_, route) = config.routes.first_match("postmaster", "").unwrap();
-    assert_eq!(
-        route.to.to_string(),
-        "maildir:/srv/here/mailrace-data/mail/{domain}/{local}"
-    );
-    assert_eq!(
-        config.spool_dir(),
-        Path::new("/srv/here/mailrace-data/spool")
-    );
+    assert_eq!(route.to.to_string(), "maildir:/srv/here/mailrace-data/mail/{domain}/{local}");
+    assert_eq!(config.spool_dir(), Path::new("/srv/here/mailrace-data/spool"));
 }
 
 #[test]
 fn sessions_leave_room_for_deliveries() {
-    for (descriptors, sessions) in [
-        (0, 16),
-        (256, 16),
-        (1_024, 576),
-        (4_352, 3_072),
-        (1 << 20, 20_000),
-        (u64::MAX, 20_000),
-    ] {
+    for (descriptors, sessions) in
+        [(0, 16), (256, 16), (1_024, 576), (4_352, 3_072), (1 << 20, 20_000), (u64::MAX, 20_000)]
+    {
         assert_eq!(sessions_for(descriptors), sessions, "{descriptors}");
     }
 }
@@ -232,11 +179,7 @@ fn relay_networks_see_through_mapped_addresses() {
         ("192.0.2.1", false),
         ("::ffff:192.0.2.1", false),
     ] {
-        assert_eq!(
-            relay.contains(client.parse().unwrap()),
-            expected,
-            "{client}"
-        );
+        assert_eq!(relay.contains(client.parse().unwrap()), expected, "{client}");
     }
 }
 
@@ -261,9 +204,7 @@ fn no_known_key_is_ignored() {
             let refused = report.problems().iter().any(|problem| {
                 problem.title.starts_with(&path)
                     || (section.name == "tls.certificate"
-                        && problem
-                            .title
-                            .starts_with("`tls.certificate` is not available"))
+                        && problem.title.starts_with("`tls.certificate` is not available"))
             });
             assert!(refused, "{path} is read nowhere:\n{}", report.render(false));
         }

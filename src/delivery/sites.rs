@@ -3,6 +3,7 @@
 //! Today a route names its one next hop, so the table is fixed; a later step resolves `mx` routes
 //! for each attempt and adds sites as it meets them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::{Config, RouteIndex, Target};
@@ -13,7 +14,8 @@ use crate::smtp::address::ForwardPath;
 
 /// Every site, and the one of each route.
 pub struct Sites {
-    targets: Vec<Target>,
+    /// Where each site's mail goes, and from which address.
+    targets: Vec<(Target, Option<IpAddr>)>,
     of_route: Vec<SiteIndex>,
     shared: Arc<[SiteShared]>,
 }
@@ -24,23 +26,25 @@ pub type SiteGroup = (SiteIndex, Recipients);
 impl Sites {
     /// The sites of a configuration; routes to the same target share one.
     pub fn new(config: &Config) -> Sites {
-        let mut targets: Vec<Target> = Vec::new();
+        let mut targets: Vec<(Target, Option<IpAddr>)> = Vec::new();
         let mut of_route = Vec::new();
         for route in config.routes.iter() {
-            let known = targets.iter().position(|target| *target == route.to);
+            let way = (route.to.clone(), route.source);
+            let known = targets.iter().position(|target| *target == way);
             let site = known.unwrap_or_else(|| {
-                targets.push(route.to.clone());
+                targets.push(way);
                 targets.len() - 1
             });
             of_route.push(SiteIndex(site as u32));
         }
+        targets.push((Target::Hold, None));
         let cores = config.workers as u32;
         let limit = |target: &Target| match target {
             Target::Smtp { .. } => config.delivery.connections_per_site as u32,
             // Writers of files: more of them would only wait for the same disk.
             _ => LOCAL_WRITERS * cores,
         };
-        let shared = targets.iter().enumerate().map(|(index, target)| {
+        let shared = targets.iter().enumerate().map(|(index, (target, _))| {
             SiteShared::new(SiteIndex(index as u32), limit(target), cores)
         });
         Sites { shared: shared.collect(), targets, of_route }
@@ -48,7 +52,27 @@ impl Sites {
 
     /// Where a site's mail goes.
     pub fn target(&self, site: SiteIndex) -> &Target {
-        &self.targets[site.0 as usize]
+        &self.targets[site.0 as usize].0
+    }
+
+    /// The address that connections to a site are made from.
+    pub fn source(&self, site: SiteIndex) -> Option<IpAddr> {
+        self.targets[site.0 as usize].1
+    }
+
+    /// Where messages wait to which no route leads since the configuration changed.
+    pub fn unrouted(&self) -> SiteIndex {
+        SiteIndex(self.targets.len() as u32 - 1)
+    }
+
+    /// The names of all sites.
+    pub fn names(&self) -> Vec<String> {
+        (0..self.targets.len() as u32).map(|index| self.name(SiteIndex(index))).collect()
+    }
+
+    /// A site's name for people.
+    pub fn name(&self, site: SiteIndex) -> String {
+        if site == self.unrouted() { "no route".into() } else { self.target(site).to_string() }
     }
 
     /// What the cores share of each site.
@@ -58,7 +82,7 @@ impl Sites {
 
     /// How each site takes mail.
     pub fn kinds(&self) -> impl Iterator<Item = SiteKind> {
-        self.targets.iter().map(|target| match target {
+        self.targets.iter().map(|(target, _)| match target {
             Target::Hold => SiteKind::Hold,
             _ => SiteKind::Open,
         })
@@ -69,32 +93,23 @@ impl Sites {
         self.of_route[route.0 as usize]
     }
 
-    /// Recipients by site, in the order in which the sites first come.
+    /// Recipients by site, in the order in which the sites first come; `routes` has one for each.
     pub fn group(&self, routes: &[RouteIndex]) -> Vec<SiteGroup> {
-        self.group_some(routes.iter().enumerate().map(|(place, &route)| (place as u16, route)))
-            .map_or_else(Vec::new, |(groups, _)| match groups.len() {
-                1 => vec![(groups[0].0, Recipients::All)],
-                _ => groups,
-            })
-    }
-
-    /// The same for some of a message's recipients, named by their place; with how many.
-    pub fn group_some(
-        &self,
-        routes: impl IntoIterator<Item = (u16, RouteIndex)>,
-    ) -> Option<(Vec<SiteGroup>, usize)> {
+        if let [first, rest @ ..] = routes
+            && rest.iter().all(|route| self.of(*route) == self.of(*first))
+        {
+            return vec![(self.of(*first), Recipients::All(routes.len() as u16))];
+        }
         let mut groups: Vec<(SiteIndex, Vec<u16>)> = Vec::new();
-        let mut count = 0;
-        for (place, route) in routes {
-            count += 1;
-            let site = self.of(route);
+        for (place, &route) in routes.iter().enumerate() {
+            let (site, place) = (self.of(route), place as u16);
             match groups.iter_mut().find(|group| group.0 == site) {
                 Some(group) => group.1.push(place),
                 None => groups.push((site, vec![place])),
             }
         }
-        let boxed = |(site, places): (SiteIndex, Vec<u16>)| (site, Recipients::Some(places.into()));
-        (count > 0).then(|| (groups.into_iter().map(boxed).collect(), count))
+        let named = |(site, places)| (site, Recipients::of(places, routes.len()));
+        groups.into_iter().map(named).collect()
     }
 }
 
@@ -102,7 +117,7 @@ impl Sites {
 /// `past_hold` passes over `hold` routes, for what an operator has released.
 pub fn route_of(config: &Config, path: &ForwardPath, past_hold: bool) -> Option<RouteIndex> {
     let (local, domain) = match path {
-        ForwardPath::Postmaster => ("postmaster".into(), String::new()),
+        ForwardPath::Postmaster => ("postmaster".into(), "".into()),
         ForwardPath::Mailbox(mailbox) => (mailbox.local_unquoted(), mailbox.domain_ascii()?),
     };
     let takes = |route: &crate::config::Route| {

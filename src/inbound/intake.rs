@@ -212,6 +212,12 @@ impl Intake {
         self.body = Body::Chunked(Chunk { buffer, kept });
     }
 
+    /// Gives the empty buffer back while nothing is to be read.
+    pub fn release(&mut self) {
+        debug_assert!(self.is_empty(), "only what is empty is given back");
+        self.tidy();
+    }
+
     /// Whether there is neither body nor anything unconsumed.
     pub fn is_empty(&self) -> bool {
         matches!(self.body, Body::None) && self.start == self.buffer.bytes().len()

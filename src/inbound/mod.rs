@@ -20,9 +20,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::config::Listener;
-use crate::control::events::{Event as LogEvent, SessionId};
+use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::limits;
-use crate::message::{Durability, MessageId, Origin};
+use crate::message::{MessageId, Origin};
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::{Event, ReceivedMessage, Server, ServerConfig};
@@ -173,18 +173,14 @@ impl Session {
         };
         let Some(path) = self.server.recipient_in_question() else { return };
         let verdict = relay::decide(&self.worker.config, facts, path);
-        let verdict = match self.worker.log.is_accepting() {
-            Err(refusal) if verdict.is_ok() => Err(refusal),
-            _ => verdict,
-        };
+        // 452 before the data is kinder than after it.
+        let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
+            None => Ok(route),
+            Some(refusal) => Err(refusal),
+        });
         if let Err(refusal) = &verdict {
-            self.worker.events.emit(&LogEvent {
-                session: Some(self.id),
-                peer: Some(self.peer),
-                to: std::slice::from_ref(&path.to_string()),
-                reason: Some(refusal.reason()),
-                ..LogEvent::new("refused")
-            });
+            let to = path.as_str().to_owned();
+            self.worker.report_refused(self.id, self.peer, Some(&to), refusal);
         }
         self.server.recipient_checked(now, verdict);
     }
@@ -192,6 +188,30 @@ impl Session {
     fn drop_body(&mut self) {
         self.intake.drop_body();
         self.upload = None;
+    }
+
+    /// Tells what the machine refused by itself; recipients are told where they are decided.
+    fn count_refusals(&mut self) {
+        for refusal in self.server.take_refusals() {
+            self.worker.report_refused(self.id, self.peer, None, &refusal);
+        }
+    }
+
+    fn report_end(&mut self, end: End) {
+        self.count_refusals();
+        let reason = match end {
+            End::Quit => None,
+            End::ClosedByPeer => Some("closed_by_peer"),
+            End::TimedOut => Some("timed_out"),
+            End::Broken => Some("broken"),
+        };
+        self.worker.events.emit(&LogEvent {
+            session: Some(self.id),
+            peer: Some(self.peer),
+            helo: self.server.client().map(|client| &*client.helo),
+            reason,
+            ..LogEvent::new(EventKind::Disconnect)
+        });
     }
 
     // ---- octets --------------------------------------------------------------------------
@@ -212,6 +232,7 @@ impl Session {
 
     async fn read(&mut self) -> Result<usize, StreamError> {
         let deadline = self.server.deadline();
+        self.stream.allow_interrupt(!self.server.in_transaction());
         loop {
             match self.intake.make_room(self.server.in_body()) {
                 Room::NeedsChunk => self.next_chunk().await,
@@ -293,7 +314,7 @@ impl Session {
         self.server.stored(Instant::now(), result.map(|id| (id, durability)));
         if let Some(id) = kept {
             self.messages += 1;
-            self.report_accepted(id, &message, started.elapsed());
+            self.worker.report_accepted(self.id, self.peer, id, &message, started.elapsed());
         }
     }
 

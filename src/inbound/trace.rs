@@ -35,10 +35,8 @@ impl Received<'_> {
         let client = AddressLiteral(self.client.ip());
         let with = self.protocol();
         let (helo, hostname, id) = (self.helo, self.hostname, self.id);
-        let written = write!(
-            out,
-            "Received: from {helo} ({client})\r\n\tby {hostname} with {with} id {id}"
-        );
+        let written =
+            write!(out, "Received: from {helo} ({client})\r\n\tby {hostname} with {with} id {id}");
         written.expect("a string takes all text");
         // With several recipients, naming one would tell the others of it.
         if let [recipient] = self.envelope.recipients.as_slice() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Way;
-use crate::delivery::message::{LoadedMessage, Piece};
+use crate::delivery::message::LoadedMessage;
 use crate::delivery::settle::{self, Attempt};
 use crate::queue::arena::Slot;
 use crate::queue::scheduler::Event;
@@ -42,27 +42,28 @@ enum Turn {
 pub async fn run(way: &Way, peer: SocketAddr) {
     let worker = &way.worker;
     let limit = worker.config.delivery.timeouts.connect;
-    let stream = match Stream::connect(peer, limit).await {
+    let stream = match Stream::connect(peer, worker.sites.source(way.site), limit).await {
         Ok(stream) => stream,
         Err(error) => return settle::site_failed(way, &describe_connect(peer, &error)),
     };
-    worker.metrics.outbound_opened();
+    worker.metrics.connections_opened.count();
+    worker.metrics.connections_open.raise();
     let mut connection = Connection::new(way, peer, stream);
     match connection.turn(None).await {
         Turn::Ready => worker.sites.shared()[way.site.0 as usize].recover(),
         Turn::Failed(failure) => {
             settle::site_failed(way, &settle::words_of_failure(&failure));
-            worker.metrics.outbound_closed();
+            worker.metrics.connections_open.lower();
             return;
         }
         Turn::Done(_) | Turn::Closed => {
             settle::site_failed(way, "the connection was closed before the greeting");
-            worker.metrics.outbound_closed();
+            worker.metrics.connections_open.lower();
             return;
         }
     }
     connection.serve().await;
-    worker.metrics.outbound_closed();
+    worker.metrics.connections_open.lower();
 }
 
 impl<'a> Connection<'a> {
@@ -100,10 +101,10 @@ impl<'a> Connection<'a> {
     /// Sends one message; tells whether the connection can be used again.
     async fn deliver(&mut self, slot: Slot) -> bool {
         let worker = &self.way.worker;
-        let Some(attempt) = Attempt::begin(worker, self.way.site, Some(self.peer), slot) else {
+        let Some(mut attempt) = Attempt::begin(worker, self.way.site, Some(self.peer), slot) else {
             return true;
         };
-        let message = match worker.load(attempt.place()).await {
+        let message = match worker.load(attempt.id(), attempt.place()).await {
             Ok(message) => message,
             Err(error) => {
                 attempt.unreadable(worker, &error);
@@ -112,10 +113,17 @@ impl<'a> Connection<'a> {
         };
         let is_first = self.client.transactions() == 0;
         let mut outcomes = Vec::new();
-        let mut left = attempt.recipients(&message);
+        let mut left = attempt.recipients();
         let mut usable = true;
+        let size_octets = match message.octets_unstuffed(&worker.log).await {
+            Ok(size_octets) => size_octets,
+            Err(error) => {
+                attempt.unreadable(worker, &error);
+                return true;
+            }
+        };
         while usable && !left.is_empty() {
-            let result = self.transact(&message, &left).await;
+            let result = self.transact(&message, size_octets, &left).await;
             usable = result.connection == AfterTransaction::Usable;
             if result.chunking_broken() {
                 worker.sites.shared()[self.way.site.0 as usize].remember_broken_chunking();
@@ -140,12 +148,17 @@ impl<'a> Connection<'a> {
             worker.queue_event(Event::Returned { slot });
             return false;
         }
-        attempt.settle(worker, &message, outcomes);
+        attempt.taken_with(&outcomes);
+        attempt.settle(worker, &message, outcomes).await;
         usable
     }
 
-    async fn transact(&mut self, message: &LoadedMessage, places: &[u16]) -> TransactionResult {
-        let size_octets = message.octets_unstuffed(&self.way.worker.log).await;
+    async fn transact(
+        &mut self,
+        message: &LoadedMessage,
+        size_octets: u64,
+        places: &[u16],
+    ) -> TransactionResult {
         let transaction = Transaction::new(
             message.envelope().clone(),
             places.to_vec(),
@@ -254,9 +267,9 @@ impl<'a> Connection<'a> {
                 self.send_part(std::mem::take(&mut out), false).await;
             }
             if reshape.is_identity() {
-                self.send_piece(piece).await;
+                self.send_octets(piece).await;
             } else {
-                reshape.write(piece.bytes(), &mut out);
+                reshape.write(piece.0.view().body(), &mut out);
             }
             if !self.is_sending() {
                 return;
@@ -268,18 +281,14 @@ impl<'a> Connection<'a> {
 
     async fn send_part(&mut self, bytes: Vec<u8>, is_end: bool) {
         if !bytes.is_empty() {
-            self.send_piece_bytes(bytes).await;
+            self.send_octets(bytes).await;
         }
         if is_end && self.is_sending() {
             self.client.body_sent(Instant::now());
         }
     }
 
-    async fn send_piece(&mut self, piece: Piece) {
-        self.send_piece_bytes(piece).await;
-    }
-
-    async fn send_piece_bytes<B: monoio::buf::IoBuf>(&mut self, bytes: B) {
+    async fn send_octets<B: monoio::buf::IoBuf>(&mut self, bytes: B) {
         self.client.body_progress(Instant::now());
         let deadline = self.client.deadline().unwrap_or_else(Instant::now);
         let (result, _) = self.stream.write_all(bytes, deadline).await;

@@ -2,6 +2,7 @@
 //!
 //! Envelope and body stay in the log and are read when an attempt is due.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -27,10 +28,40 @@ pub struct Handle {
     pub attempts: u16,
     /// What it waits for.
     pub state: State,
+    /// What the last attempt came to; shared by all that heard the same.
+    pub reason: Option<Reason>,
     /// The next one in its site's list.
     pub(super) next: Option<Slot>,
     /// When its wait is over, in milliseconds since 1970 UTC; its key among the timers.
     pub due_unix_ms: u64,
+}
+
+/// A line for people, shared.
+pub type Reason = Arc<Box<str>>;
+
+/// Reasons that were heard of late, so that a million messages which failed alike share one.
+#[derive(Debug, Default)]
+pub struct Reasons {
+    recent: VecDeque<Reason>,
+}
+
+impl Reasons {
+    /// How many are remembered.
+    const KEPT: usize = 64;
+
+    /// The shared form of a line.
+    pub fn share(&mut self, line: &str) -> Reason {
+        if let Some(known) = self.recent.iter().rev().find(|known| known.as_ref().as_ref() == line)
+        {
+            return known.clone();
+        }
+        if self.recent.len() >= Self::KEPT {
+            self.recent.pop_front();
+        }
+        let reason = Reason::new(line.into());
+        self.recent.push_back(reason.clone());
+        reason
+    }
 }
 
 /// What a handle waits for.
@@ -49,23 +80,61 @@ pub enum State {
 /// Recipients of a message by their place in its envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recipients {
-    /// Every one, which is nearly always so.
-    All,
+    /// Every one of so many, which is nearly always so.
+    All(u16),
     /// These, in order.
     Some(Box<[u16]>),
 }
 
 impl Recipients {
-    /// The places, for an envelope of `count` recipients.
-    pub fn indices(&self, count: usize) -> Vec<u16> {
+    /// The places.
+    pub fn places(&self) -> Vec<u16> {
         match self {
-            Recipients::All => (0..count as u16).collect(),
-            Recipients::Some(indices) => indices.to_vec(),
+            Recipients::All(count) => (0..*count).collect(),
+            Recipients::Some(places) => places.to_vec(),
         }
+    }
+
+    /// How many they are.
+    pub fn count(&self) -> usize {
+        match self {
+            Recipients::All(count) => usize::from(*count),
+            Recipients::Some(places) => places.len(),
+        }
+    }
+
+    /// Those at `places`, ascending, of an envelope with `count`.
+    pub fn of(places: Vec<u16>, count: usize) -> Recipients {
+        if places.len() == count {
+            return Recipients::All(count as u16);
+        }
+        Recipients::Some(places.into())
     }
 }
 
 impl Handle {
+    /// A message that waits for its first attempt.
+    pub fn new(
+        id: MessageId,
+        place: RecordPlace,
+        site: SiteIndex,
+        recipients: Recipients,
+        parts: Option<Arc<AtomicU32>>,
+    ) -> Handle {
+        Handle {
+            id,
+            place,
+            site,
+            recipients,
+            parts,
+            attempts: 0,
+            state: State::Ready,
+            reason: None,
+            next: None,
+            due_unix_ms: 0,
+        }
+    }
+
     /// Ends this handle; tells whether the message is thereby done altogether.
     pub fn is_last_part(&self) -> bool {
         match &self.parts {
@@ -75,5 +144,5 @@ impl Handle {
     }
 }
 
-// A million handles are 64 MB; a field that would make one larger has to be worth it.
-const _: () = assert!(size_of::<Handle>() <= 72);
+// A million handles are 80 MB; a field that would make one larger has to be worth it.
+const _: () = assert!(size_of::<Handle>() <= 80);

@@ -13,9 +13,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use super::arena::{Arena, Slot};
-use super::handle::{Handle, Recipients, State};
+use super::handle::{Handle, Reason, Recipients, State};
 use super::site::{SiteIndex, SiteShared};
 
 /// A connection of this core, named by the driver.
@@ -34,6 +35,13 @@ pub enum Event {
     },
     /// A connection is open and can take a message.
     ConnectionReady {
+        /// Where it leads.
+        site: SiteIndex,
+        /// Which one.
+        connection: ConnectionId,
+    },
+    /// A connection that was ready takes no more messages; it is about to close.
+    ConnectionLeaving {
         /// Where it leads.
         site: SiteIndex,
         /// Which one.
@@ -59,6 +67,8 @@ pub enum Event {
         recipients: Recipients,
         /// When to try again.
         due_unix_ms: u64,
+        /// What the attempt came to; `None` if it does not count as one.
+        reason: Option<Reason>,
     },
     /// An operator wants a message tried now.
     Retry {
@@ -125,9 +135,26 @@ pub struct Scheduler {
     /// When something is due, earliest first.
     timers: BTreeSet<(u64, Slot)>,
     actions: VecDeque<Action>,
+    counts: Counts,
     /// Handles that go to other cores, in the order of their [`Action::Forward`].
     leaving: VecDeque<Handle>,
     connections: u64,
+}
+
+/// Handles by what they wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts([u64; 4]);
+
+impl Counts {
+    /// Handles in a state.
+    pub fn of(&self, state: State) -> u64 {
+        self.0[state as usize]
+    }
+
+    fn change(&mut self, from: State, to: State) {
+        self.0[from as usize] -= 1;
+        self.0[to as usize] += 1;
+    }
 }
 
 /// What this core keeps of a site.
@@ -172,6 +199,7 @@ impl Scheduler {
             handles: Arena::default(),
             timers: BTreeSet::new(),
             actions: VecDeque::new(),
+            counts: Counts::default(),
             leaving: VecDeque::new(),
             // Names are unique over the cores, for the events.
             connections: u64::from(core) << 48,
@@ -188,15 +216,19 @@ impl Scheduler {
                 queue.idle.push(connection);
                 self.pump(site, now_unix_ms);
             }
+            Event::ConnectionLeaving { site, connection } => self.leave_idle(site, connection),
             Event::ConnectionClosed { site, connection } => {
                 self.connection_closed(site, connection);
                 self.pump(site, now_unix_ms);
             }
             Event::Returned { slot } => self.give_back(slot, now_unix_ms),
-            Event::Deferred { slot, recipients, due_unix_ms } => {
+            Event::Deferred { slot, recipients, due_unix_ms, reason } => {
                 let Some(handle) = self.handles.get_mut(slot) else { return };
                 handle.recipients = recipients;
-                handle.attempts = handle.attempts.saturating_add(1);
+                if reason.is_some() {
+                    handle.attempts = handle.attempts.saturating_add(1);
+                    handle.reason = reason;
+                }
                 self.wait(slot, State::Deferred, due_unix_ms);
             }
             Event::Retry { slot } => self.retry(slot, now_unix_ms),
@@ -230,6 +262,11 @@ impl Scheduler {
         self.handles.len()
     }
 
+    /// How many of them wait for what.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
     /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.handles.is_empty()
@@ -245,9 +282,19 @@ impl Scheduler {
         handle.id.unix_ms().saturating_add(self.lifetime_ms)
     }
 
+    /// An operator leaves only some recipients to a message that is not being sent; the others
+    /// are deleted, or have handles of their own.
+    pub fn split(&mut self, slot: Slot, left: Recipients, parts: Option<Arc<AtomicU32>>) {
+        if let Some(handle) = self.handles.get_mut(slot) {
+            handle.recipients = left;
+            handle.parts = parts;
+        }
+    }
+
     /// Takes out a handle whose recipients are all done, or that an operator deletes.
     pub fn finish(&mut self, slot: Slot) -> Option<Handle> {
-        let (state, due) = self.handles.get(slot).map(|handle| (handle.state, handle.due_unix_ms))?;
+        let (state, due) =
+            self.handles.get(slot).map(|handle| (handle.state, handle.due_unix_ms))?;
         match state {
             State::Deferred | State::Held => {
                 self.timers.remove(&(due, slot));
@@ -255,6 +302,7 @@ impl Scheduler {
             State::Ready => self.unlink(slot),
             State::Active => {}
         }
+        self.counts.0[state as usize] -= 1;
         self.handles.remove(slot)
     }
 
@@ -265,7 +313,7 @@ impl Scheduler {
         if self.sites[site.0 as usize].kind == SiteKind::Hold {
             handle.state = State::Held;
             let expires = self.expires_unix_ms(&handle);
-            let slot = self.handles.insert(handle);
+            let slot = self.insert(handle);
             return self.wait(slot, State::Held, expires);
         }
         if !stay {
@@ -278,7 +326,7 @@ impl Scheduler {
         let due = handle.due_unix_ms;
         let held = handle.state == State::Held;
         let expires = self.expires_unix_ms(&handle);
-        let slot = self.handles.insert(handle);
+        let slot = self.insert(handle);
         if held {
             self.wait(slot, State::Held, expires);
         } else if due > now_unix_ms {
@@ -289,8 +337,14 @@ impl Scheduler {
         }
     }
 
+    fn insert(&mut self, handle: Handle) -> Slot {
+        self.counts.0[handle.state as usize] += 1;
+        self.handles.insert(handle)
+    }
+
     fn wait(&mut self, slot: Slot, state: State, due_unix_ms: u64) {
         let Some(handle) = self.handles.get_mut(slot) else { return };
+        self.counts.change(handle.state, state);
         handle.state = state;
         handle.due_unix_ms = due_unix_ms;
         self.timers.insert((due_unix_ms, slot));
@@ -349,7 +403,9 @@ impl Scheduler {
         }
         // Behind a site that rests it would stand in a list that nobody looks through.
         match self.shared(site).rests_until(now_unix_ms) {
-            Some(until) => self.wait(slot, State::Deferred, until.min(expires.max(now_unix_ms + 1))),
+            Some(until) => {
+                self.wait(slot, State::Deferred, until.min(expires.max(now_unix_ms + 1)))
+            }
             None => self.make_ready(slot),
         }
     }
@@ -371,6 +427,7 @@ impl Scheduler {
 
     fn expire(&mut self, slot: Slot) {
         if let Some(handle) = self.handles.get_mut(slot) {
+            self.counts.change(handle.state, State::Active);
             handle.state = State::Active;
             self.actions.push_back(Action::Expire { slot });
         }
@@ -378,12 +435,17 @@ impl Scheduler {
 
     // ---- connections ---------------------------------------------------------------------
 
+    fn leave_idle(&mut self, site: SiteIndex, connection: ConnectionId) {
+        let idle = &mut self.site(site).idle;
+        if let Some(place) = idle.iter().position(|&idle| idle == connection) {
+            idle.swap_remove(place);
+        }
+    }
+
     fn connection_closed(&mut self, site: SiteIndex, connection: ConnectionId) {
+        self.leave_idle(site, connection);
         let shared = &self.shared[site.0 as usize];
         let queue = &mut self.sites[site.0 as usize];
-        if let Some(place) = queue.idle.iter().position(|&idle| idle == connection) {
-            queue.idle.swap_remove(place);
-        }
         queue.open = queue.open.saturating_sub(1);
         // One that never became ready was still counted as opening.
         queue.opening = queue.opening.min(queue.open);
@@ -401,6 +463,7 @@ impl Scheduler {
             let Some(slot) = queue.pop(&self.handles) else { break };
             queue.idle.pop();
             if let Some(handle) = self.handles.get_mut(slot) {
+                self.counts.change(handle.state, State::Active);
                 handle.state = State::Active;
             }
             self.actions.push_back(Action::Deliver { connection, slot });
@@ -431,6 +494,7 @@ impl Scheduler {
 
     fn make_ready(&mut self, slot: Slot) {
         let Some(handle) = self.handles.get_mut(slot) else { return };
+        self.counts.change(handle.state, State::Ready);
         handle.state = State::Ready;
         handle.next = None;
         let queue = &mut self.sites[handle.site.0 as usize];
@@ -449,6 +513,7 @@ impl Scheduler {
         let Some(handle) = self.handles.get_mut(slot) else { return };
         let site = handle.site;
         let queue = &mut self.sites[site.0 as usize];
+        self.counts.change(handle.state, State::Ready);
         handle.state = State::Ready;
         handle.next = queue.first.replace(slot);
         queue.last.get_or_insert(slot);

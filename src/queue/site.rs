@@ -29,6 +29,8 @@ pub struct SiteShared {
     rests_until_unix_ms: AtomicU64,
     /// Connections that failed in a row.
     failures: AtomicU32,
+    /// It announces CHUNKING and does not know BDAT.
+    chunking_broken: AtomicBool,
     /// What the last failure was, for people.
     last_failure: Mutex<String>,
 }
@@ -44,6 +46,7 @@ impl SiteShared {
             busy: AtomicBool::new(false),
             rests_until_unix_ms: AtomicU64::new(0),
             failures: AtomicU32::new(0),
+            chunking_broken: AtomicBool::new(false),
             last_failure: Mutex::new(String::new()),
         }
     }
@@ -76,12 +79,8 @@ impl SiteShared {
         let rank = (core + cores - self.home) % cores;
         if rank > 0 && !self.busy.load(Ordering::Relaxed) {
             // Fails when another joined or left meanwhile, which is as well.
-            let _ = self.members.compare_exchange(
-                rank + 1,
-                rank,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
+            let _ =
+                self.members.compare_exchange(rank + 1, rank, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
@@ -141,6 +140,16 @@ impl SiteShared {
             self.failures.store(0, Ordering::Relaxed);
             self.rests_until_unix_ms.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Whether BDAT is not to be tried there.
+    pub fn chunking_is_broken(&self) -> bool {
+        self.chunking_broken.load(Ordering::Relaxed)
+    }
+
+    /// BDAT was refused as unknown though CHUNKING is announced.
+    pub fn remember_broken_chunking(&self) {
+        self.chunking_broken.store(true, Ordering::Relaxed);
     }
 
     /// An operator wants it tried now.

@@ -9,7 +9,9 @@
 
 use std::cell::RefCell;
 
-use monoio::buf::IoBufMut;
+use monoio::buf::{IoBuf, IoBufMut};
+
+use crate::spool::{ChunkBuffer, ReadRecord};
 
 /// The usual buffer: a read of commands, or a message of 10 KiB with its envelope.
 pub const SMALL: usize = 16 * 1024;
@@ -120,6 +122,20 @@ unsafe impl Fill for Buffer {
     }
 }
 
+// SAFETY: a chunk's memory is an allocation of its own that is never resized; all of it is
+// initialised, so that any length up to its capacity is sound.
+unsafe impl Fill for ChunkBuffer {
+    fn spare(&mut self) -> (*mut u8, usize) {
+        let room = ChunkBuffer::spare(self);
+        // What came behind a body must fit a buffer; see `inbound::intake`.
+        (room.as_mut_ptr(), room.len().min(LARGE))
+    }
+
+    unsafe fn filled(&mut self, octets: usize) {
+        self.advance(octets);
+    }
+}
+
 /// The room of a buffer as monoio wants it for a read, which then adds to what is there.
 pub(super) struct Spare<B>(pub(super) B);
 
@@ -137,6 +153,21 @@ unsafe impl<B: Fill> IoBufMut for Spare<B> {
     unsafe fn set_init(&mut self, octets: usize) {
         // SAFETY: the kernel wrote this many octets at `write_ptr`.
         unsafe { self.0.filled(octets) };
+    }
+}
+
+/// A chunk's octets in the buffer into which they were read, to be written from there.
+pub struct ChunkBody(pub ReadRecord);
+
+// SAFETY: the record owns its buffer, whose place does not change with the record's; it is not
+// written to any more.
+unsafe impl IoBuf for ChunkBody {
+    fn read_ptr(&self) -> *const u8 {
+        self.0.view().body().as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.0.view().body().len()
     }
 }
 

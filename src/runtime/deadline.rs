@@ -34,6 +34,8 @@ struct Entry {
     deadline: Cell<Instant>,
     cut: Cell<Cut>,
     has_cut: Cell<bool>,
+    /// The operation only waits for what may never come; a stopping service may end it.
+    may_interrupt: Cell<bool>,
     place: Cell<usize>,
 }
 
@@ -49,6 +51,7 @@ pub(super) fn watch(fd: Fd) -> Watch {
             deadline: Cell::new(Instant::now() + Duration::from_secs(600)),
             cut: Cell::new(Cut::Receiving),
             has_cut: Cell::new(false),
+            may_interrupt: Cell::new(false),
             place: Cell::new(watched.len()),
         });
         watched.push(entry.clone());
@@ -62,6 +65,11 @@ impl Watch {
         self.entry.deadline.set(deadline);
         self.entry.cut.set(cut);
         self.entry.has_cut.set(false);
+    }
+
+    /// Whether [`interrupt_waiting`] may end the operations from here on.
+    pub(super) fn allow_interrupt(&self, allowed: bool) {
+        self.entry.may_interrupt.set(allowed);
     }
 
     /// Whether the sweep ended the operation.
@@ -104,6 +112,18 @@ fn sweep(now: Instant) {
             let _ = rustix::net::shutdown(borrow(entry.fd, entry), how);
         }
     });
+}
+
+/// Ends every operation of this thread that only waits for a peer's next move, as if its deadline
+/// had passed.
+pub fn interrupt_waiting() {
+    let now = Instant::now();
+    WATCHED.with_borrow(|watched| {
+        for entry in watched.iter().filter(|entry| entry.may_interrupt.get()) {
+            entry.deadline.set(now);
+        }
+    });
+    sweep(now);
 }
 
 /// The descriptor of a socket that `_owner` keeps open.

@@ -5,11 +5,11 @@
 //! shutting the socket down; so no future of an operation is ever dropped half-way.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Canceller};
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt, CancelHandle};
 use monoio::net::{TcpListener, TcpStream};
 
 use super::buffer::{Fill, Spare};
@@ -41,13 +41,23 @@ impl Stream {
         Ok(Stream { tcp, watch })
     }
 
-    /// Connects to `peer`.
+    /// Connects to `peer`, from the address `source` if one is given.
     ///
     /// # Errors
     /// As connect(2); `TimedOut` after `limit`.
-    pub async fn connect(peer: SocketAddr, limit: Duration) -> Result<Stream, StreamError> {
+    pub async fn connect(
+        peer: SocketAddr,
+        source: Option<IpAddr>,
+        limit: Duration,
+    ) -> Result<Stream, StreamError> {
         // The socket of a connect that is given up is closed with its future.
-        match super::timeout(limit, TcpStream::connect_addr(peer)).await {
+        let connecting = async {
+            match source {
+                None => TcpStream::connect_addr(peer).await,
+                Some(source) => connect_from(source, peer).await,
+            }
+        };
+        match super::timeout(limit, connecting).await {
             None => Err(StreamError::TimedOut),
             Some(connected) => connected.and_then(Stream::new).map_err(StreamError::Io),
         }
@@ -76,6 +86,12 @@ impl Stream {
         self.watch.set(deadline, Cut::Receiving);
         let result = self.tcp.readable(true).await;
         self.judge(result)
+    }
+
+    /// Whether a stopping service may end the reads from here on, as if they had timed out: the
+    /// peer has begun nothing.
+    pub fn allow_interrupt(&self, allowed: bool) {
+        self.watch.allow_interrupt(allowed);
     }
 
     /// Writes all of `bytes` and gives the buffer back.
@@ -118,6 +134,29 @@ impl Stream {
     }
 }
 
+/// Binds before it connects, which monoio's own connect cannot.
+async fn connect_from(source: IpAddr, peer: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(peer),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    match socket.connect(&peer.into()) {
+        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+            return Err(error);
+        }
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable(false).await?;
+    match rustix::net::sockopt::socket_error(super::deadline::borrow(stream.as_raw_fd(), &stream))? {
+        Ok(()) => Ok(stream),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A listening socket of one worker; all workers bind the same address with SO_REUSEPORT and
 /// the kernel spreads the connections.
 pub struct Listener {
@@ -133,13 +172,13 @@ impl Listener {
         Ok(Listener { tcp: TcpListener::from_std(socket)? })
     }
 
-    /// The next connection.  Ended only through `canceller`: a dropped accept could swallow a
+    /// The next connection.  Ended only through `cancel`: a dropped accept could swallow a
     /// connection that the kernel has already given out.
     ///
     /// # Errors
     /// As accept(2), EMFILE above all; ECANCELED once cancelled.
-    pub async fn accept(&self, canceller: &Canceller) -> io::Result<(Stream, SocketAddr)> {
-        let (tcp, peer) = self.tcp.cancelable_accept(canceller.handle()).await?;
+    pub async fn accept(&self, cancel: CancelHandle) -> io::Result<(Stream, SocketAddr)> {
+        let (tcp, peer) = self.tcp.cancelable_accept(cancel).await?;
         let fd = tcp.as_raw_fd();
         let stream = Stream::new(tcp)?;
         rustix::io::fcntl_setfd(

@@ -104,6 +104,17 @@ pub enum AddressError {
 }
 
 impl Mailbox {
+    /// A mailbox read back from the log, where it was valid when it was written: only that the
+    /// `@` stands where it was noted is checked again.
+    pub(crate) fn restored(text: &str, at: u16) -> Option<Mailbox> {
+        (text.as_bytes().get(at as usize) == Some(&b'@')).then(|| Mailbox { text: text.into(), at })
+    }
+
+    /// Where the `@` that ends the local part stands.
+    pub(crate) fn at(&self) -> u16 {
+        self.at
+    }
+
     /// Reads `local-part@domain` without angle brackets (`Mailbox` of RFC 5321 section 4.1.2).
     pub fn parse(text: &[u8], utf8: Utf8) -> Result<Mailbox, AddressError> {
         Mailbox::parse_readable(readable(text, utf8)?)

@@ -176,3 +176,136 @@ pub fn write_unstuffed(body: &[u8], to: &mut Vec<u8>) {
 pub fn write_stuffed(body: &[u8], to: &mut Vec<u8>) {
     Reshape { change: Change::Double, line: Line::Start }.write(body, to);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::smtp::data::DataScanner;
+
+    const DOTS_FROM_DATA: BodyFlags = BodyFlags(BodyFlags::DATA.0 | BodyFlags::LEADING_DOTS.0);
+
+    /// Octet by octet, over the whole body: the oracle.
+    fn plain(body: &[u8], change: Change) -> Vec<u8> {
+        let mut changed = Vec::new();
+        for (at, &octet) in body.iter().enumerate() {
+            let leads = octet == b'.' && (at == 0 || body[..at].ends_with(b"\r\n"));
+            let times = match change {
+                Change::Remove if leads => 0,
+                Change::Double if leads => 2,
+                _ => 1,
+            };
+            changed.extend(std::iter::repeat_n(octet, times));
+        }
+        changed
+    }
+
+    fn in_pieces(body: &[u8], change: Change, cuts: &[usize]) -> Vec<u8> {
+        let mut reshape = Reshape { change, line: Line::Start };
+        let mut changed = Vec::new();
+        let mut from = 0;
+        for &cut in cuts.iter().chain([&body.len()]) {
+            let before = changed.len();
+            let slices = reshape.slices(&body[from..cut]);
+            let announced = slices.octets();
+            for slice in slices {
+                assert!(!slice.is_empty());
+                changed.extend_from_slice(slice);
+            }
+            assert_eq!(changed.len() - before, announced);
+            from = cut;
+        }
+        changed
+    }
+
+    #[test]
+    fn every_short_body_is_changed_alike_however_it_is_cut() {
+        let alphabet = b"\r\n.a";
+        for length in 0..=7u32 {
+            for number in 0..4usize.pow(length) {
+                let body: Vec<u8> =
+                    (0..length).map(|at| alphabet[number >> (2 * at) & 3]).collect();
+                for change in [Change::Nothing, Change::Remove, Change::Double] {
+                    let right = plain(&body, change);
+                    let cut = number % (body.len() + 1);
+                    let every: Vec<usize> = (0..body.len()).collect();
+                    for cuts in [&[] as &[usize], &[cut], &every] {
+                        let found = in_pieces(&body, change, cuts);
+                        assert_eq!(found, right, "{change:?} {cuts:?} {}", body.escape_ascii());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_leading_dots_one_slice_comes_back() {
+        let body = b"a.b\r\nc";
+        for flags in [BodyFlags::DATA, BodyFlags::default()] {
+            for to in [BodyForm::Data, BodyForm::Bdat] {
+                let mut reshape = Reshape::new(flags, to);
+                assert!(reshape.is_identity());
+                let slices: Vec<&[u8]> = reshape.slices(body).collect();
+                assert_eq!(slices, [body]);
+                assert_eq!(reshape.slices(b"").count(), 0);
+            }
+        }
+        // With leading dots too, if the body is wanted as it is kept.
+        assert!(Reshape::new(DOTS_FROM_DATA, BodyForm::Data).is_identity());
+        assert!(Reshape::new(BodyFlags::LEADING_DOTS, BodyForm::Bdat).is_identity());
+    }
+
+    #[test]
+    fn no_octet_is_copied_to_take_dots_out_or_put_them_in() {
+        let body = b"..a\r\n..\r\nb.c\r\n";
+        let slices: Vec<&[u8]> =
+            Reshape::new(DOTS_FROM_DATA, BodyForm::Bdat).slices(body).collect();
+        assert_eq!(slices, [b".a\r\n" as &[u8], b".\r\nb.c\r\n"]);
+        let slices: Vec<&[u8]> =
+            Reshape::new(BodyFlags::LEADING_DOTS, BodyForm::Data).slices(b".a\r\n.\r\n").collect();
+        assert_eq!(slices, [b"." as &[u8], b".a\r\n.", b".\r\n"]);
+    }
+
+    #[test]
+    fn the_ending_completes_the_last_line() {
+        assert_eq!(data_ending(BodyFlags::ENDS_WITH_CRLF), b".\r\n");
+        assert_eq!(data_ending(BodyFlags::DATA), b"\r\n.\r\n");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// What one gateway stuffs and ends the next one takes as the same message.
+        #[test]
+        fn a_body_survives_the_way_through_data(
+            words in proptest::collection::vec(
+                prop_oneof![
+                    Just(b"\r\n".to_vec()),
+                    Just(b".".to_vec()),
+                    Just(b"\r\n.\r\n".to_vec()),
+                    Just(b"\r".to_vec()),
+                    Just(b"\n".to_vec()),
+                    proptest::collection::vec(any::<u8>(), 0..80),
+                ],
+                0..40,
+            ),
+        ) {
+            let body = words.concat();
+            let mut wire = Vec::new();
+            write_stuffed(&body, &mut wire);
+            let ends_with_crlf = body.is_empty() || body.ends_with(b"\r\n");
+            let flags = if ends_with_crlf { BodyFlags::ENDS_WITH_CRLF } else { BodyFlags::default() };
+            wire.extend_from_slice(data_ending(flags));
+
+            let mut scanner = DataScanner::new();
+            let scanned = scanner.scan(&wire);
+            prop_assert!(scanned.end && scanned.consumed == wire.len());
+            let mut arrived = Vec::new();
+            Reshape::new(scanner.summary().flags, BodyForm::Bdat)
+                .write(&wire[..scanned.body], &mut arrived);
+            let sent = if ends_with_crlf { body } else { [&body as &[u8], b"\r\n"].concat() };
+            prop_assert_eq!(arrived, sent);
+        }
+    }
+}

@@ -19,7 +19,7 @@
 //! decided about a recipient stands when the connection fails later, and the failure decides
 //! nothing.  After [`ClientAction::Close`] there is no further action.
 //!
-//! What it does not do: TLS, AUTH, LMTP and envelope and body in one flight (see [`exchange`] for
+//! What it does not do: TLS, AUTH, LMTP and envelope and body in one flight (see `exchange` for
 //! their places); choosing peers, retrying, judging what an outcome means for the queue.
 
 mod envelope;
@@ -39,6 +39,7 @@ pub use result::{
 
 use crate::limits;
 use crate::message::{BodyFlags, Envelope, Recipient};
+use crate::smtp::body::BodyForm;
 use crate::smtp::capabilities::{Capabilities, SizeOffer};
 use crate::smtp::code::ReplyClass;
 use crate::smtp::reply_reader::{PeerReply, ReplyReader};
@@ -118,26 +119,6 @@ impl Transaction {
     /// The recipient at a place of this transaction.
     fn recipient(&self, place: usize) -> &Recipient {
         &self.envelope.recipients[usize::from(self.recipients[place])]
-    }
-}
-
-/// How a body goes over the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyForm {
-    /// Lines that begin with a dot carry one more (RFC 5321 section 4.5.2).
-    Data,
-    /// The octets as they are (RFC 3030).
-    Bdat,
-}
-
-impl BodyForm {
-    /// What ends the body.
-    fn suffix(self, flags: BodyFlags) -> &'static [u8] {
-        match self {
-            BodyForm::Bdat => b"",
-            BodyForm::Data if flags.contains(BodyFlags::ENDS_WITH_CRLF) => b".\r\n",
-            BodyForm::Data => b"\r\n.\r\n",
-        }
     }
 }
 
@@ -229,7 +210,7 @@ impl Client {
             taken += consumed;
             match reply {
                 None => {}
-                Some(Ok(reply)) => self.handle_reply(now, Arc::new(reply)),
+                Some(Ok(reply)) => self.handle_reply(now, reply),
                 Some(Err(error)) => self.fail(ConnectionCause::Malformed(error)),
             }
         }
@@ -264,6 +245,9 @@ impl Client {
 
     /// The body, its prefix and its suffix are written.
     pub fn body_sent(&mut self, now: Instant) {
+        if self.stage() != Stage::Body {
+            return;
+        }
         if let State::Exchanging(exchange) = &mut self.state {
             exchange.body_sent();
             self.deadline = Some(now + self.config.timeouts.data);
@@ -356,10 +340,10 @@ impl Client {
         if self.peer.chunking && self.config.use_chunking { BodyForm::Bdat } else { BodyForm::Data }
     }
 
-    fn handle_reply(&mut self, now: Instant, reply: Arc<PeerReply>) {
+    fn handle_reply(&mut self, now: Instant, reply: PeerReply) {
         // RFC 5321 section 3.8: the service may end at any time.
         if reply.code.value() == 421 && !matches!(self.state, State::Quitting) {
-            return self.fail(ConnectionCause::Refused(reply));
+            return self.fail(ConnectionCause::Refused(Arc::new(reply)));
         }
         match &mut self.state {
             State::Greeting => self.greeting(now, reply),
@@ -369,25 +353,25 @@ impl Client {
                 let next = exchange.handle_reply(reply, &self.peer, &mut self.output);
                 self.go_on(now, next);
             }
-            State::Ready => self.fail(ConnectionCause::Unexpected(reply)),
+            State::Ready => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
             // Whatever it says to QUIT, it is over.
             State::Quitting => self.close(),
             State::Closed => {}
         }
     }
 
-    fn greeting(&mut self, now: Instant, reply: Arc<PeerReply>) {
+    fn greeting(&mut self, now: Instant, reply: PeerReply) {
         match reply.class() {
             ReplyClass::Success => {
                 self.reader.expect_ehlo();
                 self.hello(now, "EHLO ", State::Ehlo);
             }
-            ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(reply)),
-            _ => self.fail(ConnectionCause::Refused(reply)),
+            ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
+            _ => self.fail(ConnectionCause::Refused(Arc::new(reply))),
         }
     }
 
-    fn ehlo_reply(&mut self, now: Instant, reply: Arc<PeerReply>) {
+    fn ehlo_reply(&mut self, now: Instant, reply: PeerReply) {
         match reply.class() {
             ReplyClass::Success => {
                 self.peer = Capabilities::from_ehlo(&reply);
@@ -395,16 +379,16 @@ impl Client {
             }
             // RFC 5321 section 3.2: a server without extensions knows HELO.
             ReplyClass::PermanentFailure => self.hello(now, "HELO ", State::Helo),
-            ReplyClass::TransientFailure => self.fail(ConnectionCause::Refused(reply)),
-            ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(reply)),
+            ReplyClass::TransientFailure => self.fail(ConnectionCause::Refused(Arc::new(reply))),
+            ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
         }
     }
 
-    fn helo_reply(&mut self, reply: Arc<PeerReply>) {
+    fn helo_reply(&mut self, reply: PeerReply) {
         match reply.class() {
             ReplyClass::Success => self.become_ready(),
-            ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(reply)),
-            _ => self.fail(ConnectionCause::Refused(reply)),
+            ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
+            _ => self.fail(ConnectionCause::Refused(Arc::new(reply))),
         }
     }
 
@@ -433,7 +417,9 @@ impl Client {
     }
 
     fn send_body(&mut self, now: Instant) {
-        let State::Exchanging(exchange) = &self.state else { return };
+        let State::Exchanging(exchange) = &self.state else {
+            return;
+        };
         exchange.write_body_prefix(&mut self.output);
         self.actions.push_back(ClientAction::SendBody {
             prefix: Vec::new(),

@@ -49,49 +49,31 @@ pub struct HeaderWatch {
 /// Where in the header section the next octet stands.
 #[derive(Debug, Clone, Copy)]
 enum State {
-    /// At the start of a line.
-    LineStart,
-    /// In what may be one of the names, so far as it matches.
-    Name(NamePrefix),
-    /// In white space between a known name and its colon (RFC 5322 section 4.5.8 and others).
-    BeforeColon(Field),
-    /// Somewhere in a line that says no more.
+    /// At the start of a line or shortly behind it, with what there is of its head.
+    Head(Head),
+    /// In a line the head of which was judged.
     Passing { after_cr: bool },
     /// The empty line was seen, or the look was long enough.
     Done,
 }
 
-/// The first octets of a line, lower case.
-#[derive(Debug, Clone, Copy)]
-struct NamePrefix {
-    octets: [u8; NAME_MAX],
+/// The first octets of a line, up to [`HEAD_MAX`] or its CRLF.
+#[derive(Debug, Clone, Copy, Default)]
+struct Head {
+    octets: [u8; HEAD_MAX],
     length: u8,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
-    Received,
-    Date,
-    MessageId,
-    From,
-}
-
-const FIELDS: [(&[u8], Field); 4] = [
-    (b"received", Field::Received),
-    (b"date", Field::Date),
-    (b"message-id", Field::MessageId),
-    (b"from", Field::From),
-];
-
-/// The longest name in [`FIELDS`].
-const NAME_MAX: usize = 10;
+/// What of a line is looked at for a name: the longest name, a stuffed dot, the colon and some of
+/// the white space that old mail may have before it (RFC 5322 section 4.5.8).
+const HEAD_MAX: usize = 16;
 
 impl HeaderWatch {
     /// A watch at the start of a body that comes in this form.
     pub fn new(form: BodyForm) -> HeaderWatch {
         HeaderWatch {
             facts: HeaderFacts::default(),
-            state: State::LineStart,
+            state: State::Head(Head::default()),
             form,
             octets_left: limits::HEADER_LOOK,
         }
@@ -99,37 +81,17 @@ impl HeaderWatch {
 
     /// Looks at the next octets of the body; cheap once [`is_done`](HeaderWatch::is_done).
     pub fn feed(&mut self, piece: &[u8]) {
-        let piece = &piece[..piece.len().min(self.octets_left)];
-        self.octets_left -= piece.len();
-        let mut rest = piece;
-        while let Some((&octet, after)) = rest.split_first() {
+        let mut rest = &piece[..piece.len().min(self.octets_left)];
+        self.octets_left -= rest.len();
+        while !rest.is_empty() {
             rest = match self.state {
                 State::Done => return,
-                State::Passing { after_cr } => {
-                    let (state, after) = pass(after_cr, rest);
-                    self.state = state;
-                    after
-                }
-                State::LineStart if octet == b'.' && self.form == BodyForm::Data => {
-                    // A stuffed dot, or one that should have been: the line begins behind it.
-                    self.state = State::Name(NamePrefix::EMPTY);
-                    after
-                }
-                State::LineStart => {
-                    self.state = NamePrefix::EMPTY.then(octet);
-                    after
-                }
-                State::Name(prefix) => {
-                    self.name(prefix, octet);
-                    after
-                }
-                State::BeforeColon(field) => {
-                    self.before_colon(field, octet);
-                    after
-                }
+                State::Passing { after_cr } => self.pass(after_cr, rest),
+                State::Head(head) => self.head(head, rest),
             };
         }
         if self.octets_left == 0 {
+            self.facts = self.facts();
             self.state = State::Done;
         }
     }
@@ -141,37 +103,102 @@ impl HeaderWatch {
 
     /// What was found so far.
     pub fn facts(&self) -> HeaderFacts {
-        self.facts
-    }
-
-    /// The next octet of a line that may begin with one of the names.
-    fn name(&mut self, prefix: NamePrefix, octet: u8) {
-        match (octet, prefix.field()) {
-            (b'\n', _) if prefix.as_bytes() == b"\r" => self.state = State::Done,
-            (b':', Some(field)) => self.found(field),
-            (b' ' | b'\t', Some(field)) => self.state = State::BeforeColon(field),
-            _ => self.state = prefix.then(octet),
+        let mut facts = self.facts;
+        if let State::Head(head) = self.state {
+            facts.add_line(head.as_bytes(), self.form);
         }
+        facts
     }
 
-    fn before_colon(&mut self, field: Field, octet: u8) {
-        match octet {
-            b':' => self.found(field),
-            b' ' | b'\t' => {}
-            _ => self.state = State::Passing { after_cr: octet == b'\r' },
+    /// Goes on in the head of a line; gives what is left of the piece.
+    fn head<'a>(&mut self, mut head: Head, rest: &'a [u8]) -> &'a [u8] {
+        // The usual case: the whole head is there, and needs no gathering.
+        if let (0, Some(whole)) = (head.length, rest.first_chunk::<HEAD_MAX>()) {
+            if whole.starts_with(b"\r\n") {
+                self.state = State::Done;
+                return &[];
+            }
+            // A CRLF within it does no harm: no name has one, and the line is passed from its
+            // start.
+            self.facts.add_line(whole, self.form);
+            return self.pass(false, rest);
         }
+        let (&octet, rest) = rest.split_first().expect("the piece is not empty");
+        head.push(octet);
+        let line = head.as_bytes();
+        self.state = match line {
+            b"\r\n" => State::Done,
+            _ if line.ends_with(b"\r\n") => {
+                self.facts.add_line(line, self.form);
+                State::Head(Head::default())
+            }
+            _ if line.len() == HEAD_MAX => {
+                self.facts.add_line(line, self.form);
+                State::Passing { after_cr: octet == b'\r' }
+            }
+            _ => State::Head(head),
+        };
+        rest
     }
 
-    fn found(&mut self, field: Field) {
-        match field {
+    /// Goes on to the end of the line, or of the piece, which is not empty.
+    fn pass<'a>(&mut self, after_cr: bool, piece: &'a [u8]) -> &'a [u8] {
+        let mut next = 0;
+        while let Some(found) = memchr::memchr(b'\n', &piece[next..]) {
+            let lf_at = next + found;
+            next = lf_at + 1;
+            let ends_line = match lf_at.checked_sub(1) {
+                Some(before) => piece[before] == b'\r',
+                None => after_cr,
+            };
+            if ends_line {
+                self.state = State::Head(Head::default());
+                return &piece[next..];
+            }
+        }
+        self.state = State::Passing { after_cr: piece.ends_with(b"\r") };
+        &[]
+    }
+}
+
+impl Head {
+    fn as_bytes(&self) -> &[u8] {
+        &self.octets[..usize::from(self.length)]
+    }
+
+    /// Only a head that is not full is gathered further.
+    fn push(&mut self, octet: u8) {
+        self.octets[usize::from(self.length)] = octet;
+        self.length += 1;
+    }
+}
+
+impl HeaderFacts {
+    /// Counts the field that a line with this head is, if it is one of those looked for.
+    fn add_line(&mut self, head: &[u8], form: BodyForm) {
+        let line = match head {
+            // A stuffed dot, or one that should have been: the line begins behind it.
+            [b'.', line @ ..] if form == BodyForm::Data => line,
+            line => line,
+        };
+        match line.first() {
             // The look is bounded, so the count is too.
-            Field::Received => self.facts.received += 1,
-            Field::Date => self.facts.date.again(),
-            Field::MessageId => self.facts.message_id.again(),
-            Field::From => self.facts.from.again(),
+            Some(b'R' | b'r') if is_field(line, b"Received") => self.received += 1,
+            Some(b'D' | b'd') if is_field(line, b"Date") => self.date.again(),
+            Some(b'M' | b'm') if is_field(line, b"Message-ID") => self.message_id.again(),
+            Some(b'F' | b'f') if is_field(line, b"From") => self.from.again(),
+            _ => {}
         }
-        self.state = State::Passing { after_cr: false };
     }
+}
+
+/// Whether the line is a field of this name, in any case, by RFC 5322 sections 2.2 and 4.5.8.
+fn is_field(line: &[u8], name: &[u8]) -> bool {
+    let Some((start, rest)) = line.split_at_checked(name.len()) else {
+        return false;
+    };
+    let mut rest = rest.iter().skip_while(|octet| matches!(octet, b' ' | b'\t'));
+    start.eq_ignore_ascii_case(name) && rest.next() == Some(&b':')
 }
 
 impl Occurrence {
@@ -181,49 +208,6 @@ impl Occurrence {
             Occurrence::Once | Occurrence::Repeated => Occurrence::Repeated,
         };
     }
-}
-
-impl NamePrefix {
-    const EMPTY: NamePrefix = NamePrefix { octets: [0; NAME_MAX], length: 0 };
-
-    fn as_bytes(&self) -> &[u8] {
-        &self.octets[..usize::from(self.length)]
-    }
-
-    /// The state after one more octet of the line.
-    fn then(mut self, octet: u8) -> State {
-        let length = usize::from(self.length);
-        if length < NAME_MAX {
-            self.octets[length] = octet.to_ascii_lowercase();
-            self.length += 1;
-            let begins_a_name = FIELDS.iter().any(|(name, _)| name.starts_with(self.as_bytes()));
-            if begins_a_name || self.as_bytes() == b"\r" {
-                return State::Name(self);
-            }
-        }
-        State::Passing { after_cr: octet == b'\r' }
-    }
-
-    /// The field of which this is the whole name.
-    fn field(&self) -> Option<Field> {
-        FIELDS.iter().find(|(name, _)| *name == self.as_bytes()).map(|&(_, field)| field)
-    }
-}
-
-/// Goes on to the end of the line, or of the piece, which is not empty.
-fn pass(after_cr: bool, piece: &[u8]) -> (State, &[u8]) {
-    if after_cr && piece[0] == b'\n' {
-        return (State::LineStart, &piece[1..]);
-    }
-    let mut next = 0;
-    while let Some(found) = memchr::memchr(b'\n', &piece[next..]) {
-        let lf_at = next + found;
-        next = lf_at + 1;
-        if piece[..lf_at].ends_with(b"\r") {
-            return (State::LineStart, &piece[next..]);
-        }
-    }
-    (State::Passing { after_cr: piece.ends_with(b"\r") }, &[])
 }
 
 /// The header section of a body, with the CRLF of its last field and without the empty line
@@ -238,5 +222,105 @@ pub fn header_section(body: &[u8]) -> &[u8] {
     match memchr::memmem::find(body, b"\r\n\r\n") {
         Some(at) => &body[..at + 2],
         None => body,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Occurrence::{Absent, Once, Repeated};
+
+    fn watch(form: BodyForm, pieces: &[&[u8]]) -> (HeaderFacts, bool) {
+        let mut watch = HeaderWatch::new(form);
+        pieces.iter().for_each(|piece| watch.feed(piece));
+        (watch.facts(), watch.is_done())
+    }
+
+    fn facts(received: u32, date: Occurrence, id: Occurrence, from: Occurrence) -> HeaderFacts {
+        HeaderFacts { received, date, message_id: id, from }
+    }
+
+    #[test]
+    fn fields_are_found_as_rfc_5322_writes_them_at_every_cut() {
+        let none = facts(0, Absent, Absent, Absent);
+        let table: &[(&[u8], HeaderFacts, bool)] = &[
+            (b"", none, false),
+            (b"\r\n", none, true),
+            (
+                b"Received: a\r\nRECEIVED:b\r\nrEcEiVeD \t: c\r\n\r\n",
+                facts(3, Absent, Absent, Absent),
+                true,
+            ),
+            (b"Date: a\r\nMessage-ID: b\r\nFrom: c\r\n", facts(0, Once, Once, Once), false),
+            (
+                b"From: a\r\nfrom: b\r\nFROM: c\r\nDate: d\r\n\r\n",
+                facts(0, Once, Absent, Repeated),
+                true,
+            ),
+            // Not a field: a folded line, a longer name, a shorter one, a name within a line.
+            (b"X: a\r\n Received: b\r\n\tDate: c\r\n\r\n", none, true),
+            (b"Receivedx: a\r\nReceive: b\r\nResent-Date: c\r\nMessage-ID2: d\r\n\r\n", none, true),
+            (b"X: Date: a\r\nReceived x: b\r\nDate\r\n: c\r\n\r\n", none, true),
+            // Behind the empty line there is no header.
+            (b"X: a\r\n\r\nReceived: b\r\nDate: c\r\n", none, true),
+            (b"\r\nFrom: a\r\n", none, true),
+            // Bare newlines end no line, and a line of one CR is not empty.
+            (
+                b"X: a\nReceived: b\rDate: c\r\n\r\r\nDate: d\r\n\r\n",
+                facts(0, Once, Absent, Absent),
+                true,
+            ),
+            (b"\rFrom: a\r\n\nFrom: b\r\n\n\r\n\r\n", none, true),
+            // A name that ends with its line, or with the piece.
+            (b"From\r\n\r\nFrom:", none, true),
+            (b"From:", facts(0, Absent, Absent, Once), false),
+        ];
+        for (body, right, done) in table {
+            let text = body.escape_ascii();
+            for cut in 0..=body.len() {
+                let (one, two) = body.split_at(cut);
+                let found = watch(BodyForm::Bdat, &[one, two]);
+                assert_eq!(found, (*right, *done), "{cut} {text}");
+            }
+            let octets: Vec<&[u8]> = body.chunks(1).collect();
+            assert_eq!(watch(BodyForm::Bdat, &octets), (*right, *done), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_stuffed_dot_hides_no_field() {
+        let body: &[u8] = b".Received: a\r\n..Received: b\r\nX: c\r\n.Date: d\r\n\r\n";
+        let (found, _) = watch(BodyForm::Data, &[body]);
+        assert_eq!(found, facts(1, Once, Absent, Absent));
+        let (found, _) = watch(BodyForm::Bdat, &[body]);
+        assert_eq!(found, facts(0, Absent, Absent, Absent));
+    }
+
+    #[test]
+    fn the_look_ends_after_its_bound() {
+        let line = b"Received: x\r\n";
+        let lines = limits::HEADER_LOOK / line.len();
+        let endless = line.repeat(lines + 10);
+        let (found, done) = watch(BodyForm::Data, &[&endless]);
+        assert!(done);
+        // The last line that is looked at is cut behind its colon at the earliest.
+        let whole = lines as u32;
+        assert!((whole..=whole + 1).contains(&found.received), "{}", found.received);
+        let pieces: Vec<&[u8]> = endless.chunks(7).collect();
+        assert_eq!(watch(BodyForm::Data, &pieces), (found, true));
+    }
+
+    #[test]
+    fn the_header_section_ends_before_the_empty_line() {
+        let table: &[(&[u8], &[u8])] = &[
+            (b"", b""),
+            (b"\r\nbody", b""),
+            (b"A: b\r\n\r\nbody\r\n\r\n", b"A: b\r\n"),
+            (b"A: b\r\nC: d", b"A: b\r\nC: d"),
+            (b"A: b\n\nC: d\r\n\r\n", b"A: b\n\nC: d\r\n"),
+        ];
+        for (body, right) in table {
+            assert_eq!(header_section(body), *right, "{}", body.escape_ascii());
+        }
     }
 }

@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::message::MessageId;
@@ -18,7 +19,7 @@ use crate::spool::appender::{ChunkTicket, NewRecord};
 use crate::spool::{
     Appender, AppenderOptions, ChunkBuffer, ChunkPlace, CommitError, CommitterHandle, Completion,
     Defer, Done, NewMessage, ReadAnswer, ReadError, ReadRecord, ReadRequest, ReaderHandle,
-    RecordPlace, Refused, SharedBatch, Ticket, WeakBatch,
+    RecordPlace, Refused, SharedBatch, SpoolStats, Ticket, WeakBatch,
 };
 
 /// See the module's text.
@@ -27,6 +28,7 @@ pub struct LocalLog {
     appender: RefCell<Appender>,
     committer: CommitterHandle,
     reader: ReaderHandle,
+    stats: Arc<SpoolStats>,
     waiting: RefCell<HashMap<Ticket, Waiting>>,
     /// Batches that may still be in memory, this worker's and others', newest last.
     recent: RefCell<VecDeque<WeakBatch>>,
@@ -67,12 +69,18 @@ impl Receipt {
 
 impl LocalLog {
     /// The end of `worker`.
-    pub fn new(worker: usize, committer: CommitterHandle, reader: ReaderHandle) -> LocalLog {
+    pub fn new(
+        worker: usize,
+        committer: CommitterHandle,
+        reader: ReaderHandle,
+        stats: Arc<SpoolStats>,
+    ) -> LocalLog {
         LocalLog {
             worker,
             appender: RefCell::new(Appender::new(AppenderOptions::new(worker))),
             committer,
             reader,
+            stats,
             waiting: RefCell::default(),
             recent: RefCell::default(),
             reads: RefCell::default(),
@@ -99,16 +107,30 @@ impl LocalLog {
         Ok(Receipt(receipt))
     }
 
+    /// Why a message would be refused now, if it would.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.stats.refusal().map(Refusal::from)
+    }
+
     /// Appends the end of recipients.
-    pub fn append_done(&self, done: &Done<'_>) {
-        self.appender.borrow_mut().append_done(done, Instant::now());
+    pub fn append_done(&self, done: &Done<'_>) -> Ticket {
         self.has_more.notify();
+        self.appender.borrow_mut().append_done(done, Instant::now())
     }
 
     /// Appends a wait of recipients.
-    pub fn append_defer(&self, defer: &Defer<'_>) {
-        self.appender.borrow_mut().append_defer(defer, Instant::now());
+    pub fn append_defer(&self, defer: &Defer<'_>) -> Ticket {
         self.has_more.notify();
+        self.appender.borrow_mut().append_defer(defer, Instant::now())
+    }
+
+    /// A promise of the log's word on an outcome; those that were appended before it are in the
+    /// log when it is.
+    pub fn watch(&self, outcome: Ticket) -> Receipt {
+        let receipt = Rc::new(Handover::default());
+        let waiting = Waiting { receipt: Some(receipt.clone()), filing: None };
+        self.waiting.borrow_mut().insert(outcome, waiting);
+        Receipt(receipt)
     }
 
     /// Appends a notice of ours together with the end of its cause.
@@ -169,11 +191,12 @@ impl LocalLog {
     ///
     /// # Errors
     /// It could not be read, or is not what was written.
-    pub async fn read(&self, place: RecordPlace) -> Result<ReadRecord, ReadError> {
+    pub async fn read(&self, id: MessageId, place: RecordPlace) -> Result<ReadRecord, ReadError> {
         let token = self.next_read.replace(self.next_read.get() + 1);
         let answer = Rc::new(Handover::default());
         self.reads.borrow_mut().insert(token, answer.clone());
-        self.reader.request(ReadRequest { worker: self.worker, token, place });
+        let octets_max = crate::spool::RECORD_BYTES_MAX;
+        self.reader.request(ReadRequest { worker: self.worker, token, id, place, octets_max });
         answer.take().await
     }
 

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod config;
+mod control;
 mod dialogue;
 mod dialogues;
 mod soup;

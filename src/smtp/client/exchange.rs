@@ -17,12 +17,13 @@ use crate::smtp::capabilities::Capabilities;
 use crate::smtp::code::ReplyClass::{Intermediate, PermanentFailure, Success, TransientFailure};
 use crate::smtp::reply_reader::PeerReply;
 
+use super::Transaction;
 use super::envelope::{write_mail, write_rcpt};
 use super::result::{
     AfterTransaction, ConnectionCause, ConnectionFailure, Deferral, Failure, RecipientOutcome,
     Stage, StagedReply, TransactionResult,
 };
-use super::{BodyForm, Transaction};
+use crate::smtp::body::{BodyForm, data_ending};
 
 /// A transaction that has begun.
 #[derive(Debug)]
@@ -110,7 +111,7 @@ impl Exchange {
     /// come here.
     pub(super) fn handle_reply(
         &mut self,
-        reply: Arc<PeerReply>,
+        reply: PeerReply,
         peer: &Capabilities,
         out: &mut Vec<u8>,
     ) -> Next {
@@ -122,11 +123,9 @@ impl Exchange {
             }
             // The peer takes another transaction to be open: its view of the connection is
             // wrong, and no message may bounce for that.
-            (Step::Mail, _) if reply.code.value() == 503 && self.follows_another => {
-                Next::Broken(ConnectionCause::Unexpected(reply))
-            }
+            (Step::Mail, _) if reply.code.value() == 503 && self.follows_another => broken(reply),
             (Step::Mail, TransientFailure | PermanentFailure) => {
-                self.refuse_all(Stage::Mail, &reply);
+                self.refuse_all(Stage::Mail, reply);
                 self.proceed(Step::Rcpt(0), peer, out)
             }
             (Step::Rcpt(place), Success | TransientFailure | PermanentFailure) => {
@@ -141,11 +140,9 @@ impl Exchange {
             }
             // 503 is about the order of commands, and the peer took a recipient: it contradicts
             // itself, so this connection is worth nothing and the message is not to blame.
-            (Step::Data, _) if reply.code.value() == 503 && self.accepted > 0 => {
-                Next::Broken(ConnectionCause::Unexpected(reply))
-            }
+            (Step::Data, _) if reply.code.value() == 503 && self.accepted > 0 => broken(reply),
             (Step::Data, TransientFailure | PermanentFailure) => {
-                self.refuse_all(Stage::Data, &reply);
+                self.refuse_all(Stage::Data, reply);
                 Next::Finished(AfterTransaction::Usable)
             }
             (Step::LoneDot, Success | TransientFailure | PermanentFailure) => {
@@ -153,6 +150,7 @@ impl Exchange {
                 Next::Finished(AfterTransaction::Usable)
             }
             (Step::Body | Step::EndOfData, PermanentFailure) if self.refuses_chunking(&reply) => {
+                let reply = Arc::new(reply);
                 self.decide_accepted(|| {
                     RecipientOutcome::Deferred(Deferral::ChunkingRefused(reply.clone()))
                 });
@@ -161,7 +159,7 @@ impl Exchange {
             // The verdict is clear, but the peer stopped listening in the middle: what of the
             // body it will take for commands nobody knows.
             (Step::Body, TransientFailure | PermanentFailure) => {
-                self.refuse_all(Stage::Body, &reply);
+                self.refuse_all(Stage::Body, reply);
                 Next::Finished(AfterTransaction::MustClose)
             }
             (Step::EndOfData, Success | TransientFailure | PermanentFailure) => {
@@ -169,15 +167,14 @@ impl Exchange {
             }
             // Among them a 2xx while the body is being sent: the peer saw an end of data in the
             // middle of it, and takes the rest for commands.
-            _ => Next::Broken(ConnectionCause::Unexpected(reply)),
+            _ => broken(reply),
         }
     }
 
     /// The driver has written the body to its end.
     pub(super) fn body_sent(&mut self) {
-        if self.awaited == Step::Body {
-            self.awaited = Step::EndOfData;
-        }
+        debug_assert_eq!(self.awaited, Step::Body);
+        self.awaited = Step::EndOfData;
     }
 
     /// What the next reply answers.
@@ -203,7 +200,10 @@ impl Exchange {
 
     /// Octets that come after the body in the same write: the end of data.
     pub(super) fn body_suffix(&self) -> &'static [u8] {
-        self.form.suffix(self.transaction.flags)
+        match self.form {
+            BodyForm::Data => data_ending(self.transaction.flags),
+            BodyForm::Bdat => b"",
+        }
     }
 
     /// How the body goes out.
@@ -299,7 +299,7 @@ impl Exchange {
         }
     }
 
-    fn rcpt_reply(&mut self, place: usize, reply: Arc<PeerReply>) {
+    fn rcpt_reply(&mut self, place: usize, reply: PeerReply) {
         let place = &mut self.places[place];
         // After a refused MAIL the verdict stands, whatever the peer says to RCPT.
         if !matches!(place, Place::Undecided) {
@@ -309,9 +309,9 @@ impl Exchange {
             *place = Place::Accepted;
             self.accepted += 1;
         } else if means_too_many(&reply) {
-            *place = Place::TooMany(reply);
+            *place = Place::TooMany(Arc::new(reply));
         } else {
-            *place = Place::Decided(refusal(Stage::Rcpt, reply));
+            *place = Place::Decided(refusal(Stage::Rcpt, Arc::new(reply)));
         }
     }
 
@@ -320,12 +320,13 @@ impl Exchange {
         Next::SendBody
     }
 
-    fn end_of_data(&mut self, reply: Arc<PeerReply>) -> Next {
+    fn end_of_data(&mut self, reply: PeerReply) -> Next {
         if reply.class() == Success {
             self.reset_after = false;
+            let reply = Arc::new(reply);
             self.decide_accepted(|| RecipientOutcome::Delivered(reply.clone()));
         } else {
-            self.refuse_all(Stage::EndOfData, &reply);
+            self.refuse_all(Stage::EndOfData, reply);
         }
         Next::Finished(AfterTransaction::Usable)
     }
@@ -337,7 +338,8 @@ impl Exchange {
     }
 
     /// Decides everybody who is not decided yet by one refusing reply.
-    fn refuse_all(&mut self, stage: Stage, reply: &Arc<PeerReply>) {
+    fn refuse_all(&mut self, stage: Stage, reply: PeerReply) {
+        let reply = Arc::new(reply);
         for place in &mut self.places {
             if matches!(place, Place::Undecided | Place::Accepted) {
                 *place = Place::Decided(refusal(stage, reply.clone()));
@@ -352,6 +354,11 @@ impl Exchange {
             }
         }
     }
+}
+
+/// A reply that is none in its place.
+fn broken(reply: PeerReply) -> Next {
+    Next::Broken(ConnectionCause::Unexpected(Arc::new(reply)))
 }
 
 /// A 4xx or 5xx as a verdict.

@@ -201,19 +201,20 @@ pub enum Stage {
     Quit,
 }
 
+/// As a place in time: `at RCPT TO`.
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Stage::Greeting => "before its greeting",
-            Stage::Hello => "in reply to EHLO",
+            Stage::Greeting => "at its greeting",
+            Stage::Hello => "at EHLO",
             Stage::Idle => "between two messages",
-            Stage::Reset => "in reply to RSET",
-            Stage::Mail => "in reply to MAIL FROM",
-            Stage::Rcpt => "in reply to RCPT TO",
-            Stage::Data => "in reply to DATA",
-            Stage::Body => "while the message was being sent",
-            Stage::EndOfData => "after the end of the message",
-            Stage::Quit => "in reply to QUIT",
+            Stage::Reset => "at RSET",
+            Stage::Mail => "at MAIL FROM",
+            Stage::Rcpt => "at RCPT TO",
+            Stage::Data => "at DATA",
+            Stage::Body => "in the middle of the message",
+            Stage::EndOfData => "at the end of the message",
+            Stage::Quit => "at QUIT",
         })
     }
 }

@@ -245,6 +245,18 @@ fn an_envelope_goes_in_one_write_and_its_buffer_is_used_again() {
     assert_eq!(group.as_ptr(), place);
 }
 
+/// The rest of the line would be taken for the reply to MAIL.
+#[test]
+fn half_a_reply_that_nobody_asked_for_ends_an_idle_connection() {
+    let mut run = Run::new();
+    run.feed(b"220 hi\r\n");
+    run.feed(b"250 hi\r\n");
+    run.feed(b"250 stra");
+    run.command("start a");
+    let end = ["FAILED Idle abandoned", "CLOSE", "DONE MustClose", "- lost Idle closed"];
+    assert_eq!(run.lines[run.lines.len() - 4..], end);
+}
+
 /// A large envelope goes in groups, or both sides stand in a write (RFC 2920 section 3.1).
 #[test]
 fn a_large_envelope_waits_for_replies_between_groups() {

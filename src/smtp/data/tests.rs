@@ -148,13 +148,16 @@ fn the_plain_kernel_is_what_the_oracle_says() {
 
 #[test]
 fn every_short_string_is_judged_alike_at_every_place_in_a_block() {
-    // What stands before a string: nothing, a part of a line or a line, so long that the string
-    // lies at the start, over the end, and behind the end of a block.
-    let pads: Vec<Vec<u8>> = (0..=70)
-        .flat_map(|octets: usize| {
-            let part = vec![b'a'; octets];
-            let line = octets.checked_sub(2).map(|text| [&vec![b'a'; text][..], b"\r\n"].concat());
-            [Some(part), line].into_iter().flatten()
+    // What stands before a string: a part of a line, a line, or short lines, so long that the
+    // string lies at every place of the first, the second and the third block.
+    let pads: Vec<Vec<u8>> = (0..=200)
+        .map(|octets: usize| {
+            let text = vec![b'a'; octets.saturating_sub(2)];
+            match octets % 3 {
+                0 => [&text[..], b"bc"].concat(),
+                1 => [&text[..], b"\r\n"].concat(),
+                _ => b"abcdefg\r\n".iter().copied().cycle().take(octets).collect(),
+            }
         })
         .collect();
     let kernels = kernels();
@@ -163,17 +166,21 @@ fn every_short_string_is_judged_alike_at_every_place_in_a_block() {
     for length in 0..=8 {
         // Short strings stand at every place, long ones at the next place each.
         let places = if length <= 3 { pads.len() } else { 1 };
+        // The longest are many: the fast kernels judge each other, nearly always without a pad.
+        let judges = if length == 8 && kernels.len() > 2 { &kernels[1..] } else { &kernels };
         for_all_strings(length, |number, string| {
             for _ in 0..places {
                 buffer.clear();
-                buffer.extend_from_slice(pad.next().expect("the pads never end"));
+                if length < 8 || number % 11 == 0 {
+                    buffer.extend_from_slice(pad.next().expect("the pads never end"));
+                }
                 buffer.extend_from_slice(string);
-                if number % 3 == 0 {
-                    buffer.resize(buffer.len() + number % 67, b'a');
+                if length < 8 && number % 2 == 0 {
+                    buffer.resize(buffer.len() + number % 131, b'a');
                 }
                 let end = if number % 5 == 0 { EndOfData::IsBody } else { EndOfData::Stops };
-                let right = run(kernels[0], &buffer, end);
-                for &kernel in &kernels[1..] {
+                let right = run(judges[0], &buffer, end);
+                for &kernel in &judges[1..] {
                     let found = run(kernel, &buffer, end);
                     assert_eq!(found, right, "{kernel:?} {}", buffer.escape_ascii());
                 }

@@ -1,0 +1,288 @@
+//! The admin server: its two sockets, and the thread that serves them.
+//!
+//! The TCP socket is read-only: metrics, health and the state of the queue.  What changes things
+//! goes over the Unix socket, which only the gateway's own user can open.  One request a
+//! connection, with a deadline for its head and for the whole of it, and a bounded number of
+//! connections; what they ask is answered in `admin/api.rs`.
+//!
+//! All of it runs on one thread of its own, which touches no message.  If that thread hangs, mail
+//! goes on.
+
+mod api;
+mod host;
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use axum::Router;
+use axum::serve::Listener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustix::fs::Mode;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::metrics::Metrics;
+use super::status::Status;
+use super::workers::Workers;
+use crate::limits;
+
+/// The Unix socket's name in the data directory.
+pub const SOCKET_NAME: &str = "admin.sock";
+/// Connections that wait to be accepted on the Unix socket.
+const SOCKET_BACKLOG: i32 = 64;
+
+/// What the admin server serves.
+pub struct Gateway {
+    /// The workers, who know the queue.
+    pub workers: Workers,
+    /// All metrics.
+    pub metrics: Metrics,
+    /// Where the process stands.
+    pub status: Arc<Status>,
+}
+
+/// The sockets of an admin server that does not run yet.
+#[derive(Debug)]
+pub struct AdminSockets {
+    tcp: TcpListener,
+    unix: UnixListener,
+    file: SocketFile,
+}
+
+/// Why there is no admin server.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The TCP address cannot be used.
+    #[error("cannot listen on the admin address {address}")]
+    Tcp {
+        /// As configured.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The Unix socket cannot be made.
+    #[error("cannot make the admin socket {}", path.display())]
+    Unix {
+        /// Where.
+        path: PathBuf,
+        /// What the system says, or what is in the way.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no thread, or no event loop for it.
+    #[error("cannot start the control thread")]
+    Thread(#[source] io::Error),
+}
+
+/// The running server.  Dropping it lets it run on; [`AdminServer::stop`] ends it.
+#[derive(Debug)]
+pub struct AdminServer {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl AdminSockets {
+    /// Binds both; after privileges are dropped, so that the Unix socket belongs to the right
+    /// user.  A Unix socket that a dead process left behind is replaced.
+    ///
+    /// # Errors
+    /// An address is in use, `data_dir` is not there, or its path is too long for a socket.
+    pub fn bind(address: SocketAddr, data_dir: &Path) -> Result<AdminSockets, AdminError> {
+        let tcp = bind_tcp(address).map_err(|source| AdminError::Tcp { address, source })?;
+        let path = data_dir.join(SOCKET_NAME);
+        let (unix, file) = bind_unix(&path).map_err(|source| AdminError::Unix { path, source })?;
+        Ok(AdminSockets { tcp, unix, file })
+    }
+
+    /// Starts the thread.  `hostname` is the name that clients may use for this host besides its
+    /// addresses.
+    ///
+    /// # Errors
+    /// The system refuses a thread or an event loop.
+    pub fn serve(self, hostname: &str, gateway: Gateway) -> Result<AdminServer, AdminError> {
+        let address = self.tcp.local_addr().map_err(AdminError::Thread)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(AdminError::Thread)?;
+        let gateway = Arc::new(gateway);
+        let (open, own) = (api::read_only(gateway.clone(), hostname), api::full(gateway));
+        let (stop, stopped) = oneshot::channel();
+        let serving = async move {
+            let AdminSockets { tcp, unix, file } = self;
+            let tcp = tokio::net::TcpListener::from_std(tcp)?;
+            let unix = tokio::net::UnixListener::from_std(unix)?;
+            tokio::spawn(accept(tcp, open));
+            tokio::spawn(accept(unix, own));
+            // An error means that the owner let go of the server: it runs on until the process
+            // ends.
+            if stopped.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            drop(file);
+            io::Result::Ok(())
+        };
+        let thread = thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                if let Err(error) = runtime.block_on(serving) {
+                    tracing::error!(%error, "the admin server cannot run");
+                }
+                // Requests under way end here; a worker keeps what it has done for them.
+                runtime.shutdown_background();
+            })
+            .map_err(AdminError::Thread)?;
+        Ok(AdminServer { address, stop, thread })
+    }
+}
+
+impl AdminServer {
+    /// Its TCP address, with the port that the system chose if port 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it and removes the Unix socket.
+    pub fn stop(self) {
+        // If the thread has ended by itself there is nothing to stop.
+        let _ = self.stop.send(());
+        // A panic in it has been told by the hook.
+        let _ = self.thread.join();
+    }
+}
+
+/// Accepts connections for ever, and serves one request on each.
+async fn accept<L: Listener>(mut listener: L, router: Router) {
+    let places = Arc::new(Semaphore::new(limits::ADMIN_CONNECTIONS));
+    loop {
+        // `accept` itself waits a second where no descriptors are left.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let (stream, _) = listener.accept().await;
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits::ADMIN_HEAD_TIME)
+                .max_buf_size(limits::ADMIN_HEAD)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // What goes wrong on a connection is its client's to see.
+            let _ = tokio::time::timeout(limits::ADMIN_CONNECTION_TIME, connection).await;
+            drop(place);
+        });
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    // The standard library sets SO_REUSEADDR, so a restart finds the address free.
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// The Unix socket in the file system, which goes when this is dropped, unless another process
+/// has replaced it.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let now = fs::symlink_metadata(&self.path).map(|file| (file.dev(), file.ino()));
+        if now.is_ok_and(|now| now == self.device_and_inode) {
+            // If it cannot be removed, the next start replaces it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    remove_stale(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Before it is bound: Linux takes the file's mode from the socket, so that at no moment
+    // anybody else can connect.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = fs::symlink_metadata(path)?;
+    let file = SocketFile { path: path.to_owned(), device_and_inode: (file.dev(), file.ino()) };
+    socket.listen(SOCKET_BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok((socket.into(), file))
+}
+
+/// Removes the socket of a process that is no more; one that answers stays, and is an error.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let file = match fs::symlink_metadata(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !file.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is another file"));
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers there")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_socket_is_for_its_owner_and_goes_with_the_server() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SOCKET_NAME);
+        let (_listener, file) = bind_unix(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SOCKET_NAME);
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "as after kill -9");
+        let (_listener, first) = bind_unix(&path).unwrap();
+        let error = bind_unix(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        // Somebody replaced it: then it is not ours to remove.
+        fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn another_file_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SOCKET_NAME);
+        fs::write(&path, "mine").unwrap();
+        assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_an_error() {
+        let path = Path::new("/tmp").join("x".repeat(200));
+        assert!(bind_unix(&path).is_err());
+    }
+}

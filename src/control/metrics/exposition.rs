@@ -1,0 +1,325 @@
+//! The metrics as text (OpenMetrics 1.0), added up over the workers when somebody asks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::{Counter, Gauge, Histogram, HistogramFigures, WorkerMetrics, process};
+use crate::control::events::EventCounters;
+use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
+
+/// The content type of what [`Metrics::render`] writes.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics(Registry);
+
+/// Where the figures come from.
+pub struct Sources {
+    /// Each worker's own.
+    pub workers: Vec<Arc<WorkerMetrics>>,
+    /// Those of the event log.
+    pub events: Arc<EventCounters>,
+    /// Where the process stands; it knows the spool's figures too.
+    pub status: Arc<Status>,
+}
+
+impl Metrics {
+    /// The metrics of these sources.
+    pub fn new(sources: Sources) -> Metrics {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut registry = Registry::with_prefix("mailrace");
+        registry.register_collector(Box::new(Everything {
+            sources,
+            started_seconds: started.as_secs_f64(),
+        }));
+        Metrics(registry)
+    }
+
+    /// Writes all of them.
+    ///
+    /// # Errors
+    /// Our bug only: a string takes all text.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut page = String::with_capacity(16 * 1024);
+        text::encode(&mut page, &self.0)?;
+        Ok(page)
+    }
+}
+
+struct Everything {
+    sources: Sources,
+    started_seconds: f64,
+}
+
+impl fmt::Debug for Everything {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Everything").field("workers", &self.sources.workers.len()).finish()
+    }
+}
+
+impl Collector for Everything {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        self.process(&mut page)?;
+        self.intake(&mut page)?;
+        self.queue(&mut page)?;
+        self.delivery(&mut page)?;
+        self.spool(&mut page)?;
+        self.events(&mut page)
+    }
+}
+
+impl Everything {
+    fn process(&self, page: &mut Page<'_>) -> fmt::Result {
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        page.info("build", "This build of mailrace", &version)?;
+        let seconds = Some(Unit::Seconds);
+        let started = self.started_seconds;
+        page.gauge_f64(
+            "process_start_time",
+            seconds,
+            "When the process started, since 1970",
+            started,
+        )?;
+        if let Some(octets) = process::resident_octets() {
+            page.gauge("process_resident_memory", Some(Unit::Bytes), "Resident memory", octets)?;
+        }
+        if let Some(count) = process::open_descriptors() {
+            page.gauge("process_open_fds", None, "Open file descriptors", count)?;
+        }
+        let workers = self.sources.workers.len() as u64;
+        page.gauge("workers", None, "Worker threads", workers)?;
+        let ready = u64::from(self.sources.status.readiness().is_ok());
+        page.gauge("ready", None, "1 while mail is accepted, as in /ready", ready)?;
+        let stopping = u64::from(self.sources.status.phase() == Phase::Stopping);
+        page.gauge("stopping", None, "1 while the gateway drains before it ends", stopping)
+    }
+
+    fn intake(&self, page: &mut Page<'_>) -> fmt::Result {
+        let opened = self.sum(|worker| &worker.sessions_opened);
+        page.counter("sessions", None, "Sessions that began", opened)?;
+        let open = self.level(|worker| &worker.sessions_open);
+        page.gauge("sessions_open", None, "Sessions that there are", open)?;
+        let errors = self.sum(|worker| &worker.accept_errors);
+        page.counter("accept_errors", None, "Connections that could not be accepted", errors)?;
+        page.by_label("refused", "Refusals by reason", "reason", &self.refusals())?;
+        let messages = self.sum(|worker| &worker.messages_accepted);
+        page.counter("messages_accepted", None, "Messages that got their 250", messages)?;
+        let octets = self.sum(|worker| &worker.octets_accepted);
+        page.counter("accepted", Some(Unit::Bytes), "Octets of accepted messages", octets)?;
+        let recipients = self.sum(|worker| &worker.recipients_accepted);
+        page.counter("recipients_accepted", None, "Recipients of accepted messages", recipients)?;
+        let wait = self.histogram(|worker| &worker.commit_wait);
+        page.histogram("accept", "From the end of a message's data to its 250", &wait)
+    }
+
+    fn queue(&self, page: &mut Page<'_>) -> fmt::Result {
+        let states = [
+            ("ready", self.level(|worker| &worker.handles_ready)),
+            ("active", self.level(|worker| &worker.handles_active)),
+            ("deferred", self.level(|worker| &worker.handles_deferred)),
+            ("held", self.level(|worker| &worker.handles_held)),
+        ];
+        let help = "Queue entries, one for each message and site, by state";
+        page.gauges_by_label("queue_entries", help, "state", &states)
+    }
+
+    fn delivery(&self, page: &mut Page<'_>) -> fmt::Result {
+        let attempts = self.sum(|worker| &worker.attempts);
+        page.counter("attempts", None, "Attempts to deliver a message to a site", attempts)?;
+        let delivered = self.sum(|worker| &worker.messages_delivered);
+        let help = "Messages that a next hop took over, counted once a site";
+        page.counter("messages_delivered", None, help, delivered)?;
+        let outcomes = [
+            ("delivered", self.sum(|worker| &worker.recipients_delivered)),
+            ("deferred", self.sum(|worker| &worker.recipients_deferred)),
+            ("bounced", self.sum(|worker| &worker.recipients_bounced)),
+            ("expired", self.sum(|worker| &worker.recipients_expired)),
+        ];
+        page.by_label("recipients", "Recipients by what came of an attempt", "outcome", &outcomes)?;
+        let delay = self.histogram(|worker| &worker.delivery_delay);
+        page.histogram("delivery_delay", "From acceptance to delivery", &delay)?;
+        let connections = [
+            ("opened", self.sum(|worker| &worker.connections_opened)),
+            ("failed", self.sum(|worker| &worker.connections_failed)),
+        ];
+        let help = "Connections to next hops by what came of them";
+        page.by_label("connections", help, "outcome", &connections)?;
+        let open = self.level(|worker| &worker.connections_open);
+        page.gauge("connections_open", None, "Connections to next hops that there are", open)
+    }
+
+    fn spool(&self, page: &mut Page<'_>) -> fmt::Result {
+        let SpoolFigures {
+            commits,
+            batches,
+            records,
+            written_octets,
+            commit,
+            commit_failures,
+            rolls,
+            retired,
+            chore_failures,
+            segments_used,
+            segments_spare,
+            segments_damaged,
+            live_records,
+            reads,
+            read_failures,
+            health,
+        } = self.sources.status.spool();
+        page.histogram("spool_commit", "Writes of the log, each with its sync", &commit)?;
+        let written = Some(Unit::Bytes);
+        for (name, unit, help, value) in [
+            ("spool_commits", None, "Writes of the log that succeeded", commits),
+            ("spool_batches", None, "Batches in those", batches),
+            ("spool_records", None, "Records in those", records),
+            ("spool_written", written, "Octets written, padding included", written_octets),
+            (
+                "spool_commit_failures",
+                None,
+                "Writes or syncs that the disk refused",
+                commit_failures,
+            ),
+            ("spool_segments_opened", None, "Segments begun", rolls),
+            ("spool_segments_retired", None, "Segments emptied and freed", retired),
+            (
+                "spool_chore_failures",
+                None,
+                "Background work of the log that failed",
+                chore_failures,
+            ),
+            ("spool_reads", None, "Reads of the log", reads),
+            ("spool_read_failures", None, "Reads that failed or did not verify", read_failures),
+        ] {
+            page.counter(name, unit, help, value)?;
+        }
+        let segments =
+            [("used", segments_used), ("spare", segments_spare), ("damaged", segments_damaged)];
+        page.gauges_by_label("spool_segments", "Segments by state", "state", &segments)?;
+        let help = "Records of messages that are not done";
+        page.gauge("spool_live_records", None, help, live_records)?;
+        let writable = u64::from(health == SpoolHealth::Good);
+        page.gauge("spool_writable", None, "1 while the log takes messages", writable)
+    }
+
+    fn events(&self, page: &mut Page<'_>) -> fmt::Result {
+        let events = self.sources.events.figures();
+        for (name, help, value) in [
+            ("events_written", "Events written", events.written),
+            ("events_lost", "Events given up because they could not be written", events.lost),
+            (
+                "events_waits",
+                "Times that a worker began to wait for the events' reader",
+                events.waits,
+            ),
+            ("events_failures", "Writes of events that failed", events.failures),
+        ] {
+            page.counter(name, None, help, value)?;
+        }
+        let queued = events.queued_bytes;
+        page.gauge("events_queued", Some(Unit::Bytes), "Octets that wait to be written", queued)
+    }
+
+    fn sum(&self, counter: impl Fn(&WorkerMetrics) -> &Counter) -> u64 {
+        self.sources.workers.iter().map(|worker| counter(worker).value()).sum()
+    }
+
+    fn level(&self, gauge: impl Fn(&WorkerMetrics) -> &Gauge) -> u64 {
+        self.sources.workers.iter().map(|worker| gauge(worker).value()).sum()
+    }
+
+    fn histogram(&self, histogram: impl Fn(&WorkerMetrics) -> &Histogram) -> HistogramFigures {
+        let all = self.sources.workers.iter().map(|worker| histogram(worker).figures());
+        all.fold(HistogramFigures::default(), HistogramFigures::add)
+    }
+
+    /// Refusals of all workers, by reason in alphabetical order.
+    fn refusals(&self) -> Vec<(&'static str, u64)> {
+        let mut sums = std::collections::BTreeMap::new();
+        for (reason, count) in
+            self.sources.workers.iter().flat_map(|worker| worker.refused.values())
+        {
+            *sums.entry(reason).or_insert(0) += count;
+        }
+        sums.into_iter().collect()
+    }
+}
+
+/// The encoder with the few forms that we use.
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn counter(&mut self, name: &str, unit: Option<Unit>, help: &str, value: u64) -> fmt::Result {
+        self.0
+            .encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, f64>(&value, None)
+    }
+
+    fn gauge(&mut self, name: &str, unit: Option<Unit>, help: &str, value: u64) -> fmt::Result {
+        // Gauges are signed there; none of ours comes near the end of the range.
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    fn gauge_f64(&mut self, name: &str, unit: Option<Unit>, help: &str, value: f64) -> fmt::Result {
+        self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str); 1]) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
+    }
+
+    fn by_label(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[(&str, u64)],
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        values.iter().try_for_each(|(value, count)| {
+            let labels = [(label, *value)];
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(count, None)
+        })
+    }
+
+    fn gauges_by_label(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[(&str, u64)],
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        values.iter().try_for_each(|(value, level)| {
+            let labels = [(label, *value)];
+            let level = i64::try_from(*level).unwrap_or(i64::MAX);
+            family.encode_family(&labels)?.encode_gauge(&level)
+        })
+    }
+
+    /// A histogram of seconds.
+    fn histogram(&mut self, name: &str, help: &str, figures: &HistogramFigures) -> fmt::Result {
+        let seconds = |us: u64| us as f64 / 1e6;
+        let ends = figures.bounds_us.iter().map(|&us| seconds(us)).chain([f64::MAX]);
+        // One that has never been looked at has no counts yet.
+        let counts = figures.counts.iter().copied().chain(std::iter::repeat(0));
+        let buckets: Vec<(f64, u64)> = ends.zip(counts).collect();
+        let count = figures.counts.iter().sum();
+        self.0
+            .encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(seconds(figures.sum_us), count, &buckets, None)
+    }
+}
+
+#[cfg(test)]
+#[path = "exposition_tests.rs"]
+mod tests;

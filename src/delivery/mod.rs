@@ -1,0 +1,9 @@
+//! What happens to a message between the queue and a connection: routes resolved to sites,
+//! attempts judged, notices written, and what a restart finds taken up again.
+
+pub mod message;
+pub mod notice;
+pub mod outcome;
+pub mod recovery;
+pub mod settle;
+pub mod sites;

@@ -1,0 +1,404 @@
+//! What becomes of a message after an attempt: outcomes are judged, written to the log, told in
+//! the events, and given back to the scheduler.
+//!
+//! The order matters.  The outcome is appended first; the handle goes only then, so that nothing
+//! is ever both out of the queue and not on its way to the log.  A bounce's notice and the DONE
+//! of its cause are appended as one, and count together or not at all.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::message::{LoadError, LoadedMessage};
+use super::notice::{self, Notice};
+use super::outcome::{Attempted, BounceCause, Decision, Progress, Reason};
+use super::sites::route_of;
+use crate::config::Target;
+use crate::control::events::{Addressees, Event as LogEvent, EventKind};
+use crate::control::moment::Moment;
+use crate::message::{Durability, MessageId, Origin};
+use crate::outbound::Way;
+use crate::queue::arena::Slot;
+use crate::queue::handle::{Handle, Recipients, State};
+use crate::queue::scheduler::Event;
+use crate::queue::site::SiteIndex;
+use crate::smtp::client::{ConnectionFailure, RecipientOutcome};
+use crate::smtp::data::ChunkScanner;
+use crate::spool::{self, Defer, DeferState, Done, NewBody, NewMessage, RecordPlace};
+use crate::worker::Worker;
+use crate::worker::log::Filing;
+
+/// One message on its way to one site.
+pub struct Attempt {
+    slot: Slot,
+    handle: Handle,
+    peer: Option<SocketAddr>,
+    /// What the peer said to the recipients that it took.
+    taken: Option<String>,
+}
+
+/// A notice and the id under which it will be stored.
+type Identified = (MessageId, Notice);
+
+/// The recipients of an attempt by what is to be done about them.
+#[derive(Default)]
+struct Judged {
+    delivered: Vec<u16>,
+    bounced: Vec<(u16, BounceCause)>,
+    deferred: Vec<(u16, Reason)>,
+    due_unix_ms: u64,
+    at_once: Vec<u16>,
+}
+
+impl Attempt {
+    /// The attempt that the scheduler has asked for; `None` if the message has gone meanwhile.
+    pub fn begin(
+        worker: &Rc<Worker>,
+        site: SiteIndex,
+        peer: Option<SocketAddr>,
+        slot: Slot,
+    ) -> Option<Attempt> {
+        let handle = worker.with_queue(|queue| queue.get(slot).cloned())?;
+        let is_ours = handle.state == State::Active && handle.site == site;
+        is_ours.then_some(Attempt { slot, handle, peer, taken: None })
+    }
+
+    /// The message.
+    pub fn id(&self) -> MessageId {
+        self.handle.id
+    }
+
+    /// Where its record stands.
+    pub fn place(&self) -> RecordPlace {
+        self.handle.place
+    }
+
+    /// Attempts before this one.
+    pub fn attempts_before(&self) -> u16 {
+        self.handle.attempts
+    }
+
+    /// The recipients that are left, by their place in the envelope.
+    pub fn recipients(&self) -> Vec<u16> {
+        self.handle.recipients.places()
+    }
+
+    /// The message could not be read: it stays, and somebody has to look.
+    pub fn unreadable(self, worker: &Rc<Worker>, error: &LoadError) {
+        let message = self.handle.id;
+        tracing::error!(%message, %error, "a message could not be read from the log; it is kept");
+        let due_unix_ms = worker.now_unix_ms() + UNREADABLE_WAIT_MS;
+        let recipients = self.handle.recipients.clone();
+        let reason = Some(worker.shared_reason("the message could not be read from the log"));
+        worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason });
+    }
+
+    /// Keeps what the peer said when it took the message, for the events.
+    pub fn taken_with(&mut self, outcomes: &[(u16, RecipientOutcome)]) {
+        self.taken = outcomes.iter().find_map(|(_, outcome)| match outcome {
+            RecipientOutcome::Delivered(reply) => Some(reply.to_string()),
+            _ => None,
+        });
+    }
+
+    /// Takes one outcome for each recipient of the attempt.
+    pub async fn settle<A: Into<Attempted>>(
+        self,
+        worker: &Rc<Worker>,
+        message: &LoadedMessage,
+        outcomes: Vec<(u16, A)>,
+    ) {
+        let now_unix_ms = worker.now_unix_ms();
+        let attempts = self.handle.attempts.saturating_add(1);
+        let progress = Progress { accepted_unix_ms: message.origin().accepted_unix_ms, attempts };
+        let random = fastrand::u32(..);
+        let mut judged = Judged::default();
+        for (place, outcome) in outcomes {
+            judged.add(place, outcome.into(), |attempted| {
+                worker.retry.judge(attempted, progress, now_unix_ms, random)
+            });
+        }
+        self.finish(worker, message, judged).await;
+    }
+
+    /// Writes down what was judged.
+    async fn finish(self, worker: &Rc<Worker>, message: &LoadedMessage, mut judged: Judged) {
+        let notices = self.notices(worker, message, &judged.bounced).await;
+        self.report(worker, message, &judged);
+        let deferred = judged.deferred.iter().map(|(place, _)| *place);
+        let mut left: Vec<u16> = deferred.chain(judged.at_once.iter().copied()).collect();
+        left.sort_unstable();
+        let is_last = left.is_empty() && self.handle.is_last_part();
+        judged.delivered.sort_unstable();
+        self.append_done(worker, message, &judged.delivered, notices, is_last);
+        self.append_defer(worker, &judged);
+        if left.is_empty() {
+            worker.with_queue(|queue| queue.finish(self.slot));
+            return;
+        }
+        // Those that go at once do not wait for the others; the others then go with them.
+        let due_unix_ms = if judged.at_once.is_empty() { judged.due_unix_ms } else { 0 };
+        let recipients = Recipients::of(left, message.envelope().recipients.len());
+        let reason =
+            judged.deferred.first().map(|(_, reason)| worker.shared_reason(&reason.to_string()));
+        worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason });
+    }
+
+    /// One DONE for those that were delivered, and one with each notice for those that failed.
+    fn append_done(
+        &self,
+        worker: &Rc<Worker>,
+        message: &LoadedMessage,
+        delivered: &[u16],
+        notices: Vec<(Vec<u16>, Option<Identified>)>,
+        is_last: bool,
+    ) {
+        let recipients = message.envelope().recipients.len();
+        let (id, segment) = (self.handle.id, self.handle.place.segment);
+        if !delivered.is_empty() {
+            let last = is_last && notices.is_empty();
+            let recipients = spool_recipients(delivered, recipients);
+            worker.log.append_done(&Done { id, segment, recipients, last });
+        }
+        let count = notices.len();
+        for (number, (places, notice)) in notices.into_iter().enumerate() {
+            let last = is_last && number + 1 == count;
+            let recipients = spool_recipients(&places, recipients);
+            let done = Done { id, segment, recipients, last };
+            let is_told = notice.is_some_and(|notice| append_notice(worker, &notice, &done));
+            if !is_told {
+                worker.log.append_done(&done);
+            }
+        }
+    }
+
+    /// The notices for recipients that failed, a bounded number of them in each; none where
+    /// nobody wants one.
+    async fn notices(
+        &self,
+        worker: &Rc<Worker>,
+        message: &LoadedMessage,
+        bounced: &[(u16, BounceCause)],
+    ) -> Vec<(Vec<u16>, Option<Identified>)> {
+        if bounced.is_empty() {
+            return Vec::new();
+        }
+        let trace = message.trace();
+        let beginning = message.beginning(&worker.log, notice::RETURNED_OCTETS + 1).await;
+        // A notice without the message is better than none.
+        let (body, is_whole) = beginning.unwrap_or_default();
+        let content = [trace, &body].concat();
+        let original = notice::Original {
+            envelope: message.envelope(),
+            accepted_unix_ms: message.origin().accepted_unix_ms,
+            content: &content,
+            complete: is_whole,
+        };
+        let now_unix_ms = worker.now_unix_ms();
+        let peer = self.peer.map(|peer| peer.ip().to_string());
+        let group = |group: &[(u16, BounceCause)]| {
+            let id = worker.next_id();
+            let reporter = notice::Reporter { hostname: &worker.config.hostname, id, now_unix_ms };
+            let failed: Vec<_> = group
+                .iter()
+                .map(|(place, cause)| notice::FailedRecipient {
+                    index: *place,
+                    cause,
+                    remote_mta: peer.as_deref(),
+                    last_attempt_unix_ms: self.peer.map(|_| now_unix_ms),
+                })
+                .collect();
+            let mut places: Vec<u16> = group.iter().map(|(place, _)| *place).collect();
+            places.sort_unstable();
+            let notice = notice::failure_notice(&reporter, &original, &failed);
+            (places, notice.map(|notice| (id, notice)))
+        };
+        bounced.chunks(notice::RECIPIENTS_PER_NOTICE).map(group).collect()
+    }
+
+    fn append_defer(&self, worker: &Rc<Worker>, judged: &Judged) {
+        let Some((_, reason)) = judged.deferred.first() else { return };
+        let mut places: Vec<u16> = judged.deferred.iter().map(|(place, _)| *place).collect();
+        places.sort_unstable();
+        worker.log.append_defer(&Defer {
+            id: self.handle.id,
+            segment: self.handle.place.segment,
+            recipients: spool::Recipients::Some(&places),
+            state: DeferState::Deferred,
+            next_attempt_unix_ms: judged.due_unix_ms,
+            attempts: self.handle.attempts.saturating_add(1),
+            reply: &reason.to_string(),
+        });
+    }
+
+    // ---- telling -------------------------------------------------------------------------
+
+    fn report(&self, worker: &Rc<Worker>, message: &LoadedMessage, judged: &Judged) {
+        let delay_ms = worker.now_unix_ms().saturating_sub(message.origin().accepted_unix_ms);
+        let site = worker.sites.name(self.handle.site);
+        let event = LogEvent {
+            message: Some(self.handle.id),
+            from: Some(message.envelope().reverse_path.as_str()),
+            peer: self.peer,
+            site: Some(&site),
+            attempts: Some(u32::from(self.handle.attempts) + 1),
+            size: Some(message.summary().octets),
+            delay_ms: Some(delay_ms),
+            ..LogEvent::new(EventKind::Delivered)
+        };
+        let recipients = &message.envelope().recipients;
+        if !judged.delivered.is_empty() {
+            let to = Addressees::Some(recipients, &judged.delivered);
+            let reply = self.taken.as_deref();
+            worker.events.emit(&LogEvent { to, reply, ..event });
+            worker.metrics.messages_delivered.count();
+            worker.metrics.recipients_delivered.add(judged.delivered.len() as u64);
+            worker.metrics.delivery_delay.observe(Duration::from_millis(delay_ms));
+        }
+        if let Some((_, reason)) = judged.deferred.first() {
+            let places: Vec<u16> = judged.deferred.iter().map(|(place, _)| *place).collect();
+            worker.events.emit(&LogEvent {
+                kind: EventKind::Deferred,
+                to: Addressees::Some(recipients, &places),
+                reply: Some(&reason.to_string()),
+                next_attempt: Some(Moment(judged.due_unix_ms)),
+                ..event
+            });
+            worker.metrics.recipients_deferred.add(places.len() as u64);
+        }
+        for (place, cause) in &judged.bounced {
+            let kind = match cause {
+                BounceCause::Failed(_) => EventKind::Bounced,
+                BounceCause::Expired { .. } => EventKind::Expired,
+            };
+            let reply = cause.reason().map(ToString::to_string);
+            let places = [*place];
+            let to = Addressees::Some(recipients, &places);
+            worker.events.emit(&LogEvent { kind, to, reply: reply.as_deref(), ..event });
+            match cause {
+                BounceCause::Failed(_) => worker.metrics.recipients_bounced.count(),
+                BounceCause::Expired { .. } => worker.metrics.recipients_expired.count(),
+            }
+        }
+    }
+}
+
+impl Judged {
+    fn add(&mut self, place: u16, attempted: Attempted, judge: impl FnOnce(Attempted) -> Decision) {
+        let reason = match &attempted {
+            Attempted::Deferred(reason) => Some(reason.clone()),
+            _ => None,
+        };
+        match judge(attempted) {
+            Decision::Done => self.delivered.push(place),
+            Decision::Bounce(cause) => self.bounced.push((place, cause)),
+            Decision::AtOnce => self.at_once.push(place),
+            Decision::Defer { next_attempt_unix_ms } => {
+                self.due_unix_ms = next_attempt_unix_ms;
+                let reason = reason.expect("only what was deferred is tried again");
+                self.deferred.push((place, reason));
+            }
+        }
+    }
+}
+
+/// Appends a notice together with the end of its cause; `false` if it cannot be sent anywhere.
+fn append_notice(worker: &Rc<Worker>, (id, notice): &Identified, cause: &Done<'_>) -> bool {
+    let routes: Option<Vec<_>> = notice
+        .envelope
+        .recipients
+        .iter()
+        .map(|recipient| {
+            let route = route_of(&worker.config, &recipient.path, false)?;
+            let takes_mail = !matches!(worker.config.routes[route].to, Target::Reject { .. });
+            takes_mail.then_some(route)
+        })
+        .collect();
+    let Some(routes) = routes else {
+        tracing::warn!(message = %cause.id, "no route leads to the sender; its notice is not sent");
+        return false;
+    };
+    let mut scanner = ChunkScanner::new();
+    scanner.begin_chunk(notice.content.len() as u64);
+    scanner.scan(&notice.content);
+    let local = SocketAddr::from(([127, 0, 0, 1], 0));
+    let new = NewMessage {
+        id: *id,
+        durability: Durability::Fsync,
+        envelope: &notice.envelope,
+        origin: &Origin {
+            client: local,
+            listener: local,
+            helo: worker.config.hostname.clone(),
+            accepted_unix_ms: worker.now_unix_ms(),
+        },
+        summary: &scanner.summary(),
+        trace: &[],
+        not_before_unix_ms: None,
+        extensions: &[],
+        body: NewBody::Inline(&notice.content),
+    };
+    let filing = Filing { id: *id, groups: worker.sites.group(&routes) };
+    let appended = worker.log.append_notice(&new, filing, cause);
+    if appended.is_err() {
+        tracing::warn!(message = %cause.id, "a notice is too large for the log; it is not sent");
+    }
+    appended.is_ok()
+}
+
+/// Recipients as the log names them.
+pub fn spool_recipients(places: &[u16], count: usize) -> spool::Recipients<'_> {
+    if places.len() == count { spool::Recipients::All } else { spool::Recipients::Some(places) }
+}
+
+/// The message's lifetime is over: its sender hears of it.
+pub async fn expire(worker: Rc<Worker>, slot: Slot) {
+    let Some(handle) = worker.with_queue(|queue| queue.get(slot).cloned()) else { return };
+    let site = handle.site;
+    let attempt = Attempt { slot, handle, peer: None, taken: None };
+    let message = match worker.load(attempt.id(), attempt.place()).await {
+        Ok(message) => message,
+        Err(error) => return attempt.unreadable(&worker, &error),
+    };
+    let last = worker.sites.shared()[site.0 as usize].last_failure();
+    let last = (!last.is_empty()).then(|| site_reason(&last));
+    let mut judged = Judged::default();
+    for place in attempt.recipients() {
+        judged.bounced.push((place, BounceCause::Expired { last: last.clone() }));
+    }
+    attempt.finish(&worker, &message, judged).await;
+}
+
+/// A site could not be reached or does not take mail: no connection is tried for a while.
+pub fn site_failed(way: &Way, words: &str) {
+    let worker = &way.worker;
+    let shared = &worker.sites.shared()[way.site.0 as usize];
+    let now_unix_ms = worker.now_unix_ms();
+    let attempts = u16::try_from(shared.failures() + 1).unwrap_or(u16::MAX);
+    let until_unix_ms = worker.retry.next_attempt(attempts, now_unix_ms, fastrand::u32(..));
+    shared.fail(until_unix_ms, words);
+    worker.metrics.connections_failed.count();
+    let site = worker.sites.name(way.site);
+    worker.events.emit(&LogEvent {
+        site: Some(&site),
+        reply: Some(words),
+        reason: Some("site_unreachable"),
+        attempts: Some(u32::from(attempts)),
+        next_attempt: Some(Moment(until_unix_ms)),
+        ..LogEvent::new(EventKind::Deferred)
+    });
+}
+
+/// A connection's failure in one line.
+pub fn words_of_failure(failure: &ConnectionFailure) -> String {
+    Reason::Connection(failure.clone()).to_string()
+}
+
+fn site_reason(words: &str) -> Reason {
+    use crate::smtp::code::EnhancedCode;
+    let status = EnhancedCode::new(4, 4, 1).expect("a status of RFC 3463");
+    Reason::Local { status, text: words.into() }
+}
+
+/// The wait before a message is looked at again that could not be read.
+const UNREADABLE_WAIT_MS: u64 = 3_600_000;

@@ -1,0 +1,483 @@
+//! Starts and stops the gateway: the order in which its parts come up and go down.
+//!
+//! Up: the sockets, privileges dropped, control (so that `/health` and `/ready` answer while the
+//! log is recovered), the log, the workers; then it is ready.  Down: no new sessions, what is
+//! under way is finished within a bounded time, the log takes its last batches, everything ends.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::config::{Config, Events, Listener};
+use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
+use crate::control::events::{Event, EventKind, EventLog, EventTarget};
+use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics};
+use crate::control::port::{Answer, Request, WorkerPort};
+use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
+use crate::control::workers::{Times, Workers};
+use crate::delivery::recovery::Recovered;
+use crate::delivery::sites::Sites;
+use crate::listener::SessionCounts;
+use crate::message::MessageId;
+use crate::queue::handle::Handle;
+use crate::runtime::blocking::BlockingPool;
+use crate::runtime::mailbox::{Inbox, mailbox};
+use crate::runtime::socket;
+use crate::spool::file_disk::OpenError;
+use crate::spool::stats::{COMMIT_BUCKETS_US, Health};
+use crate::spool::{
+    Committer, Completion, CompletionSink, FileDisk, Log, LogOptions, ReadAnswer, ReadSink, Reader,
+    RecoveryError, SpoolStats, recover,
+};
+use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat};
+
+/// A gateway that runs.
+pub struct Gateway {
+    addresses: Addresses,
+    posts: Arc<[Post]>,
+    workers: Vec<JoinHandle<()>>,
+    committer: Committer,
+    reader: Reader,
+    admin: AdminServer,
+    events: EventLog,
+    status: Arc<Status>,
+}
+
+/// Where a gateway can be reached.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// Its listeners, with the ports that they really have.
+    pub listeners: Vec<(Listener, SocketAddr)>,
+    /// Its admin interface.
+    pub admin: SocketAddr,
+}
+
+impl std::fmt::Display for Addresses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (listener, address) in &self.listeners {
+            write!(f, "smtp://{address} ({}) ", listener.service)?;
+        }
+        write!(f, "admin http://{}", self.admin)
+    }
+}
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {path}: {source}; `data_dir` must be writable")]
+    DataDirectory {
+        /// Which.
+        path: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The log cannot be opened.
+    #[error("cannot open the log of messages: {0}")]
+    Open(#[from] OpenError),
+    /// The log cannot be recovered.
+    #[error("cannot recover the log of messages: {0}")]
+    Recover(#[from] RecoveryError),
+    /// A listener cannot be bound.
+    #[error("cannot listen on {address}: {source}{}", hint(source))]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The admin interface cannot be set up.
+    #[error("{}", with_source(.0))]
+    Admin(#[from] AdminError),
+    /// The events cannot be written.
+    #[error("cannot write the events: {0}")]
+    Events(#[source] io::Error),
+    /// The privileges cannot be dropped.
+    #[error("cannot become the user {user}: {source}")]
+    User {
+        /// Whom.
+        user: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread, or what it needs, is not to be had.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+fn with_source(error: &AdminError) -> String {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    format!("{error}: {}", source.unwrap_or_default())
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; is another server, or another mailrace, running there?",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need root, or the capability cap_net_bind_service"
+        }
+        _ => "",
+    }
+}
+
+impl Gateway {
+    /// Starts everything; when it returns, mail is accepted.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing goes on running then.
+    pub fn start(config: Config) -> Result<Gateway, StartError> {
+        let config = Arc::new(config);
+        raise_descriptors();
+        let (sockets, listeners) = bind(&config)?;
+        prepare_data_dir(&config)?;
+        become_user(&config)?;
+
+        let target = match &config.log.events {
+            Events::Stdout => EventTarget::Stdout,
+            Events::File(path) => EventTarget::File(path.clone()),
+        };
+        let events = EventLog::start(target).map_err(StartError::Events)?;
+        let metrics: Vec<Arc<WorkerMetrics>> =
+            (0..config.workers).map(|_| Arc::default()).collect();
+        let stats = Arc::new(SpoolStats::default());
+        let status = Arc::new(Status::new(spool_figures(stats.clone())));
+        let (posts, inboxes) = mailboxes(config.workers).map_err(StartError::Thread)?;
+        let sources =
+            Sources { workers: metrics.clone(), events: events.counters(), status: status.clone() };
+        let asked = admin::Gateway {
+            workers: Workers::new(Arc::new(Port { posts: posts.clone() }), Times::default()),
+            metrics: Metrics::new(sources),
+            status: status.clone(),
+        };
+        let admin = AdminSockets::bind(config.admin.address, &config.data_dir)?
+            .serve(&config.hostname, asked)?;
+
+        let sites = Arc::new(Sites::new(&config));
+        let (log, recovered, highest) = open_log(&config, &sites, stats.clone())?;
+        let disk = log.disk().clone();
+        let table = log.table().clone();
+        let sink = Arc::new(PostSink { posts: posts.clone() });
+        let committer = Committer::start(log, sink.clone()).map_err(StartError::Thread)?;
+        let reader = Reader::start(disk, table, stats.clone(), sink, READ_BUFFERS)
+            .map_err(StartError::Thread)?;
+        let blocking = BlockingPool::start(BLOCKING_THREADS).map_err(StartError::Thread)?;
+
+        let counts = Arc::new(SessionCounts::new(&config));
+        let (ready, all_ready) = mpsc::channel();
+        let mut workers = Vec::new();
+        let seats = inboxes.into_iter().zip(sockets).zip(recovered).enumerate();
+        for (index, (((letters, handles), sockets), recovered)) in seats {
+            let ready = ready.clone();
+            let seat = Seat {
+                index,
+                config: config.clone(),
+                sites: sites.clone(),
+                counts: counts.clone(),
+                sockets,
+                committer: committer.handle(),
+                reader: reader.handle(),
+                spool: stats.clone(),
+                blocking: blocking.clone(),
+                events: events.buffer(),
+                metrics: metrics[index].clone(),
+                posts: posts.clone(),
+                letters,
+                handles,
+                highest,
+                recovered,
+                ready: Box::new(move || {
+                    let _ = ready.send(());
+                }),
+            };
+            workers.push(start_worker(seat)?);
+        }
+        drop(ready);
+        for _ in &workers {
+            let started = all_ready.recv();
+            started.map_err(|_| StartError::Thread(io::ErrorKind::UnexpectedEof.into()))?;
+        }
+        status.enter(Phase::Accepting);
+        let addresses = Addresses { listeners, admin: admin.address() };
+        let ready = addresses.to_string();
+        events.buffer().emit(&Event { addresses: Some(&ready), ..Event::new(EventKind::Ready) });
+        Ok(Gateway { addresses, posts, workers, committer, reader, admin, events, status })
+    }
+
+    /// Where it can be reached.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Its events, to be opened again after a rotation.
+    pub fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    /// Stops it: transactions and attempts under way are finished, within a bounded time.
+    pub fn stop(self) {
+        self.status.enter(Phase::Stopping);
+        self.events.buffer().emit(&Event::new(EventKind::Stopping));
+        for post in self.posts.iter() {
+            if post.letters.push(Letter::Stop).is_ok() {
+                post.letters.wake();
+            }
+        }
+        for worker in self.workers {
+            worker.join().expect("a panic would have aborted the process");
+        }
+        self.reader.stop();
+        self.committer.stop(COMMIT_PATIENCE);
+        self.admin.stop();
+        if let Err(error) = self.events.close(Instant::now() + EVENT_PATIENCE) {
+            tracing::warn!(%error, "some events could not be written before the end");
+        }
+    }
+}
+
+fn start_worker(seat: Seat) -> Result<JoinHandle<()>, StartError> {
+    let name = format!("worker-{}", seat.index);
+    let body = move || {
+        let _abort = AbortOnPanic;
+        if let Err(error) = crate::worker::serve(seat) {
+            tracing::error!(%error, "a worker could not go on");
+            std::process::abort();
+        }
+    };
+    thread::Builder::new().name(name).spawn(body).map_err(StartError::Thread)
+}
+
+/// A panic outside a session leaves nobody who could say what was promised; recovery can.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// One worker's sockets.
+type Sockets = Vec<(Listener, TcpListener)>;
+
+/// Binds every listener once for each worker.
+fn bind(config: &Config) -> Result<(Vec<Sockets>, Vec<(Listener, SocketAddr)>), StartError> {
+    let mut sockets: Vec<Sockets> = (0..config.workers).map(|_| Vec::new()).collect();
+    let mut addresses = Vec::new();
+    for listener in &config.listeners {
+        let mut address = listener.address;
+        refuse_shared(address)?;
+        for own in &mut sockets {
+            let failed = |source| StartError::Bind { address, source };
+            let socket = socket::bind(address).map_err(failed)?;
+            // With port 0 the first one chooses and the others follow.
+            address = socket.local_addr().map_err(failed)?;
+            own.push((listener.clone(), socket));
+        }
+        addresses.push((listener.clone(), address));
+    }
+    Ok((sockets, addresses))
+}
+
+/// With SO_REUSEPORT a second gateway could bind the same address and take half the mail; a bind
+/// without it finds out.
+fn refuse_shared(address: SocketAddr) -> Result<(), StartError> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    let probe = || -> io::Result<()> {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM,
+            None,
+        )?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())
+    };
+    probe().map_err(|source| StartError::Bind { address, source })
+}
+
+fn prepare_data_dir(config: &Config) -> Result<(), StartError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let path = &config.data_dir;
+    let failed = |source| StartError::DataDirectory { path: path.display().to_string(), source };
+    let is_new = !path.exists();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    if is_new && let Some(user) = &config.user {
+        let (uid, gid) = user_ids(user)?;
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn user_ids(user: &str) -> Result<(u32, u32), StartError> {
+    let failed = |source| StartError::User { user: user.to_owned(), source };
+    let known = nix::unistd::User::from_name(user).map_err(|errno| failed(errno.into()))?;
+    let known = known.ok_or_else(|| failed(io::Error::other("there is no such user")))?;
+    Ok((known.uid.as_raw(), known.gid.as_raw()))
+}
+
+/// Drops the privileges of root, before any thread is started.
+fn become_user(config: &Config) -> Result<(), StartError> {
+    use nix::unistd::{Gid, Uid, geteuid, initgroups, setgid, setuid};
+    let Some(user) = &config.user else { return Ok(()) };
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let (uid, gid) = user_ids(user)?;
+    let failed =
+        |errno: nix::Error| StartError::User { user: user.to_string(), source: errno.into() };
+    let name = std::ffi::CString::new(user.as_bytes()).map_err(|_| failed(nix::Error::EINVAL))?;
+    initgroups(&name, Gid::from_raw(gid)).map_err(failed)?;
+    setgid(Gid::from_raw(gid)).map_err(failed)?;
+    setuid(Uid::from_raw(uid)).map_err(failed)
+}
+
+/// As many descriptors as the system lets us have; the default of sessions counts on them.
+fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// The log's figures for whoever asks.
+fn spool_figures(stats: Arc<SpoolStats>) -> impl Fn() -> SpoolFigures + Send + Sync {
+    move || {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SpoolFigures {
+            commits: value(&stats.commits),
+            batches: value(&stats.batches),
+            records: value(&stats.records),
+            written_octets: value(&stats.octets),
+            commit: HistogramFigures {
+                bounds_us: &COMMIT_BUCKETS_US,
+                counts: stats.commit_us.iter().map(value).collect(),
+                sum_us: value(&stats.commit_us_sum),
+            },
+            commit_failures: value(&stats.commit_failures),
+            rolls: value(&stats.rolls),
+            retired: value(&stats.retired),
+            chore_failures: value(&stats.chore_failures),
+            segments_used: value(&stats.segments_used),
+            segments_spare: value(&stats.segments_spare),
+            segments_damaged: value(&stats.segments_damaged),
+            live_records: value(&stats.live_records),
+            reads: value(&stats.reads),
+            read_failures: value(&stats.read_failures),
+            health: match stats.health() {
+                Health::Good => SpoolHealth::Good,
+                Health::Full => SpoolHealth::Full,
+                Health::Failed => SpoolHealth::Failed,
+            },
+        }
+    }
+}
+
+/// What recovery leaves: the log, each core's handles, the highest message id.
+type Opened = (Log<FileDisk>, Vec<Vec<Handle>>, MessageId);
+
+fn open_log(config: &Config, sites: &Sites, stats: Arc<SpoolStats>) -> Result<Opened, StartError> {
+    let started = Instant::now();
+    let disk = Arc::new(FileDisk::open(&config.spool_dir())?);
+    let mut recovered = Recovered::new(config, sites);
+    let mut random = || fastrand::u64(..);
+    let (log, report) = recover(disk, LogOptions::default(), stats, &mut random, &mut recovered)?;
+    if report.live_messages > 0 || report.damage_count > 0 {
+        tracing::info!(
+            messages = report.live_messages,
+            segments = report.segments,
+            damage = report.damage_count,
+            seconds = started.elapsed().as_secs_f64(),
+            "recovered the log"
+        );
+    }
+    Ok((log, recovered.into_handles(), report.highest_id.unwrap_or(MessageId(0))))
+}
+
+/// A worker's receiving ends.
+type Inboxes = (Inbox<Letter>, Inbox<Forwarded>);
+
+fn mailboxes(workers: usize) -> io::Result<(Arc<[Post]>, Vec<Inboxes>)> {
+    let mut posts = Vec::new();
+    let mut inboxes = Vec::new();
+    for _ in 0..workers {
+        let (letters, letters_inbox) = mailbox(None)?;
+        let (handles, handles_inbox) = mailbox(Some(MAILBOX_HANDLES))?;
+        posts.push(Post { letters, handles });
+        inboxes.push((letters_inbox, handles_inbox));
+    }
+    Ok((posts.into(), inboxes))
+}
+
+/// Takes what the log's threads have done to the workers.
+struct PostSink {
+    posts: Arc<[Post]>,
+}
+
+impl PostSink {
+    fn put(&self, worker: usize, letter: Letter) {
+        let pushed = self.posts[worker].letters.push(letter);
+        debug_assert!(pushed.is_ok(), "the mailbox for answers has no bound");
+    }
+}
+
+impl CompletionSink for PostSink {
+    fn complete(&self, worker: usize, completion: Completion) {
+        self.put(worker, Letter::Committed(completion));
+    }
+
+    fn wake(&self, worker: usize) {
+        self.posts[worker].letters.wake();
+    }
+}
+
+impl ReadSink for PostSink {
+    fn answer(&self, worker: usize, answer: ReadAnswer) {
+        self.put(worker, Letter::Read(answer));
+    }
+
+    fn wake(&self, worker: usize) {
+        self.posts[worker].letters.wake();
+    }
+}
+
+/// How control reaches the workers.
+struct Port {
+    posts: Arc<[Post]>,
+}
+
+impl WorkerPort for Port {
+    fn workers(&self) -> usize {
+        self.posts.len()
+    }
+
+    fn ask(&self, worker: usize, request: Request, answer: oneshot::Sender<Answer>) {
+        let letters = &self.posts[worker].letters;
+        if letters.push(Letter::Asked(request, answer)).is_ok() {
+            letters.wake();
+        }
+    }
+}
+
+/// Buffers of the reader, 264 KiB each, made as they are needed.
+const READ_BUFFERS: usize = 128;
+/// Threads for files of Maildirs.
+const BLOCKING_THREADS: usize = 4;
+/// What a stop gives the log for its last batches.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
+/// What a stop gives the reader of the events.
+const EVENT_PATIENCE: Duration = Duration::from_secs(3);

@@ -1,0 +1,314 @@
+//! Which segments are still needed: the one place where that is decided, fed by the committer
+//! with every record that it has written and by recovery with every record that it finds.
+//!
+//! A segment is dead when nothing live stands in it and nobody needs its outcomes:
+//! - A MESSAGE is live until the DONE that says `last`.
+//! - A CHUNK is live until its message's end, or until its upload is given up.
+//! - A DONE or DEFER is needed until the segment of *its message* has been durably retired, since
+//!   until then a recovery would find the message again.  This is kept as a pin from the segment
+//!   that holds the outcome to the segment that holds the message; an outcome always comes after
+//!   its message, so pins cannot form a circle.
+//! - A segment whose header voids sequences of another one is pinned by that one likewise.
+//!
+//! There is no entry a message (a backlog may have millions), save for those in chunks; a sum over
+//! the identities of what is live guards the count: it must be zero when the count is.
+//!
+//! It does no I/O and trusts its caller to feed it only what is written.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::SegmentNo;
+use super::format::record::{Kind, RecordView};
+use super::format::{FormatError, outcome};
+use crate::message::MessageId;
+
+/// The live counts of all segments.
+#[derive(Debug, Default)]
+pub struct Accounts {
+    segments: BTreeMap<SegmentNo, Segment>,
+    /// Segments that hold outcomes (or voided sequences) for messages of the key.
+    holders: BTreeMap<SegmentNo, BTreeSet<SegmentNo>>,
+    /// Where the chunks of unfinished uploads and of live messages stand.
+    chunked: HashMap<MessageId, Chunked>,
+    live: u64,
+    /// Segments that something has been taken from or that were closed since the dead were last
+    /// asked for, so that asking after each commit costs nothing when nothing died.
+    candidates: BTreeSet<SegmentNo>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    life: Life,
+    live: u32,
+    /// The wrapping sum of the fingerprints of what is live.
+    fingerprints: u64,
+    /// How many other segments need this one.
+    pins: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// Batches are still appended.
+    Head,
+    Closed,
+    /// Found dead and handed out for retirement.
+    Retiring,
+}
+
+#[derive(Debug, Default)]
+struct Chunked {
+    /// One entry a chunk.
+    chunks: Vec<SegmentNo>,
+    /// Its MESSAGE is there: no longer an upload that can be given up.
+    is_message: bool,
+}
+
+/// Spreads ids that differ in few bits over the whole word.
+fn fingerprint(id: MessageId) -> u64 {
+    (id.0 ^ id.0 >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+}
+
+impl Accounts {
+    /// A new segment at the log's head.
+    pub fn open(&mut self, segment: SegmentNo) {
+        let fresh = Segment { life: Life::Head, live: 0, fingerprints: 0, pins: 0 };
+        self.segments.insert(segment, fresh);
+    }
+
+    /// Nothing more is appended to the segment.
+    pub fn close(&mut self, segment: SegmentNo) {
+        self.candidates.insert(segment);
+        if let Some(segment) = self.segments.get_mut(&segment) {
+            segment.life = Life::Closed;
+        }
+    }
+
+    /// Counts a record that has been written to `segment`.
+    pub fn record(
+        &mut self,
+        segment: SegmentNo,
+        record: &RecordView<'_>,
+    ) -> Result<(), FormatError> {
+        match record.kind() {
+            Kind::Message => self.message(segment, record.id()),
+            Kind::Chunk => self.chunk(segment, record.id()),
+            Kind::Done | Kind::Defer => {
+                let (of, last) = outcome::subject(record)?;
+                self.outcome(segment, of);
+                if last {
+                    self.finished(of, record.id());
+                }
+            }
+            Kind::Control | Kind::Unknown(_) => {}
+        }
+        Ok(())
+    }
+
+    /// A MESSAGE stands in `segment`.
+    pub fn message(&mut self, segment: SegmentNo, id: MessageId) {
+        self.add(segment, id);
+        if let Some(chunked) = self.chunked.get_mut(&id) {
+            chunked.is_message = true;
+        }
+    }
+
+    /// A CHUNK stands in `segment`.
+    pub fn chunk(&mut self, segment: SegmentNo, id: MessageId) {
+        self.add(segment, id);
+        self.chunked.entry(id).or_default().chunks.push(segment);
+    }
+
+    /// `holder` holds an outcome of a message of segment `of`, or voids sequences of it.
+    pub fn outcome(&mut self, holder: SegmentNo, of: SegmentNo) {
+        if holder == of || !self.segments.contains_key(&of) {
+            return;
+        }
+        let is_new = self.holders.entry(of).or_default().insert(holder);
+        if is_new && let Some(holder) = self.segments.get_mut(&holder) {
+            holder.pins += 1;
+        }
+    }
+
+    /// The message, whose MESSAGE stands in `segment`, has ended.
+    pub fn finished(&mut self, segment: SegmentNo, id: MessageId) {
+        self.subtract(segment, id);
+        self.release_chunks(id);
+    }
+
+    /// One MESSAGE of two with the same id need not be kept; its chunks are the other's too.
+    pub fn subtract_message(&mut self, segment: SegmentNo, id: MessageId) {
+        self.subtract(segment, id);
+    }
+
+    /// The upload will never get its MESSAGE.
+    pub fn abandoned(&mut self, id: MessageId) {
+        if self.chunked.get(&id).is_some_and(|chunked| !chunked.is_message) {
+            self.release_chunks(id);
+        }
+    }
+
+    /// Gives up every upload without a MESSAGE: after a recovery there is nobody to finish it.
+    pub fn abandon_all_uploads(&mut self) {
+        let uploads: Vec<MessageId> = self
+            .chunked
+            .iter()
+            .filter(|(_, chunked)| !chunked.is_message)
+            .map(|(&id, _)| id)
+            .collect();
+        uploads.into_iter().for_each(|id| self.release_chunks(id));
+    }
+
+    fn release_chunks(&mut self, id: MessageId) {
+        for segment in self.chunked.remove(&id).unwrap_or_default().chunks {
+            self.subtract(segment, id);
+        }
+    }
+
+    fn add(&mut self, segment: SegmentNo, id: MessageId) {
+        if let Some(segment) = self.segments.get_mut(&segment) {
+            segment.live += 1;
+            segment.fingerprints = segment.fingerprints.wrapping_add(fingerprint(id));
+            self.live += 1;
+        }
+    }
+
+    fn subtract(&mut self, no: SegmentNo, id: MessageId) {
+        let Some(segment) = self.segments.get_mut(&no) else {
+            return;
+        };
+        match segment.live.checked_sub(1) {
+            Some(live) => {
+                segment.live = live;
+                segment.fingerprints = segment.fingerprints.wrapping_sub(fingerprint(id));
+                self.live -= 1;
+                if live == 0 {
+                    self.candidates.insert(no);
+                }
+            }
+            None => tracing::error!(%id, segment = %no, "a message ended that was not live"),
+        }
+    }
+
+    /// The segments that have died since they were last asked for; each is given once, for
+    /// retirement.
+    pub fn take_dead(&mut self) -> Vec<SegmentNo> {
+        let mut dead = Vec::new();
+        for no in std::mem::take(&mut self.candidates) {
+            let Some(segment) = self.segments.get_mut(&no) else {
+                continue;
+            };
+            if segment.life != Life::Closed || (segment.live, segment.pins) != (0, 0) {
+                continue;
+            }
+            if segment.fingerprints != 0 {
+                // Some message ended twice and another has not: keep it all until a restart
+                // counts anew from the records.
+                tracing::error!(segment = %no, "live counts do not agree; the segment is kept");
+                continue;
+            }
+            segment.life = Life::Retiring;
+            dead.push(no);
+        }
+        dead
+    }
+
+    /// The segment's header says durably that it is free: the outcomes that others hold for it
+    /// are needed no more.
+    pub fn retired(&mut self, segment: SegmentNo) {
+        self.segments.remove(&segment);
+        for no in self.holders.remove(&segment).unwrap_or_default() {
+            if let Some(holder) = self.segments.get_mut(&no) {
+                holder.pins -= 1;
+                self.candidates.insert(no);
+            }
+        }
+    }
+
+    /// Messages and chunks that are live.
+    pub fn live(&self) -> u64 {
+        self.live
+    }
+
+    /// Segments in use, the head counted.
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: SegmentNo = SegmentNo(1);
+    const B: SegmentNo = SegmentNo(2);
+    const C: SegmentNo = SegmentNo(3);
+
+    fn accounts(closed: &[SegmentNo]) -> Accounts {
+        let mut accounts = Accounts::default();
+        for &segment in closed {
+            accounts.open(segment);
+        }
+        accounts
+    }
+
+    fn close_all(accounts: &mut Accounts) {
+        [A, B, C].into_iter().for_each(|segment| accounts.close(segment));
+    }
+
+    #[test]
+    fn dead_segment_is_retired_before_its_dones_are_released() {
+        let mut accounts = accounts(&[A, B]);
+        accounts.message(A, MessageId(1));
+        close_all(&mut accounts);
+        assert_eq!(accounts.take_dead(), [B], "B holds nothing yet");
+        let mut accounts = self::accounts(&[A, B]);
+        accounts.message(A, MessageId(1));
+        accounts.outcome(B, A);
+        accounts.finished(A, MessageId(1));
+        close_all(&mut accounts);
+        assert_eq!(accounts.take_dead(), [A], "B holds the DONE that A still needs");
+        assert_eq!(accounts.take_dead(), [], "each is given once");
+        accounts.retired(A);
+        assert_eq!(accounts.take_dead(), [B]);
+    }
+
+    #[test]
+    fn an_upload_pins_its_chunks_until_it_is_given_up() {
+        let mut accounts = accounts(&[A, B]);
+        accounts.chunk(A, MessageId(1));
+        accounts.chunk(A, MessageId(2));
+        accounts.chunk(B, MessageId(2));
+        accounts.message(B, MessageId(2));
+        close_all(&mut accounts);
+        accounts.abandoned(MessageId(2));
+        assert_eq!(accounts.live(), 4, "a message is not an upload");
+        accounts.abandoned(MessageId(1));
+        assert_eq!(accounts.take_dead(), []);
+        accounts.finished(B, MessageId(2));
+        assert_eq!(accounts.take_dead(), [A, B]);
+        assert_eq!(accounts.live(), 0);
+    }
+
+    #[test]
+    fn a_message_that_ends_twice_does_not_take_another_with_it() {
+        let mut accounts = accounts(&[A]);
+        accounts.message(A, MessageId(1));
+        accounts.message(A, MessageId(2));
+        accounts.finished(A, MessageId(1));
+        accounts.finished(A, MessageId(1));
+        close_all(&mut accounts);
+        assert_eq!(accounts.take_dead(), [], "message 2 is still in it");
+    }
+
+    #[test]
+    fn an_outcome_for_a_retired_segment_pins_nothing() {
+        let mut accounts = accounts(&[B, C]);
+        accounts.outcome(B, A);
+        accounts.outcome(C, B);
+        accounts.outcome(C, B);
+        close_all(&mut accounts);
+        assert_eq!(accounts.take_dead(), [B]);
+        accounts.retired(B);
+        assert_eq!(accounts.take_dead(), [C]);
+    }
+}

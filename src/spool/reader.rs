@@ -1,0 +1,396 @@
+//! The reader's thread: durable records come back from the disk, verified, without a worker ever
+//! waiting for a file.
+//!
+//! A worker asks for one record (a message with its small body, or one chunk) and gets it through
+//! its [`ReadSink`] in a buffer of the reader's pool, or the reason why not.  Reads go through a
+//! ring, several at once; where the kernel has none, through plain `pread`, one after the other.
+//!
+//! Before a record is handed out its head, its body and its id are checked, so a segment needs no
+//! pin while it is read: if it was retired in between, the octets of its next life do not pass.
+//!
+//! Memory: as many pooled buffers as may be in flight or in the hands of workers; when they are
+//! used up, requests wait in their queue.  A record that is longer than a pooled buffer gets one
+//! of its own, one at a time.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam::queue::SegQueue;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::buffer::{BufferPool, PooledBuf};
+use super::committer::AbortOnPanic;
+use super::direct::{Landed, ReadRing};
+use super::file_disk::{FileDisk, read_all};
+use super::format::FormatError;
+use super::format::record::RecordView;
+use super::segments::SegmentTable;
+use super::stats::SpoolStats;
+use super::{BLOCK, RECORD_BYTES_MAX, RecordPlace, SegmentNo, round_to_block};
+use crate::limits;
+use crate::message::MessageId;
+
+/// Reads in flight at once.
+const DEPTH: u32 = 32;
+/// A chunk, or a small message; a block more, since a record need not begin on one.
+const BUFFER_OCTETS: usize = limits::CHUNK + 2 * BLOCK;
+/// How long to sleep when every buffer is out: their return wakes nobody.
+const BUFFER_WAIT: Duration = Duration::from_millis(1);
+
+/// A record to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadRequest {
+    /// Who asks.
+    pub worker: usize,
+    /// Comes back with the answer.
+    pub token: u64,
+    /// Whose record it must be.
+    pub id: MessageId,
+    /// Where it stands: a MESSAGE's place, or a chunk's.
+    pub place: RecordPlace,
+    /// A longer record is refused.
+    pub octets_max: usize,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub struct ReadAnswer {
+    /// As in the request.
+    pub worker: usize,
+    /// As in the request.
+    pub token: u64,
+    /// The record, verified.
+    pub result: Result<ReadRecord, ReadError>,
+}
+
+/// A record in memory; its buffer goes back when it is dropped.
+#[derive(Debug)]
+pub struct ReadRecord {
+    buffer: PooledBuf,
+    start: usize,
+    end: usize,
+}
+
+impl ReadRecord {
+    /// The record; head and body have been verified.
+    pub fn view(&self) -> RecordView<'_> {
+        RecordView::parse(&self.buffer[self.start..self.end]).expect("verified when it was read")
+    }
+}
+
+/// Why a record was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The segment is no more: the message is done.
+    #[error("{0} has been retired")]
+    Retired(SegmentNo),
+    /// Longer than was asked for, or not a place of a record.
+    #[error("a record of {0} octets was not expected")]
+    TooLong(u32),
+    /// The disk refuses.
+    #[error("reading the spool: {0}")]
+    Io(#[from] io::Error),
+    /// What was read is not what was written.
+    #[error("a record of the spool is damaged: {0}")]
+    Damaged(FormatError),
+    /// It verifies and is another message's.
+    #[error("the record belongs to message {0}")]
+    WrongMessage(MessageId),
+}
+
+/// Takes answers to their workers.  Called on the reader's thread: must not block.
+pub trait ReadSink: Send + Sync {
+    /// Puts an answer where its worker will look.
+    fn answer(&self, worker: usize, answer: ReadAnswer);
+    /// Wakes the worker, after a group of answers.
+    fn wake(&self, worker: usize);
+}
+
+/// The running reader.
+#[derive(Debug)]
+pub struct Reader {
+    inbox: Arc<Inbox>,
+    thread: JoinHandle<()>,
+}
+
+/// Where workers put their requests; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ReaderHandle(Arc<Inbox>);
+
+#[derive(Debug)]
+struct Inbox {
+    requests: SegQueue<ReadRequest>,
+    event: Arc<OwnedFd>,
+    is_asleep: AtomicBool,
+    is_stopping: AtomicBool,
+}
+
+impl Inbox {
+    fn knock(&self) {
+        if self.is_asleep.swap(false, Ordering::SeqCst) {
+            // A full counter means that the reader is awake already.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+impl ReaderHandle {
+    /// Asks for a record; the answer comes through the sink.
+    pub fn request(&self, request: ReadRequest) {
+        self.0.requests.push(request);
+        self.0.knock();
+    }
+}
+
+impl Reader {
+    /// Starts the thread.  `buffers` bounds its memory: so many of 264 KiB.
+    pub fn start(
+        disk: Arc<FileDisk>,
+        table: Arc<SegmentTable>,
+        stats: Arc<SpoolStats>,
+        sink: Arc<dyn ReadSink>,
+        buffers: usize,
+    ) -> io::Result<Reader> {
+        let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let inbox = Arc::new(Inbox {
+            requests: SegQueue::new(),
+            event,
+            is_asleep: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+        });
+        let inside = inbox.clone();
+        let thread = thread::Builder::new().name("spool-read".into()).spawn(move || {
+            let _abort = AbortOnPanic;
+            let ring = ReadRing::new(DEPTH, inside.event.clone())
+                .inspect_err(
+                    |error| tracing::warn!(%error, "no ring for the reader: reads go one by one"),
+                )
+                .ok();
+            let pool = BufferPool::new(BUFFER_OCTETS, buffers);
+            Loop {
+                disk,
+                table,
+                stats,
+                sink,
+                inbox: inside,
+                pool,
+                flying: Vec::new(),
+                woken: Vec::new(),
+            }
+            .run(ring);
+        })?;
+        Ok(Reader { inbox, thread })
+    }
+
+    /// Where workers put their requests.
+    pub fn handle(&self) -> ReaderHandle {
+        ReaderHandle(self.inbox.clone())
+    }
+
+    /// Answers what has been asked and ends the thread.
+    pub fn stop(self) {
+        self.inbox.is_stopping.store(true, Ordering::SeqCst);
+        self.inbox.is_asleep.store(true, Ordering::SeqCst);
+        self.inbox.knock();
+        self.thread.join().expect("a panic would have aborted the process");
+    }
+}
+
+struct Loop {
+    disk: Arc<FileDisk>,
+    table: Arc<SegmentTable>,
+    stats: Arc<SpoolStats>,
+    sink: Arc<dyn ReadSink>,
+    inbox: Arc<Inbox>,
+    pool: BufferPool,
+    /// By ring token.
+    flying: Vec<Option<(ReadRequest, Plan)>>,
+    woken: Vec<usize>,
+}
+
+/// The whole blocks around a record.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    offset: u32,
+    octets: usize,
+    /// Where in those the record begins.
+    start: usize,
+}
+
+impl Plan {
+    fn of(place: RecordPlace) -> Option<Plan> {
+        let start = place.offset as usize % BLOCK;
+        let octets = round_to_block(start + place.length as usize);
+        (place.length as usize <= RECORD_BYTES_MAX && place.length > 0).then_some(Plan {
+            offset: place.offset - start as u32,
+            octets,
+            start,
+        })
+    }
+}
+
+impl Loop {
+    fn run(mut self, mut ring: Option<ReadRing>) {
+        let mut waiting: VecDeque<ReadRequest> = VecDeque::new();
+        self.flying.resize_with(DEPTH as usize, || None);
+        loop {
+            waiting.extend(std::iter::from_fn(|| self.inbox.requests.pop()));
+            let lacks_buffers = self.start_reads(&mut waiting, ring.as_mut());
+            self.wake_all();
+            let is_flying = self.flying.iter().any(Option::is_some);
+            let is_stopping = self.inbox.is_stopping.load(Ordering::SeqCst);
+            if is_stopping && waiting.is_empty() && !is_flying && self.inbox.requests.is_empty() {
+                return;
+            }
+            if lacks_buffers && !is_flying {
+                thread::sleep(BUFFER_WAIT);
+                continue;
+            }
+            self.inbox.is_asleep.store(true, Ordering::SeqCst);
+            if self.inbox.requests.is_empty() && !self.inbox.is_stopping.load(Ordering::SeqCst)
+                || is_flying
+            {
+                self.wait(ring.as_mut());
+            }
+            self.inbox.is_asleep.store(false, Ordering::SeqCst);
+            while let Some(landed) = ring.as_mut().and_then(ReadRing::landed) {
+                self.land(landed);
+            }
+        }
+    }
+
+    /// Sleeps until a read has landed or somebody knocks.
+    fn wait(&self, ring: Option<&mut ReadRing>) {
+        match ring {
+            Some(ring) => {
+                if let Err(error) = ring.wait() {
+                    // Nothing that is in flight could ever be told.
+                    panic!("the reader's ring fails: {error}");
+                }
+            }
+            None => {
+                let event = &*self.inbox.event;
+                let mut descriptors =
+                    [rustix::event::PollFd::new(event, rustix::event::PollFlags::IN)];
+                let _ = rustix::event::poll(&mut descriptors, None);
+            }
+        }
+        let mut counter = [0; 8];
+        let _ = rustix::io::read(&*self.inbox.event, &mut counter);
+    }
+
+    /// Starts as many reads as there are slots and buffers; gives whether a buffer was lacking.
+    fn start_reads(
+        &mut self,
+        waiting: &mut VecDeque<ReadRequest>,
+        mut ring: Option<&mut ReadRing>,
+    ) -> bool {
+        while let Some(&request) = waiting.front() {
+            if ring.as_ref().is_some_and(|ring| !ring.has_room()) {
+                return false;
+            }
+            let (file, plan) = match self.prepare(&request) {
+                Ok(prepared) => prepared,
+                Err(error) => {
+                    waiting.pop_front();
+                    self.answer(request, Err(error));
+                    continue;
+                }
+            };
+            let Some(buffer) = self.buffer(plan.octets) else {
+                return true;
+            };
+            waiting.pop_front();
+            match &mut ring {
+                Some(ring) => {
+                    let token = self.flying.iter().position(Option::is_none);
+                    let token = token.expect("the ring has as many slots");
+                    self.flying[token] = Some((request, plan));
+                    ring.read(file, plan.offset, plan.octets, buffer, token as u64);
+                }
+                None => {
+                    let mut buffer = buffer;
+                    let result = read_all(&file, plan.offset, &mut buffer[..plan.octets]);
+                    self.verify(request, plan, buffer, result.map(|()| plan.octets));
+                }
+            }
+        }
+        false
+    }
+
+    fn prepare(&self, request: &ReadRequest) -> Result<(Arc<OwnedFd>, Plan), ReadError> {
+        let RecordPlace { segment, length, .. } = request.place;
+        let plan = Plan::of(request.place)
+            .filter(|_| length as usize <= request.octets_max)
+            .ok_or(ReadError::TooLong(length))?;
+        let file = self.table.file(segment).ok_or(ReadError::Retired(segment))?;
+        Ok((self.disk.descriptor(file)?, plan))
+    }
+
+    fn buffer(&self, octets: usize) -> Option<PooledBuf> {
+        if octets <= self.pool.buffer_octets() {
+            return self.pool.take();
+        }
+        let is_large = |(_, plan): &(ReadRequest, Plan)| plan.octets > BUFFER_OCTETS;
+        let has_large = self.flying.iter().flatten().any(is_large);
+        (!has_large).then(|| PooledBuf::single(octets))
+    }
+
+    fn land(&mut self, landed: Landed) {
+        let Landed { token, buffer, result } = landed;
+        let slot = usize::try_from(token).ok().and_then(|token| self.flying.get_mut(token));
+        let (request, plan) = slot.and_then(Option::take).expect("every read has its slot");
+        self.verify(request, plan, buffer, result);
+    }
+
+    fn verify(
+        &mut self,
+        request: ReadRequest,
+        plan: Plan,
+        buffer: PooledBuf,
+        result: io::Result<usize>,
+    ) {
+        let end = plan.start + request.place.length as usize;
+        let verified = result.map_err(ReadError::Io).and_then(|octets| {
+            let record = buffer.get(plan.start..end).filter(|_| octets >= end);
+            let record = record.ok_or(ReadError::Damaged(FormatError::Truncated))?;
+            check(record, &request)
+        });
+        let result = verified.map(|()| ReadRecord { buffer, start: plan.start, end });
+        self.answer(request, result);
+    }
+
+    fn answer(&mut self, request: ReadRequest, result: Result<ReadRecord, ReadError>) {
+        let counter = if result.is_ok() { &self.stats.reads } else { &self.stats.read_failures };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let ReadRequest { worker, token, .. } = request;
+        if !self.woken.contains(&worker) {
+            self.woken.push(worker);
+        }
+        self.sink.answer(worker, ReadAnswer { worker, token, result });
+    }
+
+    fn wake_all(&mut self) {
+        for worker in self.woken.drain(..) {
+            self.sink.wake(worker);
+        }
+    }
+}
+
+fn check(record: &[u8], request: &ReadRequest) -> Result<(), ReadError> {
+    let view = RecordView::parse(record).map_err(ReadError::Damaged)?;
+    view.verify_body().map_err(ReadError::Damaged)?;
+    if view.id() != request.id {
+        return Err(ReadError::WrongMessage(view.id()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

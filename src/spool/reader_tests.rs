@@ -1,0 +1,162 @@
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+use super::*;
+use crate::spool::committer::random_generation;
+use crate::spool::disk::{Disk, Sync};
+use crate::spool::test_kit::{Kept, Mail};
+use crate::spool::{Appender, AppenderOptions, Kind, Log, LogOptions, recover};
+
+struct Sink(Mutex<mpsc::Sender<ReadAnswer>>);
+
+impl ReadSink for Sink {
+    fn answer(&self, _: usize, answer: ReadAnswer) {
+        self.0.lock().unwrap().send(answer).unwrap();
+    }
+    fn wake(&self, _: usize) {}
+}
+
+/// A log of these messages on a real directory, and a reader of it.
+struct Bench {
+    _place: tempfile::TempDir,
+    disk: Arc<FileDisk>,
+    log: Log<FileDisk>,
+    places: Vec<RecordPlace>,
+    reader: Reader,
+    answers: mpsc::Receiver<ReadAnswer>,
+}
+
+fn bench(octets: &[usize], buffers: usize) -> Bench {
+    let place = tempfile::tempdir().unwrap();
+    let disk = Arc::new(FileDisk::open(place.path()).unwrap());
+    let options = LogOptions { segment_bytes: 8 << 20, ..LogOptions::default() };
+    let mut random = random_generation;
+    let (mut log, _) =
+        recover(disk.clone(), options, Arc::default(), &mut random, &mut Kept::default()).unwrap();
+    let mut appender = Appender::new(AppenderOptions::new(0));
+    let now = std::time::Instant::now();
+    let mut places = Vec::new();
+    for (id, &octets) in octets.iter().enumerate() {
+        Mail::new(id as u64, 1, octets).append(&mut appender, now).unwrap();
+        for completion in log.commit(appender.seal(now).into_iter().collect()) {
+            let settled = appender.completed(completion, now);
+            places.extend(settled.records.iter().map(|record| record.result.unwrap()));
+        }
+    }
+    let (sender, answers) = mpsc::channel();
+    let sink = Arc::new(Sink(Mutex::new(sender)));
+    let (table, stats) = (log.table().clone(), log.stats().clone());
+    let reader = Reader::start(disk.clone(), table, stats, sink, buffers).unwrap();
+    Bench { _place: place, disk, log, places, reader, answers }
+}
+
+impl Bench {
+    fn ask(&self, token: u64, id: u64, place: RecordPlace) {
+        let octets_max = RECORD_BYTES_MAX;
+        let request = ReadRequest { worker: 0, token, id: MessageId(id), place, octets_max };
+        self.reader.handle().request(request);
+    }
+
+    fn answer(&self) -> ReadAnswer {
+        self.answers.recv_timeout(Duration::from_secs(10)).unwrap()
+    }
+}
+
+#[test]
+fn records_come_back_whole_whatever_their_length() {
+    let lengths = [0, 1, 4000, 10_000, 32_000, 500_000, 900_000];
+    let bench = bench(&lengths, 2);
+    for round in 0..20 {
+        for (id, &place) in bench.places.iter().enumerate() {
+            bench.ask(round, id as u64, place);
+        }
+    }
+    for _ in 0..20 * lengths.len() {
+        let record = bench.answer().result.unwrap();
+        let view = record.view();
+        assert_eq!(view.kind(), Kind::Message);
+        let id = view.id().0;
+        assert_eq!(view.body(), Mail::new(id, 1, lengths[id as usize]).body);
+    }
+    bench.reader.stop();
+}
+
+#[test]
+fn wrong_places_ids_and_rot_are_told() {
+    let bench = bench(&[100, 100, 100], 4);
+    let place = bench.places[0];
+    bench.ask(1, 7, place);
+    assert!(matches!(bench.answer().result, Err(ReadError::WrongMessage(id)) if id.0 == 0));
+    bench.ask(2, 0, RecordPlace { segment: SegmentNo(99), ..place });
+    assert!(matches!(bench.answer().result, Err(ReadError::Retired(SegmentNo(99)))));
+    for (offset, length) in [
+        (place.offset + 64, 64),
+        (place.offset, 64),
+        (u32::MAX, u32::MAX),
+        (0, 0),
+        (u32::MAX - 63, 64),
+    ] {
+        bench.ask(3, 0, RecordPlace { offset, length, ..place });
+        let result = bench.answer().result;
+        assert!(result.is_err(), "{offset} {length}");
+    }
+    let file = bench.log.table().file(place.segment).unwrap();
+    let start = place.offset / BLOCK as u32 * BLOCK as u32;
+    let mut block = crate::spool::direct::AlignedBuf::new(BLOCK);
+    bench.disk.read(file, start, &mut block).unwrap();
+    block[(place.offset - start + place.length) as usize - 70] ^= 1;
+    bench.disk.write(file, start, &[io::IoSlice::new(&block)], Sync::Data).unwrap();
+    bench.ask(4, 0, place);
+    assert!(matches!(bench.answer().result, Err(ReadError::Damaged(_))));
+    bench.reader.stop();
+}
+
+#[test]
+fn a_longer_record_than_was_asked_for_is_refused() {
+    let bench = bench(&[10_000], 1);
+    let place = bench.places[0];
+    let request = ReadRequest { worker: 0, token: 5, id: MessageId(0), place, octets_max: 9_999 };
+    bench.reader.handle().request(request);
+    let answer = bench.answer();
+    assert_eq!((answer.worker, answer.token), (0, 5));
+    assert!(matches!(answer.result, Err(ReadError::TooLong(_))));
+    bench.reader.stop();
+}
+
+#[test]
+fn without_a_ring_reads_go_one_by_one() {
+    let bench = bench(&[100, 20_000], 1);
+    let (sender, answers) = mpsc::channel();
+    let inbox = Arc::new(Inbox {
+        requests: SegQueue::new(),
+        event: Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()),
+        is_asleep: AtomicBool::new(false),
+        is_stopping: AtomicBool::new(false),
+    });
+    let reader = Loop {
+        disk: bench.disk.clone(),
+        table: bench.log.table().clone(),
+        stats: bench.log.stats().clone(),
+        sink: Arc::new(Sink(Mutex::new(sender))),
+        inbox: inbox.clone(),
+        pool: BufferPool::new(BUFFER_OCTETS, 1),
+        flying: Vec::new(),
+        woken: Vec::new(),
+    };
+    let thread = thread::spawn(move || reader.run(None));
+    let handle = ReaderHandle(inbox.clone());
+    for _ in 0..3 {
+        for (id, &place) in bench.places.iter().enumerate() {
+            let id = MessageId(id as u64);
+            let octets_max = RECORD_BYTES_MAX;
+            handle.request(ReadRequest { worker: 0, token: 0, id, place, octets_max });
+            assert!(answers.recv_timeout(Duration::from_secs(10)).unwrap().result.is_ok());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    inbox.is_stopping.store(true, Ordering::SeqCst);
+    inbox.is_asleep.store(true, Ordering::SeqCst);
+    inbox.knock();
+    thread.join().unwrap();
+    bench.reader.stop();
+}

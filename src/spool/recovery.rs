@@ -1,0 +1,674 @@
+//! From a directory of segments back to a running log: what counts, what is live, what is damaged.
+//!
+//! Two passes over the segments in their order.  The first applies every record's head to a map of
+//! live messages (an entry each, no envelopes) and to the accounts; the second reads the envelopes
+//! of what is left and hands each message to the visitor.  Sealed segments are read through their
+//! index, so bodies are read only where there is none.
+//!
+//! The rules for a scanned segment:
+//! - A batch counts if it verifies, its sequence is in order and no header has voided it.
+//! - In the newest segment, the first sequence that is missing above every `durable_through` is
+//!   where the last crash tore the log; from there on nothing was acknowledged, and it is cut.
+//! - Every other gap is damage: told, skipped over, and the file is set aside when it is dead.
+//!
+//! It fails, and touches nothing, when a file is foreign, of another format version or holds
+//! something that must not be passed over.  Otherwise a fresh segment is open when it returns, and
+//! its header says what was cut, so that a second recovery comes to the same end.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::accounts::Accounts;
+use super::chore::{Chore, ChoreDone, Spare};
+use super::direct::AlignedBuf;
+use super::disk::{Disk, FileNo};
+use super::format::FormatError;
+use super::format::header::{SegmentHeader, SegmentState};
+use super::format::message::{self, StoredMessage};
+use super::format::outcome::{StoredDefer, StoredDone, StoredRecipients};
+use super::format::record::{Kind, RecordView};
+use super::log::{Found, Log, LogOptions, SegmentFile};
+use super::scan::{self, Scanned};
+use super::segments::SegmentTable;
+use super::stats::SpoolStats;
+use super::{BLOCK, RecordPlace, SegmentNo};
+use crate::message::MessageId;
+
+/// Damage that is told one by one; more is only counted.
+const DAMAGE_MAX: usize = 1000;
+/// A torn write may have held this many batches whose sequences cannot be read.
+const TORN_SEQUENCES: u64 = 1024;
+
+/// A message that is not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveredMessage {
+    /// Where its MESSAGE record stands.
+    pub place: RecordPlace,
+    /// Its envelope and the rest of its head.
+    pub message: StoredMessage,
+    /// Recipients that are done, ascending.
+    pub done: Vec<u16>,
+    /// The latest wait of each recipient that has one; no recipient is in two of them, and none
+    /// that is done is in any.
+    pub deferrals: Vec<StoredDefer>,
+}
+
+/// Takes what recovery finds.
+pub trait RecoveryVisitor {
+    /// A live message; in the order of acceptance.
+    fn message(&mut self, message: RecoveredMessage);
+    /// One more segment has been read.
+    fn progress(&mut self, _progress: Progress) {}
+    /// Something is not as it was written.
+    fn damage(&mut self, _damage: &Damage) {}
+}
+
+/// How far a recovery is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Segments read.
+    pub segments_done: usize,
+    /// Segments to read in all, both passes counted.
+    pub segments: usize,
+}
+
+/// Something that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Damage {
+    /// Both copies of a file's header are unreadable; the file was set aside.
+    Header {
+        /// The file.
+        file: FileNo,
+        /// What is wrong.
+        error: FormatError,
+    },
+    /// Batches that were durable do not verify or are gone.
+    Batches {
+        /// Where.
+        segment: SegmentNo,
+        /// The file.
+        file: FileNo,
+        /// The sequences that are missing.
+        sequences: Range<u64>,
+    },
+    /// A record verifies and makes no sense.
+    Record {
+        /// Which.
+        place: RecordPlace,
+        /// What is wrong.
+        error: FormatError,
+    },
+}
+
+/// What a recovery came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Segments that were in use.
+    pub segments: usize,
+    /// Of these, read through their index.
+    pub indexed: usize,
+    /// Records that count.
+    pub records: u64,
+    /// Messages given to the visitor.
+    pub live_messages: u64,
+    /// The highest id in any record that counts.
+    pub highest_id: Option<MessageId>,
+    /// The sequences cut from the log's end: written, never acknowledged as durable.
+    pub cut: Option<Range<u64>>,
+    /// What is damaged; the first 1,000.
+    pub damage: Vec<Damage>,
+    /// How much damage there is in all.
+    pub damage_count: u64,
+}
+
+/// Why a spool cannot be recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// The disk refuses.
+    #[error("reading the spool: {0}")]
+    Io(#[from] io::Error),
+    /// A file that is not ours, or of another version.
+    #[error("{file:08x}.seg: {error}; move it away, or run the mailrace that wrote it")]
+    Foreign {
+        /// The file's number.
+        file: u32,
+        /// What it is.
+        error: FormatError,
+    },
+    /// The segments have another size than this log was told.
+    #[error("{file:08x}.seg is a segment of {found} octets; this log has segments of {expected}")]
+    SegmentSize {
+        /// The file's number.
+        file: u32,
+        /// As its header says.
+        found: u32,
+        /// As it was told.
+        expected: u32,
+    },
+}
+
+/// Recovers the log on `disk` and opens it for appending.  `random` gives generations.
+///
+/// # Errors
+/// See [`RecoveryError`]; nothing has been changed then, save that unreadable files may have been
+/// set aside.
+pub fn recover<D: Disk>(
+    disk: Arc<D>,
+    options: LogOptions,
+    stats: Arc<SpoolStats>,
+    random: &mut dyn FnMut() -> u64,
+    visitor: &mut dyn RecoveryVisitor,
+) -> Result<(Log<D>, RecoveryReport), RecoveryError> {
+    let mut recovery = Recovery::new(&*disk, options, visitor);
+    recovery.read_headers()?;
+    recovery.read_records()?;
+    recovery.visit_live()?;
+    let report = std::mem::take(&mut recovery.report);
+    let mut found = recovery.finish();
+    stats.segments_damaged.store(
+        found.segments.values().filter(|segment| segment.is_damaged).count() as u64,
+        std::sync::atomic::Ordering::Relaxed,
+    );
+    if found.spares.is_empty() {
+        let spare = match retire_dead(&*disk, &options, &mut found, random) {
+            Some(spare) => spare,
+            None => make_spare(&*disk, &options, &mut found.next_file, random)?,
+        };
+        found.spares.push_back(spare);
+    }
+    let log = Log::resume(disk, options, Arc::new(SegmentTable::default()), stats, found)?;
+    Ok((log, report))
+}
+
+/// A spare from a segment that nothing needs: on a full disk, the head of a run that came to
+/// nothing lets the next one start.
+fn retire_dead<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    found: &mut Found,
+    random: &mut dyn FnMut() -> u64,
+) -> Option<Spare> {
+    for segment in found.accounts.take_dead() {
+        let SegmentFile { file, revision, is_damaged } = *found.segments.get(&segment)?;
+        let retire = Chore::Retire {
+            segment,
+            file,
+            segment_bytes: options.segment_bytes,
+            revision: revision + 1,
+            quarantine: is_damaged,
+        };
+        if let ChoreDone::Retired { segment, spare } = retire.perform(disk, random) {
+            found.accounts.retired(segment);
+            found.segments.remove(&segment);
+            found.spares.extend(spare);
+        }
+    }
+    found.spares.pop_front()
+}
+
+fn make_spare<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    next_file: &mut FileNo,
+    random: &mut dyn FnMut() -> u64,
+) -> io::Result<Spare> {
+    let create = Chore::Create { file: *next_file, segment_bytes: options.segment_bytes };
+    next_file.0 = next_file.0.checked_add(1).ok_or_else(|| io::Error::other("file numbers"))?;
+    match create.perform(disk, random) {
+        ChoreDone::Created(spare) => Ok(spare),
+        ChoreDone::NotCreated(error) => Err(error),
+        other => unreachable!("a creation ends as one: {other:?}"),
+    }
+}
+
+struct Recovery<'a, D> {
+    disk: &'a D,
+    options: LogOptions,
+    visitor: &'a mut dyn RecoveryVisitor,
+    report: RecoveryReport,
+    progress: Progress,
+    accounts: Accounts,
+    segments: BTreeMap<SegmentNo, Segment>,
+    spares: VecDeque<Spare>,
+    next_file: FileNo,
+    last_segment: SegmentNo,
+    live: BTreeMap<MessageId, Live>,
+    last_sequence: u64,
+    next_sequence: u64,
+    /// One segment at most, reused.
+    whole: AlignedBuf,
+}
+
+struct Segment {
+    header: SegmentHeader,
+    file: FileNo,
+    is_damaged: bool,
+    /// Pass one read it through its index, so pass two does.
+    is_indexed: bool,
+}
+
+/// What is kept of a live message between the passes.
+struct Live {
+    place: RecordPlace,
+    recipients: u32,
+    done: Vec<u16>,
+    deferrals: Vec<StoredDefer>,
+}
+
+impl<'a, D: Disk> Recovery<'a, D> {
+    fn new(disk: &'a D, options: LogOptions, visitor: &'a mut dyn RecoveryVisitor) -> Self {
+        Recovery {
+            disk,
+            options,
+            visitor,
+            report: RecoveryReport::default(),
+            progress: Progress { segments_done: 0, segments: 0 },
+            accounts: Accounts::default(),
+            segments: BTreeMap::new(),
+            spares: VecDeque::new(),
+            next_file: FileNo(1),
+            last_segment: SegmentNo(0),
+            live: BTreeMap::new(),
+            last_sequence: 0,
+            next_sequence: 1,
+            whole: AlignedBuf::new(options.segment_bytes as usize),
+        }
+    }
+
+    fn read_headers(&mut self) -> Result<(), RecoveryError> {
+        for file in self.disk.files()? {
+            self.next_file = self.next_file.max(FileNo(file.0.saturating_add(1)));
+            self.read_header(file)?;
+        }
+        self.report.segments = self.segments.len();
+        self.progress.segments = 2 * self.segments.len();
+        for (&no, segment) in &self.segments {
+            self.accounts.open(no);
+            self.accounts.close(no);
+            if segment.header.voided.is_some() {
+                self.accounts.outcome(no, segment.header.predecessor);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_header(&mut self, file: FileNo) -> Result<(), RecoveryError> {
+        if self.disk.length(file)? < BLOCK as u64 {
+            return self.set_aside(file, FormatError::Truncated);
+        }
+        let mut block = AlignedBuf::new(BLOCK);
+        self.disk.read(file, 0, &mut block)?;
+        let header = match SegmentHeader::decode(&block) {
+            Ok(header) => header,
+            Err(error @ (FormatError::Magic | FormatError::Version(_))) => {
+                return Err(RecoveryError::Foreign { file: file.0, error });
+            }
+            Err(error) => return self.set_aside(file, error),
+        };
+        if header.segment_bytes != self.options.segment_bytes {
+            let (found, expected) = (header.segment_bytes, self.options.segment_bytes);
+            return Err(RecoveryError::SegmentSize { file: file.0, found, expected });
+        }
+        self.last_segment = self.last_segment.max(header.segment);
+        self.next_sequence = self.next_sequence.max(header.first_sequence);
+        match header.state {
+            SegmentState::Free => {
+                let SegmentHeader { generation, revision, .. } = header;
+                self.spares.push_back(Spare { file, generation, revision });
+            }
+            // It was to be renamed when the last run ended.
+            SegmentState::Quarantined => self.disk.quarantine(file)?,
+            SegmentState::Open => {
+                let segment = Segment { header, file, is_damaged: false, is_indexed: false };
+                if let Some(twin) = self.segments.insert(header.segment, segment) {
+                    // Two files with one number: a copied directory.  Neither can be preferred.
+                    let error = FormatError::Malformed("segment number, which another file has");
+                    return Err(RecoveryError::Foreign { file: twin.file.0, error });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_aside(&mut self, file: FileNo, error: FormatError) -> Result<(), RecoveryError> {
+        self.disk.quarantine(file)?;
+        self.damage(Damage::Header { file, error });
+        Ok(())
+    }
+
+    fn damage(&mut self, damage: Damage) {
+        tracing::error!(?damage, "the spool is damaged");
+        self.visitor.damage(&damage);
+        self.report.damage_count += 1;
+        if self.report.damage.len() < DAMAGE_MAX {
+            self.report.damage.push(damage);
+        }
+    }
+
+    /// Pass one.
+    fn read_records(&mut self) -> Result<(), RecoveryError> {
+        let newest = self.segments.keys().next_back().copied();
+        if let Some(newest) = newest {
+            // A crash of the process alone leaves writes that no sync has covered; what is found
+            // now must still be there after the next power cut.
+            self.disk.sync(self.segments[&newest].file)?;
+        }
+        let voided: Vec<(u64, u64)> =
+            self.segments.values().filter_map(|segment| segment.header.voided).collect();
+        let order: Vec<SegmentNo> = self.segments.keys().copied().collect();
+        for no in order {
+            let is_newest = Some(no) == newest;
+            if is_newest || !self.read_index(no)? {
+                self.scan_segment(no, is_newest, &voided)?;
+            }
+            self.step();
+        }
+        self.accounts.abandon_all_uploads();
+        Ok(())
+    }
+
+    fn step(&mut self) {
+        self.progress.segments_done += 1;
+        self.visitor.progress(self.progress);
+    }
+
+    /// Applies a sealed segment's index, if it has a sound one.
+    fn read_index(&mut self, no: SegmentNo) -> Result<bool, RecoveryError> {
+        let (file, header) = (self.segments[&no].file, self.segments[&no].header);
+        let Some(index) = scan::load_index(self.disk, file, &header)? else {
+            return Ok(false);
+        };
+        for entry in index.entries() {
+            let (offset, record) = entry.map_err(|error| foreign(file, error))?;
+            self.apply(no, offset, &record)?;
+        }
+        self.saw_sequence(index.last_sequence());
+        self.segments.get_mut(&no).expect("it is one of them").is_indexed = true;
+        self.report.indexed += 1;
+        Ok(true)
+    }
+
+    fn saw_sequence(&mut self, sequence: u64) {
+        self.last_sequence = self.last_sequence.max(sequence);
+        self.next_sequence = self.next_sequence.max(sequence.saturating_add(1));
+    }
+
+    fn scan_segment(
+        &mut self,
+        no: SegmentNo,
+        is_newest: bool,
+        voided: &[(u64, u64)],
+    ) -> Result<(), RecoveryError> {
+        let (file, header) = (self.segments[&no].file, self.segments[&no].header);
+        let mut whole = std::mem::replace(&mut self.whole, AlignedBuf::new(0));
+        let length = self.disk.length(file)?.min(whole.len() as u64) as usize / BLOCK * BLOCK;
+        self.disk.read(file, 0, &mut whole[..length])?;
+        let scanned =
+            scan::scan(&whole[..length], &header, voided).map_err(|error| foreign(file, error))?;
+        let (last_valid, is_end_known) = if is_newest {
+            (scanned.end_of_whole(header.first_sequence), true)
+        } else {
+            let next = self.segments.range(SegmentNo(no.0.saturating_add(1))..).next();
+            scan::bound_by(no, next.map(|(_, next)| &next.header))
+        };
+        for sequences in scanned.gaps(header.first_sequence, last_valid, is_end_known) {
+            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
+            self.damage(Damage::Batches { segment: no, file, sequences });
+        }
+        for batch in scanned.batches.iter().filter(|batch| batch.header.sequence <= last_valid) {
+            for (offset, record) in batch.records(&whole) {
+                self.apply(no, offset, &record)?;
+            }
+            self.saw_sequence(batch.header.sequence);
+        }
+        if is_newest {
+            self.cut(&scanned, last_valid);
+        }
+        self.whole = whole;
+        Ok(())
+    }
+
+    /// Makes the numbers behind the torn end of the log void.
+    fn cut(&mut self, scanned: &Scanned, last_valid: u64) {
+        self.last_sequence = self.last_sequence.max(last_valid);
+        self.next_sequence = self.next_sequence.max(last_valid.saturating_add(1));
+        let last_torn = scanned.last_seen.filter(|&last| last > last_valid);
+        if let Some(last_torn) = last_torn {
+            let end = last_torn.saturating_add(TORN_SEQUENCES);
+            self.next_sequence = self.next_sequence.max(end);
+            self.report.cut = Some(last_valid + 1..last_torn + 1);
+            tracing::warn!(
+                first = last_valid + 1,
+                last = last_torn,
+                "the end of the log was torn by the last stop and is cut; nothing in it was acknowledged as synced"
+            );
+        }
+    }
+
+    fn apply(
+        &mut self,
+        segment: SegmentNo,
+        offset: u32,
+        record: &RecordView<'_>,
+    ) -> Result<(), RecoveryError> {
+        self.report.records += 1;
+        self.report.highest_id = self.report.highest_id.max(Some(record.id()));
+        let place = RecordPlace { segment, offset, length: record.total_length() as u32 };
+        let applied = match record.kind() {
+            Kind::Message => self.apply_message(place, record),
+            Kind::Chunk => {
+                self.accounts.chunk(segment, record.id());
+                Ok(())
+            }
+            Kind::Done => StoredDone::decode(record).map(|done| self.apply_done(segment, &done)),
+            Kind::Defer => {
+                StoredDefer::decode(record).map(|defer| self.apply_defer(segment, defer))
+            }
+            Kind::Control | Kind::Unknown(_) => Ok(()),
+        };
+        if let Err(error) = applied {
+            self.bad_record(place, error)?;
+        }
+        Ok(())
+    }
+
+    fn bad_record(&mut self, place: RecordPlace, error: FormatError) -> Result<(), RecoveryError> {
+        if let Some(segment) = self.segments.get_mut(&place.segment) {
+            if matches!(error, FormatError::MustUnderstand(_)) {
+                return Err(foreign(segment.file, error));
+            }
+            segment.is_damaged = true;
+        }
+        self.damage(Damage::Record { place, error });
+        Ok(())
+    }
+
+    fn apply_message(
+        &mut self,
+        place: RecordPlace,
+        record: &RecordView<'_>,
+    ) -> Result<(), FormatError> {
+        let recipients = message::recipient_count(record)?;
+        let live = Live { place, recipients, done: Vec::new(), deferrals: Vec::new() };
+        // A second copy takes the place of the first, whose segment need not keep it.
+        if let Some(earlier) = self.live.insert(record.id(), live) {
+            self.accounts.subtract_message(earlier.place.segment, record.id());
+        }
+        self.accounts.message(place.segment, record.id());
+        Ok(())
+    }
+
+    fn apply_done(&mut self, holder: SegmentNo, done: &StoredDone) {
+        self.accounts.outcome(holder, done.segment);
+        let Some(live) = self.live.get_mut(&done.id) else {
+            return;
+        };
+        if live.place.segment != done.segment {
+            return;
+        }
+        if let StoredRecipients::Some(list) = &done.recipients {
+            live.done.extend(list);
+            live.done.sort_unstable();
+            live.done.dedup();
+        }
+        let is_all = done.last
+            || done.recipients == StoredRecipients::All
+            || live.done.len() as u64 >= u64::from(live.recipients);
+        if is_all {
+            self.live.remove(&done.id);
+            self.accounts.finished(done.segment, done.id);
+        }
+    }
+
+    fn apply_defer(&mut self, holder: SegmentNo, defer: StoredDefer) {
+        self.accounts.outcome(holder, defer.segment);
+        let Some(live) = self.live.get_mut(&defer.id) else {
+            return;
+        };
+        if live.place.segment == defer.segment {
+            let recipients = live.recipients;
+            for earlier in &mut live.deferrals {
+                earlier.recipients = without(&earlier.recipients, &defer.recipients, recipients);
+            }
+            live.deferrals.retain(|earlier| !is_empty(&earlier.recipients));
+            live.deferrals.push(defer);
+        }
+    }
+
+    /// Pass two.
+    fn visit_live(&mut self) -> Result<(), RecoveryError> {
+        let mut by_scan: BTreeMap<SegmentNo, Vec<(RecordPlace, MessageId)>> = BTreeMap::new();
+        for (&id, live) in &self.live {
+            if !self.segments[&live.place.segment].is_indexed {
+                by_scan.entry(live.place.segment).or_default().push((live.place, id));
+            }
+        }
+        let order: Vec<SegmentNo> = self.segments.keys().copied().collect();
+        for no in order {
+            if self.segments[&no].is_indexed {
+                self.visit_indexed(no)?;
+            } else if let Some(mut places) = by_scan.remove(&no) {
+                places.sort_unstable();
+                self.visit_places(no, &places)?;
+            }
+            self.step();
+        }
+        Ok(())
+    }
+
+    fn visit_indexed(&mut self, no: SegmentNo) -> Result<(), RecoveryError> {
+        let (file, header) = (self.segments[&no].file, self.segments[&no].header);
+        let index = scan::load_index(self.disk, file, &header)?
+            .ok_or_else(|| io::Error::other("an index changed while it was read"))?;
+        for entry in index.entries() {
+            let (offset, record) = entry.map_err(|error| foreign(file, error))?;
+            if record.kind() == Kind::Message {
+                self.visit(no, offset, &record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_places(
+        &mut self,
+        no: SegmentNo,
+        places: &[(RecordPlace, MessageId)],
+    ) -> Result<(), RecoveryError> {
+        let file = self.segments[&no].file;
+        let mut window = scan::Window::new(self.disk, file, self.options.segment_bytes);
+        for &(place, _) in places {
+            let head = window.record_head(place)?;
+            match RecordView::parse_head(head) {
+                Ok(record) => self.visit(no, place.offset, &record)?,
+                Err(error) => self.bad_record(place, error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a message to the visitor if it is live and this is its place.
+    fn visit(
+        &mut self,
+        segment: SegmentNo,
+        offset: u32,
+        record: &RecordView<'_>,
+    ) -> Result<(), RecoveryError> {
+        let id = record.id();
+        let is_its_place =
+            |live: &Live| (live.place.segment, live.place.offset) == (segment, offset);
+        if !self.live.get(&id).is_some_and(is_its_place) {
+            return Ok(());
+        }
+        let live = self.live.remove(&id).expect("looked at above");
+        match StoredMessage::decode(record) {
+            Ok(message) => {
+                self.report.live_messages += 1;
+                self.visitor.message(live.recovered(message));
+            }
+            // It stays in the accounts, so its segment stays on the disk.
+            Err(error) => self.bad_record(live.place, error)?,
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Found {
+        let file = |segment: &Segment| SegmentFile {
+            file: segment.file,
+            revision: segment.header.revision,
+            is_damaged: segment.is_damaged,
+        };
+        let segments: HashMap<_, _> =
+            self.segments.iter().map(|(&no, segment)| (no, file(segment))).collect();
+        Found {
+            accounts: self.accounts,
+            segments,
+            spares: self.spares,
+            next_file: self.next_file,
+            predecessor: self.segments.keys().next_back().copied().unwrap_or(SegmentNo(0)),
+            last_segment: self.last_segment,
+            last_sequence: self.last_sequence,
+            next_sequence: self.next_sequence,
+        }
+    }
+}
+
+impl Live {
+    fn recovered(self, message: StoredMessage) -> RecoveredMessage {
+        let done = StoredRecipients::Some(self.done.clone().into());
+        let mut deferrals = self.deferrals;
+        for deferral in &mut deferrals {
+            deferral.recipients = without(&deferral.recipients, &done, self.recipients);
+        }
+        deferrals.retain(|deferral| !is_empty(&deferral.recipients));
+        RecoveredMessage { place: self.place, message, done: self.done, deferrals }
+    }
+}
+
+/// The recipients of `from` that are not in `taken`; `all` is how many the message has.
+fn without(from: &StoredRecipients, taken: &StoredRecipients, all: u32) -> StoredRecipients {
+    let StoredRecipients::Some(taken) = taken else {
+        return StoredRecipients::Some([].into());
+    };
+    if taken.is_empty() {
+        return from.clone();
+    }
+    let keep = |recipient: &u16| taken.binary_search(recipient).is_err();
+    StoredRecipients::Some(match from {
+        StoredRecipients::All => (0..=u16::MAX).take(all as usize).filter(keep).collect(),
+        StoredRecipients::Some(list) => list.iter().copied().filter(keep).collect(),
+    })
+}
+
+fn is_empty(recipients: &StoredRecipients) -> bool {
+    matches!(recipients, StoredRecipients::Some(list) if list.is_empty())
+}
+
+fn foreign(file: FileNo, error: FormatError) -> RecoveryError {
+    RecoveryError::Foreign { file: file.0, error }
+}
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

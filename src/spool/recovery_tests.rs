@@ -1,0 +1,691 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::message::Durability;
+use crate::spool::disk::Sync;
+use crate::spool::format::batch::BatchHeader;
+use crate::spool::sim_disk::{Faults, SimDisk};
+use crate::spool::stats::Health;
+use crate::spool::test_kit::{Bench, Kept, Mail, OPTIONS, next};
+use crate::spool::{
+    CommitError, Defer, DeferState, Done, NewBody, NewRecord, Recipients, SettledRecord, Ticket,
+};
+
+fn head_file(bench: &Bench, place: RecordPlace) -> FileNo {
+    bench.log.table().file(place.segment).unwrap()
+}
+
+#[test]
+fn what_was_accepted_is_found_again() {
+    let mut bench = Bench::new();
+    assert!(bench.kept.messages.is_empty());
+    let places: Vec<_> = (1..=5).map(|id| bench.accept(&Mail::new(id, 2, 500))).collect();
+    bench.done(2, places[1]);
+    let mut bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [1, 3, 4, 5]);
+    assert_eq!(bench.report.highest_id, Some(MessageId(5)));
+    assert_eq!((bench.report.damage_count, &bench.report.cut), (0, &None));
+    let found = &bench.kept.messages[0];
+    assert_eq!((found.place, &found.message.envelope), (places[0], &Mail::new(1, 2, 500).envelope));
+    bench.done(1, places[0]);
+    bench.accept(&Mail::new(6, 1, 10));
+    assert_eq!(bench.reborn(false).kept.ids(), [3, 4, 5, 6]);
+}
+
+#[test]
+fn recipients_that_are_done_or_wait_are_known_one_by_one() {
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 5, 10));
+    let id = MessageId(1);
+    let segment = place.segment;
+    let defer = |recipients, reply| Defer {
+        id,
+        segment,
+        recipients,
+        state: DeferState::Deferred,
+        next_attempt_unix_ms: 7,
+        attempts: 1,
+        reply,
+    };
+    let now = bench.now;
+    bench.appender.append_defer(&defer(Recipients::All, "first"), now);
+    bench.appender.append_defer(&defer(Recipients::Some(&[1, 3]), "second"), now);
+    let done = Done { id, segment, recipients: Recipients::Some(&[0, 3]), last: false };
+    bench.appender.append_done(&done, now);
+    bench.commit();
+    let mut bench = bench.reborn(true);
+    let found = &bench.kept.messages[0];
+    assert_eq!(found.done, [0, 3]);
+    let waits: Vec<_> =
+        found.deferrals.iter().map(|wait| (&*wait.reply, wait.recipients.clone())).collect();
+    let list = |list: &[u16]| StoredRecipients::Some(list.into());
+    assert_eq!(waits, [("first", list(&[2, 4])), ("second", list(&[1]))]);
+    // Every recipient done, in pieces and without a last word, is done.
+    let done = Done { id, segment, recipients: Recipients::Some(&[1, 2, 4]), last: false };
+    bench.appender.append_done(&done, bench.now);
+    bench.commit();
+    assert!(bench.reborn(true).kept.messages.is_empty());
+}
+
+#[test]
+fn torn_tail_is_cut() {
+    let mut bench = Bench::new();
+    bench.accept(&Mail::new(1, 1, 3000));
+    // The next commit is interrupted by a power cut, at every one of its sectors by chance.
+    for seed in 0..40 {
+        let disk = SimDisk::new(seed);
+        let mut bench = Bench::on(&disk).unwrap();
+        bench.accept(&Mail::new(1, 1, 3000));
+        disk.crash_at(disk.operations() + 1);
+        Mail::new(2, 1, 6000).append(&mut bench.appender, bench.now).unwrap();
+        assert!(bench.commit().iter().all(|settled| settled.result.is_err()));
+        let mut bench = bench.reborn(true);
+        assert!(bench.kept.ids() == [1] || bench.kept.ids() == [1, 2], "seed {seed}");
+        assert_eq!(bench.report.damage_count, 0, "seed {seed}: a torn tail is not damage");
+        let ids = bench.kept.ids();
+        bench.accept(&Mail::new(3, 1, 10));
+        let again = bench.reborn(true);
+        assert_eq!(again.kept.ids(), [&ids[..], &[3]].concat(), "seed {seed}");
+        assert_eq!(again.report.damage_count, 0, "seed {seed}: nor is it later");
+    }
+}
+
+#[test]
+fn a_hole_below_durable_through_is_damage_and_skipped_over() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (1..=4).map(|id| bench.accept(&Mail::new(id, 1, 100))).collect();
+    let file = head_file(&bench, places[1]);
+    bench.disk.flip_bit(file, places[1].offset as usize + 100, 3);
+    let bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [1, 3, 4]);
+    let segment = places[1].segment;
+    assert_eq!(bench.report.damage, [Damage::Batches { segment, file, sequences: 2..3 }]);
+    let mut bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [1, 3, 4], "the rest of a damaged segment is still served");
+    // When it is dead it is kept aside, not used again.
+    for id in [1, 3, 4] {
+        bench.done(id, places[id as usize - 1]);
+    }
+    assert_eq!(bench.disk.quarantined(), [file]);
+}
+
+#[test]
+fn bit_flip_is_refused() {
+    // Each bit of one message's batch by itself: it is found whole, or not at all.
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    bench.accept(&Mail::new(2, 1, 100));
+    let file = head_file(&bench, place);
+    let batch = place.offset as usize / BLOCK * BLOCK;
+    let whole = bench.disk.contents(file);
+    let mut random = 99;
+    for _ in 0..300 {
+        let at = batch + (next(&mut random) % 500) as usize;
+        let disk = SimDisk::new(1);
+        disk.plant(file, whole.clone());
+        disk.flip_bit(file, at, next(&mut random) as u8);
+        let found = Bench::on(&disk).unwrap();
+        match &found.kept.ids()[..] {
+            [2] => assert_eq!(found.report.damage_count, 1, "octet {at}"),
+            [1, 2] => {
+                let first = &found.kept.messages[0].message;
+                assert_eq!(first.envelope, Mail::new(1, 1, 100).envelope, "octet {at}");
+            }
+            ids => panic!("octet {at}: {ids:?}"),
+        }
+    }
+}
+
+#[test]
+fn stale_bytes_of_a_recycled_segment_never_pass() {
+    let mut bench = Bench::new();
+    let mut id = 0;
+    let mut files = BTreeSet::new();
+    // Many lives of few files, each message done at once.
+    for _ in 0..200 {
+        id += 1;
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        files.insert(head_file(&bench, place));
+        bench.done(id, place);
+    }
+    assert!(files.len() <= 5, "files are used again: {files:?}");
+    id += 1;
+    bench.accept(&Mail::new(id, 1, 10));
+    let disk = bench.disk.clone();
+    let stale: usize = files
+        .iter()
+        .map(|&file| disk.contents(file).windows(4).filter(|magic| magic == b"MRB1").count())
+        .sum();
+    assert!(stale > 20, "there is something stale to be found: {stale}");
+    let bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [id]);
+    assert_eq!(bench.report.damage_count, 0);
+}
+
+#[test]
+fn failed_sync_is_voided_and_never_retried() {
+    for fail in [SimDisk::fail_next_sync, SimDisk::fail_next_write] {
+        for seed in 0..30 {
+            let disk = SimDisk::new(seed);
+            let mut bench = Bench::on(&disk).unwrap();
+            let place = bench.accept(&Mail::new(1, 1, 100));
+            fail(&disk);
+            Mail::new(2, 1, 100).append(&mut bench.appender, bench.now).unwrap();
+            let settled = bench.commit();
+            assert!(matches!(settled[0].result, Err(CommitError::Disk(_))), "seed {seed}");
+            let after = bench.accept(&Mail::new(3, 1, 100));
+            assert_ne!(after.segment, place.segment, "the segment is not written to again");
+            if seed % 2 == 0 {
+                bench = bench.reborn(false);
+                let ids = bench.kept.ids();
+                assert_eq!(ids, [1, 3], "seed {seed}: what was refused never comes back");
+                assert_eq!(bench.report.damage_count, 0, "seed {seed}");
+            }
+            // Not even when the segment that voids it has nothing else to keep it.
+            bench.done(3, after);
+            for id in 10..60 {
+                let place = bench.accept(&Mail::new(id, 1, 3000));
+                bench.done(id, place);
+            }
+            assert_eq!(bench.reborn(true).kept.ids(), [1], "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn when_no_failure_can_be_recorded_the_log_stops() {
+    let mut bench = Bench::new();
+    bench.accept(&Mail::new(1, 1, 100));
+    bench.disk.set_faults(Faults { write_failures_permil: 1000, ..Faults::default() });
+    let ticket = Mail::new(2, 1, 100).append(&mut bench.appender, bench.now).unwrap();
+    bench.is_lazy = true;
+    let settled = bench.commit();
+    let failed = Err(CommitError::Failed);
+    bench.disk.set_faults(Faults { files_max: 0, ..Faults::default() });
+    bench.is_lazy = false;
+    let settled = [settled, bench.do_chores()].concat();
+    assert_eq!(settled, [SettledRecord { ticket, result: failed }]);
+    assert_eq!(bench.log.stats().health(), Health::Failed);
+    bench.disk.set_faults(Faults::default());
+    assert!(bench.reborn(true).kept.ids().starts_with(&[1]));
+}
+
+#[test]
+fn a_segment_is_reused_only_after_its_retirement_is_durable() {
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    let mut filler = Vec::new();
+    for id in 2..40 {
+        filler.push((id, bench.accept(&Mail::new(id, 1, 3000))));
+    }
+    bench.is_lazy = true;
+    filler.push((1, place));
+    for (id, place) in filler {
+        let (id, segment) = (MessageId(id), place.segment);
+        let done = Done { id, segment, recipients: Recipients::All, last: true };
+        bench.appender.append_done(&done, bench.now);
+    }
+    bench.commit();
+    // The outcomes are there, the retirements not: nothing may come back.
+    let bench = bench.reborn(true);
+    assert!(bench.kept.messages.is_empty());
+    assert_eq!(bench.report.damage_count, 0);
+}
+
+#[test]
+fn disk_full_refuses_messages_but_takes_outcomes() {
+    let mut bench = Bench::new();
+    bench.disk.set_faults(Faults { files_max: 5, ..Faults::default() });
+    let mut places = BTreeMap::new();
+    let mut refused = 0;
+    for id in 1..200 {
+        let mail = Mail::new(id, 1, 3000);
+        match mail.append(&mut bench.appender, bench.now) {
+            Ok(_) => match bench.commit()[..] {
+                [SettledRecord { result: Ok(place), .. }] => drop(places.insert(id, place)),
+                [SettledRecord { result: Err(CommitError::Full), .. }] => refused += 1,
+                ref other => panic!("{other:?}"),
+            },
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(refused > 50, "{refused}");
+    assert_eq!(bench.log.stats().health(), Health::Full);
+    let ids: Vec<u64> = places.keys().copied().collect();
+    let mut settled = 0;
+    for (id, place) in places {
+        let (id, segment) = (MessageId(id), place.segment);
+        let done = Done { id, segment, recipients: Recipients::All, last: true };
+        bench.appender.append_done(&done, bench.now);
+        settled += bench.commit().iter().filter(|settled| settled.result.is_ok()).count();
+    }
+    assert_eq!(settled, ids.len(), "the queue drains");
+    bench.log.tick();
+    bench.do_chores();
+    assert_eq!(bench.log.stats().health(), Health::Good, "and then there is room again");
+    bench.accept(&Mail::new(500, 1, 3000));
+    assert_eq!(bench.reborn(true).kept.ids(), [500]);
+}
+
+#[test]
+fn a_full_disk_does_not_keep_the_log_from_starting() {
+    let mut bench = Bench::new();
+    bench.disk.set_faults(Faults { files_max: 6, ..Faults::default() });
+    let mut places = Vec::new();
+    for id in 1..200 {
+        Mail::new(id, 1, 3000).append(&mut bench.appender, bench.now).unwrap();
+        places.extend(bench.commit()[0].result.map(|place| (id, place)));
+    }
+    for round in 0..10 {
+        if round % 2 == 0 {
+            bench.disk.restart();
+        }
+        // Not even when each run ends before its maintenance has done anything.
+        bench = Bench::idle_on(&bench.disk).unwrap();
+        assert_eq!(bench.kept.messages.len(), places.len(), "round {round}");
+    }
+    bench.do_chores();
+    for (id, place) in places {
+        bench.done(id, place);
+    }
+    assert_eq!(bench.log.accounts().live(), 0);
+}
+
+#[test]
+fn a_mixed_batch_that_is_refused_for_room_keeps_its_outcomes() {
+    let mut bench = Bench::new();
+    bench.disk.set_faults(Faults { files_max: 4, ..Faults::default() });
+    let first = bench.accept(&Mail::new(1, 1, 100));
+    let full = (2..200).find(|&id| {
+        Mail::new(id, 1, 3000).append(&mut bench.appender, bench.now).unwrap();
+        bench.commit()[0].result == Err(CommitError::Full)
+    });
+    let id = full.expect("the disk is small");
+    let done =
+        Done { id: MessageId(1), segment: first.segment, recipients: Recipients::All, last: true };
+    let outcome = bench.appender.append_done(&done, bench.now);
+    let message = Mail::new(id, 1, 3000).append(&mut bench.appender, bench.now).unwrap();
+    let mut settled = bench.commit();
+    settled.extend(bench.commit());
+    let find = |ticket: Ticket| settled.iter().find(|settled| settled.ticket == ticket).unwrap();
+    assert_eq!(find(message).result, Err(CommitError::Full));
+    assert!(find(outcome).result.is_ok());
+    assert!(!bench.reborn(true).kept.ids().contains(&1));
+}
+
+#[test]
+fn indexes_spare_the_bodies_and_say_the_same() {
+    let mut bench = Bench::new();
+    let mut live = Vec::new();
+    for id in 1..=80 {
+        let place = bench.accept(&Mail::new(id, 3, 1500));
+        if id % 3 == 0 {
+            bench.done(id, place);
+        } else {
+            live.push(id);
+        }
+    }
+    let disk = bench.disk.clone();
+    let bench = bench.reborn(true);
+    assert!(bench.report.indexed > 3, "{}", bench.report.indexed);
+    assert_eq!(bench.kept.ids(), live);
+    // Without its index each segment is scanned, to the same end.
+    for file in disk.files().unwrap() {
+        disk.flip_bit(file, OPTIONS.segment_bytes as usize - BLOCK + 3, 1);
+    }
+    let scanned = Bench::on(&disk).unwrap();
+    assert_eq!(scanned.report.indexed, 0);
+    assert_eq!(scanned.kept.messages, bench.kept.messages);
+}
+
+#[test]
+fn chunks_count_once_their_message_is_there() {
+    let mut bench = Bench::new();
+    let upload = |bench: &mut Bench, id: u64, parts: u32| -> Vec<crate::spool::ChunkPlace> {
+        (0..parts)
+            .map(|index| {
+                let mut chunk = bench.appender.chunk_buffer().unwrap();
+                chunk.spare()[..9000].fill(index as u8);
+                chunk.advance(9000);
+                let chunk = bench.appender.append_chunk(chunk, MessageId(id), index);
+                let place = bench.commit()[0].result.unwrap();
+                crate::spool::ChunkPlace { place, octets: chunk.octets, crc32c: chunk.crc32c }
+            })
+            .collect()
+    };
+    let chunks = upload(&mut bench, 1, 10);
+    let mut mail = Mail::new(1, 1, 90_000);
+    mail.body = (0..90_000).map(|at| (at / 9000) as u8).collect();
+    mail.with(NewBody::Chunks(&chunks), |message| {
+        bench.appender.append_message(message, bench.now).unwrap()
+    });
+    let place = bench.commit()[0].result.unwrap();
+    upload(&mut bench, 2, 10);
+    upload(&mut bench, 3, 10);
+    bench.appender.abandon_upload(MessageId(3));
+    bench.commit();
+    let used = bench.log.accounts().segments();
+    let mut bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [1]);
+    let found = &bench.kept.messages[0].message;
+    assert_eq!(found.body, crate::spool::StoredBody::Chunks(chunks.clone().into()));
+    assert!(bench.log.accounts().segments() < used, "unfinished uploads are forgotten");
+    for chunk in chunks {
+        let file = bench.log.table().file(chunk.place.segment).expect("a live chunk stays");
+        let start = chunk.place.offset as usize;
+        let bytes = &bench.disk.contents(file)[start..start + chunk.place.length as usize];
+        RecordView::parse(bytes).unwrap().verify_body().unwrap();
+    }
+    bench.done(1, place);
+    assert_eq!(bench.log.accounts().live(), 0);
+}
+
+#[test]
+fn os_durability_survives_the_process_and_a_tick_makes_it_durable() {
+    let disk = SimDisk::new(3);
+    let mut bench = Bench::on(&disk).unwrap();
+    let mut mail = Mail::new(1, 1, 100);
+    mail.durability = Durability::Os;
+    bench.accept(&mail);
+    assert!(bench.log.has_unsynced());
+    let mut bench = bench.reborn(false);
+    assert_eq!(bench.kept.ids(), [1], "the process died, the system did not");
+    let mut bench = {
+        bench.accept(&Mail { durability: Durability::Os, ..Mail::new(2, 1, 100) });
+        bench.log.tick();
+        bench.reborn(true)
+    };
+    assert_eq!(bench.kept.ids(), [1, 2]);
+    // A synced message makes everything before it durable too.
+    bench.accept(&Mail { durability: Durability::Os, ..Mail::new(3, 1, 100) });
+    bench.accept(&Mail::new(4, 1, 100));
+    assert_eq!(bench.reborn(true).kept.ids(), [1, 2, 3, 4]);
+}
+
+/// A bounce and the end of its cause share a batch.  While that may still be lost, the cause must
+/// be found again.
+#[test]
+fn an_outcome_that_is_not_synced_does_not_free_its_message() {
+    let mut bench = Bench::new();
+    let cause = bench.accept(&Mail::new(1, 1, 100));
+    let mut filler = Vec::new();
+    for id in 2..40 {
+        filler.push((id, bench.accept(&Mail::new(id, 1, 3000))));
+    }
+    for (id, place) in filler {
+        bench.done(id, place);
+    }
+    let bounce = Mail { durability: Durability::Os, ..Mail::new(50, 1, 100) };
+    let (id, segment) = (MessageId(1), cause.segment);
+    let done = Done { id, segment, recipients: Recipients::All, last: true };
+    bounce.with(NewBody::Inline(&bounce.body), |message| {
+        let group = [NewRecord::Message(*message), NewRecord::Done(done)];
+        bench.appender.append_group(&group, bench.now).unwrap();
+    });
+    bench.commit();
+    assert!(bench.log.has_unsynced());
+    assert!(bench.log.table().file(cause.segment).is_some());
+    let bench = bench.reborn(true);
+    assert!(bench.kept.ids() == [1] || bench.kept.ids() == [50], "{:?}", bench.kept.ids());
+}
+
+#[test]
+fn foreign_files_are_refused_and_unreadable_ones_set_aside() {
+    let disk = SimDisk::new(1);
+    disk.plant(FileNo(1), vec![0; 64 * 1024]);
+    let error = Bench::on(&disk).err().unwrap();
+    assert!(matches!(error, RecoveryError::Foreign { file: 1, error: FormatError::Magic }));
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    let file = head_file(&bench, place);
+    bench.disk.flip_bit(file, 20, 1);
+    bench.disk.flip_bit(file, 2048 + 20, 1);
+    let bench = bench.reborn(true);
+    assert!(bench.kept.messages.is_empty());
+    assert!(matches!(bench.report.damage[..], [Damage::Header { .. }]));
+    assert_eq!(bench.disk.quarantined(), [file]);
+    let other_size = crate::spool::LogOptions { segment_bytes: 128 * 1024, ..OPTIONS };
+    let error = recover(
+        Arc::new(bench.disk.clone()),
+        other_size,
+        Arc::default(),
+        &mut || 1,
+        &mut Kept::default(),
+    )
+    .err()
+    .unwrap();
+    assert!(matches!(error, RecoveryError::SegmentSize { .. }), "{error}");
+}
+
+#[test]
+fn a_message_written_twice_counts_once_where_it_stands_last() {
+    let mut bench = Bench::new();
+    let first = bench.accept(&Mail::new(1, 1, 100));
+    for id in 2..20 {
+        let place = bench.accept(&Mail::new(id, 1, 5000));
+        bench.done(id, place);
+    }
+    let second = bench.accept(&Mail::new(1, 1, 100));
+    assert_ne!(first.segment, second.segment);
+    let bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [1]);
+    assert_eq!(bench.kept.messages[0].place, second);
+    assert_eq!(bench.log.accounts().live(), 1);
+    assert_eq!(bench.log.table().file(first.segment), None, "the first copy's segment is free");
+}
+
+/// A batch that claims too much of everything is told from a sound one.
+#[test]
+fn a_forged_batch_header_gets_nowhere() {
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    let file = head_file(&bench, place);
+    let whole = bench.disk.contents(file);
+    let generation = SegmentHeader::decode(&whole).unwrap().generation;
+    for payload_length in [0, 64, 1 << 20, u32::MAX - 63] {
+        let forged = BatchHeader {
+            segment: place.segment,
+            generation,
+            sequence: 2,
+            durable_through: 1,
+            payload_length,
+            record_count: 1,
+            digest: 0,
+        };
+        let mut block = AlignedBuf::new(BLOCK);
+        forged.encode(&mut block);
+        let disk = SimDisk::new(1);
+        disk.plant(file, whole.clone());
+        disk.write(file, 2 * BLOCK as u32, &[io::IoSlice::new(&block)], Sync::Data).unwrap();
+        let found = Bench::on(&disk).unwrap();
+        assert_eq!(found.kept.ids(), [1], "{payload_length}");
+        assert_eq!(found.report.cut, Some(2..3));
+    }
+}
+
+/// What a crash test knows of the messages it sent.
+#[derive(Default)]
+struct Ledger {
+    /// Acknowledged with a sync, not told done.
+    accepted: BTreeMap<u64, RecordPlace>,
+    /// Their end was appended, and it may or may not be on the disk.
+    ending: BTreeSet<u64>,
+    /// Their end is acknowledged.
+    ended: BTreeSet<u64>,
+    /// Refused by an answer: must never be seen.
+    refused: BTreeSet<u64>,
+    next_id: u64,
+}
+
+impl Ledger {
+    fn check(&self, found: &Bench, what: &str) {
+        let ids: BTreeSet<u64> = found.kept.ids().into_iter().collect();
+        assert_eq!(ids.len(), found.kept.messages.len(), "{what}: one each");
+        for (id, place) in &self.accepted {
+            assert!(ids.contains(id), "{what}: message {id} was accepted and is gone");
+            let message = found.kept.messages.iter().find(|m| m.message.id.0 == *id).unwrap();
+            assert_eq!(message.place, *place, "{what}");
+        }
+        for id in &ids {
+            assert!(!self.ended.contains(id), "{what}: message {id} has ended and is back");
+            assert!(!self.refused.contains(id), "{what}: message {id} was refused and is back");
+        }
+    }
+}
+
+fn assert_undamaged(found: &Bench, what: &str) {
+    assert_eq!(found.report.damage_count, 0, "{what}: {:?}", found.report.damage);
+}
+
+/// One turn of a made-up gateway: accept some, end some, commit.
+fn turn(bench: &mut Bench, ledger: &mut Ledger, random: &mut u64) {
+    let now = bench.now;
+    let is_os = next(random).is_multiple_of(3) && bench.appender.is_idle();
+    let mut tickets = BTreeMap::new();
+    for _ in 0..next(random) % 4 {
+        ledger.next_id += 1;
+        let octets = (next(random) % 5000) as usize;
+        let mut mail = Mail::new(ledger.next_id, 1, octets);
+        if is_os {
+            mail.durability = Durability::Os;
+        }
+        if let Ok(ticket) = mail.append(&mut bench.appender, now)
+            && !is_os
+        {
+            tickets.insert(ticket, (ledger.next_id, false));
+        }
+    }
+    if is_os {
+        // Those that a power cut may take only have to stay out of the others' way.
+        bench.commit();
+        return;
+    }
+    for _ in 0..next(random) % 4 {
+        let count = ledger.accepted.len().max(1) as u64;
+        let Some((&id, &place)) = ledger.accepted.iter().nth((next(random) % count) as usize)
+        else {
+            break;
+        };
+        ledger.accepted.remove(&id);
+        ledger.ending.insert(id);
+        let (message, segment) = (MessageId(id), place.segment);
+        let done = Done { id: message, segment, recipients: Recipients::All, last: true };
+        tickets.insert(bench.appender.append_done(&done, now), (id, true));
+    }
+    bench.is_lazy = !next(random).is_multiple_of(3);
+    let mut settled = bench.commit();
+    settled.extend(bench.do_chores());
+    for SettledRecord { ticket, result } in settled {
+        match (tickets.get(&ticket), result) {
+            (Some(&(id, false)), Ok(place)) => drop(ledger.accepted.insert(id, place)),
+            (Some(&(id, false)), Err(CommitError::Disk(_) | CommitError::Full)) => {
+                ledger.refused.insert(id);
+            }
+            (Some(&(id, true)), Ok(_)) => {
+                ledger.ending.remove(&id);
+                ledger.ended.insert(id);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The power goes in the middle of one disk operation after the other.
+#[test]
+fn a_crash_at_every_write_point_loses_nothing_acknowledged() {
+    for seed in 1..=6u64 {
+        let mut operation = 1;
+        loop {
+            let disk = SimDisk::new(seed * 1000 + operation);
+            let (mut random, mut ledger) = (seed, Ledger::default());
+            let mut crashed = false;
+            disk.crash_at(operation);
+            if let Ok(mut bench) = Bench::on(&disk) {
+                for _ in 0..60 {
+                    turn(&mut bench, &mut ledger, &mut random);
+                    if disk.is_down() {
+                        crashed = true;
+                        break;
+                    }
+                }
+            }
+            disk.restart();
+            let what = format!("seed {seed}, operation {operation}");
+            let found = Bench::on(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+            ledger.check(&found, &what);
+            assert_undamaged(&found, &what);
+            let again = found.reborn(true);
+            let what = format!("{what}, second recovery");
+            ledger.check(&again, &what);
+            assert_undamaged(&again, &what);
+            if !crashed && operation > 10 {
+                break;
+            }
+            operation += 1;
+        }
+    }
+}
+
+/// Long runs with failing writes and syncs, crashes of the process and of the power, and
+/// recoveries in between.
+#[test]
+fn faults_crashes_and_restarts_lose_nothing_acknowledged() {
+    for seed in 1..=60u64 {
+        let disk = SimDisk::new(seed);
+        let (mut random, mut ledger) = (seed * 77 + 1, Ledger::default());
+        for life in 0..8 {
+            disk.set_faults(Faults::default());
+            disk.restart();
+            let what = format!("seed {seed}, life {life}");
+            let mut bench = Bench::on(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+            // A failed sync of messages that were never promised one shows as damage; no other.
+            ledger.check(&bench, &what);
+            // What ended without an answer has now ended or not.
+            let ids: BTreeSet<u64> = bench.kept.ids().into_iter().collect();
+            for message in &bench.kept.messages {
+                ledger.accepted.insert(message.message.id.0, message.place);
+            }
+            ledger.ended.extend(ledger.ending.iter().filter(|id| !ids.contains(id)));
+            ledger.ending.clear();
+            disk.set_faults(Faults {
+                write_failures_permil: (next(&mut random) % 30) as u32,
+                sync_failures_permil: (next(&mut random) % 30) as u32,
+                files_max: 12 + (next(&mut random) % 20) as usize,
+            });
+            for _ in 0..next(&mut random) % 60 {
+                turn(&mut bench, &mut ledger, &mut random);
+                if bench.log.stats().health() == Health::Failed {
+                    break;
+                }
+            }
+            if !disk.is_down() && next(&mut random).is_multiple_of(2) {
+                disk.crash_at(disk.operations() + 1);
+                turn(&mut bench, &mut ledger, &mut random);
+            }
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    /// Whatever a disk gives back, recovery ends, with an answer.
+    #[test]
+    fn no_contents_make_recovery_panic(
+        hurts in proptest::collection::vec((0usize..64 * 1024, 0u8..), 1..60),
+        which in 0usize..3,
+    ) {
+        let mut bench = Bench::new();
+        for id in 1..30 {
+            bench.accept(&Mail::new(id, 1, 2000));
+        }
+        let disk = bench.disk.clone();
+        let files = disk.files().unwrap();
+        let file = files[which % files.len()];
+        let mut contents = disk.contents(file);
+        for (at, value) in hurts {
+            contents[at] = value;
+        }
+        disk.plant(file, contents);
+        let _ = Bench::on(&disk);
+    }
+}

@@ -1,0 +1,632 @@
+//! Looking at a stopped spool: is it sound, what stands in it, and its messages as files.
+//!
+//! Everything here is read-only and goes by `docs/spool-format.md`: segments in their order, the
+//! rules of recovery, nothing repaired.  Files that recovery has set aside are looked at too, each
+//! by itself.  Each function gives a [`Verdict`], which is what a command's exit code says.
+//!
+//! It fails only where the directory cannot be read or written to, or another mailrace runs on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::format::FormatError;
+use super::format::header::{SegmentHeader, SegmentState};
+use super::format::message::{self, StoredBody, StoredMessage};
+use super::format::outcome::{StoredDefer, StoredDone, StoredRecipients};
+use super::format::record::{Kind, RecordView};
+use super::scan::{self, Scanned};
+use super::{BLOCK, RECORD_BYTES_MAX, RecordPlace, SegmentNo};
+use crate::message::{BodyFlags, MessageId};
+use crate::smtp::address::{ForwardPath, ReversePath};
+
+/// What was met.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Segments in use.
+    pub segments: u64,
+    /// Records that count.
+    pub records: u64,
+    /// Messages that are not done.
+    pub live_messages: u64,
+    /// Things that are not as they were written; 0 means sound.
+    pub damage: u64,
+}
+
+/// Why a spool cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// Another process has it.
+    #[error("{0} is in use: stop mailrace first")]
+    InUse(PathBuf),
+    /// The system refuses.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was to be read or written.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Checks every batch, record, index and chunk list; writes a line a segment and a line for each
+/// thing that is wrong.
+pub fn verify(spool: &Path, out: &mut impl Write) -> Result<Verdict, ToolError> {
+    let mut survey = Survey::take(spool)?;
+    let mut verdict = Verdict::default();
+    survey.each(&mut verdict, out, |look, verdict, out| {
+        let chunks = look.verify_records(out)?;
+        verdict.damage += chunks + look.verify_index(out)?;
+        Ok(())
+    })?;
+    verdict.damage += survey.verify_chunks(out)?;
+    verdict.live_messages = survey.live().count() as u64;
+    writeln!(
+        out,
+        "{} segments, {} records, {} live messages, {} damaged",
+        verdict.segments, verdict.records, verdict.live_messages, verdict.damage
+    )
+    .map_err(|source| survey.failed(source))?;
+    Ok(verdict)
+}
+
+/// Writes a line for each record, of one message if `only` says so.
+pub fn dump(
+    spool: &Path,
+    only: Option<MessageId>,
+    out: &mut impl Write,
+) -> Result<Verdict, ToolError> {
+    let mut survey = Survey::take(spool)?;
+    let mut verdict = Verdict::default();
+    survey.each(&mut verdict, out, |look, _, out| {
+        for (sequence, place, record) in look.records() {
+            if only.is_none_or(|id| id == record.id()) {
+                writeln!(
+                    out,
+                    "{}+{:<9} seq {sequence:<8} {} {}",
+                    place.segment,
+                    place.offset,
+                    record.id(),
+                    Line(&record)
+                )?;
+            }
+        }
+        Ok(())
+    })?;
+    verdict.live_messages = survey.live().count() as u64;
+    Ok(verdict)
+}
+
+/// Which messages to export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Export {
+    /// Those that are not done.
+    Live,
+    /// All whose octets are still there.
+    All,
+}
+
+/// Writes each message to `directory` as `ID.eml`, in the form of RFC 5322 (trace header first,
+/// dots not doubled), and its envelope as a line of JSON to `out`.
+pub fn export(
+    spool: &Path,
+    which: Export,
+    directory: &Path,
+    out: &mut impl Write,
+) -> Result<Verdict, ToolError> {
+    let mut survey = Survey::take(spool)?;
+    let mut verdict = Verdict::default();
+    survey.each(&mut verdict, &mut io::sink(), |_, _, _| Ok(()))?;
+    verdict.live_messages = survey.live().count() as u64;
+    let places: Vec<(MessageId, RecordPlace)> = survey
+        .messages
+        .iter()
+        .filter(|(_, known)| which == Export::All || !known.is_done())
+        .filter_map(|(&id, known)| Some((id, known.place?)))
+        .collect();
+    for (id, place) in places {
+        let path = directory.join(format!("{id}.eml"));
+        let failed = |source| ToolError::Io { path: path.clone(), source };
+        let mut file = io::BufWriter::new(File::create_new(&path).map_err(failed)?);
+        let exported = survey.export(id, place, &mut file).and_then(|line| {
+            file.flush()?;
+            Ok(line)
+        });
+        let Exported { line, damage } = exported.map_err(failed)?;
+        verdict.damage += damage;
+        writeln!(out, "{line}").map_err(failed)?;
+    }
+    Ok(verdict)
+}
+
+/// A directory's segments and what they say of each message.
+struct Survey {
+    path: PathBuf,
+    /// Held for the lock's sake.
+    _lock: Option<File>,
+    files: Vec<Named>,
+    messages: BTreeMap<MessageId, Known>,
+    /// Every CHUNK record that verifies.
+    chunks: BTreeSet<RecordPlace>,
+    /// Chunks that a message that is not done names.
+    named_chunks: BTreeMap<MessageId, Vec<RecordPlace>>,
+}
+
+struct Named {
+    name: String,
+    header: Result<SegmentHeader, FormatError>,
+    /// Set aside by recovery: judged by itself.
+    is_aside: bool,
+}
+
+/// What is known of a message.
+#[derive(Default)]
+struct Known {
+    /// Where it stands last.
+    place: Option<RecordPlace>,
+    recipients: u32,
+    done: BTreeSet<u16>,
+    is_ended: bool,
+}
+
+impl Known {
+    fn is_done(&self) -> bool {
+        self.is_ended
+            || (self.place.is_some() && self.done.len() as u64 >= u64::from(self.recipients))
+    }
+}
+
+/// One segment while it is looked at.
+struct Look<'a> {
+    name: &'a str,
+    header: SegmentHeader,
+    bytes: &'a [u8],
+    scanned: &'a Scanned,
+    last_valid: u64,
+}
+
+impl Survey {
+    fn take(path: &Path) -> Result<Survey, ToolError> {
+        let failed = |source| ToolError::Io { path: path.into(), source };
+        let lock = match File::open(path.join("LOCK")) {
+            Ok(lock) => match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => Some(lock),
+                Err(Errno::WOULDBLOCK) => return Err(ToolError::InUse(path.into())),
+                Err(error) => return Err(failed(error.into())),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        let mut files = Vec::new();
+        for entry in fs::read_dir(path).map_err(failed)? {
+            let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
+            let is_aside = name.ends_with(".quarantined");
+            if is_aside || name.ends_with(".seg") {
+                let header = read_header(&path.join(&name)).map_err(failed)?;
+                files.push(Named { name, header, is_aside });
+            }
+        }
+        files
+            .sort_by_key(|file| (file.header.map(|header| header.segment).ok(), file.name.clone()));
+        Ok(Survey {
+            path: path.into(),
+            _lock: lock,
+            files,
+            messages: BTreeMap::new(),
+            chunks: BTreeSet::new(),
+            named_chunks: BTreeMap::new(),
+        })
+    }
+
+    fn failed(&self, source: io::Error) -> ToolError {
+        ToolError::Io { path: self.path.clone(), source }
+    }
+
+    /// Looks at each segment in the log's order.
+    fn each<W: Write>(
+        &mut self,
+        verdict: &mut Verdict,
+        out: &mut W,
+        mut f: impl FnMut(&Look<'_>, &mut Verdict, &mut W) -> io::Result<()>,
+    ) -> Result<(), ToolError> {
+        let files = std::mem::take(&mut self.files);
+        let open: Vec<SegmentHeader> = files
+            .iter()
+            .filter(|file| !file.is_aside)
+            .filter_map(|file| file.header.ok())
+            .filter(|header| header.state == SegmentState::Open)
+            .collect();
+        for file in &files {
+            self.look_at(file, &open, verdict, out, &mut f)
+                .map_err(|source| self.failed(source))?;
+        }
+        self.files = files;
+        Ok(())
+    }
+
+    fn look_at<W: Write>(
+        &mut self,
+        file: &Named,
+        open: &[SegmentHeader],
+        verdict: &mut Verdict,
+        out: &mut W,
+        f: &mut impl FnMut(&Look<'_>, &mut Verdict, &mut W) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let header = match file.header {
+            Ok(header) => header,
+            Err(error) => {
+                verdict.damage += 1;
+                return writeln!(out, "{}: DAMAGED header: {error}", file.name);
+            }
+        };
+        if header.state == SegmentState::Free {
+            return writeln!(out, "{}: free", file.name);
+        }
+        let bytes = fs::read(self.path.join(&file.name))?;
+        let voided: Vec<(u64, u64)> = open.iter().filter_map(|header| header.voided).collect();
+        let scanned = match scan::scan(&bytes, &header, &voided) {
+            Ok(scanned) => scanned,
+            Err(error) => {
+                verdict.damage += 1;
+                return writeln!(out, "{}: NOT READ: {error}", file.name);
+            }
+        };
+        let next = open.iter().find(|next| next.segment > header.segment);
+        let (last_valid, is_end_known) = match next {
+            _ if file.is_aside => (u64::MAX, false),
+            None => (scanned.end_of_whole(header.first_sequence), true),
+            next => scan::bound_by(header.segment, next),
+        };
+        let look = Look { name: &file.name, header, bytes: &bytes, scanned: &scanned, last_valid };
+        look.describe(out)?;
+        for gap in scanned.gaps(header.first_sequence, last_valid, is_end_known) {
+            verdict.damage += 1;
+            writeln!(
+                out,
+                "{}: DAMAGED: sequences {} to {} are gone",
+                file.name,
+                gap.start,
+                gap.end - 1
+            )?;
+        }
+        if let Some(torn) = scanned.last_seen.filter(|&last| next.is_none() && last > last_valid) {
+            writeln!(
+                out,
+                "{}: the end is torn from sequence {} to {torn}; never acknowledged",
+                file.name,
+                last_valid + 1
+            )?;
+        }
+        verdict.segments += 1;
+        if !file.is_aside {
+            for (_, place, record) in look.records() {
+                verdict.records += 1;
+                self.apply(place, &record);
+            }
+        }
+        f(&look, verdict, out)
+    }
+
+    fn apply(&mut self, place: RecordPlace, record: &RecordView<'_>) {
+        let known = || Known::default();
+        match record.kind() {
+            Kind::Message => {
+                let known = self.messages.entry(record.id()).or_insert_with(known);
+                known.place = Some(place);
+                known.recipients = message::recipient_count(record).unwrap_or(u32::MAX);
+                let chunks = message::chunks(record).into_iter().flatten();
+                let chunks: Vec<RecordPlace> = chunks.map(|chunk| chunk.place).collect();
+                if !chunks.is_empty() {
+                    self.named_chunks.insert(record.id(), chunks);
+                }
+            }
+            Kind::Chunk => drop(self.chunks.insert(place)),
+            Kind::Done => {
+                let Ok(done) = StoredDone::decode(record) else { return };
+                let known = self.messages.entry(record.id()).or_insert_with(known);
+                known.is_ended |= done.last || done.recipients == StoredRecipients::All;
+                if let StoredRecipients::Some(list) = done.recipients {
+                    known.done.extend(list);
+                }
+            }
+            Kind::Defer | Kind::Control | Kind::Unknown(_) => {}
+        }
+    }
+
+    fn live(&self) -> impl Iterator<Item = (MessageId, RecordPlace)> {
+        self.messages
+            .iter()
+            .filter(|(_, known)| !known.is_done())
+            .filter_map(|(&id, known)| Some((id, known.place?)))
+    }
+
+    /// Tells of chunks that live messages name and that are not there.
+    fn verify_chunks(&self, out: &mut impl Write) -> Result<u64, ToolError> {
+        let mut damage = 0;
+        for (id, _) in self.live() {
+            let named = self.named_chunks.get(&id).into_iter().flatten();
+            for place in named.filter(|place| !self.chunks.contains(place)) {
+                damage += 1;
+                writeln!(
+                    out,
+                    "message {id}: DAMAGED: its chunk at {}+{} is gone",
+                    place.segment, place.offset
+                )
+                .map_err(|source| self.failed(source))?;
+            }
+        }
+        Ok(damage)
+    }
+
+    fn file_of(&self, segment: SegmentNo) -> io::Result<File> {
+        let is_it = |file: &&Named| {
+            !file.is_aside
+                && file.header.is_ok_and(|header| {
+                    header.segment == segment && header.state == SegmentState::Open
+                })
+        };
+        let file = self.files.iter().find(is_it).ok_or(io::ErrorKind::NotFound)?;
+        File::open(self.path.join(&file.name))
+    }
+
+    fn record_bytes(&self, place: RecordPlace) -> io::Result<Vec<u8>> {
+        let octets = place.length as usize;
+        if octets > RECORD_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut bytes = vec![0; octets];
+        self.file_of(place.segment)?.read_exact_at(&mut bytes, u64::from(place.offset))?;
+        Ok(bytes)
+    }
+
+    fn export(
+        &self,
+        id: MessageId,
+        place: RecordPlace,
+        file: &mut impl Write,
+    ) -> io::Result<Exported> {
+        let bad = |error: FormatError| io::Error::new(io::ErrorKind::InvalidData, error);
+        let bytes = self.record_bytes(place)?;
+        let record = RecordView::parse(&bytes).map_err(bad)?;
+        let stored = StoredMessage::decode(&record).map_err(bad)?;
+        file.write_all(&stored.trace)?;
+        let mut body = Unstuff::new(stored.summary.flags, file);
+        let mut damage = 0;
+        match &stored.body {
+            StoredBody::Inline => body.write(record.body())?,
+            StoredBody::Chunks(chunks) => {
+                for chunk in chunks {
+                    match self.record_bytes(chunk.place) {
+                        Ok(bytes) if is_chunk_of(id, &bytes) => {
+                            body.write(RecordView::parse(&bytes).map_err(bad)?.body())?;
+                        }
+                        _ => damage += 1,
+                    }
+                }
+            }
+        }
+        let known = &self.messages[&id];
+        Ok(Exported { line: envelope_line(&stored, known, damage == 0), damage })
+    }
+}
+
+struct Exported {
+    line: serde_json::Value,
+    damage: u64,
+}
+
+fn is_chunk_of(id: MessageId, bytes: &[u8]) -> bool {
+    RecordView::parse(bytes).is_ok_and(|record| {
+        record.kind() == Kind::Chunk && record.id() == id && record.verify_body().is_ok()
+    })
+}
+
+fn read_header(path: &Path) -> io::Result<Result<SegmentHeader, FormatError>> {
+    let mut block = [0; BLOCK];
+    match File::open(path)?.read_exact_at(&mut block, 0) {
+        Ok(()) => Ok(SegmentHeader::decode(&block)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Ok(Err(FormatError::Truncated))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn envelope_line(stored: &StoredMessage, known: &Known, is_complete: bool) -> serde_json::Value {
+    let from = match &stored.envelope.reverse_path {
+        ReversePath::Null => "",
+        ReversePath::Mailbox(mailbox) => mailbox.as_str(),
+    };
+    let recipients = stored.envelope.recipients.iter().zip(0u16..).map(|(recipient, no)| {
+        let address = match &recipient.path {
+            ForwardPath::Postmaster => "postmaster",
+            ForwardPath::Mailbox(mailbox) => mailbox.as_str(),
+        };
+        let is_done = known.is_ended || known.done.contains(&no);
+        serde_json::json!({ "address": address, "done": is_done, "orcpt": recipient.orcpt })
+    });
+    serde_json::json!({
+        "id": stored.id.to_string(),
+        "file": format!("{}.eml", stored.id),
+        "complete": is_complete,
+        "from": from,
+        "to": recipients.collect::<Vec<_>>(),
+        "envid": stored.envelope.parameters.envid,
+        "smtputf8": stored.envelope.parameters.smtputf8,
+        "accepted_unix_ms": stored.origin.accepted_unix_ms,
+        "client": stored.origin.client.to_string(),
+        "helo": stored.origin.helo,
+        "size": stored.summary.octets,
+    })
+}
+
+impl Look<'_> {
+    fn records(&self) -> impl Iterator<Item = (u64, RecordPlace, RecordView<'_>)> {
+        let counts = |batch: &&scan::FoundBatch| batch.header.sequence <= self.last_valid;
+        self.scanned.batches.iter().filter(counts).flatten_records(self.bytes, self.header.segment)
+    }
+
+    fn describe(&self, out: &mut impl Write) -> io::Result<()> {
+        let SegmentHeader { segment, generation, first_sequence, .. } = self.header;
+        let last = self.scanned.batches.last().map_or(first_sequence.saturating_sub(1), |batch| {
+            batch.header.sequence.min(self.last_valid)
+        });
+        let octets: usize =
+            self.scanned.batches.iter().map(|batch| batch.header.batch_bytes()).sum();
+        writeln!(
+            out,
+            "{}: segment {segment}, generation {generation:016x}, sequences {first_sequence} to {last}, {} batches, {octets} octets",
+            self.name,
+            self.scanned.batches.len(),
+        )
+    }
+
+    /// Every record must decode; gives how many do not.
+    fn verify_records(&self, out: &mut impl Write) -> io::Result<u64> {
+        let mut damage = 0;
+        for (_, place, record) in self.records() {
+            let decoded = match record.kind() {
+                Kind::Message => StoredMessage::decode(&record).map(drop),
+                Kind::Done => StoredDone::decode(&record).map(drop),
+                Kind::Defer => StoredDefer::decode(&record).map(drop),
+                Kind::Chunk => message::chunk_index(&record).map(drop),
+                Kind::Control | Kind::Unknown(_) => Ok(()),
+            };
+            if let Err(error) = decoded {
+                damage += 1;
+                writeln!(out, "{}: DAMAGED record at {}: {error}", self.name, place.offset)?;
+            }
+        }
+        Ok(damage)
+    }
+
+    /// An index must name exactly the records; gives 1 if it does not.  None at all is not damage.
+    fn verify_index(&self, out: &mut impl Write) -> io::Result<u64> {
+        let index = match scan::index_in(self.bytes, &self.header) {
+            None => return Ok(0),
+            Some(index) => index,
+        };
+        let named: Result<Vec<(u32, MessageId)>, FormatError> = index
+            .entries()
+            .map(|entry| entry.map(|(offset, record)| (offset, record.id())))
+            .collect();
+        let found: Vec<(u32, MessageId)> =
+            self.records().map(|(_, place, record)| (place.offset, record.id())).collect();
+        if named == Ok(found) {
+            return Ok(0);
+        }
+        writeln!(out, "{}: DAMAGED: its index does not agree with its records", self.name)?;
+        Ok(1)
+    }
+}
+
+/// The records of batches one after the other, with sequence and place.
+trait FlattenRecords<'a> {
+    fn flatten_records(
+        self,
+        bytes: &'a [u8],
+        segment: SegmentNo,
+    ) -> impl Iterator<Item = (u64, RecordPlace, RecordView<'a>)>;
+}
+
+impl<'a, I: Iterator<Item = &'a scan::FoundBatch>> FlattenRecords<'a> for I {
+    fn flatten_records(
+        self,
+        bytes: &'a [u8],
+        segment: SegmentNo,
+    ) -> impl Iterator<Item = (u64, RecordPlace, RecordView<'a>)> {
+        self.flat_map(move |batch| {
+            batch.records(bytes).map(move |(offset, record)| {
+                let length = record.total_length() as u32;
+                (batch.header.sequence, RecordPlace { segment, offset, length }, record)
+            })
+        })
+    }
+}
+
+/// A record's content in a line.
+struct Line<'a>(&'a RecordView<'a>);
+
+impl std::fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let record = self.0;
+        match record.kind() {
+            Kind::Message => match StoredMessage::decode(record) {
+                Ok(stored) => write!(
+                    f,
+                    "MESSAGE {} octets, {} recipients, {:?}",
+                    stored.summary.octets,
+                    stored.envelope.recipients.len(),
+                    stored.durability
+                ),
+                Err(error) => write!(f, "MESSAGE: {error}"),
+            },
+            Kind::Chunk => {
+                let index = message::chunk_index(record).unwrap_or(u32::MAX);
+                write!(f, "CHUNK {index}, {} octets", record.body_length())
+            }
+            Kind::Done => match StoredDone::decode(record) {
+                Ok(done) => {
+                    let last = if done.last { ", the last" } else { "" };
+                    write!(f, "DONE {:?} of segment {}{last}", done.recipients, done.segment)
+                }
+                Err(error) => write!(f, "DONE: {error}"),
+            },
+            Kind::Defer => match StoredDefer::decode(record) {
+                Ok(defer) => write!(
+                    f,
+                    "DEFER {:?} of segment {}, {:?}, attempt {}, next {}: {}",
+                    defer.recipients,
+                    defer.segment,
+                    defer.state,
+                    defer.attempts,
+                    defer.next_attempt_unix_ms,
+                    defer.reply.escape_debug()
+                ),
+                Err(error) => write!(f, "DEFER: {error}"),
+            },
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+/// Takes the doubled dots out of a body that came by DATA.
+struct Unstuff<'a, W> {
+    out: &'a mut W,
+    is_stuffed: bool,
+    /// The last two octets were CRLF, or there were none.
+    is_line_start: bool,
+    last_is_cr: bool,
+}
+
+impl<'a, W: Write> Unstuff<'a, W> {
+    fn new(flags: BodyFlags, out: &'a mut W) -> Unstuff<'a, W> {
+        let is_stuffed = flags.contains(BodyFlags::DATA | BodyFlags::LEADING_DOTS);
+        Unstuff { out, is_stuffed, is_line_start: true, last_is_cr: false }
+    }
+
+    fn write(&mut self, octets: &[u8]) -> io::Result<()> {
+        if !self.is_stuffed {
+            return self.out.write_all(octets);
+        }
+        let mut start = 0;
+        for (at, &octet) in octets.iter().enumerate() {
+            if self.is_line_start && octet == b'.' {
+                self.out.write_all(&octets[start..at])?;
+                start = at + 1;
+            }
+            self.is_line_start = self.last_is_cr && octet == b'\n';
+            self.last_is_cr = octet == b'\r';
+        }
+        self.out.write_all(&octets[start..])
+    }
+}
+
+#[cfg(test)]
+#[path = "tools_tests.rs"]
+mod tests;

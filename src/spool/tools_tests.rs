@@ -1,0 +1,178 @@
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::*;
+use crate::message::BodySummary;
+use crate::spool::committer::random_generation;
+use crate::spool::test_kit::{Kept, Mail};
+use crate::spool::{
+    Appender, AppenderOptions, ChunkPlace, Done, FileDisk, Log, LogOptions, NewBody, Recipients,
+    recover,
+};
+
+/// A stopped spool of a few small segments.
+struct Bench {
+    place: tempfile::TempDir,
+    log: Option<Log<FileDisk>>,
+    appender: Appender,
+}
+
+const SEGMENT: u32 = 2 << 20;
+
+impl Bench {
+    fn new() -> Bench {
+        let place = tempfile::tempdir().unwrap();
+        let disk = Arc::new(FileDisk::open(&place.path().join("spool")).unwrap());
+        let options = LogOptions { segment_bytes: SEGMENT, ..LogOptions::default() };
+        let mut random = random_generation;
+        let (log, _) =
+            recover(disk, options, Arc::default(), &mut random, &mut Kept::default()).unwrap();
+        let mut bench =
+            Bench { place, log: Some(log), appender: Appender::new(AppenderOptions::new(0)) };
+        bench.commit();
+        bench
+    }
+
+    fn spool(&self) -> PathBuf {
+        self.place.path().join("spool")
+    }
+
+    fn commit(&mut self) -> Vec<RecordPlace> {
+        let log = self.log.as_mut().expect("not stopped");
+        let now = Instant::now();
+        let mut places = Vec::new();
+        loop {
+            let batch = self.appender.flush(now);
+            let is_end = batch.is_none();
+            let mut done = log.commit(batch.into_iter().collect());
+            while let Some(chore) = log.poll_chore() {
+                let disk = log.disk().clone();
+                done.extend(log.chore_done(chore.perform(&*disk, &mut random_generation)));
+            }
+            for completion in done {
+                let settled = self.appender.completed(completion, now);
+                places.extend(settled.records.iter().map(|record| record.result.unwrap()));
+            }
+            if is_end {
+                return places;
+            }
+        }
+    }
+
+    fn accept(&mut self, mail: &Mail) -> RecordPlace {
+        mail.append(&mut self.appender, Instant::now()).unwrap();
+        self.commit()[0]
+    }
+
+    fn done(&mut self, id: u64, place: RecordPlace) {
+        let (id, segment) = (MessageId(id), place.segment);
+        let done = Done { id, segment, recipients: Recipients::All, last: true };
+        self.appender.append_done(&done, Instant::now());
+        self.commit();
+    }
+
+    fn stop(&mut self) {
+        self.log = None;
+    }
+}
+
+fn stuffed(id: u64, text: &str) -> (Mail, BodySummary) {
+    let mut mail = Mail::new(id, 2, 0);
+    mail.body = text.into();
+    let mut summary = mail.summary();
+    summary.flags.insert(BodyFlags::LEADING_DOTS);
+    (mail, summary)
+}
+
+#[test]
+fn a_running_spool_is_left_alone_and_a_sound_one_is_sound() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (0..300).map(|id| bench.accept(&Mail::new(id, 1, 20_000))).collect();
+    bench.done(7, places[7]);
+    let error = verify(&bench.spool(), &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, ToolError::InUse(_)));
+    bench.stop();
+    let mut out = Vec::new();
+    let verdict = verify(&bench.spool(), &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!((verdict.damage, verdict.live_messages, verdict.records), (0, 299, 301), "{out}");
+    assert!(verdict.segments >= 3, "{out}");
+    let mut lines = Vec::new();
+    dump(&bench.spool(), Some(MessageId(7)), &mut lines).unwrap();
+    let lines = String::from_utf8(lines).unwrap();
+    assert!(lines.contains("MESSAGE 20000 octets, 1 recipients, Fsync"), "{lines}");
+    assert!(lines.contains("DONE All of segment 1, the last"), "{lines}");
+    assert!(!lines.contains(&MessageId(8).to_string()), "{lines}");
+}
+
+#[test]
+fn rot_is_found_wherever_it_is() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (0..150).map(|id| bench.accept(&Mail::new(id, 1, 20_000))).collect();
+    let file = bench.log.as_ref().unwrap().table().file(places[3].segment).unwrap();
+    bench.stop();
+    let path = bench.spool().join(format!("{:08x}.seg", file.0));
+    let whole = fs::read(&path).unwrap();
+    let body = places[3].offset as usize + 5000;
+    let footer_index = SEGMENT as usize - 2 * BLOCK + 100;
+    for (at, expected) in [(body, 2), (body - 5000 + 60, 2), (footer_index, 0)] {
+        let mut hurt = whole.clone();
+        hurt[at] ^= 16;
+        fs::write(&path, &hurt).unwrap();
+        let mut out = Vec::new();
+        let verdict = verify(&bench.spool(), &mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        // A batch that is gone is one; the index that still names it is another.
+        assert_eq!(verdict.damage, expected, "octet {at}: {out}");
+    }
+    let mut hurt = whole.clone();
+    (hurt[9], hurt[2048 + 30]) = (7, 7);
+    fs::write(&path, &hurt).unwrap();
+    assert_eq!(verify(&bench.spool(), &mut Vec::new()).unwrap().damage, 1);
+}
+
+#[test]
+fn messages_are_exported_as_they_were_sent() {
+    let mut bench = Bench::new();
+    let text = "..dot\r\nplain\r\n...three\r\n.. \r\nno.dot\r\n";
+    let (mail, summary) = stuffed(1, text);
+    mail.with(NewBody::Inline(text.as_bytes()), |message| {
+        let message = crate::spool::NewMessage { summary: &summary, ..*message };
+        bench.appender.append_message(&message, Instant::now()).unwrap();
+    });
+    bench.commit();
+    // The same in two chunks, torn apart before a dot.
+    let (mail, summary) = stuffed(2, text);
+    let mut chunks = Vec::new();
+    for (index, part) in [&text[..7], &text[7..]].into_iter().enumerate() {
+        let mut chunk = bench.appender.chunk_buffer().unwrap();
+        chunk.spare()[..part.len()].copy_from_slice(part.as_bytes());
+        chunk.advance(part.len());
+        let ticket = bench.appender.append_chunk(chunk, mail.id, index as u32);
+        let place = bench.commit()[0];
+        chunks.push(ChunkPlace { place, octets: ticket.octets, crc32c: ticket.crc32c });
+    }
+    mail.with(NewBody::Chunks(&chunks), |message| {
+        let message = crate::spool::NewMessage { summary: &summary, ..*message };
+        bench.appender.append_message(&message, Instant::now()).unwrap();
+    });
+    bench.commit();
+    let gone = bench.accept(&Mail::new(3, 1, 10));
+    bench.done(3, gone);
+    bench.stop();
+    let directory = bench.place.path().join("out");
+    fs::create_dir(&directory).unwrap();
+    let mut lines = Vec::new();
+    let verdict = export(&bench.spool(), Export::Live, &directory, &mut lines).unwrap();
+    assert_eq!((verdict.damage, verdict.live_messages), (0, 2));
+    let expected = "Received: by test\r\n.dot\r\nplain\r\n..three\r\n. \r\nno.dot\r\n";
+    for id in [1, 2] {
+        let file = directory.join(format!("{}.eml", MessageId(id)));
+        assert_eq!(fs::read_to_string(file).unwrap(), expected, "message {id}");
+    }
+    let lines = String::from_utf8(lines).unwrap();
+    let line: serde_json::Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(line["to"][1]["address"], "r1@example.org");
+    assert_eq!((&line["complete"], &line["from"]), (&true.into(), &"".into()));
+    assert_eq!(lines.lines().count(), 2);
+}

@@ -1,0 +1,420 @@
+//! What a worker answers to the control thread: counts, lists and changes of its part of the
+//! queue.
+//!
+//! What only the envelope tells is read from the log.  A change is answered once it is in the
+//! log, so that what an operator was told is still true after a crash.
+
+use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::Worker;
+use crate::control::events::{Addressees, Event as LogEvent, EventKind};
+use crate::control::moment::Moment;
+use crate::control::port::{Action, Answer, Entry, Filter, Page, Request, Selection, State, Tally};
+use crate::delivery::message::{LoadError, LoadedMessage};
+use crate::delivery::settle::spool_recipients;
+use crate::delivery::sites::route_of;
+use crate::limits;
+use crate::message::MessageId;
+use crate::queue::arena::Slot;
+use crate::queue::handle::{Handle, Recipients, State as Waits};
+use crate::queue::scheduler::Event;
+use crate::runtime;
+use crate::spool::{self, Defer, DeferState, Done, Ticket};
+
+/// Answers one request.
+pub async fn answer(worker: Rc<Worker>, request: Request, answer: oneshot::Sender<Answer>) {
+    let result = match request {
+        Request::Ping => Ok(Answer::Pong),
+        Request::Count(filter) => count(&worker, &filter).await.map(Answer::Counted),
+        Request::List(page) => list(&worker, &page).await.map(Answer::Listed),
+        Request::Show(id) => show(&worker, id).await.map(Answer::Listed),
+        Request::Act(action, selection) => act(&worker, action, &selection).await,
+    };
+    let words = |error: LoadError| Answer::Failed(error.to_string().into());
+    // Whoever asked may have given up.
+    let _ = answer.send(result.unwrap_or_else(words));
+}
+
+async fn count(worker: &Rc<Worker>, filter: &Filter) -> Result<Tally, LoadError> {
+    let mut tally = Tally::default();
+    for (slot, id) in fitting(worker, filter, |_| true) {
+        if !filter.needs_envelope() {
+            worker.with_queue(|queue| {
+                queue.get(slot).map(|handle| add(worker, &mut tally, handle, handle.recipients.count()))
+            });
+            continue;
+        }
+        let Some((handle, message)) = load(worker, slot, id).await? else { continue };
+        let places = fitting_places(filter, &handle, &message);
+        if !places.is_empty() {
+            add(worker, &mut tally, &handle, places.len());
+        }
+    }
+    finish(&mut tally);
+    Ok(tally)
+}
+
+async fn list(worker: &Rc<Worker>, page: &Page) -> Result<Vec<Entry>, LoadError> {
+    let mut entries = Vec::new();
+    let (mut messages, mut after) = (0, page.after);
+    // As many candidates as messages are wanted, then more if the envelopes did not fit.
+    loop {
+        let wanted = page.limit - messages;
+        let candidates = oldest(worker, &page.filter, after, wanted);
+        let is_end = candidates.chunk_by(|a, b| a.0 == b.0).count() < wanted;
+        for same in candidates.chunk_by(|a, b| a.0 == b.0) {
+            let before = entries.len();
+            for &(id, slot) in same {
+                entries.extend(entry(worker, &page.filter, slot, id).await?);
+                after = Some(id);
+            }
+            messages += usize::from(entries.len() > before);
+        }
+        if is_end || messages >= page.limit {
+            return Ok(entries);
+        }
+    }
+}
+
+/// The handles that may fit of the `count` oldest messages after one, by id.
+fn oldest(
+    worker: &Rc<Worker>,
+    filter: &Filter,
+    after: Option<MessageId>,
+    count: usize,
+) -> Vec<(MessageId, Slot)> {
+    let mut oldest: BTreeMap<MessageId, Vec<Slot>> = BTreeMap::new();
+    each_fitting(worker, filter, |slot, id| {
+        if after.is_some_and(|after| id <= after) {
+            return;
+        }
+        oldest.entry(id).or_default().push(slot);
+        if oldest.len() > count {
+            oldest.pop_last();
+        }
+    });
+    let flat = |(id, slots): (MessageId, Vec<Slot>)| slots.into_iter().map(move |slot| (id, slot));
+    oldest.into_iter().flat_map(flat).collect()
+}
+
+async fn show(worker: &Rc<Worker>, id: MessageId) -> Result<Vec<Entry>, LoadError> {
+    let filter = Filter::default();
+    let mut entries = Vec::new();
+    for (slot, id) in fitting(worker, &filter, |other| other == id) {
+        entries.extend(entry(worker, &filter, slot, id).await?);
+    }
+    Ok(entries)
+}
+
+// ---- what fits -------------------------------------------------------------------------------
+
+/// Handles that fit a filter as far as they tell by themselves, with the ids that they have now.
+fn fitting(
+    worker: &Rc<Worker>,
+    filter: &Filter,
+    wanted: impl Fn(MessageId) -> bool,
+) -> Vec<(Slot, MessageId)> {
+    let mut found = Vec::new();
+    each_fitting(worker, filter, |slot, id| {
+        if wanted(id) {
+            found.push((slot, id));
+        }
+    });
+    found
+}
+
+fn each_fitting(worker: &Rc<Worker>, filter: &Filter, mut take: impl FnMut(Slot, MessageId)) {
+    let site_names: Vec<String> = worker.sites.names();
+    worker.with_queue(|queue| {
+        for (slot, handle) in queue.iter() {
+            let site = &site_names[handle.site.0 as usize];
+            if filter.fits_entry(state_of(worker, handle), site) {
+                take(slot, handle.id);
+            }
+        }
+    });
+}
+
+/// A handle and its message; `None` if the message left the queue meanwhile.
+async fn load(
+    worker: &Rc<Worker>,
+    slot: Slot,
+    id: MessageId,
+) -> Result<Option<(Handle, LoadedMessage)>, LoadError> {
+    let current = |slot| worker.with_queue(|queue| queue.get(slot).cloned());
+    let Some(handle) = current(slot).filter(|handle| handle.id == id) else { return Ok(None) };
+    let message = match worker.load(id, handle.place).await {
+        Ok(message) => message,
+        // Its record may have been retired while it was read.
+        Err(_) if current(slot).is_none_or(|handle| handle.id != id) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(current(slot).filter(|handle| handle.id == id).map(|handle| (handle, message)))
+}
+
+/// The recipients of a handle that a filter fits.
+fn fitting_places(filter: &Filter, handle: &Handle, message: &LoadedMessage) -> Vec<u16> {
+    let envelope = message.envelope();
+    if !filter.fits_originator(&envelope.reverse_path) {
+        return Vec::new();
+    }
+    let mut places = handle.recipients.places();
+    places.retain(|&place| filter.fits_recipient(&envelope.recipients[usize::from(place)].path));
+    places
+}
+
+async fn entry(
+    worker: &Rc<Worker>,
+    filter: &Filter,
+    slot: Slot,
+    id: MessageId,
+) -> Result<Option<Entry>, LoadError> {
+    let Some((handle, message)) = load(worker, slot, id).await? else { return Ok(None) };
+    if fitting_places(filter, &handle, &message).is_empty() {
+        return Ok(None);
+    }
+    let now_unix_ms = worker.now_unix_ms();
+    let accepted_unix_ms = message.origin().accepted_unix_ms;
+    let state = state_of(worker, &handle);
+    let shared = &worker.sites.shared()[handle.site.0 as usize];
+    let rests_until = shared.rests_until(now_unix_ms);
+    let (next_attempt, reason) = match (state, handle.state) {
+        (State::Deferred, Waits::Ready) => (rests_until, Some(shared.last_failure())),
+        (State::Deferred, _) => {
+            let reason = handle.reason.as_ref().map(|reason| reason.to_string());
+            (Some(handle.due_unix_ms), reason)
+        }
+        _ => (None, handle.reason.as_ref().map(|reason| reason.to_string())),
+    };
+    let recipients = &message.envelope().recipients;
+    let to = handle.recipients.places();
+    Ok(Some(Entry {
+        id,
+        state,
+        from: message.envelope().reverse_path.as_str().to_owned(),
+        to: to
+            .iter()
+            .map(|&place| recipients[usize::from(place)].path.as_str().to_owned())
+            .collect(),
+        site: worker.sites.name(handle.site),
+        size: message.summary().octets,
+        attempts: u32::from(handle.attempts),
+        accepted: Moment(accepted_unix_ms),
+        age_seconds: now_unix_ms.saturating_sub(accepted_unix_ms) / 1000,
+        next_attempt: next_attempt.map(Moment),
+        reason,
+        parts: handle.parts.as_ref().map_or(1, |parts| parts.load(Ordering::Relaxed)),
+    }))
+}
+
+/// What people call the state: a message that stands in the list of a site which rests is
+/// deferred to them.
+fn state_of(worker: &Worker, handle: &Handle) -> State {
+    match handle.state {
+        Waits::Ready => {
+            let shared = &worker.sites.shared()[handle.site.0 as usize];
+            match shared.rests_until(worker.now_unix_ms()) {
+                Some(_) => State::Deferred,
+                None => State::Ready,
+            }
+        }
+        Waits::Active => State::Active,
+        Waits::Deferred => State::Deferred,
+        Waits::Held => State::Held,
+    }
+}
+
+fn add(worker: &Worker, tally: &mut Tally, handle: &Handle, recipients: usize) {
+    match handle.parts {
+        None => tally.messages += 1,
+        Some(_) => tally.shared.push(handle.id),
+    }
+    tally.recipients += recipients as u64;
+    let state = state_of(worker, handle);
+    tally.by_state.add(state, 1);
+}
+
+/// Each message once.
+fn finish(tally: &mut Tally) {
+    tally.shared.sort_unstable();
+    tally.shared.dedup();
+}
+
+// ---- changes ---------------------------------------------------------------------------------
+
+async fn act(
+    worker: &Rc<Worker>,
+    action: Action,
+    selection: &Selection,
+) -> Result<Answer, LoadError> {
+    let filter = &selection.filter;
+    let named: HashSet<MessageId> = selection.ids.iter().copied().collect();
+    let is_named = |id| named.is_empty() || named.contains(&id);
+    let mut tally = Tally::default();
+    let mut last = None;
+    for (slot, id) in fitting(worker, filter, is_named) {
+        let Some(target) = Target::find(worker, slot, id, action, filter).await? else { continue };
+        let done = match action {
+            Action::Retry => target.retry(worker),
+            Action::Release => target.release(worker),
+            Action::Delete => target.delete(worker),
+        };
+        if let Some(record) = done {
+            last = record.or(last);
+            let whole = target.handle.recipients.count();
+            let count = if action == Action::Delete { target.places.len() } else { whole };
+            add(worker, &mut tally, &target.handle, count);
+            target.report(worker, action);
+        }
+    }
+    finish(&mut tally);
+    if let Some(record) = last {
+        let settled = worker.log.watch(record).settled();
+        if runtime::timeout(CHANGE_PATIENCE, settled).await.is_none() {
+            return Ok(Answer::Failed("the log did not take the change in time".into()));
+        }
+    }
+    Ok(Answer::Changed(tally))
+}
+
+/// What a change did: nothing, or something, with the last record that it wrote.
+type Change = Option<Option<Ticket>>;
+
+/// A handle to which something is to be done.
+struct Target {
+    slot: Slot,
+    handle: Handle,
+    /// Read only where the envelope matters: a change of a million messages is no million reads.
+    message: Option<LoadedMessage>,
+    /// The recipients that the filter fits.
+    places: Vec<u16>,
+}
+
+impl Target {
+    async fn find(
+        worker: &Rc<Worker>,
+        slot: Slot,
+        id: MessageId,
+        action: Action,
+        filter: &Filter,
+    ) -> Result<Option<Target>, LoadError> {
+        if !filter.needs_envelope() && action != Action::Release {
+            let handle = worker.with_queue(|queue| queue.get(slot).cloned());
+            return Ok(handle.filter(|handle| handle.id == id).map(|handle| {
+                let places = handle.recipients.places();
+                Target { slot, handle, message: None, places }
+            }));
+        }
+        let Some((handle, message)) = load(worker, slot, id).await? else { return Ok(None) };
+        let places = fitting_places(filter, &handle, &message);
+        let fits = !places.is_empty();
+        Ok(fits.then_some(Target { slot, handle, message: Some(message), places }))
+    }
+
+    fn retry(&self, worker: &Rc<Worker>) -> Change {
+        let waits = matches!(self.handle.state, Waits::Deferred | Waits::Ready);
+        waits.then(|| {
+            worker.queue_event(Event::Retry { slot: self.slot });
+            None
+        })
+    }
+
+    /// Lets a held message go where it would have gone without the hold.
+    fn release(&self, worker: &Rc<Worker>) -> Change {
+        let (handle, slot) = (&self.handle, self.slot);
+        let recipients = &self.message.as_ref()?.envelope().recipients;
+        if handle.state != Waits::Held {
+            return None;
+        }
+        let places = handle.recipients.places();
+        let mut groups: BTreeMap<_, Vec<u16>> = BTreeMap::new();
+        for &place in &places {
+            let path = &recipients[usize::from(place)].path;
+            let route = route_of(&worker.config, path, true)?;
+            groups.entry(worker.sites.of(route)).or_default().push(place);
+        }
+        let record = worker.log.append_defer(&Defer {
+            id: handle.id,
+            segment: handle.place.segment,
+            recipients: spool_recipients(&places, recipients.len()),
+            state: DeferState::Released,
+            next_attempt_unix_ms: worker.now_unix_ms(),
+            attempts: handle.attempts,
+            reply: "released",
+        });
+        let parts = more_parts(handle, groups.len() as u32 - 1);
+        // The first group keeps the handle; each further one has a handle of its own.
+        let mut groups = groups.into_iter();
+        let (site, kept) = groups.next()?;
+        let kept = Recipients::of(kept, recipients.len());
+        worker.with_queue(|queue| queue.split(slot, kept, parts.clone()));
+        worker.queue_event(Event::Reroute { slot, site });
+        for (site, places) in groups {
+            let recipients = Recipients::of(places, recipients.len());
+            let handle = Handle::new(handle.id, handle.place, site, recipients, parts.clone());
+            worker.queue_event(Event::Filed { handle, stay: true });
+        }
+        Some(Some(record))
+    }
+
+    fn delete(&self, worker: &Rc<Worker>) -> Change {
+        let handle = &self.handle;
+        // What is being sent cannot be called back.
+        if handle.state == Waits::Active {
+            return None;
+        }
+        let mut left = handle.recipients.places();
+        left.retain(|place| self.places.binary_search(place).is_err());
+        let recipients = match (&handle.recipients, left.is_empty()) {
+            (Recipients::All(_), true) => spool::Recipients::All,
+            _ => spool::Recipients::Some(&self.places),
+        };
+        let last = left.is_empty() && handle.is_last_part();
+        let (id, segment) = (handle.id, handle.place.segment);
+        let record = worker.log.append_done(&Done { id, segment, recipients, last });
+        worker.with_queue(|queue| match left.is_empty() {
+            true => drop(queue.finish(self.slot)),
+            false => queue.split(self.slot, Recipients::Some(left.into()), handle.parts.clone()),
+        });
+        Some(Some(record))
+    }
+
+    fn report(&self, worker: &Worker, action: Action) {
+        let kind = match action {
+            Action::Retry => EventKind::Retried,
+            Action::Release => EventKind::Released,
+            Action::Delete => EventKind::Deleted,
+        };
+        let envelope = self.message.as_ref().map(|message| message.envelope());
+        let to = envelope.map(|envelope| Addressees::Some(&envelope.recipients, &self.places));
+        worker.events.emit(&LogEvent {
+            message: Some(self.handle.id),
+            from: envelope.map(|envelope| envelope.reverse_path.as_str()),
+            to: to.unwrap_or_default(),
+            ..LogEvent::new(kind)
+        });
+    }
+}
+
+/// The counter of a message's handles, when it gets `more` of them.
+fn more_parts(handle: &Handle, more: u32) -> Option<Arc<AtomicU32>> {
+    match (&handle.parts, more) {
+        (parts, 0) => parts.clone(),
+        (None, more) => Some(Arc::new(AtomicU32::new(more + 1))),
+        (Some(parts), more) => {
+            parts.fetch_add(more, Ordering::AcqRel);
+            Some(parts.clone())
+        }
+    }
+}
+
+/// How long a change waits to be in the log.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
+
+const _: () = assert!(CHANGE_PATIENCE.as_secs() < limits::WORKER_WORK.as_secs());

@@ -1,0 +1,255 @@
+//! One worker: what a core's thread owns, and how others reach it.
+//!
+//! Everything in here is the thread's own and unsynchronised but for what is behind an `Arc`:
+//! configuration, sites, counts, and the mailboxes of all workers.
+
+pub mod admin;
+pub mod log;
+mod report;
+mod serve;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::oneshot;
+
+use crate::config::Config;
+use crate::control::events::{EventBuffer, SessionId, SessionIds};
+use crate::control::metrics::WorkerMetrics;
+use crate::control::port::{Answer, Request};
+use crate::delivery::message::{LoadError, LoadedMessage};
+use crate::delivery::outcome::RetryPolicy;
+use crate::delivery::sites::Sites;
+use crate::listener::SessionCounts;
+use crate::message::{MessageId, MessageIds};
+use crate::outbound;
+use crate::pool::Pool;
+use crate::queue::handle::{Handle, Reason, Reasons, Recipients};
+use crate::queue::scheduler::{Action, Event, Scheduler};
+use crate::runtime;
+use crate::runtime::blocking::Blocking;
+use crate::runtime::mailbox::Mailbox;
+use crate::spool::{Completion, ReadAnswer, RecordPlace, WeakBatch};
+use log::{Filing, LocalLog};
+
+pub use serve::{Seat, serve};
+
+/// See the module's text.
+pub struct Worker {
+    /// Its number, from 0.
+    pub index: usize,
+    /// What the operator asked for.
+    pub config: Arc<Config>,
+    /// Every site, and which core shares what of it.
+    pub sites: Arc<Sites>,
+    /// Sessions of all workers.
+    pub counts: Arc<SessionCounts>,
+    /// The log.
+    pub log: Rc<LocalLog>,
+    /// Connections to sites.
+    pub pool: Pool,
+    /// The events of this thread.
+    pub events: EventBuffer,
+    /// The figures of this thread.
+    pub metrics: Arc<WorkerMetrics>,
+    /// When to try again.
+    pub retry: RetryPolicy,
+    /// Work that blocks.
+    pub blocking: Blocking,
+    queue: RefCell<Scheduler>,
+    reasons: RefCell<Reasons>,
+    posts: Arc<[Post]>,
+    /// Handles for other cores whose mailbox was full.
+    leaving: RefCell<VecDeque<(usize, Forwarded)>>,
+    ids: RefCell<MessageIds>,
+    session_ids: RefCell<SessionIds>,
+    sessions: Cell<usize>,
+    stopping: Cell<bool>,
+    date: RefCell<(u64, Rc<str>)>,
+}
+
+/// How to reach a worker from another thread.
+pub struct Post {
+    /// Answers of the other threads, each bounded by its requests.
+    pub letters: Arc<Mailbox<Letter>>,
+    /// Messages that this core is to deliver.
+    pub handles: Arc<Mailbox<Forwarded>>,
+}
+
+/// What other threads tell a worker.
+pub enum Letter {
+    /// A batch was committed, or refused.
+    Committed(Completion),
+    /// A record was read.
+    Read(ReadAnswer),
+    /// Work on the blocking pool is over.
+    Unblocked(u64),
+    /// The control thread asks.
+    Asked(Request, oneshot::Sender<Answer>),
+    /// The service stops.
+    Stop,
+}
+
+/// A message for another core.
+pub struct Forwarded {
+    handle: Handle,
+    /// Where its body may still be in memory.
+    batch: Option<WeakBatch>,
+}
+
+/// Handles that may wait in a core's mailbox.
+pub const MAILBOX_HANDLES: usize = 4_096;
+
+impl Worker {
+    /// Whether the service is stopping.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// Sessions of this worker.
+    pub fn sessions(&self) -> usize {
+        self.sessions.get()
+    }
+
+    /// A new message's id.
+    pub fn next_id(&self) -> MessageId {
+        self.ids.borrow_mut().next(self.now_unix_ms())
+    }
+
+    /// A new session's name.
+    pub fn next_session(&self) -> SessionId {
+        self.session_ids.borrow_mut().next(self.now_unix_ms())
+    }
+
+    /// The wall clock, in milliseconds since 1970 UTC.
+    pub fn now_unix_ms(&self) -> u64 {
+        now_unix_ms()
+    }
+
+    /// The date as trace headers write it; made once a second.
+    pub fn date(&self) -> Rc<str> {
+        let second = self.now_unix_ms() / 1000;
+        let mut date = self.date.borrow_mut();
+        if date.0 != second {
+            *date = (second, rfc5322_date(second).into());
+        }
+        date.1.clone()
+    }
+
+    // ---- the queue -----------------------------------------------------------------------
+
+    /// Tells the scheduler what happened and does what it wants done.
+    pub fn queue_event(self: &Rc<Self>, event: Event) {
+        self.queue.borrow_mut().handle(event, self.now_unix_ms());
+        self.act();
+    }
+
+    /// A look at the queue.
+    pub fn with_queue<T>(&self, look: impl FnOnce(&mut Scheduler) -> T) -> T {
+        look(&mut self.queue.borrow_mut())
+    }
+
+    /// The shared form of what an attempt came to.
+    pub fn shared_reason(&self, line: &str) -> Reason {
+        self.reasons.borrow_mut().share(line)
+    }
+
+    /// Loads a message for an attempt.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub async fn load(
+        &self,
+        id: MessageId,
+        place: RecordPlace,
+    ) -> Result<LoadedMessage, LoadError> {
+        LoadedMessage::load(&self.log, id, place).await
+    }
+
+    fn act(self: &Rc<Self>) {
+        loop {
+            let action = self.queue.borrow_mut().poll_action();
+            match action {
+                None => return,
+                Some(Action::Open { site, connection }) => {
+                    let lane = self.pool.open(connection);
+                    runtime::spawn(outbound::run(self.clone(), site, connection, lane));
+                }
+                Some(Action::Deliver { connection, slot }) => {
+                    if !self.pool.give(connection, slot) {
+                        let returned = Event::Returned { slot };
+                        self.queue.borrow_mut().handle(returned, self.now_unix_ms());
+                    }
+                }
+                Some(Action::Expire { slot }) => {
+                    runtime::spawn(crate::delivery::settle::expire(self.clone(), slot));
+                }
+                Some(Action::Forward { core }) => {
+                    let handle = self.queue.borrow_mut().take_leaving();
+                    if let Some(handle) = handle {
+                        let batch = self.log.in_memory(handle.place).map(|b| b.downgrade());
+                        let forwarded = Forwarded { handle, batch };
+                        self.leaving.borrow_mut().push_back((core as usize, forwarded));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Files a message that is now in the log: one handle for each site.
+    fn file(self: &Rc<Self>, filing: Filing, place: RecordPlace) {
+        for handle in handles(filing, place) {
+            self.queue_event(Event::Filed { handle, stay: false });
+        }
+    }
+
+    /// Hands messages to the cores that serve their sites, as far as there is room.
+    fn forward(&self) {
+        let mut leaving = self.leaving.borrow_mut();
+        let mut woken = 0u128;
+        for _ in 0..leaving.len() {
+            let Some((core, forwarded)) = leaving.pop_front() else { break };
+            match self.posts[core].handles.push(forwarded) {
+                Ok(()) => woken |= 1 << core,
+                Err(forwarded) => leaving.push_back((core, forwarded)),
+            }
+        }
+        drop(leaving);
+        for (core, post) in self.posts.iter().enumerate() {
+            if woken >> core & 1 == 1 {
+                post.handles.wake();
+            }
+        }
+    }
+
+    fn take_forwarded(self: &Rc<Self>, forwarded: Forwarded) {
+        if let Some(batch) = forwarded.batch {
+            self.log.remember(batch);
+        }
+        self.queue_event(Event::Filed { handle: forwarded.handle, stay: true });
+    }
+}
+
+/// One handle for each site of a message.
+pub fn handles(filing: Filing, place: RecordPlace) -> impl Iterator<Item = Handle> {
+    let count = filing.groups.len() as u32;
+    let parts = (count > 1).then(|| Arc::new(std::sync::atomic::AtomicU32::new(count)));
+    filing.groups.into_iter().map(move |(site, recipients): (_, Recipients)| {
+        Handle::new(filing.id, place, site, recipients, parts.clone())
+    })
+}
+
+/// The wall clock, in milliseconds since 1970 UTC.
+pub fn now_unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A date of RFC 5322 section 3.3 in UTC.
+fn rfc5322_date(unix_s: u64) -> String {
+    let timestamp = jiff::Timestamp::from_second(unix_s as i64).unwrap_or_default();
+    timestamp.strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
+}

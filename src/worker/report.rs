@@ -1,0 +1,100 @@
+//! What a worker tells of its sessions and its queue.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Worker;
+use crate::control::events::{Addressees, Event, EventKind, SessionId};
+use crate::inbound::ListenerState;
+use crate::message::MessageId;
+use crate::queue::handle::State;
+use crate::smtp::reply::{Refusal, Reply};
+use crate::smtp::server::ReceivedMessage;
+
+impl Worker {
+    /// A client was let in.
+    pub fn session_began(&self, session: SessionId, peer: SocketAddr, listener: &ListenerState) {
+        self.sessions.set(self.sessions.get() + 1);
+        self.metrics.sessions_opened.count();
+        self.metrics.sessions_open.raise();
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            listener: Some(listener.address),
+            ..Event::new(EventKind::Connect)
+        });
+    }
+
+    /// Its session is over.
+    pub fn session_ended(&self) {
+        self.sessions.set(self.sessions.get() - 1);
+        self.metrics.sessions_open.lower();
+    }
+
+    /// A client was not let in.
+    pub fn report_turned_away(&self, session: SessionId, peer: SocketAddr, refusal: &Refusal) {
+        self.metrics.refused.count(refusal.reason());
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            reason: Some(refusal.reason()),
+            ..Event::new(EventKind::Refused)
+        });
+    }
+
+    /// A message is ours.
+    pub fn report_accepted(
+        &self,
+        session: SessionId,
+        peer: SocketAddr,
+        id: MessageId,
+        message: &ReceivedMessage,
+        waited: Duration,
+    ) {
+        self.metrics.messages_accepted.count();
+        self.metrics.octets_accepted.add(message.summary.octets);
+        self.metrics.recipients_accepted.add(message.envelope.recipients.len() as u64);
+        self.metrics.commit_wait.observe(waited);
+        self.events.emit(&Event {
+            session: Some(session),
+            message: Some(id),
+            peer: Some(peer),
+            from: Some(message.envelope.reverse_path.as_str()),
+            to: Addressees::All(&message.envelope.recipients),
+            size: Some(message.summary.octets),
+            delay_ms: Some(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)),
+            ..Event::new(EventKind::Accepted)
+        });
+    }
+
+    /// Something was refused within a session.
+    pub fn report_refused(
+        &self,
+        session: SessionId,
+        peer: SocketAddr,
+        to: Option<&str>,
+        refusal: &Refusal,
+    ) {
+        self.metrics.refused.count(refusal.reason());
+        let reply = Reply::from(refusal);
+        let reply = format!("{} {} {}", reply.code, reply.enhanced, reply.text);
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            to: to.map_or(Addressees::None, Addressees::One),
+            reply: Some(&reply),
+            reason: Some(refusal.reason()),
+            ..Event::new(EventKind::Refused)
+        });
+    }
+
+    /// Sets the gauges of the queue; cheap, but not for each message.
+    pub(super) fn report_queue(self: &Rc<Self>) {
+        let counts = self.with_queue(|queue| queue.counts());
+        self.metrics.handles_ready.set(counts.of(State::Ready));
+        self.metrics.handles_active.set(counts.of(State::Active));
+        self.metrics.handles_deferred.set(counts.of(State::Deferred));
+        self.metrics.handles_held.set(counts.of(State::Held));
+    }
+}

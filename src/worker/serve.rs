@@ -1,0 +1,224 @@
+//! A worker's thread from its start to its end: which tasks run on its loop, and how they stop.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use monoio::io::Canceller;
+
+use super::log::LocalLog;
+use super::{Forwarded, Letter, Post, Worker};
+use crate::config::{Config, Listener};
+use crate::control::events::{EventBuffer, SessionIds};
+use crate::control::metrics::WorkerMetrics;
+use crate::delivery::outcome::RetryPolicy;
+use crate::delivery::sites::Sites;
+use crate::inbound::ListenerState;
+use crate::listener::{self, SessionCounts};
+use crate::message::{MessageId, MessageIds};
+use crate::pool::Pool;
+use crate::queue::handle::Handle;
+use crate::queue::scheduler::{Event, Scheduler};
+use crate::runtime::blocking::{Blocking, BlockingPool};
+use crate::runtime::mailbox::Inbox;
+use crate::runtime::notify::Notify;
+use crate::runtime::socket;
+use crate::runtime::{self, deadline};
+use crate::smtp::server::ServerConfig;
+use crate::spool::{CommitterHandle, ReaderHandle, SpoolStats};
+
+/// Everything that a worker's thread is given at its start.
+pub struct Seat {
+    /// Its number, from 0.
+    pub index: usize,
+    /// What the operator asked for.
+    pub config: Arc<Config>,
+    /// Every site.
+    pub sites: Arc<Sites>,
+    /// Sessions of all workers.
+    pub counts: Arc<SessionCounts>,
+    /// Its own sockets, bound, one for each listener.
+    pub sockets: Vec<(Listener, TcpListener)>,
+    /// The log's writing side.
+    pub committer: CommitterHandle,
+    /// The log's reading side.
+    pub reader: ReaderHandle,
+    /// How the log is.
+    pub spool: Arc<SpoolStats>,
+    /// Threads for work that blocks.
+    pub blocking: BlockingPool,
+    /// Its events.
+    pub events: EventBuffer,
+    /// Its figures.
+    pub metrics: Arc<WorkerMetrics>,
+    /// The mailboxes of all workers.
+    pub posts: Arc<[Post]>,
+    /// Its own mailbox for answers.
+    pub letters: Inbox<Letter>,
+    /// Its own mailbox for messages.
+    pub handles: Inbox<Forwarded>,
+    /// The highest id that recovery saw.
+    pub highest: MessageId,
+    /// What recovery found for this core.
+    pub recovered: Vec<Handle>,
+    /// Called once it accepts.
+    pub ready: Box<dyn FnOnce() + Send>,
+}
+
+/// Runs the worker on this thread until the service stops.
+///
+/// # Errors
+/// The event loop could not be set up.
+pub fn serve(seat: Seat) -> io::Result<()> {
+    runtime::run(run(seat))?
+}
+
+async fn run(seat: Seat) -> io::Result<()> {
+    let Seat { index, letters, handles, recovered, sockets, ready, .. } = seat;
+    let posts = seat.posts.clone();
+    let own = posts[index].letters.clone();
+    let announce = Arc::new(move |token| {
+        if own.push(Letter::Unblocked(token)).is_ok() {
+            own.wake();
+        }
+    });
+    let lifetime_ms = u64::try_from(seat.config.queue.lifetime.as_millis()).unwrap_or(u64::MAX);
+    let scheduler = Scheduler::new(
+        index as u32,
+        posts.len() as u32,
+        lifetime_ms,
+        seat.sites.shared().clone(),
+        seat.sites.kinds(),
+    );
+    let retry = RetryPolicy::new(&seat.config.queue.retry, seat.config.queue.lifetime);
+    let worker = Rc::new(Worker {
+        index,
+        counts: seat.counts,
+        log: Rc::new(LocalLog::new(index, seat.committer, seat.reader, seat.spool)),
+        pool: Pool::default(),
+        events: seat.events,
+        metrics: seat.metrics,
+        retry: retry.expect("the configuration has at least one wait, none of them empty"),
+        blocking: Blocking::new(seat.blocking, announce),
+        queue: RefCell::new(scheduler),
+        reasons: RefCell::default(),
+        posts,
+        leaving: RefCell::default(),
+        ids: RefCell::new(MessageIds::new(index as u8, seat.highest)),
+        session_ids: RefCell::new(SessionIds::new(index as u8)),
+        sessions: Cell::new(0),
+        stopping: Cell::new(false),
+        date: RefCell::new((0, "".into())),
+        config: seat.config,
+        sites: seat.sites,
+    });
+    let stop = Rc::new(Notify::default());
+    let canceller = Canceller::new();
+
+    runtime::spawn(deadline::sweep_forever());
+    runtime::spawn(flush(worker.clone()));
+    runtime::spawn(read_letters(worker.clone(), letters, stop.clone()));
+    runtime::spawn(read_handles(worker.clone(), handles));
+    for handle in recovered {
+        worker.queue_event(Event::Filed { handle, stay: true });
+    }
+    runtime::spawn(tick(worker.clone()));
+    for (listener, socket) in sockets {
+        let state = Rc::new(ListenerState {
+            address: socket.local_addr()?,
+            server: Rc::new(server_config(&worker.config, &listener)),
+            listener,
+        });
+        let socket = socket::Listener::new(socket)?;
+        runtime::spawn(listener::accept_forever(worker.clone(), state, socket, canceller.handle()));
+    }
+    ready();
+    stop.notified().await;
+    shut_down(&worker, canceller).await;
+    Ok(())
+}
+
+fn server_config(config: &Config, listener: &Listener) -> ServerConfig {
+    ServerConfig {
+        hostname: config.hostname.clone(),
+        message_size: config.limits.message_size.0,
+        recipients: config.limits.recipients,
+        received: config.limits.received as u32,
+        bare_newline: listener.bare_newline,
+    }
+}
+
+async fn flush(worker: Rc<Worker>) {
+    worker.log.flush_forever().await;
+}
+
+async fn read_letters(worker: Rc<Worker>, letters: Inbox<Letter>, stop: Rc<Notify>) {
+    let rest = || worker.forward();
+    let open = |letter| match letter {
+        Letter::Committed(completion) => {
+            worker.log.completed(completion, |filing, place| worker.file(filing, place));
+        }
+        Letter::Read(answer) => worker.log.answered(answer),
+        Letter::Unblocked(token) => worker.blocking.finished(token),
+        Letter::Asked(request, answer) => {
+            runtime::spawn(super::admin::answer(worker.clone(), request, answer));
+        }
+        Letter::Stop => stop.notify(),
+    };
+    if let Err(error) = letters.open_forever(open, rest).await {
+        // Without its mailbox a worker can keep no promise; recovery does the rest.
+        tracing::error!(%error, "a worker lost its mailbox");
+        std::process::abort();
+    }
+}
+
+async fn read_handles(worker: Rc<Worker>, handles: Inbox<Forwarded>) {
+    let open = |forwarded| worker.take_forwarded(forwarded);
+    if let Err(error) = handles.open_forever(open, || ()).await {
+        tracing::error!(%error, "a worker lost its mailbox");
+        std::process::abort();
+    }
+}
+
+/// What has to be looked at now and then: timers of the queue, the overflow of full mailboxes,
+/// the block of events that is not full.
+async fn tick(worker: Rc<Worker>) {
+    loop {
+        runtime::sleep(TICK).await;
+        worker.queue_event(Event::Tick);
+        worker.forward();
+        worker.events.flush();
+        worker.report_queue();
+    }
+}
+
+/// Lets transactions and attempts under way come to their end, for a bounded time.
+async fn shut_down(worker: &Rc<Worker>, canceller: Canceller) {
+    worker.stopping.set(true);
+    canceller.cancel();
+    deadline::interrupt_waiting();
+    worker.pool.end_waiting();
+    let end = Instant::now() + GRACE;
+    while Instant::now() < end {
+        let is_quiet = worker.sessions() == 0 && worker.pool.is_empty();
+        if worker.log.drain() && is_quiet {
+            break;
+        }
+        runtime::sleep(POLL).await;
+        worker.pool.end_waiting();
+    }
+    worker.events.flush();
+    let left = worker.sessions();
+    if left > 0 {
+        tracing::warn!(sessions = left, "stopped with sessions still in the middle of a message");
+    }
+}
+
+/// How often a worker looks after what has no event of its own.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a stop waits for messages that are under way.
+const GRACE: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(20);
