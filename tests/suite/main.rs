@@ -3,3 +3,6 @@
 mod addresses;
 mod config;
 mod control;
+mod dialogue;
+mod dialogues;
+mod soup;
