@@ -3,3 +3,4 @@
 mod addresses;
 mod config;
 mod control;
+mod simulation;
