@@ -481,10 +481,13 @@ impl Server {
                 refusal: no_recipient.then_some(Refusal::NeedsRecipient),
             });
             let size = chunking.scanner.octets().saturating_add(octets);
-            chunking.scanner.begin_chunk(octets);
-            if chunking.refusal.is_none() && size > self.config.message_size {
-                chunking.refusal = Some(Refusal::TooLarge);
-                return Event::DropBody;
+            // Once something is wrong, the octets are read and not scanned any more.
+            if chunking.refusal.is_none() {
+                if size > self.config.message_size {
+                    chunking.refusal = Some(Refusal::TooLarge);
+                    return Event::DropBody;
+                }
+                chunking.scanner.begin_chunk(octets);
             }
         }
         Event::Continue
