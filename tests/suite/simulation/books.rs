@@ -192,6 +192,14 @@ impl Books {
         }
     }
 
+    /// A transaction with these recipients begins: what an earlier one over the same connection
+    /// came to is past.
+    pub fn asks(&mut self, link: LinkId, keys: &[Key]) {
+        for key in keys {
+            self.beliefs.remove(&(link, key.clone()));
+        }
+    }
+
     /// What the gateway made of a transaction's recipient.
     pub fn outcome(&mut self, link: LinkId, key: &Key, outcome: &RecipientOutcome) {
         let belief = match outcome {
@@ -345,10 +353,17 @@ impl Books {
 
     /// Whether every acknowledged recipient has its fate in the log.
     pub fn is_settled(&self) -> bool {
-        self.acknowledged().all(|(mail, rcpt)| {
-            matches!(self.fates.get(&rcpt.address), Some(Fate::Kept { .. }))
-                || self.may_be_lost(mail)
-        })
+        self.acknowledged()
+            .all(|(mail, rcpt)| self.is_decided(&rcpt.address) || self.may_be_lost(mail))
+    }
+
+    fn is_decided(&self, key: &Key) -> bool {
+        match self.fates.get(key) {
+            Some(Fate::Kept { .. }) => true,
+            // A power cut may have taken what was only written, and need not.
+            Some(Fate::Told { life }) => self.durability == Durability::Os && *life < self.life,
+            None => false,
+        }
     }
 
     fn acknowledged(&self) -> impl Iterator<Item = (&Mail, &Rcpt)> {
@@ -359,6 +374,12 @@ impl Books {
             .filter(|(_, rcpt)| rcpt.is_accepted)
     }
 
+    /// Who is acknowledged and not decided, for a report.
+    pub fn undecided(&self) -> Vec<&Key> {
+        let keys = self.acknowledged().map(|(_, rcpt)| &rcpt.address);
+        keys.filter(|key| !self.is_decided(key)).collect()
+    }
+
     /// Looks at everything once the world has come to rest.
     pub fn balance(&mut self) {
         let mut wrong = Vec::new();
@@ -367,9 +388,9 @@ impl Books {
             if self.may_be_lost(mail) {
                 continue;
             }
-            match self.fates.get(address) {
-                Some(Fate::Kept { .. }) => {}
-                fate => wrong.push(format!("{address} was acknowledged; its fate is {fate:?}")),
+            if !self.is_decided(address) {
+                let fate = self.fates.get(address);
+                wrong.push(format!("{address} was acknowledged; its fate is {fate:?}"));
             }
             let is_shown = self.copies.contains_key(address) || self.named.contains_key(address);
             // Of these nobody is told, so it must do that they were refused or had their time.

@@ -6,6 +6,7 @@
 //! that does its chores when it likes.  The gateway may crash between any two errands, and within
 //! any write.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -75,6 +76,8 @@ pub struct Shared {
     pub stats: Arc<SpoolStats>,
     pub disk: Arc<TestDisk>,
     pub table: Arc<mailrace::spool::SegmentTable>,
+    /// Messages between two cores.
+    forwarding: Cell<usize>,
 }
 
 /// One core.
@@ -185,6 +188,7 @@ impl Gateway {
                 table: log.table().clone(),
                 sites: sites.clone(),
                 config: config.clone(),
+                forwarding: Cell::new(0),
             },
             log,
             sessions: BTreeMap::new(),
@@ -214,7 +218,7 @@ impl Gateway {
 
     /// Whether nothing is on its way through it.
     pub fn is_quiet(&self) -> bool {
-        self.queued() == 0
+        self.queued() + self.shared.forwarding.get() == 0
             && self.sessions.is_empty()
             && self.inbox.is_empty()
             && self.chores.is_empty()
@@ -332,6 +336,7 @@ impl Gateway {
             Errand::Expire(worker, slot) => self.workers[worker].expire(&self.shared, scene, slot),
             Errand::Forwarded { core, handle, batch } => {
                 let worker = &mut self.workers[core];
+                self.shared.forwarding.update(|count| count - 1);
                 worker.recent.extend(batch);
                 let filed = Event::Filed { handle, stay: true };
                 worker.queue_event(&self.shared, scene, filed);
@@ -500,6 +505,7 @@ impl Worker {
                     let batch = self.in_memory(handle.place).map(|batch| batch.downgrade());
                     let wait_us = scene.wait_us(0..500);
                     let core = core as usize;
+                    shared.forwarding.update(|count| count + 1);
                     shared.errand(scene, wait_us, Errand::Forwarded { core, handle, batch });
                 }
             }

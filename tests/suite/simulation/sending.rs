@@ -214,7 +214,9 @@ impl Connection {
             }
         };
         let asked = attempt.handle.recipients.places();
-        scene.books.attempt(&keys(&message, &asked));
+        let keys = keys(&message, &asked);
+        scene.books.attempt(&keys);
+        scene.books.asks(self.link, &keys);
         let is_first = self.client.transactions() == 0;
         let outcomes = Vec::new();
         let (asked_now, envelope) = (asked.clone(), message.envelope.clone());
@@ -298,6 +300,7 @@ impl Connection {
         }
         if !left.is_empty() {
             let message = &job.message;
+            scene.books.asks(self.link, &self::keys(message, &left));
             let flags = message.stored.summary.flags;
             let envelope = message.envelope.clone();
             let again = Transaction::new(envelope, left.clone(), job.size_octets, flags);
