@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{Config, Events, Listener};
 use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
-use crate::control::events::{EventLog, EventTarget};
+use crate::control::events::{Event, EventKind, EventLog, EventTarget};
 use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics};
 use crate::control::port::{Answer, Request, WorkerPort};
 use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
@@ -55,6 +55,15 @@ pub struct Addresses {
     pub listeners: Vec<(Listener, SocketAddr)>,
     /// Its admin interface.
     pub admin: SocketAddr,
+}
+
+impl std::fmt::Display for Addresses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (listener, address) in &self.listeners {
+            write!(f, "smtp://{address} ({}) ", listener.service)?;
+        }
+        write!(f, "admin http://{}", self.admin)
+    }
 }
 
 /// Why a gateway did not start.
@@ -197,6 +206,8 @@ impl Gateway {
         }
         status.enter(Phase::Accepting);
         let addresses = Addresses { listeners, admin: admin.address() };
+        let ready = addresses.to_string();
+        events.buffer().emit(&Event { addresses: Some(&ready), ..Event::new(EventKind::Ready) });
         Ok(Gateway { addresses, posts, workers, committer, reader, admin, events, status })
     }
 
@@ -213,6 +224,7 @@ impl Gateway {
     /// Stops it: transactions and attempts under way are finished, within a bounded time.
     pub fn stop(self) {
         self.status.enter(Phase::Stopping);
+        self.events.buffer().emit(&Event::new(EventKind::Stopping));
         for post in self.posts.iter() {
             if post.letters.push(Letter::Stop).is_ok() {
                 post.letters.wake();

@@ -28,7 +28,12 @@ pub fn run(arguments: &RunArgs) -> Result<(), Failure> {
         let mut signals = Signals::new()
             .map_err(|error| Failure::Failed(format!("cannot set up signals: {error}")))?;
         let gateway = Gateway::start(config).map_err(|error| Failure::Failed(error.to_string()))?;
-        eprintln!("{}", ready_line(gateway.addresses()));
+        // Where standard output is not the events', scripts find the line there too.
+        let ready = format!("ready: {}", gateway.addresses());
+        eprintln!("{ready}");
+        if !events_on_stdout {
+            println!("{ready}");
+        }
         if is_development {
             eprint!("{}", what_to_try(&told, gateway.addresses(), events_on_stdout));
         }
@@ -69,15 +74,6 @@ impl Signals {
         }
         tracing::info!("stopping: no new sessions, what is under way is finished");
     }
-}
-
-/// One line that says where the gateway can be reached, for people and for scripts.
-fn ready_line(addresses: &Addresses) -> String {
-    let mut line = String::from("ready:");
-    for (listener, address) in &addresses.listeners {
-        line += &format!(" smtp://{address} ({})", listener.service);
-    }
-    line + &format!(" admin http://{}", addresses.admin)
 }
 
 /// What a new operator can do now, as lines to paste.

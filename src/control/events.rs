@@ -12,6 +12,7 @@
 //!
 //! The fields and their meaning are in `docs/operations.md`.
 
+mod line;
 mod writer;
 
 use std::cell::RefCell;
@@ -23,16 +24,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError};
-use serde::ser::{Serialize, SerializeSeq, SerializeStruct, Serializer};
 
 use super::moment::{Moment, Stamp};
 use crate::limits;
 use crate::message::{MessageId, MessageIds, Recipient};
 
 pub use writer::{EventLog, EventTarget};
-
-/// The version of the lines' form; it grows when a field changes its meaning or goes.
-const SCHEMA: u32 = 1;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +59,7 @@ pub enum EventKind {
     /// A session ended.
     Disconnect,
     /// The gateway accepts mail.
-    Started,
+    Ready,
     /// The gateway takes no new sessions and ends.
     Stopping,
 }
@@ -83,7 +80,7 @@ impl EventKind {
             EventKind::Retried => "retried",
             EventKind::Deleted => "deleted",
             EventKind::Disconnect => "disconnect",
-            EventKind::Started => "started",
+            EventKind::Ready => "ready",
             EventKind::Stopping => "stopping",
         }
     }
@@ -122,6 +119,8 @@ pub struct Event<'a> {
     pub delay_ms: Option<u64>,
     /// When recipients are tried again.
     pub next_attempt: Option<Moment>,
+    /// Where the gateway can be reached.
+    pub addresses: Option<&'a str>,
 }
 
 /// The recipients that an event is about, in whatever form its author has them; always a list of
@@ -226,6 +225,7 @@ impl<'a> Event<'a> {
             reason: None,
             delay_ms: None,
             next_attempt: None,
+            addresses: None,
         }
     }
 }
@@ -258,10 +258,7 @@ impl EventBuffer {
             self.link.counters.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let line = Line { time: filling.stamp.write(at), event };
-        serde_json::to_writer(&mut filling.block, &line)
-            .expect("an event has no maps and a vector takes all octets");
-        filling.block.push(b'\n');
+        line::write(event, filling.stamp.write(at), &mut filling.block);
         if filling.block.len() >= limits::EVENT_BLOCK {
             filling.hand_over(&self.link);
         }
@@ -371,79 +368,6 @@ impl fmt::Display for SessionId {
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
-    }
-}
-
-/// An event as its line has it.
-struct Line<'a> {
-    time: &'a str,
-    event: &'a Event<'a>,
-}
-
-impl Serialize for Line<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let event = self.event;
-        // JSON does not need the true number of fields, only that it is not none.
-        let mut line = serializer.serialize_struct("Event", 17)?;
-        line.serialize_field("schema", &SCHEMA)?;
-        line.serialize_field("time", self.time)?;
-        line.serialize_field("event", event.kind.as_str())?;
-        field(&mut line, "session", event.session.map(Text))?;
-        field(&mut line, "message", event.message.map(Text))?;
-        field(&mut line, "listener", event.listener.map(Text))?;
-        field(&mut line, "peer", event.peer.map(Text))?;
-        field(&mut line, "helo", event.helo)?;
-        field(&mut line, "from", event.from)?;
-        field(&mut line, "to", Some(event.to).filter(|to| !matches!(to, Addressees::None)))?;
-        field(&mut line, "size", event.size)?;
-        field(&mut line, "site", event.site)?;
-        field(&mut line, "attempts", event.attempts)?;
-        field(&mut line, "reply", event.reply)?;
-        field(&mut line, "reason", event.reason)?;
-        field(&mut line, "delay_ms", event.delay_ms)?;
-        field(&mut line, "next_attempt", event.next_attempt)?;
-        line.end()
-    }
-}
-
-fn field<S: SerializeStruct>(
-    line: &mut S,
-    name: &'static str,
-    value: Option<impl Serialize>,
-) -> Result<(), S::Error> {
-    match value {
-        Some(value) => line.serialize_field(name, &value),
-        None => Ok(()),
-    }
-}
-
-/// What prints, as a string.
-struct Text<T>(T);
-
-impl<T: fmt::Display> Serialize for Text<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
-    }
-}
-
-impl Serialize for Addressees<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(None)?;
-        match *self {
-            Addressees::None => {}
-            Addressees::One(address) => list.serialize_element(address)?,
-            Addressees::Texts(addresses) => {
-                addresses.iter().try_for_each(|address| list.serialize_element(address))?;
-            }
-            Addressees::All(recipients) => recipients
-                .iter()
-                .try_for_each(|recipient| list.serialize_element(recipient.path.as_str()))?,
-            Addressees::Some(recipients, places) => places
-                .iter()
-                .filter_map(|&place| recipients.get(usize::from(place)))
-                .try_for_each(|recipient| list.serialize_element(recipient.path.as_str()))?,
-        }
-        list.end()
     }
 }
 

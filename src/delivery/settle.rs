@@ -22,7 +22,7 @@ use crate::queue::arena::Slot;
 use crate::queue::handle::{Handle, Recipients, State};
 use crate::queue::scheduler::Event;
 use crate::queue::site::SiteIndex;
-use crate::smtp::client::ConnectionFailure;
+use crate::smtp::client::{ConnectionFailure, RecipientOutcome};
 use crate::smtp::data::ChunkScanner;
 use crate::spool::{self, Defer, DeferState, Done, NewBody, NewMessage, RecordPlace};
 use crate::worker::Worker;
@@ -33,6 +33,8 @@ pub struct Attempt {
     slot: Slot,
     handle: Handle,
     peer: Option<SocketAddr>,
+    /// What the peer said to the recipients that it took.
+    taken: Option<String>,
 }
 
 /// A notice and the id under which it will be stored.
@@ -58,7 +60,7 @@ impl Attempt {
     ) -> Option<Attempt> {
         let handle = worker.with_queue(|queue| queue.get(slot).cloned())?;
         let is_ours = handle.state == State::Active && handle.site == site;
-        is_ours.then_some(Attempt { slot, handle, peer })
+        is_ours.then_some(Attempt { slot, handle, peer, taken: None })
     }
 
     /// The message.
@@ -89,6 +91,14 @@ impl Attempt {
         let recipients = self.handle.recipients.clone();
         let reason = Some(worker.shared_reason("the message could not be read from the log"));
         worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason });
+    }
+
+    /// Keeps what the peer said when it took the message, for the events.
+    pub fn taken_with(&mut self, outcomes: &[(u16, RecipientOutcome)]) {
+        self.taken = outcomes.iter().find_map(|(_, outcome)| match outcome {
+            RecipientOutcome::Delivered(reply) => Some(reply.to_string()),
+            _ => None,
+        });
     }
 
     /// Takes one outcome for each recipient of the attempt.
@@ -239,7 +249,8 @@ impl Attempt {
         let recipients = &message.envelope().recipients;
         if !judged.delivered.is_empty() {
             let to = Addressees::Some(recipients, &judged.delivered);
-            worker.events.emit(&LogEvent { to, ..event });
+            let reply = self.taken.as_deref();
+            worker.events.emit(&LogEvent { to, reply, ..event });
             worker.metrics.messages_delivered.count();
             worker.metrics.recipients_delivered.add(judged.delivered.len() as u64);
             worker.metrics.delivery_delay.observe(Duration::from_millis(delay_ms));
@@ -344,7 +355,7 @@ pub fn spool_recipients(places: &[u16], count: usize) -> spool::Recipients<'_> {
 pub async fn expire(worker: Rc<Worker>, slot: Slot) {
     let Some(handle) = worker.with_queue(|queue| queue.get(slot).cloned()) else { return };
     let site = handle.site;
-    let attempt = Attempt { slot, handle, peer: None };
+    let attempt = Attempt { slot, handle, peer: None, taken: None };
     let message = match worker.load(attempt.id(), attempt.place()).await {
         Ok(message) => message,
         Err(error) => return attempt.unreadable(&worker, &error),

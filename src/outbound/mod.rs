@@ -47,13 +47,20 @@ pub struct Way {
 }
 
 impl Way {
-    /// The next message, once the connection is ready for one.
+    /// The next message, once the connection is ready for one.  After `None` none will come: the
+    /// connection is to close.
     pub async fn next(&self) -> Option<crate::queue::arena::Slot> {
         if self.worker.is_stopping() {
             return None;
         }
         let (site, connection) = (self.site, self.connection);
         self.worker.queue_event(Event::ConnectionReady { site, connection });
-        self.lane.next(self.worker.config.delivery.idle_timeout).await
+        let next = self.lane.next(self.worker.config.delivery.idle_timeout).await;
+        if next.is_none() {
+            // At once, before anything is awaited: else a message could be given to a connection
+            // that is saying good-bye.
+            self.worker.queue_event(Event::ConnectionLeaving { site, connection });
+        }
+        next
     }
 }

@@ -42,7 +42,7 @@ enum Turn {
 pub async fn run(way: &Way, peer: SocketAddr) {
     let worker = &way.worker;
     let limit = worker.config.delivery.timeouts.connect;
-    let stream = match Stream::connect(peer, limit).await {
+    let stream = match Stream::connect(peer, worker.sites.source(way.site), limit).await {
         Ok(stream) => stream,
         Err(error) => return settle::site_failed(way, &describe_connect(peer, &error)),
     };
@@ -101,7 +101,7 @@ impl<'a> Connection<'a> {
     /// Sends one message; tells whether the connection can be used again.
     async fn deliver(&mut self, slot: Slot) -> bool {
         let worker = &self.way.worker;
-        let Some(attempt) = Attempt::begin(worker, self.way.site, Some(self.peer), slot) else {
+        let Some(mut attempt) = Attempt::begin(worker, self.way.site, Some(self.peer), slot) else {
             return true;
         };
         let message = match worker.load(attempt.id(), attempt.place()).await {
@@ -148,6 +148,7 @@ impl<'a> Connection<'a> {
             worker.queue_event(Event::Returned { slot });
             return false;
         }
+        attempt.taken_with(&outcomes);
         attempt.settle(worker, &message, outcomes).await;
         usable
     }

@@ -40,6 +40,13 @@ pub enum Event {
         /// Which one.
         connection: ConnectionId,
     },
+    /// A connection that was ready takes no more messages; it is about to close.
+    ConnectionLeaving {
+        /// Where it leads.
+        site: SiteIndex,
+        /// Which one.
+        connection: ConnectionId,
+    },
     /// A connection is gone, or was never made.
     ConnectionClosed {
         /// Where it led.
@@ -209,6 +216,7 @@ impl Scheduler {
                 queue.idle.push(connection);
                 self.pump(site, now_unix_ms);
             }
+            Event::ConnectionLeaving { site, connection } => self.leave_idle(site, connection),
             Event::ConnectionClosed { site, connection } => {
                 self.connection_closed(site, connection);
                 self.pump(site, now_unix_ms);
@@ -427,12 +435,17 @@ impl Scheduler {
 
     // ---- connections ---------------------------------------------------------------------
 
+    fn leave_idle(&mut self, site: SiteIndex, connection: ConnectionId) {
+        let idle = &mut self.site(site).idle;
+        if let Some(place) = idle.iter().position(|&idle| idle == connection) {
+            idle.swap_remove(place);
+        }
+    }
+
     fn connection_closed(&mut self, site: SiteIndex, connection: ConnectionId) {
+        self.leave_idle(site, connection);
         let shared = &self.shared[site.0 as usize];
         let queue = &mut self.sites[site.0 as usize];
-        if let Some(place) = queue.idle.iter().position(|&idle| idle == connection) {
-            queue.idle.swap_remove(place);
-        }
         queue.open = queue.open.saturating_sub(1);
         // One that never became ready was still counted as opening.
         queue.opening = queue.opening.min(queue.open);

@@ -5,7 +5,7 @@
 //! shutting the socket down; so no future of an operation is ever dropped half-way.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -41,13 +41,23 @@ impl Stream {
         Ok(Stream { tcp, watch })
     }
 
-    /// Connects to `peer`.
+    /// Connects to `peer`, from the address `source` if one is given.
     ///
     /// # Errors
     /// As connect(2); `TimedOut` after `limit`.
-    pub async fn connect(peer: SocketAddr, limit: Duration) -> Result<Stream, StreamError> {
+    pub async fn connect(
+        peer: SocketAddr,
+        source: Option<IpAddr>,
+        limit: Duration,
+    ) -> Result<Stream, StreamError> {
         // The socket of a connect that is given up is closed with its future.
-        match super::timeout(limit, TcpStream::connect_addr(peer)).await {
+        let connecting = async {
+            match source {
+                None => TcpStream::connect_addr(peer).await,
+                Some(source) => connect_from(source, peer).await,
+            }
+        };
+        match super::timeout(limit, connecting).await {
             None => Err(StreamError::TimedOut),
             Some(connected) => connected.and_then(Stream::new).map_err(StreamError::Io),
         }
@@ -121,6 +131,29 @@ impl Stream {
             return Err(StreamError::TimedOut);
         }
         result.map_err(StreamError::Io)
+    }
+}
+
+/// Binds before it connects, which monoio's own connect cannot.
+async fn connect_from(source: IpAddr, peer: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(peer),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    match socket.connect(&peer.into()) {
+        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+            return Err(error);
+        }
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable(false).await?;
+    match rustix::net::sockopt::socket_error(super::deadline::borrow(stream.as_raw_fd(), &stream))? {
+        Ok(()) => Ok(stream),
+        Err(error) => Err(error.into()),
     }
 }
 

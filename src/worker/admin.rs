@@ -4,7 +4,7 @@
 //! What only the envelope tells is read from the log.  A change is answered once it is in the
 //! log, so that what an operator was told is still true after a crash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,7 +25,7 @@ use crate::queue::arena::Slot;
 use crate::queue::handle::{Handle, Recipients, State as Waits};
 use crate::queue::scheduler::Event;
 use crate::runtime;
-use crate::spool::{Defer, DeferState, Done, Ticket};
+use crate::spool::{self, Defer, DeferState, Done, Ticket};
 
 /// Answers one request.
 pub async fn answer(worker: Rc<Worker>, request: Request, answer: oneshot::Sender<Answer>) {
@@ -46,14 +46,14 @@ async fn count(worker: &Rc<Worker>, filter: &Filter) -> Result<Tally, LoadError>
     for (slot, id) in fitting(worker, filter, |_| true) {
         if !filter.needs_envelope() {
             worker.with_queue(|queue| {
-                queue.get(slot).map(|handle| add(&mut tally, handle, handle.recipients.count()))
+                queue.get(slot).map(|handle| add(worker, &mut tally, handle, handle.recipients.count()))
             });
             continue;
         }
         let Some((handle, message)) = load(worker, slot, id).await? else { continue };
         let places = fitting_places(filter, &handle, &message);
         if !places.is_empty() {
-            add(&mut tally, &handle, places.len());
+            add(worker, &mut tally, &handle, places.len());
         }
     }
     finish(&mut tally);
@@ -61,22 +61,46 @@ async fn count(worker: &Rc<Worker>, filter: &Filter) -> Result<Tally, LoadError>
 }
 
 async fn list(worker: &Rc<Worker>, page: &Page) -> Result<Vec<Entry>, LoadError> {
-    let after = |id: MessageId| page.after.is_none_or(|after| id > after);
-    let mut candidates = fitting(worker, &page.filter, after);
-    candidates.sort_unstable_by_key(|&(slot, id)| (id, slot));
     let mut entries = Vec::new();
-    let mut messages = 0;
-    for same in candidates.chunk_by(|a, b| a.1 == b.1) {
-        if messages == page.limit {
-            break;
+    let (mut messages, mut after) = (0, page.after);
+    // As many candidates as messages are wanted, then more if the envelopes did not fit.
+    loop {
+        let wanted = page.limit - messages;
+        let candidates = oldest(worker, &page.filter, after, wanted);
+        let is_end = candidates.chunk_by(|a, b| a.0 == b.0).count() < wanted;
+        for same in candidates.chunk_by(|a, b| a.0 == b.0) {
+            let before = entries.len();
+            for &(id, slot) in same {
+                entries.extend(entry(worker, &page.filter, slot, id).await?);
+                after = Some(id);
+            }
+            messages += usize::from(entries.len() > before);
         }
-        let before = entries.len();
-        for &(slot, id) in same {
-            entries.extend(entry(worker, &page.filter, slot, id).await?);
+        if is_end || messages >= page.limit {
+            return Ok(entries);
         }
-        messages += usize::from(entries.len() > before);
     }
-    Ok(entries)
+}
+
+/// The handles that may fit of the `count` oldest messages after one, by id.
+fn oldest(
+    worker: &Rc<Worker>,
+    filter: &Filter,
+    after: Option<MessageId>,
+    count: usize,
+) -> Vec<(MessageId, Slot)> {
+    let mut oldest: BTreeMap<MessageId, Vec<Slot>> = BTreeMap::new();
+    each_fitting(worker, filter, |slot, id| {
+        if after.is_some_and(|after| id <= after) {
+            return;
+        }
+        oldest.entry(id).or_default().push(slot);
+        if oldest.len() > count {
+            oldest.pop_last();
+        }
+    });
+    let flat = |(id, slots): (MessageId, Vec<Slot>)| slots.into_iter().map(move |slot| (id, slot));
+    oldest.into_iter().flat_map(flat).collect()
 }
 
 async fn show(worker: &Rc<Worker>, id: MessageId) -> Result<Vec<Entry>, LoadError> {
@@ -96,14 +120,25 @@ fn fitting(
     filter: &Filter,
     wanted: impl Fn(MessageId) -> bool,
 ) -> Vec<(Slot, MessageId)> {
+    let mut found = Vec::new();
+    each_fitting(worker, filter, |slot, id| {
+        if wanted(id) {
+            found.push((slot, id));
+        }
+    });
+    found
+}
+
+fn each_fitting(worker: &Rc<Worker>, filter: &Filter, mut take: impl FnMut(Slot, MessageId)) {
     let site_names: Vec<String> = worker.sites.names();
     worker.with_queue(|queue| {
-        let fits = |handle: &Handle| {
+        for (slot, handle) in queue.iter() {
             let site = &site_names[handle.site.0 as usize];
-            wanted(handle.id) && filter.fits_entry(state_of(worker, handle), site)
-        };
-        queue.iter().filter(|(_, handle)| fits(handle)).map(|(slot, h)| (slot, h.id)).collect()
-    })
+            if filter.fits_entry(state_of(worker, handle), site) {
+                take(slot, handle.id);
+            }
+        }
+    });
 }
 
 /// A handle and its message; `None` if the message left the queue meanwhile.
@@ -195,18 +230,13 @@ fn state_of(worker: &Worker, handle: &Handle) -> State {
     }
 }
 
-fn add(tally: &mut Tally, handle: &Handle, recipients: usize) {
+fn add(worker: &Worker, tally: &mut Tally, handle: &Handle, recipients: usize) {
     match handle.parts {
         None => tally.messages += 1,
         Some(_) => tally.shared.push(handle.id),
     }
     tally.recipients += recipients as u64;
-    let state = match handle.state {
-        Waits::Ready => State::Ready,
-        Waits::Active => State::Active,
-        Waits::Deferred => State::Deferred,
-        Waits::Held => State::Held,
-    };
+    let state = state_of(worker, handle);
     tally.by_state.add(state, 1);
 }
 
@@ -224,26 +254,23 @@ async fn act(
     selection: &Selection,
 ) -> Result<Answer, LoadError> {
     let filter = &selection.filter;
-    let is_named = |id| selection.ids.is_empty() || selection.ids.contains(&id);
+    let named: HashSet<MessageId> = selection.ids.iter().copied().collect();
+    let is_named = |id| named.is_empty() || named.contains(&id);
     let mut tally = Tally::default();
     let mut last = None;
     for (slot, id) in fitting(worker, filter, is_named) {
-        let Some((handle, message)) = load(worker, slot, id).await? else { continue };
-        let places = fitting_places(filter, &handle, &message);
-        if places.is_empty() {
-            continue;
-        }
+        let Some(target) = Target::find(worker, slot, id, action, filter).await? else { continue };
         let done = match action {
-            Action::Retry => retry(worker, slot, &handle),
-            Action::Release => release(worker, slot, &handle, &message),
-            Action::Delete => delete(worker, slot, &handle, &message, &places),
+            Action::Retry => target.retry(worker),
+            Action::Release => target.release(worker),
+            Action::Delete => target.delete(worker),
         };
         if let Some(record) = done {
             last = record.or(last);
-            let count =
-                if action == Action::Delete { places.len() } else { handle.recipients.count() };
-            add(&mut tally, &handle, count);
-            report(worker, action, &handle, &message, &places);
+            let whole = target.handle.recipients.count();
+            let count = if action == Action::Delete { target.places.len() } else { whole };
+            add(worker, &mut tally, &target.handle, count);
+            target.report(worker, action);
         }
     }
     finish(&mut tally);
@@ -259,106 +286,132 @@ async fn act(
 /// What a change did: nothing, or something, with the last record that it wrote.
 type Change = Option<Option<Ticket>>;
 
-fn retry(worker: &Rc<Worker>, slot: Slot, handle: &Handle) -> Change {
-    let waits = matches!(handle.state, Waits::Deferred | Waits::Ready);
-    waits.then(|| {
-        worker.queue_event(Event::Retry { slot });
-        None
-    })
+/// A handle to which something is to be done.
+struct Target {
+    slot: Slot,
+    handle: Handle,
+    /// Read only where the envelope matters: a change of a million messages is no million reads.
+    message: Option<LoadedMessage>,
+    /// The recipients that the filter fits.
+    places: Vec<u16>,
 }
 
-/// Lets a held message go where it would have gone without the hold.
-fn release(worker: &Rc<Worker>, slot: Slot, handle: &Handle, message: &LoadedMessage) -> Change {
-    if handle.state != Waits::Held {
-        return None;
+impl Target {
+    async fn find(
+        worker: &Rc<Worker>,
+        slot: Slot,
+        id: MessageId,
+        action: Action,
+        filter: &Filter,
+    ) -> Result<Option<Target>, LoadError> {
+        if !filter.needs_envelope() && action != Action::Release {
+            let handle = worker.with_queue(|queue| queue.get(slot).cloned());
+            return Ok(handle.filter(|handle| handle.id == id).map(|handle| {
+                let places = handle.recipients.places();
+                Target { slot, handle, message: None, places }
+            }));
+        }
+        let Some((handle, message)) = load(worker, slot, id).await? else { return Ok(None) };
+        let places = fitting_places(filter, &handle, &message);
+        let fits = !places.is_empty();
+        Ok(fits.then_some(Target { slot, handle, message: Some(message), places }))
     }
-    let recipients = &message.envelope().recipients;
-    let places = handle.recipients.places();
-    let mut groups: BTreeMap<_, Vec<u16>> = BTreeMap::new();
-    for &place in &places {
-        let path = &recipients[usize::from(place)].path;
-        let route = route_of(&worker.config, path, true)?;
-        groups.entry(worker.sites.of(route)).or_default().push(place);
+
+    fn retry(&self, worker: &Rc<Worker>) -> Change {
+        let waits = matches!(self.handle.state, Waits::Deferred | Waits::Ready);
+        waits.then(|| {
+            worker.queue_event(Event::Retry { slot: self.slot });
+            None
+        })
     }
-    let record = worker.log.append_defer(&Defer {
-        id: handle.id,
-        segment: handle.place.segment,
-        recipients: spool_recipients(&places, recipients.len()),
-        state: DeferState::Released,
-        next_attempt_unix_ms: worker.now_unix_ms(),
-        attempts: handle.attempts,
-        reply: "released",
-    });
-    let more = groups.len() as u32 - 1;
-    let parts = match (&handle.parts, more) {
+
+    /// Lets a held message go where it would have gone without the hold.
+    fn release(&self, worker: &Rc<Worker>) -> Change {
+        let (handle, slot) = (&self.handle, self.slot);
+        let recipients = &self.message.as_ref()?.envelope().recipients;
+        if handle.state != Waits::Held {
+            return None;
+        }
+        let places = handle.recipients.places();
+        let mut groups: BTreeMap<_, Vec<u16>> = BTreeMap::new();
+        for &place in &places {
+            let path = &recipients[usize::from(place)].path;
+            let route = route_of(&worker.config, path, true)?;
+            groups.entry(worker.sites.of(route)).or_default().push(place);
+        }
+        let record = worker.log.append_defer(&Defer {
+            id: handle.id,
+            segment: handle.place.segment,
+            recipients: spool_recipients(&places, recipients.len()),
+            state: DeferState::Released,
+            next_attempt_unix_ms: worker.now_unix_ms(),
+            attempts: handle.attempts,
+            reply: "released",
+        });
+        let parts = more_parts(handle, groups.len() as u32 - 1);
+        // The first group keeps the handle; each further one has a handle of its own.
+        let mut groups = groups.into_iter();
+        let (site, kept) = groups.next()?;
+        let kept = Recipients::of(kept, recipients.len());
+        worker.with_queue(|queue| queue.split(slot, kept, parts.clone()));
+        worker.queue_event(Event::Reroute { slot, site });
+        for (site, places) in groups {
+            let recipients = Recipients::of(places, recipients.len());
+            let handle = Handle::new(handle.id, handle.place, site, recipients, parts.clone());
+            worker.queue_event(Event::Filed { handle, stay: true });
+        }
+        Some(Some(record))
+    }
+
+    fn delete(&self, worker: &Rc<Worker>) -> Change {
+        let handle = &self.handle;
+        // What is being sent cannot be called back.
+        if handle.state == Waits::Active {
+            return None;
+        }
+        let mut left = handle.recipients.places();
+        left.retain(|place| self.places.binary_search(place).is_err());
+        let recipients = match (&handle.recipients, left.is_empty()) {
+            (Recipients::All(_), true) => spool::Recipients::All,
+            _ => spool::Recipients::Some(&self.places),
+        };
+        let last = left.is_empty() && handle.is_last_part();
+        let (id, segment) = (handle.id, handle.place.segment);
+        let record = worker.log.append_done(&Done { id, segment, recipients, last });
+        worker.with_queue(|queue| match left.is_empty() {
+            true => drop(queue.finish(self.slot)),
+            false => queue.split(self.slot, Recipients::Some(left.into()), handle.parts.clone()),
+        });
+        Some(Some(record))
+    }
+
+    fn report(&self, worker: &Worker, action: Action) {
+        let kind = match action {
+            Action::Retry => EventKind::Retried,
+            Action::Release => EventKind::Released,
+            Action::Delete => EventKind::Deleted,
+        };
+        let envelope = self.message.as_ref().map(|message| message.envelope());
+        let to = envelope.map(|envelope| Addressees::Some(&envelope.recipients, &self.places));
+        worker.events.emit(&LogEvent {
+            message: Some(self.handle.id),
+            from: envelope.map(|envelope| envelope.reverse_path.as_str()),
+            to: to.unwrap_or_default(),
+            ..LogEvent::new(kind)
+        });
+    }
+}
+
+/// The counter of a message's handles, when it gets `more` of them.
+fn more_parts(handle: &Handle, more: u32) -> Option<Arc<AtomicU32>> {
+    match (&handle.parts, more) {
         (parts, 0) => parts.clone(),
         (None, more) => Some(Arc::new(AtomicU32::new(more + 1))),
         (Some(parts), more) => {
             parts.fetch_add(more, Ordering::AcqRel);
             Some(parts.clone())
         }
-    };
-    // The first group keeps the handle; each further one has a handle of its own.
-    let mut groups = groups.into_iter();
-    let (site, kept) = groups.next()?;
-    worker.with_queue(|queue| {
-        queue.split(slot, Recipients::of(kept, recipients.len()), parts.clone())
-    });
-    worker.queue_event(Event::Reroute { slot, site });
-    for (site, places) in groups {
-        let recipients = Recipients::of(places, recipients.len());
-        let handle = Handle::new(handle.id, handle.place, site, recipients, parts.clone());
-        worker.queue_event(Event::Filed { handle, stay: true });
     }
-    Some(Some(record))
-}
-
-fn delete(
-    worker: &Rc<Worker>,
-    slot: Slot,
-    handle: &Handle,
-    message: &LoadedMessage,
-    places: &[u16],
-) -> Change {
-    // What is being sent cannot be called back.
-    if handle.state == Waits::Active {
-        return None;
-    }
-    let count = message.envelope().recipients.len();
-    let mut left = handle.recipients.places();
-    left.retain(|place| !places.contains(place));
-    let last = left.is_empty() && handle.is_last_part();
-    let record = worker.log.append_done(&Done {
-        id: handle.id,
-        segment: handle.place.segment,
-        recipients: spool_recipients(places, count),
-        last,
-    });
-    worker.with_queue(|queue| match left.is_empty() {
-        true => drop(queue.finish(slot)),
-        false => queue.split(slot, Recipients::of(left, count), handle.parts.clone()),
-    });
-    Some(Some(record))
-}
-
-fn report(
-    worker: &Worker,
-    action: Action,
-    handle: &Handle,
-    message: &LoadedMessage,
-    places: &[u16],
-) {
-    let kind = match action {
-        Action::Retry => EventKind::Retried,
-        Action::Release => EventKind::Released,
-        Action::Delete => EventKind::Deleted,
-    };
-    worker.events.emit(&LogEvent {
-        message: Some(handle.id),
-        from: Some(message.envelope().reverse_path.as_str()),
-        to: Addressees::Some(&message.envelope().recipients, places),
-        ..LogEvent::new(kind)
-    });
 }
 
 /// How long a change waits to be in the log.

@@ -63,6 +63,7 @@ impl Worker {
             from: Some(message.envelope.reverse_path.as_str()),
             to: Addressees::All(&message.envelope.recipients),
             size: Some(message.summary.octets),
+            delay_ms: Some(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)),
             ..Event::new(EventKind::Accepted)
         });
     }

@@ -124,11 +124,9 @@ fn handle(queue: &mut Vec<Entry>, request: Request) -> Answer {
             match action {
                 Action::Delete => queue.retain(|entry| !is_meant(entry)),
                 Action::Retry | Action::Release => {
-                    for index in 0..queue.len() {
-                        if is_meant(&queue[index]) {
-                            queue[index].state = State::Ready;
-                        }
-                    }
+                    queue.iter_mut().filter(|entry| is_meant(entry)).for_each(|entry| {
+                        entry.state = State::Ready;
+                    });
                 }
             }
             Answer::Changed(changed)

@@ -71,8 +71,8 @@ fn a_full_line() {
 #[test]
 fn what_does_not_apply_is_left_out() {
     assert_eq!(
-        line(&Event::new(EventKind::Started)),
-        "{\"schema\":1,\"time\":\"2026-01-31T12:34:56.789Z\",\"event\":\"started\"}\n"
+        line(&Event::new(EventKind::Ready)),
+        "{\"schema\":1,\"time\":\"2026-01-31T12:34:56.789Z\",\"event\":\"ready\"}\n"
     );
 }
 
@@ -159,13 +159,29 @@ fn the_queue_is_bounded_in_octets() {
 proptest! {
     /// Whatever a peer says, a line is one line and reads back.
     #[test]
-    fn any_text_makes_one_line(reply in any::<String>(), helo in any::<String>()) {
-        let event = Event { reply: Some(&reply), helo: Some(&helo), ..Event::new(EventKind::Refused) };
+    fn any_text_makes_one_line(
+        reply in any::<String>(),
+        helo in any::<String>(),
+        to in prop::collection::vec(any::<String>(), 0..4),
+        size in any::<u64>(),
+        peer in any::<std::net::SocketAddr>(),
+    ) {
+        let event = Event {
+            reply: Some(&reply),
+            helo: Some(&helo),
+            to: Addressees::Texts(&to),
+            size: Some(size),
+            peer: Some(peer),
+            ..Event::new(EventKind::Refused)
+        };
         let line = line(&event);
         prop_assert_eq!(line.find('\n'), Some(line.len() - 1));
         let json: serde_json::Value = serde_json::from_str(&line).unwrap();
         prop_assert_eq!(json["reply"].as_str(), Some(reply.as_str()));
         prop_assert_eq!(json["helo"].as_str(), Some(helo.as_str()));
+        prop_assert_eq!(&json["to"], &serde_json::json!(to));
+        prop_assert_eq!(json["size"].as_u64(), Some(size));
+        prop_assert_eq!(&json["peer"], &serde_json::json!(peer.to_string()));
     }
 }
 

@@ -85,7 +85,7 @@ fn every_family_says_what_it_is() {
                 ["", "_total", "_info", "_sum", "_count", "_bucket"].contains(&rest)
             })
         };
-        assert!(kinds.iter().any(|family| is_of(&family)), "{sample}");
+        assert!(kinds.iter().any(is_of), "{sample}");
         assert!(name.starts_with("mailrace_"));
     }
 }
