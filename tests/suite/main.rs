@@ -5,4 +5,5 @@ mod config;
 mod control;
 mod dialogue;
 mod dialogues;
+mod simulation;
 mod soup;
