@@ -132,7 +132,12 @@ impl Intake {
     /// The last chunk of a large message; `None` for a small one.
     pub fn last_chunk(&mut self) -> Option<ChunkBuffer> {
         match std::mem::take(&mut self.body) {
-            Body::Chunked(chunk) => Some(chunk.buffer),
+            Body::Chunked(Chunk { mut buffer, kept }) => {
+                // Behind the last octet of BDAT LAST the next commands may have come with it.
+                spill(&mut self.buffer, &mut self.start, &buffer.body()[kept..]);
+                buffer.set_len(kept);
+                Some(buffer)
+            }
             body => {
                 self.body = body;
                 None
@@ -260,10 +265,10 @@ impl Intake {
 /// Puts what came behind a chunk's body into the receive buffer, which holds nothing else then:
 /// a read into a chunk is made only when everything before it was consumed.
 fn spill(buffer: &mut Buffer, start: &mut usize, octets: &[u8]) {
-    debug_assert_eq!(*start, buffer.bytes().len(), "all was consumed before the read");
     if octets.is_empty() {
         return;
     }
+    debug_assert_eq!(*start, buffer.bytes().len(), "all was consumed before the read");
     *start = 0;
     *buffer = Buffer::new(octets.len());
     let pushed = buffer.push(octets);
@@ -279,3 +284,29 @@ const UNDECIDED_ROOM: usize = 8;
 const _: () = assert!(buffer::LARGE + UNDECIDED_ROOM < ChunkBuffer::CAPACITY);
 // A buffer that is full of body is over the limit for small ones.
 const _: () = assert!(buffer::LARGE - READ_ROOM > limits::SMALL_MESSAGE + limits::COMMAND_LINE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::{Appender, AppenderOptions};
+
+    /// With the commands in the body, a next hop that is sent it by BDAT would obey them.
+    #[test]
+    fn commands_behind_a_large_body_are_no_part_of_it() {
+        let appender = Appender::new(AppenderOptions::new(0));
+        let mut intake = Intake::default();
+        intake.make_room(true);
+        let mut buffer = intake.take_buffer();
+        buffer.push(b"body");
+        intake.put_buffer(buffer);
+        intake.keep(4);
+        intake.next_chunk(appender.chunk_buffer().expect("none is in use"));
+        let (mut chunk, kept) = intake.take_chunk().expect("it was just made");
+        chunk.push(b", its endQUIT\r\n");
+        intake.put_chunk(chunk, kept);
+        intake.keep(9);
+        let last = intake.last_chunk().expect("the body is in a chunk");
+        assert_eq!(last.body(), b"body, its end");
+        assert_eq!(intake.unconsumed(), b"QUIT\r\n");
+    }
+}

@@ -1,0 +1,486 @@
+//! The ledger of a world: what was sent, what was acknowledged, what arrived; and the rules that
+//! must hold between the three.
+//!
+//! A recipient of a mail, and a notice, has a [`Key`].  Its *fate* is what the gateway believes:
+//! told (an attempt ended it, the DONE is on its way) or kept (the DONE is in the log).  What a
+//! next hop took is a *copy*.  The rules:
+//! - A copy is of a mail that a client sent to its end and that was not refused, octet for octet.
+//! - What a next hop took, the gateway believes delivered, or knows that it cannot know; and the
+//!   other way round.
+//! - Nothing is attempted after its fate is kept, nor, in one life of the gateway, after it was
+//!   told.  So a second copy arises only where it must.
+//! - A notice names recipients that were refused for good or had their time.
+//! - In the end each recipient of an acknowledged mail has its fate kept, and a copy or a notice
+//!   to show for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mailrace::message::Durability;
+use mailrace::smtp::client::{Deferral, RecipientOutcome};
+
+use super::plan::{LIFETIME_S, Plan};
+use super::scene::LinkId;
+
+/// A recipient of a mail by its address, which no two have in common; of a notice with its id.
+pub type Key = String;
+
+/// A mail that a client means to send.
+pub struct Mail {
+    /// Its address, or nothing for a null reverse-path.
+    pub sender: Option<String>,
+    pub recipients: Vec<Rcpt>,
+    /// As it is, without stuffed dots.
+    pub body: Vec<u8>,
+    /// The client wrote its last octet then.
+    whole_us: Option<u64>,
+    verdict: Verdict,
+    /// Its commit failed and could not be made void: it may come back after a restart.
+    is_uncertain: bool,
+}
+
+pub struct Rcpt {
+    pub address: String,
+    /// NOTIFY=NEVER.
+    pub is_quiet: bool,
+    /// The server said 250 to RCPT.
+    is_accepted: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Unknown,
+    Accepted { at_us: u64 },
+    Refused { code: u16 },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Told { life: u32 },
+    Kept { at_us: u64 },
+}
+
+/// What the gateway made of one recipient of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Belief {
+    Delivered,
+    Unknowable,
+    NotDelivered,
+}
+
+/// See the module's text.
+pub struct Books {
+    pub mails: Vec<Mail>,
+    pub life: u32,
+    durability: Durability,
+    now_us: u64,
+    fates: BTreeMap<Key, Fate>,
+    copies: BTreeMap<Key, Vec<LinkId>>,
+    beliefs: BTreeMap<(LinkId, Key), Belief>,
+    /// Recipients that a next hop refused for good.
+    refused: BTreeSet<Key>,
+    /// The notice that named a recipient.
+    named: BTreeMap<Key, String>,
+    power_cuts_us: Vec<u64>,
+    problems: Vec<String>,
+}
+
+/// With `durability = "os"` a power cut may take what is younger.
+const OS_WINDOW_US: u64 = 2_000_000;
+
+impl Books {
+    pub fn new(plan: &Plan) -> Books {
+        Books {
+            mails: Vec::new(),
+            life: 0,
+            durability: plan.durability,
+            now_us: 0,
+            fates: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            beliefs: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            named: BTreeMap::new(),
+            power_cuts_us: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    pub fn at(&mut self, now_us: u64) {
+        self.now_us = now_us;
+    }
+
+    /// Something is wrong.
+    pub fn problem(&mut self, words: String) {
+        self.problems.push(format!("at {} us: {words}", self.now_us));
+    }
+
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    // ---- what clients do -----------------------------------------------------------------
+
+    /// A mail that may be sent; gives its number.
+    pub fn plan_mail(
+        &mut self,
+        sender: Option<String>,
+        recipients: Vec<(String, bool)>,
+        body: Vec<u8>,
+    ) {
+        let rcpt = |(address, is_quiet)| Rcpt { address, is_quiet, is_accepted: false };
+        self.mails.push(Mail {
+            sender,
+            recipients: recipients.into_iter().map(rcpt).collect(),
+            body,
+            whole_us: None,
+            verdict: Verdict::Unknown,
+            is_uncertain: false,
+        });
+    }
+
+    /// The client has written the mail to its last octet.
+    pub fn whole(&mut self, mail: usize) {
+        self.mails[mail].whole_us = Some(self.now_us);
+    }
+
+    /// The server answered RCPT with 250.
+    pub fn recipient_taken(&mut self, mail: usize, place: usize) {
+        self.mails[mail].recipients[place].is_accepted = true;
+    }
+
+    /// The server answered the end of the mail.
+    pub fn verdict(&mut self, mail: usize, code: u16) {
+        let is_whole = self.mails[mail].whole_us.is_some();
+        if code / 100 == 2 {
+            self.mails[mail].verdict = Verdict::Accepted { at_us: self.now_us };
+            if !is_whole {
+                self.problem(format!("mail {mail} was acknowledged before its end"));
+            }
+            return;
+        }
+        self.mails[mail].verdict = Verdict::Refused { code };
+        let copies = self.mails[mail].recipients.iter().map(|rcpt| &rcpt.address);
+        let taken = copies.filter(|address| self.copies.contains_key(*address)).count();
+        if taken > 0 && !self.mails[mail].is_uncertain {
+            self.problem(format!("mail {mail} was refused ({code}) after it was delivered"));
+        }
+    }
+
+    // ---- what the gateway does -----------------------------------------------------------
+
+    /// Its log stopped for good while it held this recipient's mail.
+    pub fn uncertain(&mut self, address: &str) {
+        if let Some((mail, _)) = numbers(address) {
+            self.mails[mail].is_uncertain = true;
+        }
+    }
+
+    /// An attempt for these recipients begins, or they are given up without one.
+    pub fn attempt(&mut self, keys: &[Key]) {
+        for key in keys {
+            match self.fates.get(key) {
+                Some(Fate::Kept { at_us }) => {
+                    let at_us = *at_us;
+                    self.problem(format!("{key} is attempted though it was done at {at_us} us"));
+                }
+                Some(Fate::Told { life }) if *life == self.life => {
+                    self.problem(format!("{key} is attempted twice in one life"));
+                }
+                _ => {
+                    self.fates.remove(key);
+                }
+            }
+        }
+    }
+
+    /// A transaction with these recipients begins: what an earlier one over the same connection
+    /// came to is past.
+    pub fn asks(&mut self, link: LinkId, keys: &[Key]) {
+        for key in keys {
+            self.beliefs.remove(&(link, key.clone()));
+        }
+    }
+
+    /// What the gateway made of a transaction's recipient.
+    pub fn outcome(&mut self, link: LinkId, key: &Key, outcome: &RecipientOutcome) {
+        let belief = match outcome {
+            RecipientOutcome::Delivered(_) => Belief::Delivered,
+            RecipientOutcome::Deferred(deferral) if deferral.possible_duplicate() => {
+                Belief::Unknowable
+            }
+            RecipientOutcome::Deferred(Deferral::Connection(_)) => Belief::NotDelivered,
+            _ => Belief::NotDelivered,
+        };
+        self.beliefs.insert((link, key.clone()), belief);
+        let is_copied = self.copies.get(key).is_some_and(|links| links.contains(&link));
+        self.compare(link, key, belief, is_copied);
+    }
+
+    fn compare(&mut self, link: LinkId, key: &Key, belief: Belief, is_copied: bool) {
+        match belief {
+            Belief::Delivered if !is_copied => {
+                self.problem(format!("{key} counts as delivered over {link:?} and is not"));
+            }
+            Belief::NotDelivered if is_copied => {
+                self.problem(format!("{key} was taken over {link:?} and counts as not delivered"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Its fate is decided, and the record of it appended.
+    pub fn told(&mut self, key: &Key) {
+        self.fates.insert(key.clone(), Fate::Told { life: self.life });
+    }
+
+    /// The record is in the log.
+    pub fn kept(&mut self, key: &Key) {
+        self.fates.insert(key.clone(), Fate::Kept { at_us: self.now_us });
+    }
+
+    /// The gateway ended without a word.
+    pub fn crash(&mut self, power: bool) {
+        if power {
+            self.power_cuts_us.push(self.now_us);
+            let (life, now_us) = (self.life, self.now_us);
+            if self.durability == Durability::Os {
+                for fate in self.fates.values_mut() {
+                    if matches!(fate, Fate::Kept { at_us } if at_us.saturating_add(OS_WINDOW_US) > now_us)
+                    {
+                        *fate = Fate::Told { life };
+                    }
+                }
+            }
+        }
+        self.life += 1;
+    }
+
+    // ---- what next hops do ---------------------------------------------------------------
+
+    /// A next hop takes a message, and will or will not say so.
+    pub fn taken(&mut self, link: LinkId, recipients: &[String], content: &[u8]) {
+        let notice = content.starts_with(b"From: Mail Delivery System").then(|| notice_id(content));
+        for address in recipients {
+            let key = match &notice {
+                Some(id) => format!("{address}/{id}"),
+                None => address.clone(),
+            };
+            if notice.is_none() {
+                self.check_copy(address, content);
+            }
+            if let Some(&belief) = self.beliefs.get(&(link, key.clone())) {
+                let is_late = belief != Belief::Unknowable;
+                if is_late {
+                    self.problem(format!("{key} was taken over {link:?} after its attempt ended"));
+                }
+            }
+            self.copies.entry(key).or_default().push(link);
+        }
+        if let Some(id) = notice {
+            self.check_notice(&id, recipients, content);
+        }
+    }
+
+    fn check_copy(&mut self, address: &str, content: &[u8]) {
+        let Some((number, place)) = numbers(address) else {
+            return self.problem(format!("a copy for {address}, whom nobody wrote to"));
+        };
+        let mail = &self.mails[number];
+        let body = without_trace(content);
+        let (is_whole, verdict) = (mail.whole_us.is_some(), mail.verdict);
+        // DATA cannot say that a body does not end with CRLF.
+        let is_same =
+            body == mail.body || body.strip_suffix(b"\r\n").is_some_and(|body| body == mail.body);
+        let is_known = mail.recipients.get(place).is_some();
+        let is_uncertain = mail.is_uncertain;
+        if !is_same || !is_known {
+            let (is, was) = (body.len(), mail.body.len());
+            self.problem(format!("the copy for {address} is another: {is} octets, sent {was}"));
+        }
+        if !is_whole {
+            self.problem(format!("a copy for {address}, of which the client never sent the end"));
+        }
+        if let Verdict::Refused { code } = verdict
+            && !is_uncertain
+        {
+            self.problem(format!("a copy for {address}, which was refused with {code}"));
+        }
+    }
+
+    fn check_notice(&mut self, id: &str, recipients: &[String], content: &[u8]) {
+        let text = String::from_utf8_lossy(content);
+        let mut named = 0;
+        for line in text.lines() {
+            let Some(address) = line.strip_prefix("Final-Recipient: rfc822; ") else { continue };
+            named += 1;
+            let Some((number, place)) = numbers(address) else {
+                self.problem(format!("notice {id} names {address}, whom nobody wrote to"));
+                continue;
+            };
+            let mail = &self.mails[number];
+            if mail.sender.as_ref() != recipients.first() || mail.recipients[place].is_quiet {
+                self.problem(format!("notice {id} tells the wrong one of {address}"));
+            }
+            let mail = &self.mails[number];
+            let is_old = mail.whole_us.is_some_and(|at| at + LIFETIME_S * 1_000_000 <= self.now_us);
+            if !is_old && !self.refused.contains(address) {
+                self.problem(format!("notice {id} gives {address} up, whom nobody refused"));
+            }
+            let first = self.named.entry(address.to_owned()).or_insert_with(|| id.to_owned());
+            if first != id {
+                let first = first.clone();
+                self.problem(format!("{address} is in notice {first} and in notice {id}"));
+            }
+        }
+        if named == 0 {
+            self.problem(format!("notice {id} names nobody"));
+        }
+    }
+
+    /// A next hop refuses a recipient for good.
+    pub fn refused(&mut self, address: &str) {
+        self.refused.insert(address.to_owned());
+    }
+
+    /// A next hop refuses a sender, and thereby every recipient, for good.
+    pub fn sender_refused(&mut self, sender: &str) {
+        let sender = (!sender.is_empty()).then_some(sender);
+        let mails = self.mails.iter().filter(|mail| mail.sender.as_deref() == sender);
+        let addresses = mails.flat_map(|mail| &mail.recipients).map(|rcpt| rcpt.address.clone());
+        self.refused.extend(addresses.collect::<Vec<_>>());
+    }
+
+    // ---- the balance ---------------------------------------------------------------------
+
+    /// Whether every acknowledged recipient has its fate in the log.
+    pub fn is_settled(&self) -> bool {
+        self.acknowledged()
+            .all(|(mail, rcpt)| self.is_decided(&rcpt.address) || self.may_be_lost(mail))
+    }
+
+    fn is_decided(&self, key: &Key) -> bool {
+        match self.fates.get(key) {
+            Some(Fate::Kept { .. }) => true,
+            // A power cut may have taken what was only written, and need not.
+            Some(Fate::Told { life }) => self.durability == Durability::Os && *life < self.life,
+            None => false,
+        }
+    }
+
+    fn acknowledged(&self) -> impl Iterator<Item = (&Mail, &Rcpt)> {
+        let accepted =
+            self.mails.iter().filter(|mail| matches!(mail.verdict, Verdict::Accepted { .. }));
+        accepted
+            .flat_map(|mail| mail.recipients.iter().map(move |rcpt| (mail, rcpt)))
+            .filter(|(_, rcpt)| rcpt.is_accepted)
+    }
+
+    /// Who is acknowledged and not decided, for a report.
+    pub fn undecided(&self) -> Vec<&Key> {
+        let keys = self.acknowledged().map(|(_, rcpt)| &rcpt.address);
+        keys.filter(|key| !self.is_decided(key)).collect()
+    }
+
+    /// Looks at everything once the world has come to rest.
+    pub fn balance(&mut self) {
+        let mut wrong = Vec::new();
+        for (mail, rcpt) in self.acknowledged() {
+            let address = &rcpt.address;
+            if self.may_be_lost(mail) {
+                continue;
+            }
+            if !self.is_decided(address) {
+                let fate = self.fates.get(address);
+                wrong.push(format!("{address} was acknowledged; its fate is {fate:?}"));
+            }
+            let is_shown = self.copies.contains_key(address) || self.named.contains_key(address);
+            // Of these nobody is told, so it must do that they were refused or had their time.
+            let is_quiet = mail.sender.is_none() || rcpt.is_quiet;
+            let had_time =
+                mail.whole_us.is_some_and(|at| at + LIFETIME_S * 1_000_000 <= self.now_us);
+            if !is_shown && !(is_quiet && (self.refused.contains(address) || had_time)) {
+                wrong.push(format!("{address} was acknowledged; neither a copy nor a notice came"));
+            }
+        }
+        wrong.into_iter().for_each(|words| self.problem(words));
+    }
+
+    fn may_be_lost(&self, mail: &Mail) -> bool {
+        let Verdict::Accepted { at_us } = mail.verdict else { return false };
+        self.durability == Durability::Os
+            && self.power_cuts_us.iter().any(|&cut| {
+                mail.whole_us.is_some_and(|whole| whole <= cut) && cut < at_us + OS_WINDOW_US
+            })
+    }
+
+    /// What happened, in numbers.
+    pub fn tally(&self) -> Tally {
+        let verdicts = |wanted: fn(&Verdict) -> bool| {
+            self.mails.iter().filter(|mail| wanted(&mail.verdict)).count()
+        };
+        let copies = self.copies.values().map(Vec::len).sum::<usize>();
+        Tally {
+            mails: self.mails.len(),
+            accepted: verdicts(|verdict| matches!(verdict, Verdict::Accepted { .. })),
+            refused: verdicts(|verdict| matches!(verdict, Verdict::Refused { .. })),
+            copies,
+            repeated: copies - self.copies.len(),
+            named: self.named.len(),
+            lives: self.life as usize + 1,
+        }
+    }
+}
+
+/// What happened in one world or several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub mails: usize,
+    pub accepted: usize,
+    pub refused: usize,
+    /// Copies that next hops took, and those of them that were not the first.
+    pub copies: usize,
+    pub repeated: usize,
+    /// Recipients that were named in notices.
+    pub named: usize,
+    pub lives: usize,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.mails += other.mails;
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.copies += other.copies;
+        self.repeated += other.repeated;
+        self.named += other.named;
+        self.lives += other.lives;
+    }
+}
+
+/// `r12x3@..` is place 3 of mail 12.
+fn numbers(address: &str) -> Option<(usize, usize)> {
+    let (mail, rest) = address.strip_prefix('r')?.split_once('x')?;
+    let (place, _) = rest.split_once('@')?;
+    Some((mail.parse().ok()?, place.parse().ok()?))
+}
+
+/// The id that a notice's Message-ID is made of.
+fn notice_id(content: &[u8]) -> String {
+    let text = String::from_utf8_lossy(content);
+    let line = text.lines().find_map(|line| line.strip_prefix("Message-ID: <"));
+    line.and_then(|line| line.split('@').next()).unwrap_or("none").to_owned()
+}
+
+/// The content behind our trace header, which every mail from a client must have.
+fn without_trace(content: &[u8]) -> &[u8] {
+    if !content.starts_with(b"Received: from ") {
+        return b"no trace header";
+    }
+    let mut at = 0;
+    while let Some(end) = memchr::memmem::find(&content[at..], b"\r\n") {
+        at += end + 2;
+        if !content[at..].starts_with(b"\t") {
+            return &content[at..];
+        }
+    }
+    b"no end of the trace header"
+}

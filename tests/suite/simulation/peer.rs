@@ -1,0 +1,308 @@
+//! The next hops, with SMTP of their own: at every reply one may refuse for now or for good, say
+//! 421, hang up, or fall silent; also after it has taken a message and before it says so.
+
+use super::plan::Offer;
+use super::scene::{Between, End, LinkId, Scene};
+
+/// One connection to a next hop.
+pub struct Peer {
+    link: LinkId,
+    site: usize,
+    offer: Offer,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    state: State,
+    sender: Option<String>,
+    recipients: Vec<String>,
+    /// It takes nothing in and says nothing more.
+    is_silent: bool,
+}
+
+enum State {
+    Commands,
+    /// Until CRLF.CRLF; what has come so far.
+    Data(Vec<u8>),
+    /// So many octets of a chunk are to come.
+    Bdat {
+        left: usize,
+        content: Vec<u8>,
+    },
+}
+
+/// What it does at one reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    Well,
+    Later,
+    Never,
+    Closing,
+    HangUp,
+    Silent,
+}
+
+impl Peer {
+    /// A connection that was just made.
+    pub fn accept(scene: &mut Scene, link: LinkId) -> Peer {
+        let Between::Peer { site } = scene.between(link) else {
+            unreachable!("only the gateway connects to next hops")
+        };
+        let mut peer = Peer {
+            link,
+            site,
+            offer: scene.plan.offers[site],
+            input: Vec::new(),
+            output: Vec::new(),
+            state: State::Commands,
+            sender: None,
+            recipients: Vec::new(),
+            is_silent: false,
+        };
+        peer.answer(scene, "220 peer.example", "554 5.3.2 not here");
+        peer.flush(scene);
+        peer
+    }
+
+    /// Octets arrive, or the news that we hung up.
+    pub fn arrive(&mut self, scene: &mut Scene, octets: Option<&[u8]>) {
+        let Some(octets) = octets else {
+            return scene.close(self.link, End::Taker);
+        };
+        self.input.extend_from_slice(octets);
+        while !self.is_silent && scene.is_open(self.link, End::Taker) && self.step(scene) {}
+        self.flush(scene);
+    }
+
+    fn flush(&mut self, scene: &mut Scene) {
+        scene.send(self.link, End::Taker, &std::mem::take(&mut self.output));
+    }
+
+    /// Does one thing; `false` when it needs more.
+    fn step(&mut self, scene: &mut Scene) -> bool {
+        match &mut self.state {
+            State::Commands => {
+                let Some(end) = memchr::memmem::find(&self.input, b"\r\n") else { return false };
+                let line: Vec<u8> = self.input.drain(..end + 2).collect();
+                let line = String::from_utf8_lossy(&line[..end]).into_owned();
+                self.command(scene, &line);
+                true
+            }
+            State::Data(content) => {
+                let is_begun = !content.is_empty();
+                content.append(&mut self.input);
+                let end = if content.starts_with(b".\r\n") {
+                    Some((0, 3))
+                } else {
+                    memchr::memmem::find(content, b"\r\n.\r\n").map(|at| (at + 2, at + 5))
+                };
+                let Some((end, behind)) = end else {
+                    return self.in_the_middle(scene, is_begun);
+                };
+                self.input = content.split_off(behind);
+                content.truncate(end);
+                let content = unstuff(content);
+                self.state = State::Commands;
+                self.end_of_mail(scene, &content);
+                true
+            }
+            State::Bdat { left, content } => {
+                let is_begun = !content.is_empty();
+                let taken = (*left).min(self.input.len());
+                content.extend(self.input.drain(..taken));
+                *left -= taken;
+                if *left > 0 {
+                    return self.in_the_middle(scene, is_begun);
+                }
+                let content = std::mem::take(content);
+                self.state = State::Commands;
+                self.end_of_mail(scene, &content);
+                true
+            }
+        }
+    }
+
+    /// Gives up on a body that is still coming.
+    fn in_the_middle(&mut self, scene: &mut Scene, is_begun: bool) -> bool {
+        let trouble = scene.plan.peer_trouble;
+        if is_begun && scene.trouble(trouble / 4) {
+            match self.mood(scene) {
+                Mood::Later => self.output.extend_from_slice(b"452 4.3.1 full\r\n"),
+                Mood::Never => {
+                    self.refuse_all(scene);
+                    self.output.extend_from_slice(b"552 5.3.4 too large\r\n");
+                }
+                _ => {}
+            }
+            self.flush(scene);
+            scene.close(self.link, End::Taker);
+        }
+        false
+    }
+
+    fn command(&mut self, scene: &mut Scene, line: &str) {
+        let (verb, rest) = line.split_once([' ', ':']).unwrap_or((line, ""));
+        match verb {
+            "EHLO" => {
+                let mut reply = "250-peer.example\r\n".to_owned();
+                for (is_offered, word) in [
+                    (self.offer.pipelining, "PIPELINING"),
+                    (self.offer.chunking, "CHUNKING"),
+                    (self.offer.dsn, "DSN"),
+                    (self.offer.eight_bit, "8BITMIME"),
+                    (self.offer.size, "SIZE 10000000"),
+                ] {
+                    if is_offered {
+                        reply += &format!("250-{word}\r\n");
+                    }
+                }
+                self.answer(scene, &(reply + "250 HELP"), "550 5.5.1 no");
+            }
+            "HELO" => _ = self.answer(scene, "250 peer.example", "550 5.5.1 no"),
+            "MAIL" => self.mail(scene, path(rest)),
+            "RCPT" => self.rcpt(scene, path(rest)),
+            "DATA" if self.recipients.is_empty() => self.say("554 5.5.1 no recipients"),
+            "DATA" => {
+                if self.answer(scene, "354 go on", "554 5.7.1 not you") {
+                    self.state = State::Data(Vec::new());
+                } else {
+                    self.refuse_if_told(scene);
+                }
+            }
+            "BDAT" => {
+                let octets = rest.split(' ').next().and_then(|octets| octets.parse().ok());
+                let left = octets.expect("the gateway gives a size");
+                self.state = State::Bdat { left, content: Vec::new() };
+            }
+            "RSET" => {
+                (self.sender, self.recipients) = (None, Vec::new());
+                _ = self.answer(scene, "250 2.0.0 ok", "550 5.5.1 no");
+            }
+            "QUIT" => {
+                self.say("221 2.0.0 bye");
+                self.flush(scene);
+                scene.close(self.link, End::Taker);
+            }
+            _ => scene.books.problem(format!("the gateway says {line:?} to a next hop")),
+        }
+    }
+
+    fn mail(&mut self, scene: &mut Scene, sender: &str) {
+        if self.sender.is_some() {
+            return self.say("503 5.5.1 nested MAIL");
+        }
+        self.recipients.clear();
+        if self.answer(scene, "250 2.1.0 ok", "550 5.7.1 not from you") {
+            self.sender = Some(sender.to_owned());
+        } else if self.output.ends_with(b"550 5.7.1 not from you\r\n") {
+            scene.books.sender_refused(sender);
+        }
+    }
+
+    fn rcpt(&mut self, scene: &mut Scene, address: &str) {
+        if self.sender.is_none() {
+            return self.say("503 5.5.1 MAIL first");
+        }
+        let trouble = scene.plan.peer_trouble;
+        if !self.recipients.is_empty() && scene.trouble(trouble) {
+            return self.say("452 4.5.3 too many recipients");
+        }
+        if self.answer(scene, "250 2.1.5 ok", "550 5.1.1 nobody") {
+            self.recipients.push(address.to_owned());
+        } else if self.output.ends_with(b"550 5.1.1 nobody\r\n") {
+            scene.books.refused(address);
+        }
+    }
+
+    fn end_of_mail(&mut self, scene: &mut Scene, content: &[u8]) {
+        if self.recipients.is_empty() {
+            self.sender = None;
+            return self.say("554 5.5.1 no recipients");
+        }
+        // A peer that never refuses for good may still lose its own reply.
+        let mood = self.mood(scene);
+        let takes = match mood {
+            Mood::Well => true,
+            Mood::Later | Mood::Never | Mood::Closing => false,
+            Mood::HangUp | Mood::Silent => scene.chance(500),
+        };
+        if takes {
+            scene.trace(|| format!("{:?} takes {:?}", self.link, self.recipients));
+            scene.books.taken(self.link, &self.recipients, content);
+        }
+        self.behave(scene, mood, "250 2.0.0 taken", "554 5.6.0 not that");
+        if mood == Mood::Never {
+            self.refuse_all(scene);
+        }
+        (self.sender, self.recipients) = (None, Vec::new());
+    }
+
+    fn refuse_all(&mut self, scene: &mut Scene) {
+        self.recipients.iter().for_each(|address| scene.books.refused(address));
+    }
+
+    fn refuse_if_told(&mut self, scene: &mut Scene) {
+        if self.output.ends_with(b"554 5.7.1 not you\r\n") {
+            self.refuse_all(scene);
+        }
+    }
+
+    // ---- replies -------------------------------------------------------------------------
+
+    fn say(&mut self, reply: &str) {
+        self.output.extend_from_slice(reply.as_bytes());
+        self.output.extend_from_slice(b"\r\n");
+    }
+
+    /// Says `yes`, most of the time; tells whether it did.
+    fn answer(&mut self, scene: &mut Scene, yes: &str, never: &str) -> bool {
+        let mood = self.mood(scene);
+        self.behave(scene, mood, yes, never);
+        mood == Mood::Well
+    }
+
+    fn mood(&mut self, scene: &mut Scene) -> Mood {
+        if !scene.trouble(scene.plan.peer_trouble) {
+            return Mood::Well;
+        }
+        match scene.random.u8(0..8) {
+            0..=2 => Mood::Later,
+            3 | 4 if self.site == 0 => Mood::Later,
+            3 | 4 => Mood::Never,
+            5 => Mood::Closing,
+            6 => Mood::HangUp,
+            _ => Mood::Silent,
+        }
+    }
+
+    fn behave(&mut self, scene: &mut Scene, mood: Mood, yes: &str, never: &str) {
+        match mood {
+            Mood::Well => self.say(yes),
+            Mood::Later => self.say("451 4.3.0 later"),
+            Mood::Never => self.say(never),
+            Mood::Closing => self.say("421 4.3.2 closing"),
+            Mood::HangUp | Mood::Silent => {}
+        }
+        if matches!(mood, Mood::Closing | Mood::HangUp) {
+            self.flush(scene);
+            scene.close(self.link, End::Taker);
+        }
+        self.is_silent |= mood == Mood::Silent;
+    }
+}
+
+/// What stands between angle brackets.
+fn path(text: &str) -> &str {
+    let inner = text.split_once('<').and_then(|(_, rest)| rest.split_once('>'));
+    inner.map_or("", |(path, _)| path)
+}
+
+fn unstuff(content: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(content.len());
+    let mut is_line_start = true;
+    for &octet in content {
+        if !(is_line_start && octet == b'.') {
+            out.push(octet);
+        }
+        is_line_start = octet == b'\n';
+    }
+    out
+}

@@ -1,0 +1,494 @@
+//! A connection to a next hop: `smtp::client` and the scheduler driven as `outbound::smtp` drives
+//! them, but that every wait is a state.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mailrace::message::MessageId;
+use mailrace::queue::arena::Slot;
+use mailrace::queue::handle::State as HandleState;
+use mailrace::queue::scheduler::{ConnectionId, Event};
+use mailrace::queue::site::SiteIndex;
+use mailrace::smtp::body::{BodyForm, Reshape};
+use mailrace::smtp::client::{
+    AfterTransaction, Client, ClientAction, ClientConfig, Deferral, RecipientOutcome, Stage,
+    Timeouts, Transaction, TransactionResult,
+};
+use mailrace::spool::disk::Disk;
+use mailrace::spool::{ChunkPlace, Kind, RecordPlace, RecordView, StoredBody, StoredMessage};
+
+use super::books::Key;
+use super::gateway::{Errand, Shared, Worker};
+use super::outcome::Attempt;
+use super::scene::{Between, End, LinkId, Scene, Task};
+
+/// See the module's text.
+pub struct Connection {
+    id: ConnectionId,
+    site: SiteIndex,
+    link: LinkId,
+    client: Client,
+    state: State,
+    messages: usize,
+    /// What arrived while nobody read, and whether the peer has closed.
+    input: Vec<u8>,
+    has_ended: bool,
+    idle_until: Option<Instant>,
+    armed: Option<Instant>,
+}
+
+enum State {
+    /// Greeting and EHLO.
+    Opening,
+    /// The scheduler knows that it can take a message.
+    Idle,
+    Sending(Box<Job>),
+    Quitting,
+    Over,
+}
+
+/// A message on its way.
+struct Job {
+    attempt: Attempt,
+    message: Arc<Loaded>,
+    size_octets: u64,
+    is_first: bool,
+    /// Recipients of the transaction under way.
+    asked: Vec<u16>,
+    outcomes: Vec<(u16, RecipientOutcome)>,
+    body: Option<Body>,
+}
+
+/// What of a large body is still to be sent.
+struct Body {
+    reshape: Reshape,
+    left: Vec<ChunkPlace>,
+    suffix: &'static [u8],
+}
+
+/// A message that was read back.
+pub struct Loaded {
+    pub stored: StoredMessage,
+    pub envelope: Arc<mailrace::message::Envelope>,
+    inline: Vec<u8>,
+}
+
+impl Connection {
+    /// Opens it; `None` if the peer cannot be reached.
+    pub fn open(
+        scene: &mut Scene,
+        shared: &Shared,
+        site: SiteIndex,
+        id: ConnectionId,
+    ) -> Option<Connection> {
+        let place = site.0 as usize;
+        if scene.plan.dead_site == Some(place) || scene.trouble(scene.plan.peer_trouble) {
+            return None;
+        }
+        let link = scene.connect(Between::Peer { site: place }, shared.life);
+        let delivery = &shared.config.delivery;
+        let config = ClientConfig {
+            ehlo_name: "gateway.example".into(),
+            timeouts: Timeouts {
+                greeting: delivery.timeouts.greeting,
+                command: delivery.timeouts.command,
+                data: delivery.timeouts.data,
+            },
+            use_chunking: !shared.sites.shared()[place].chunking_is_broken(),
+        };
+        scene.trace(|| format!("{link:?} is {id:?} to {site:?}"));
+        Some(Connection {
+            id,
+            site,
+            link,
+            client: Client::new(config, scene.now()),
+            state: State::Opening,
+            messages: 0,
+            input: Vec::new(),
+            has_ended: false,
+            idle_until: None,
+            armed: None,
+        })
+    }
+
+    pub fn link(&self) -> LinkId {
+        self.link
+    }
+
+    pub fn site(&self) -> SiteIndex {
+        self.site
+    }
+
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    /// Octets arrive, or the peer closes.
+    pub fn arrive(
+        &mut self,
+        scene: &mut Scene,
+        worker: &mut Worker,
+        shared: &Shared,
+        octets: Option<Vec<u8>>,
+    ) {
+        match octets {
+            Some(octets) => self.input.extend(octets),
+            None => self.has_ended = true,
+        }
+        self.look(scene, worker, shared);
+    }
+
+    /// Reads what has come, if it reads at all, and does what follows.
+    pub fn look(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared) {
+        self.act(scene, worker, shared);
+        // An idle connection is not read until it is used again.
+        while !matches!(self.state, State::Idle | State::Over)
+            && (!self.input.is_empty() || self.has_ended)
+        {
+            if self.input.is_empty() {
+                self.client.handle_closed();
+            } else {
+                let input = std::mem::take(&mut self.input);
+                self.client.handle_bytes(scene.now(), &input);
+            }
+            self.act(scene, worker, shared);
+        }
+    }
+
+    /// Time has passed.
+    pub fn timer(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared) {
+        self.armed = None;
+        let now = scene.now();
+        if matches!(self.state, State::Idle) && self.idle_until.is_some_and(|end| end <= now) {
+            self.quit(scene);
+        }
+        self.client.handle_timeout(now);
+        self.look(scene, worker, shared);
+    }
+
+    /// Sees to it that it is looked at again: whatever waits for a peer has a deadline.
+    pub fn arm(&mut self, scene: &mut Scene, shared: &Shared, worker: usize) {
+        let deadline = match self.state {
+            State::Idle => self.idle_until,
+            _ => self.client.deadline(),
+        };
+        let Some(deadline) = deadline else {
+            let link = self.link;
+            return scene.books.problem(format!("{link:?} waits without a deadline"));
+        };
+        if self.armed != Some(deadline) {
+            self.armed = Some(deadline);
+            let errand = Errand::Connection(worker, self.id);
+            scene.at(deadline, Task::Gateway(shared.life, errand));
+        }
+    }
+
+    /// The scheduler's message for this connection.
+    pub fn deliver(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared, slot: Slot) {
+        if !matches!(self.state, State::Idle) {
+            return worker.queue_event(shared, scene, Event::Returned { slot });
+        }
+        self.begin(scene, worker, shared, slot);
+        self.look(scene, worker, shared);
+    }
+
+    fn begin(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared, slot: Slot) {
+        self.messages += 1;
+        let handle = worker.queue.get(slot).cloned();
+        let ours = handle.filter(|h| h.state == HandleState::Active && h.site == self.site);
+        let Some(handle) = ours else {
+            scene.books.problem(format!("{slot:?} was given to {:?} and is not its", self.id));
+            return self.next(scene, worker, shared);
+        };
+        let attempt = Attempt { slot, handle, has_peer: true };
+        let loaded = load(worker, shared, attempt.handle.id, attempt.handle.place);
+        let sized = loaded.and_then(|message| {
+            let size_octets = octets_unstuffed(&message, shared)?;
+            Ok((Arc::new(message), size_octets))
+        });
+        let (message, size_octets) = match sized {
+            Ok(sized) => sized,
+            Err(words) => {
+                attempt.unreadable(scene, worker, shared, &words);
+                return self.next(scene, worker, shared);
+            }
+        };
+        let asked = attempt.handle.recipients.places();
+        let keys = keys(&message, &asked);
+        scene.books.attempt(&keys);
+        scene.books.asks(self.link, &keys);
+        let is_first = self.client.transactions() == 0;
+        let outcomes = Vec::new();
+        let (asked_now, envelope) = (asked.clone(), message.envelope.clone());
+        let flags = message.stored.summary.flags;
+        let job = Job { attempt, message, size_octets, is_first, asked, outcomes, body: None };
+        self.state = State::Sending(Box::new(job));
+        let transaction = Transaction::new(envelope, asked_now, size_octets, flags);
+        self.client.start(scene.now(), transaction.expect("the places are the message's"));
+    }
+
+    /// Does what the machine wants done.
+    fn act(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared) {
+        while let Some(action) = self.client.poll_action() {
+            match action {
+                ClientAction::Send(octets) => scene.send(self.link, End::Opener, &octets),
+                ClientAction::SendBody { prefix, form, suffix } => {
+                    self.send_body(scene, worker, shared, prefix, form, suffix);
+                }
+                ClientAction::Ready => {
+                    shared.sites.shared()[self.site.0 as usize].recover();
+                    self.next(scene, worker, shared);
+                }
+                ClientAction::TransactionDone(result) => self.done(scene, worker, shared, result),
+                ClientAction::Failed(failure) => {
+                    if matches!(self.state, State::Opening) {
+                        worker.site_failed(shared, scene, self.site, &failure.to_string());
+                    }
+                    self.state = State::Over;
+                }
+                ClientAction::Close => self.state = State::Over,
+            }
+        }
+    }
+
+    /// It takes another message, or has had enough.
+    fn next(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared) {
+        if self.messages >= shared.config.delivery.messages_per_connection {
+            return self.quit(scene);
+        }
+        self.state = State::Idle;
+        self.idle_until = Some(scene.now() + shared.config.delivery.idle_timeout);
+        let (site, connection) = (self.site, self.id);
+        worker.queue_event(shared, scene, Event::ConnectionReady { site, connection });
+    }
+
+    fn quit(&mut self, scene: &mut Scene) {
+        self.state = State::Quitting;
+        self.client.quit(scene.now());
+    }
+
+    // ---- the end of a transaction --------------------------------------------------------
+
+    fn done(
+        &mut self,
+        scene: &mut Scene,
+        worker: &mut Worker,
+        shared: &Shared,
+        result: TransactionResult,
+    ) {
+        let State::Sending(mut job) = std::mem::replace(&mut self.state, State::Over) else {
+            return scene.books.problem(format!("{:?} ended what it had not begun", self.link));
+        };
+        let site = &shared.sites.shared()[self.site.0 as usize];
+        if result.chunking_broken() {
+            site.remember_broken_chunking();
+        }
+        let usable = result.connection == AfterTransaction::Usable;
+        let keys = keys(&job.message, &job.asked);
+        for (key, outcome) in keys.iter().zip(&result.outcomes) {
+            scene.trace(|| format!("{key}: {outcome:?}"));
+            scene.books.outcome(self.link, key, outcome);
+        }
+        let took_some = result.outcomes.iter().any(|outcome| !is_too_many(outcome));
+        let mut left = Vec::new();
+        for (place, outcome) in std::mem::take(&mut job.asked).into_iter().zip(result.outcomes) {
+            if usable && took_some && is_too_many(&outcome) {
+                left.push(place);
+            } else {
+                job.outcomes.push((place, outcome));
+            }
+        }
+        if !left.is_empty() {
+            let message = &job.message;
+            scene.books.asks(self.link, &self::keys(message, &left));
+            let flags = message.stored.summary.flags;
+            let envelope = message.envelope.clone();
+            let again = Transaction::new(envelope, left.clone(), job.size_octets, flags);
+            job.asked = left;
+            self.state = State::Sending(job);
+            return self.client.start(scene.now(), again.expect("the places are the message's"));
+        }
+        if never_began(&job.outcomes) {
+            if job.is_first {
+                worker.site_failed(shared, scene, self.site, "the connection failed");
+            }
+            let slot = job.attempt.slot;
+            return worker.queue_event(shared, scene, Event::Returned { slot });
+        }
+        job.attempt.settle(scene, worker, shared, &job.message, job.outcomes);
+        if usable {
+            self.next(scene, worker, shared);
+        }
+    }
+
+    // ---- bodies --------------------------------------------------------------------------
+
+    fn send_body(
+        &mut self,
+        scene: &mut Scene,
+        worker: &mut Worker,
+        shared: &Shared,
+        prefix: Vec<u8>,
+        form: BodyForm,
+        suffix: &'static [u8],
+    ) {
+        let State::Sending(job) = &mut self.state else { return };
+        let stored = &job.message.stored;
+        let mut reshape = Reshape::new(stored.summary.flags, form);
+        let mut out = prefix;
+        out.extend_from_slice(&stored.trace);
+        match &stored.body {
+            StoredBody::Inline => {
+                reshape.write(&job.message.inline, &mut out);
+                out.extend_from_slice(suffix);
+                scene.send(self.link, End::Opener, &out);
+                self.client.body_sent(scene.now());
+            }
+            StoredBody::Chunks(chunks) => {
+                scene.send(self.link, End::Opener, &out);
+                job.body = Some(Body { reshape, left: chunks.to_vec(), suffix });
+                self.call_for_piece(scene, worker, shared);
+            }
+        }
+    }
+
+    fn call_for_piece(&self, scene: &mut Scene, worker: &Worker, shared: &Shared) {
+        let wait_us = scene.wait_us(10..30_000);
+        shared.errand(scene, wait_us, Errand::Piece(worker.index, self.id));
+    }
+
+    /// The reader brings the next piece.
+    pub fn piece(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared) {
+        let is_sending = self.client.deadline().is_some();
+        let State::Sending(job) = &mut self.state else { return };
+        let Some(body) = job.body.as_mut().filter(|_| is_sending) else { return };
+        self.client.body_progress(scene.now());
+        if body.left.is_empty() {
+            scene.send(self.link, End::Opener, body.suffix);
+            job.body = None;
+            self.client.body_sent(scene.now());
+            return self.look(scene, worker, shared);
+        }
+        let chunk = body.left.remove(0);
+        match read(worker, shared, job.attempt.handle.id, chunk.place, Kind::Chunk) {
+            Ok(record) => {
+                let record = RecordView::parse(&record).expect("it was parsed before");
+                let mut out = Vec::new();
+                body.reshape.write(record.body(), &mut out);
+                scene.send(self.link, End::Opener, &out);
+                self.call_for_piece(scene, worker, shared);
+            }
+            Err(words) => {
+                scene.books.problem(format!("a chunk is gone: {words}"));
+                self.client.abandon();
+                self.look(scene, worker, shared);
+            }
+        }
+    }
+}
+
+fn is_too_many(outcome: &RecipientOutcome) -> bool {
+    matches!(outcome, RecipientOutcome::Deferred(Deferral::TooManyRecipients(_)))
+}
+
+/// Whether the connection failed before the peer was asked about any recipient.
+fn never_began(outcomes: &[(u16, RecipientOutcome)]) -> bool {
+    outcomes.iter().all(|(_, outcome)| match outcome {
+        RecipientOutcome::Deferred(Deferral::Connection(failure)) => matches!(
+            failure.stage,
+            Stage::Greeting | Stage::Hello | Stage::Idle | Stage::Reset | Stage::Mail
+        ),
+        _ => false,
+    })
+}
+
+/// A message's recipients as the books name them.
+pub fn keys(message: &Loaded, places: &[u16]) -> Vec<Key> {
+    let address = |&place: &u16| {
+        let address = message.envelope.recipients[usize::from(place)].path.as_str();
+        if message.stored.trace.is_empty() {
+            format!("{address}/{}", message.stored.id)
+        } else {
+            address.to_owned()
+        }
+    };
+    places.iter().map(address).collect()
+}
+
+// ---- reading -----------------------------------------------------------------------------
+
+/// Loads a message for an attempt.
+pub fn load(
+    worker: &Worker,
+    shared: &Shared,
+    id: MessageId,
+    place: RecordPlace,
+) -> Result<Loaded, String> {
+    let record = read(worker, shared, id, place, Kind::Message)?;
+    let view = RecordView::parse(&record).expect("it was parsed before");
+    let stored = StoredMessage::decode(&view).map_err(|error| error.to_string())?;
+    let envelope = Arc::new(stored.envelope.clone());
+    Ok(Loaded { inline: view.body().to_vec(), envelope, stored })
+}
+
+/// A record out of memory, or off the disk and verified.
+fn read(
+    worker: &Worker,
+    shared: &Shared,
+    id: MessageId,
+    place: RecordPlace,
+    kind: Kind,
+) -> Result<Vec<u8>, String> {
+    let in_memory = worker.in_memory(place).and_then(|batch| batch.record(place).map(Vec::from));
+    let octets = match in_memory {
+        Some(octets) => octets,
+        None => {
+            let file = shared.table.file(place.segment).ok_or("its segment was retired")?;
+            let mut octets = vec![0; place.length as usize];
+            let read = shared.disk.read(file, place.offset, &mut octets);
+            read.map_err(|error| error.to_string())?;
+            octets
+        }
+    };
+    let view = RecordView::parse(&octets).map_err(|error| error.to_string())?;
+    view.verify_body().map_err(|error| error.to_string())?;
+    if view.id() != id || view.kind() != kind {
+        return Err(format!("it is the {:?} of {}", view.kind(), view.id()));
+    }
+    Ok(octets)
+}
+
+fn octets_unstuffed(message: &Loaded, shared: &Shared) -> Result<u64, String> {
+    let summary = &message.stored.summary;
+    let mut reshape = Reshape::new(summary.flags, BodyForm::Bdat);
+    let trace = message.stored.trace.len() as u64;
+    if reshape.is_identity() {
+        return Ok(trace + summary.octets);
+    }
+    let mut octets = trace;
+    let StoredBody::Chunks(chunks) = &message.stored.body else {
+        return Ok(octets + reshape.slices(&message.inline).octets() as u64);
+    };
+    for chunk in chunks {
+        let file = shared.table.file(chunk.place.segment).ok_or("its segment was retired")?;
+        let mut record = vec![0; chunk.place.length as usize];
+        let read = shared.disk.read(file, chunk.place.offset, &mut record);
+        read.map_err(|error| error.to_string())?;
+        let view = RecordView::parse(&record).map_err(|error| error.to_string())?;
+        octets += reshape.slices(view.body()).octets() as u64;
+    }
+    Ok(octets)
+}
+
+impl Loaded {
+    /// The beginning of the body without stuffed dots, for a notice, and whether that is all.
+    pub fn beginning(&self, octets_max: usize) -> (Vec<u8>, bool) {
+        let mut reshape = Reshape::new(self.stored.summary.flags, BodyForm::Bdat);
+        let mut out = Vec::new();
+        reshape.write(&self.inline, &mut out);
+        // Of a body in chunks nothing is returned here: a notice may go without.
+        let is_whole = matches!(self.stored.body, StoredBody::Inline) && out.len() <= octets_max;
+        out.truncate(octets_max);
+        (out, is_whole)
+    }
+}
