@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -74,7 +75,9 @@ impl Gateway {
     /// The same under a command that ends by executing its arguments.
     pub fn start_under(wrapper: &[&str], config: &str) -> Gateway {
         let home = Arc::new(TempDir::new().expect("a temporary directory"));
-        Gateway::start_in(home, wrapper.iter().map(|s| s.to_string()).collect(), config)
+        let in_home = |word: &&str| within(home.path(), word);
+        let wrapper = wrapper.iter().map(in_home).collect();
+        Gateway::start_in(home, wrapper, config)
     }
 
     fn start_in(home: Arc<TempDir>, wrapper: Vec<String>, config: &str) -> Gateway {
@@ -198,6 +201,27 @@ impl Gateway {
         self.status_bytes("RssAnon:")
     }
 
+    /// The most of [`Gateway::memory_bytes`] while `work` was done, looked at every few
+    /// milliseconds.
+    pub fn peak_while(&self, work: impl FnOnce()) -> u64 {
+        let is_done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let mut peak = 0;
+                while !is_done.load(Ordering::Relaxed) {
+                    peak = self.memory_bytes().max(peak);
+                    thread::sleep(Duration::from_millis(3));
+                }
+                peak
+            });
+            // Also after a panic, or the watcher would never end.
+            let done = SetOnDrop(&is_done);
+            work();
+            drop(done);
+            watcher.join().expect("watching does not fail")
+        })
+    }
+
     fn status_bytes(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
         let status = status.expect("the process runs");
@@ -269,6 +293,14 @@ impl Process {
     }
 }
 
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -330,7 +362,23 @@ fn complete(config: &str, home: &Path) -> String {
     if !config.contains("[admin]") {
         whole += "\n[admin]\naddress = \"127.0.0.1:0\"\n";
     }
-    whole.replace("{dir}", home.to_str().expect("temporary paths are ASCII"))
+    within(home, &whole)
+}
+
+/// The text with `{dir}` replaced.
+fn within(home: &Path, text: &str) -> String {
+    text.replace("{dir}", home.to_str().expect("temporary paths are ASCII"))
+}
+
+/// The command that runs `command` with mounts of its own.  It needs root, or a system that lets
+/// users have namespaces.
+pub fn unshared(command: &[&str]) -> Vec<String> {
+    let mut words = vec!["unshare", "--mount"];
+    if !rustix::process::geteuid().is_root() {
+        words.push("--map-root-user");
+    }
+    words.extend(command);
+    words.into_iter().map(str::to_owned).collect()
 }
 
 /// The addresses of the `ready:` line.
