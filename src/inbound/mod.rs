@@ -297,8 +297,10 @@ impl Session {
                 self.upload.insert(Box::new(Upload::new(self.worker.log.clone(), id)))
             }
         };
-        let Some(empty) = self.worker.log.chunk_buffer().await else {
-            return self.server.close(Refusal::StorageFailed);
+        let Some(empty) = self.worker.log.chunk_buffer(CHUNK_PATIENCE).await else {
+            // Too many large messages at once: this one is told to come again.
+            self.server.refuse_body(Refusal::StorageFull);
+            return self.drop_body();
         };
         if let Some(full) = self.intake.next_chunk(empty) {
             upload.push(full).await;
@@ -381,6 +383,8 @@ impl Session {
 const FLUSH_AT: usize = 16 * 1024;
 /// From this many sessions of a worker on, all that wait do so without a buffer.
 const QUIET_FROM_SESSIONS: usize = 512;
+/// How long a large message waits for room in memory.
+const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
 /// How long, and how much, a client may go on sending after our last reply.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_OCTETS: usize = 256 * 1024;

@@ -240,13 +240,14 @@ impl LocalLog {
 
     // ---- large messages ------------------------------------------------------------------
 
-    /// An empty chunk, as soon as there is one.
-    pub async fn chunk_buffer(&self) -> Option<ChunkBuffer> {
+    /// An empty chunk, as soon as there is one; `None` when there was none for so long.
+    pub async fn chunk_buffer(&self, patience: Duration) -> Option<ChunkBuffer> {
+        let end = Instant::now() + patience;
         loop {
             let chunk = self.appender.borrow().chunk_buffer();
             match chunk {
                 Ok(chunk) => return Some(chunk),
-                Err(Refused::Busy) => {
+                Err(Refused::Busy) if Instant::now() < end => {
                     runtime::timeout(CHUNK_POLL, self.chunk_freed.notified()).await;
                 }
                 Err(_) => return None,
