@@ -1,9 +1,15 @@
 //! The integration tests, linked once.
+//!
+//! `gateway` starts the real binary, `client` and `sink` are what stands on both sides of it.
 
 mod addresses;
+mod bytes;
+mod client;
 mod config;
 mod control;
 mod dialogue;
 mod dialogues;
+mod gateway;
 mod simulation;
+mod sink;
 mod soup;
