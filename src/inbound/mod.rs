@@ -178,10 +178,6 @@ impl Session {
             None => Ok(route),
             Some(refusal) => Err(refusal),
         });
-        if let Err(refusal) = &verdict {
-            let to = path.as_str().to_owned();
-            self.worker.report_refused(self.id, self.peer, Some(&to), refusal);
-        }
         self.server.recipient_checked(now, verdict);
     }
 
@@ -190,15 +186,14 @@ impl Session {
         self.upload = None;
     }
 
-    /// Tells what the machine refused by itself; recipients are told where they are decided.
-    fn count_refusals(&mut self) {
-        for refusal in self.server.take_refusals() {
-            self.worker.report_refused(self.id, self.peer, None, &refusal);
+    fn report_refusals(&mut self) {
+        for refused in self.server.take_refusals() {
+            self.worker.report_refused(self.id, self.peer, &refused);
         }
     }
 
     fn report_end(&mut self, end: End) {
-        self.count_refusals();
+        self.report_refusals();
         let reason = match end {
             End::Quit => None,
             End::ClosedByPeer => Some("closed_by_peer"),
@@ -217,7 +212,7 @@ impl Session {
     // ---- octets --------------------------------------------------------------------------
 
     async fn flush(&mut self) -> Result<(), StreamError> {
-        self.count_refusals();
+        self.report_refusals();
         if self.server.replies().is_empty() {
             return Ok(());
         }
