@@ -22,11 +22,12 @@ use crate::queue::arena::Slot;
 use crate::queue::handle::{Handle, Recipients, State};
 use crate::queue::scheduler::Event;
 use crate::queue::site::SiteIndex;
+use crate::runtime;
 use crate::smtp::client::{ConnectionFailure, RecipientOutcome};
 use crate::smtp::data::ChunkScanner;
-use crate::spool::{self, Defer, DeferState, Done, NewBody, NewMessage, RecordPlace};
+use crate::spool::{self, Defer, DeferState, Done, NewBody, NewMessage, RecordPlace, Ticket};
 use crate::worker::Worker;
-use crate::worker::log::Filing;
+use crate::worker::log::{Filing, Receipt};
 
 /// One message on its way to one site.
 pub struct Attempt {
@@ -128,11 +129,14 @@ impl Attempt {
         let deferred = judged.deferred.iter().map(|(place, _)| *place);
         let mut left: Vec<u16> = deferred.chain(judged.at_once.iter().copied()).collect();
         left.sort_unstable();
-        let is_last = left.is_empty() && self.handle.is_last_part();
+        let is_last = left.is_empty() && self.handle.is_only_part();
         judged.delivered.sort_unstable();
-        self.append_done(worker, message, &judged.delivered, notices, is_last);
+        let ends = self.append_done(worker, message, &judged.delivered, notices, is_last);
         self.append_defer(worker, &judged);
         if left.is_empty() {
+            if !is_last {
+                end_part(worker, &self.handle, &ends);
+            }
             worker.with_queue(|queue| queue.finish(self.slot));
             return;
         }
@@ -144,7 +148,8 @@ impl Attempt {
         worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason });
     }
 
-    /// One DONE for those that were delivered, and one with each notice for those that failed.
+    /// One DONE for those that were delivered, and one with each notice for those that failed;
+    /// gives the tickets of these.
     fn append_done(
         &self,
         worker: &Rc<Worker>,
@@ -152,24 +157,24 @@ impl Attempt {
         delivered: &[u16],
         notices: Vec<(Vec<u16>, Option<Identified>)>,
         is_last: bool,
-    ) {
+    ) -> Vec<Ticket> {
+        let mut ends = Vec::new();
         let recipients = message.envelope().recipients.len();
         let (id, segment) = (self.handle.id, self.handle.place.segment);
         if !delivered.is_empty() {
             let last = is_last && notices.is_empty();
             let recipients = spool_recipients(delivered, recipients);
-            worker.log.append_done(&Done { id, segment, recipients, last });
+            ends.push(worker.log.append_done(&Done { id, segment, recipients, last }));
         }
         let count = notices.len();
         for (number, (places, notice)) in notices.into_iter().enumerate() {
             let last = is_last && number + 1 == count;
             let recipients = spool_recipients(&places, recipients);
             let done = Done { id, segment, recipients, last };
-            let is_told = notice.is_some_and(|notice| append_notice(worker, &notice, &done));
-            if !is_told {
-                worker.log.append_done(&done);
-            }
+            let told = notice.and_then(|notice| append_notice(worker, &notice, &done));
+            ends.push(told.unwrap_or_else(|| worker.log.append_done(&done)));
         }
+        ends
     }
 
     /// The notices for recipients that failed, a bounded number of them in each; none where
@@ -302,8 +307,33 @@ impl Judged {
     }
 }
 
-/// Appends a notice together with the end of its cause; `false` if it cannot be sent anywhere.
-fn append_notice(worker: &Rc<Worker>, (id, notice): &Identified, cause: &Done<'_>) -> bool {
+/// Ends a part of a message of which other parts may be under way: once the records of its end
+/// are in the log it counts no more, and if it was the last one, a DONE of its own ends the message.
+pub fn end_part(worker: &Rc<Worker>, handle: &Handle, ends: &[Ticket]) {
+    let receipts: Vec<Receipt> = ends.iter().map(|&end| worker.log.watch(end)).collect();
+    let (worker, handle) = (worker.clone(), handle.clone());
+    runtime::spawn(async move {
+        for receipt in receipts {
+            // Refused only when the log has stopped for good: a restart finds what it holds.
+            if receipt.settled().await.is_err() {
+                return;
+            }
+        }
+        if handle.end_part() {
+            let (id, segment) = (handle.id, handle.place.segment);
+            let recipients = spool::Recipients::Some(&[]);
+            worker.log.append_done(&Done { id, segment, recipients, last: true });
+        }
+    });
+}
+
+/// Appends a notice together with the end of its cause, whose ticket it gives; `None` if it
+/// cannot be sent anywhere.
+fn append_notice(
+    worker: &Rc<Worker>,
+    (id, notice): &Identified,
+    cause: &Done<'_>,
+) -> Option<Ticket> {
     let routes: Option<Vec<_>> = notice
         .envelope
         .recipients
@@ -316,7 +346,7 @@ fn append_notice(worker: &Rc<Worker>, (id, notice): &Identified, cause: &Done<'_
         .collect();
     let Some(routes) = routes else {
         tracing::warn!(message = %cause.id, "no route leads to the sender; its notice is not sent");
-        return false;
+        return None;
     };
     let mut scanner = ChunkScanner::new();
     scanner.begin_chunk(notice.content.len() as u64);
@@ -343,7 +373,7 @@ fn append_notice(worker: &Rc<Worker>, (id, notice): &Identified, cause: &Done<'_
     if appended.is_err() {
         tracing::warn!(message = %cause.id, "a notice is too large for the log; it is not sent");
     }
-    appended.is_ok()
+    appended.ok()
 }
 
 /// Recipients as the log names them.
@@ -360,7 +390,9 @@ pub async fn expire(worker: Rc<Worker>, slot: Slot) {
         Ok(message) => message,
         Err(error) => return attempt.unreadable(&worker, &error),
     };
-    let last = worker.sites.shared()[site.0 as usize].last_failure();
+    // What was said of this message, else what became of its site.
+    let own = attempt.handle.reason.as_ref().map(|reason| reason.to_string());
+    let last = own.unwrap_or_else(|| worker.sites.shared()[site.0 as usize].last_failure());
     let last = (!last.is_empty()).then(|| site_reason(&last));
     let mut judged = Judged::default();
     for place in attempt.recipients() {

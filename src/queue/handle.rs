@@ -22,7 +22,8 @@ pub struct Handle {
     pub site: SiteIndex,
     /// Those of its recipients that go there and are not done.
     pub recipients: Recipients,
-    /// How many handles the message still has, where it began with more than one.
+    /// How many handles of the message have not come to an end that is in the log, where it began
+    /// with more than one.
     pub parts: Option<Arc<AtomicU32>>,
     /// Attempts that came to a reply or to a failure of this message.
     pub attempts: u16,
@@ -135,8 +136,15 @@ impl Handle {
         }
     }
 
-    /// Ends this handle; tells whether the message is thereby done altogether.
-    pub fn is_last_part(&self) -> bool {
+    /// Whether the ends of all other parts are in the log.  Only then may the DONE that ends this
+    /// part say that it is the message's last: it may reach the disk before a DONE, or a notice,
+    /// that another core has appended, and a crash between the two would lose that one.
+    pub fn is_only_part(&self) -> bool {
+        self.parts.as_ref().is_none_or(|parts| parts.load(Ordering::Acquire) == 1)
+    }
+
+    /// The end of this part is in the log; tells whether no other is left.
+    pub fn end_part(&self) -> bool {
         match &self.parts {
             None => true,
             Some(parts) => parts.fetch_sub(1, Ordering::AcqRel) == 1,

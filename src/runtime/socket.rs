@@ -144,14 +144,17 @@ async fn connect_from(source: IpAddr, peer: SocketAddr) -> io::Result<TcpStream>
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::new(source, 0).into())?;
     match socket.connect(&peer.into()) {
-        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+        Err(error)
+            if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) =>
+        {
             return Err(error);
         }
         _ => {}
     }
     let stream = TcpStream::from_std(socket.into())?;
     stream.writable(false).await?;
-    match rustix::net::sockopt::socket_error(super::deadline::borrow(stream.as_raw_fd(), &stream))? {
+    match rustix::net::sockopt::socket_error(super::deadline::borrow(stream.as_raw_fd(), &stream))?
+    {
         Ok(()) => Ok(stream),
         Err(error) => Err(error.into()),
     }

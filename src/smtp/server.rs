@@ -90,6 +90,15 @@ pub struct ReceivedMessage {
     pub summary: BodySummary,
 }
 
+/// Something that was refused, for events and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// The recipient, if it was one.
+    pub recipient: Option<ForwardPath>,
+}
+
 /// What is known of the client beyond its address.
 #[derive(Debug, Clone, Default)]
 pub struct Client {
@@ -111,7 +120,7 @@ pub struct Server {
     client: Option<Client>,
     transaction: Option<Box<Transaction>>,
     replies: Replies,
-    refusals: Vec<Refusal>,
+    refusals: Vec<Refused>,
     errors: u32,
     idle_commands: u32,
     deadline: Instant,
@@ -244,7 +253,7 @@ impl Server {
     }
 
     /// What was refused since the last call, for events and metrics.
-    pub fn take_refusals(&mut self) -> Vec<Refusal> {
+    pub fn take_refusals(&mut self) -> Vec<Refused> {
         std::mem::take(&mut self.refusals)
     }
 
@@ -293,7 +302,7 @@ impl Server {
                 transaction.routes.push(route);
                 self.replies.push(reply::RECIPIENT_OK);
             }
-            Err(refusal) => self.fault(refusal),
+            Err(refusal) => self.fault_of(refusal, Some(recipient.path)),
         }
     }
 
@@ -521,8 +530,13 @@ impl Server {
 
     /// A refusal that counts towards the end of the session.
     fn fault(&mut self, refusal: Refusal) {
+        self.fault_of(refusal, None);
+    }
+
+    fn fault_of(&mut self, refusal: Refusal, recipient: Option<ForwardPath>) {
         self.errors += 1;
-        self.refuse(refusal);
+        self.replies.refuse(&refusal);
+        self.refusals.push(Refused { refusal, recipient });
         if self.errors > limits::SESSION_ERRORS {
             self.close(Refusal::TooManyErrors);
         }
@@ -530,7 +544,7 @@ impl Server {
 
     fn refuse(&mut self, refusal: Refusal) {
         self.replies.refuse(&refusal);
-        self.refusals.push(refusal);
+        self.refusals.push(Refused { refusal, recipient: None });
     }
 }
 

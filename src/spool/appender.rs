@@ -67,14 +67,14 @@ pub struct AppenderOptions {
 }
 
 impl AppenderOptions {
-    /// What a worker uses: 8 MiB of batches and 16 MiB of chunks at most.
+    /// What a worker uses: 8 MiB of batches and 64 MiB of chunks at most.
     pub fn new(worker: usize) -> AppenderOptions {
         AppenderOptions {
             worker,
             batch_bytes: BATCH_BYTES,
             buffers: 8,
             in_flight: 3,
-            chunk_buffers: 64,
+            chunk_buffers: 256,
             recent: 4,
             outcome_delay: Duration::from_millis(10),
         }

@@ -17,7 +17,7 @@ use crate::control::events::{Addressees, Event as LogEvent, EventKind};
 use crate::control::moment::Moment;
 use crate::control::port::{Action, Answer, Entry, Filter, Page, Request, Selection, State, Tally};
 use crate::delivery::message::{LoadError, LoadedMessage};
-use crate::delivery::settle::spool_recipients;
+use crate::delivery::settle::{end_part, spool_recipients};
 use crate::delivery::sites::route_of;
 use crate::limits;
 use crate::message::MessageId;
@@ -46,7 +46,9 @@ async fn count(worker: &Rc<Worker>, filter: &Filter) -> Result<Tally, LoadError>
     for (slot, id) in fitting(worker, filter, |_| true) {
         if !filter.needs_envelope() {
             worker.with_queue(|queue| {
-                queue.get(slot).map(|handle| add(worker, &mut tally, handle, handle.recipients.count()))
+                queue
+                    .get(slot)
+                    .map(|handle| add(worker, &mut tally, handle, handle.recipients.count()))
             });
             continue;
         }
@@ -375,9 +377,12 @@ impl Target {
             (Recipients::All(_), true) => spool::Recipients::All,
             _ => spool::Recipients::Some(&self.places),
         };
-        let last = left.is_empty() && handle.is_last_part();
+        let last = left.is_empty() && handle.is_only_part();
         let (id, segment) = (handle.id, handle.place.segment);
         let record = worker.log.append_done(&Done { id, segment, recipients, last });
+        if left.is_empty() && !last {
+            end_part(worker, handle, &[record]);
+        }
         worker.with_queue(|queue| match left.is_empty() {
             true => drop(queue.finish(self.slot)),
             false => queue.split(self.slot, Recipients::Some(left.into()), handle.parts.clone()),

@@ -44,7 +44,18 @@ type Answered = Result<ReadRecord, ReadError>;
 /// Who waits for a record.
 struct Waiting {
     receipt: Option<Rc<Handover<Result<RecordPlace, Refusal>>>>,
+    /// Further ones, which are rare.
+    more_receipts: Vec<Rc<Handover<Result<RecordPlace, Refusal>>>>,
     filing: Option<Filing>,
+}
+
+impl Waiting {
+    fn new(
+        receipt: Option<Rc<Handover<Result<RecordPlace, Refusal>>>>,
+        filing: Option<Filing>,
+    ) -> Waiting {
+        Waiting { receipt, more_receipts: Vec::new(), filing }
+    }
 }
 
 /// What the queue is to hear once a message is in the log.
@@ -104,7 +115,7 @@ impl LocalLog {
     ) -> Result<Receipt, Refusal> {
         let ticket = self.appender.borrow_mut().append_message(message, Instant::now())?;
         let receipt = Rc::new(Handover::default());
-        let waiting = Waiting { receipt: Some(receipt.clone()), filing: Some(filing) };
+        let waiting = Waiting::new(Some(receipt.clone()), Some(filing));
         self.waiting.borrow_mut().insert(ticket, waiting);
         self.has_more.notify();
         Ok(Receipt(receipt))
@@ -127,16 +138,16 @@ impl LocalLog {
         self.appender.borrow_mut().append_defer(defer, Instant::now())
     }
 
-    /// A promise of the log's word on an outcome; those that were appended before it are in the
-    /// log when it is.
+    /// A promise of the log's word on an outcome that was just appended.
     pub fn watch(&self, outcome: Ticket) -> Receipt {
         let receipt = Rc::new(Handover::default());
-        let waiting = Waiting { receipt: Some(receipt.clone()), filing: None };
-        self.waiting.borrow_mut().insert(outcome, waiting);
+        let mut waiting = self.waiting.borrow_mut();
+        let waiting = waiting.entry(outcome).or_insert_with(|| Waiting::new(None, None));
+        waiting.more_receipts.push(receipt.clone());
         Receipt(receipt)
     }
 
-    /// Appends a notice of ours together with the end of its cause.
+    /// Appends a notice of ours together with the end of its cause, whose ticket it gives.
     ///
     /// # Errors
     /// The notice is longer than a record may be; nothing was appended.
@@ -145,13 +156,12 @@ impl LocalLog {
         notice: &NewMessage<'_>,
         filing: Filing,
         cause: &Done<'_>,
-    ) -> Result<(), Refused> {
+    ) -> Result<Ticket, Refused> {
         let records = [NewRecord::Message(*notice), NewRecord::Done(*cause)];
         let ticket = self.appender.borrow_mut().append_group(&records, Instant::now())?;
-        let waiting = Waiting { receipt: None, filing: Some(filing) };
-        self.waiting.borrow_mut().insert(ticket, waiting);
+        self.waiting.borrow_mut().insert(ticket, Waiting::new(None, Some(filing)));
         self.has_more.notify();
-        Ok(())
+        Ok(Ticket(ticket.0 + 1))
     }
 
     /// Takes a commit's completion; `file` gets each message that is now in the log.
@@ -165,7 +175,7 @@ impl LocalLog {
             if let (Ok(place), Some(filing)) = (record.result, waiting.filing) {
                 file(filing, place);
             }
-            if let Some(receipt) = waiting.receipt {
+            for receipt in waiting.receipt.into_iter().chain(waiting.more_receipts) {
                 receipt.give(record.result.map_err(Refusal::from));
             }
         }
@@ -240,13 +250,14 @@ impl LocalLog {
 
     // ---- large messages ------------------------------------------------------------------
 
-    /// An empty chunk, as soon as there is one.
-    pub async fn chunk_buffer(&self) -> Option<ChunkBuffer> {
+    /// An empty chunk, as soon as there is one; `None` when there was none for so long.
+    pub async fn chunk_buffer(&self, patience: Duration) -> Option<ChunkBuffer> {
+        let end = Instant::now() + patience;
         loop {
             let chunk = self.appender.borrow().chunk_buffer();
             match chunk {
                 Ok(chunk) => return Some(chunk),
-                Err(Refused::Busy) => {
+                Err(Refused::Busy) if Instant::now() < end => {
                     runtime::timeout(CHUNK_POLL, self.chunk_freed.notified()).await;
                 }
                 Err(_) => return None,
@@ -258,7 +269,7 @@ impl LocalLog {
         let ChunkTicket { ticket, octets, crc32c } =
             self.appender.borrow_mut().append_chunk(chunk, id, index);
         let receipt = Rc::new(Handover::default());
-        let waiting = Waiting { receipt: Some(receipt.clone()), filing: None };
+        let waiting = Waiting::new(Some(receipt.clone()), None);
         self.waiting.borrow_mut().insert(ticket, waiting);
         self.has_more.notify();
         PendingChunk { octets, crc32c, receipt: Receipt(receipt) }

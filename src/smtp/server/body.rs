@@ -28,6 +28,17 @@ pub(super) struct Chunking {
 }
 
 impl Server {
+    /// The body under way cannot be kept.  The rest of it is read and thrown away, and the client
+    /// hears of it at its end.
+    pub fn refuse_body(&mut self, because: Refusal) {
+        let refusal = match (&mut self.phase, &mut self.transaction) {
+            (Phase::Data { refusal, .. }, _) => refusal,
+            (Phase::Chunk { .. }, Some(transaction)) => &mut transaction.begin_chunking().refusal,
+            _ => return,
+        };
+        refusal.get_or_insert(because);
+    }
+
     // ---- DATA ----------------------------------------------------------------------------
 
     pub(super) fn data(&mut self, now: Instant) -> Event {

@@ -147,7 +147,8 @@ fn nothing_moves_while_somebody_decides() {
     assert_eq!(again, Handled { consumed: 0, event: Event::CheckRecipient });
     assert_eq!(replies(&mut server), "");
     server.recipient_checked(now, Err(Refusal::RelayDenied));
-    assert_eq!(server.take_refusals(), [Refusal::RelayDenied]);
+    let refused: Vec<Refusal> = server.take_refusals().into_iter().map(|it| it.refusal).collect();
+    assert_eq!(refused, [Refusal::RelayDenied]);
     assert_eq!(server.recipient_in_question(), None);
     server.recipient_checked(now, Ok(RouteIndex(0)));
     assert_eq!(replies(&mut server), "550 5.7.1 Relaying denied\r\n", "one question, one answer");
