@@ -18,6 +18,8 @@ pub enum Plant {
     LostDone,
     /// Recipients that failed are done, and nobody is told.
     LostNotice,
+    /// A DONE says that it is the last one before the others are in the log.
+    EarlyLast,
     /// A message that was delivered goes back to the queue.
     Twice,
     /// A message that waits for its next attempt drops out of the queue.

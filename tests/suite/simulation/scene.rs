@@ -74,6 +74,7 @@ pub struct Scene {
     agenda: BTreeMap<(u64, u64), Task>,
     entries: u64,
     links: Vec<Link>,
+    digest: u64,
     is_traced: bool,
 }
 
@@ -92,6 +93,7 @@ impl Scene {
             agenda: BTreeMap::new(),
             entries: 0,
             links: Vec::new(),
+            digest: 0xcbf2_9ce4_8422_2325,
             is_traced: std::env::var_os("MAILRACE_TRACE").is_some(),
         }
     }
@@ -124,9 +126,17 @@ impl Scene {
 
     /// The next task; time jumps to it.
     pub fn next(&mut self) -> Option<Task> {
-        let ((at_us, _), task) = self.agenda.pop_first()?;
+        let ((at_us, entry), task) = self.agenda.pop_first()?;
         self.now_us = at_us;
+        for number in [at_us, entry] {
+            self.digest = (self.digest ^ number).wrapping_mul(0x100_0000_01b3);
+        }
         Some(task)
+    }
+
+    /// A number that two runs share only if the same happened in both.
+    pub fn digest(&self) -> u64 {
+        self.digest
     }
 
     // ---- chance --------------------------------------------------------------------------

@@ -160,6 +160,8 @@ impl Connection {
         self.armed = None;
         let now = scene.now();
         if matches!(self.state, State::Idle) && self.idle_until.is_some_and(|end| end <= now) {
+            let (site, connection) = (self.site, self.id);
+            worker.queue_event(shared, scene, Event::ConnectionLeaving { site, connection });
             self.quit(scene);
         }
         self.client.handle_timeout(now);
