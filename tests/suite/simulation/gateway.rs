@@ -369,7 +369,9 @@ impl Gateway {
 
     /// The completions go to their workers, after as long as the disk took.
     fn complete(&mut self, scene: &mut Scene, done: Vec<Completion>) {
-        let wait_us = scene.wait_us(100..3_000);
+        // Now and then a disk takes its time.
+        let is_slow = scene.chance(50);
+        let wait_us = scene.wait_us(if is_slow { 3_000..400_000 } else { 100..3_000 });
         for completion in done {
             self.shared.errand(scene, wait_us, Errand::Completed(completion));
         }

@@ -240,6 +240,7 @@ fn note_done(
 ) -> Option<Ticket> {
     let keys = keys(message, places);
     keys.iter().for_each(|key| scene.books.told(key));
+    scene.tempt();
     if scene.plan.plant == Plant::LostDone && scene.chance(100) {
         return None;
     }
@@ -288,6 +289,7 @@ fn append_notice(
     let keys = keys(message, places);
     scene.trace(|| format!("notice {id} for {keys:?}"));
     keys.iter().for_each(|key| scene.books.told(key));
+    scene.tempt();
     let records = [NewRecord::Message(new), NewRecord::Done(*cause)];
     let ticket = worker.appender.append_group(&records, scene.now());
     let ticket = ticket.expect("a notice is far shorter than a record may be");

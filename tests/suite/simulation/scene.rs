@@ -75,6 +75,8 @@ pub struct Scene {
     entries: u64,
     links: Vec<Link>,
     digest: u64,
+    /// Crashes that are still to be had at a bad moment.
+    temptations: usize,
     is_traced: bool,
 }
 
@@ -85,6 +87,7 @@ impl Scene {
     pub fn new(plan: Plan, random: fastrand::Rng) -> Scene {
         Scene {
             books: Books::new(&plan),
+            temptations: plan.bad_moments,
             plan,
             random,
             is_rough: true,
@@ -148,6 +151,15 @@ impl Scene {
     /// Chance for trouble, of which there is none once the world has healed.
     pub fn trouble(&mut self, permil: u32) -> bool {
         self.is_rough && self.chance(permil)
+    }
+
+    /// A moment at which something is on its way to the disk: a good one for a crash.
+    pub fn tempt(&mut self) {
+        if self.temptations > 0 && self.trouble(50) {
+            self.temptations -= 1;
+            let (wait_us, power) = (self.wait_us(0..15_000), self.random.bool());
+            self.after(wait_us, Task::Crash { power });
+        }
     }
 
     pub fn wait_us(&mut self, range: Range<u64>) -> u64 {
