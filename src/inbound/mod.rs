@@ -347,12 +347,14 @@ impl Session {
         };
         let filing = Filing { id, groups: self.worker.sites.group(&message.routes) };
         let receipt = self.worker.log.append_message(&new, filing)?;
-        if let Some(upload) = upload {
-            upload.finished();
-        }
         // The body is in the batch; the buffer need not wait for the disk.
         self.intake.drop_body();
-        receipt.settled().await.map(|_| id)
+        let settled = receipt.settled().await;
+        // Without its MESSAGE nobody needs the chunks: dropped, the upload gives them up.
+        if let (Ok(_), Some(upload)) = (&settled, upload) {
+            upload.finished();
+        }
+        settled.map(|_| id)
     }
 
     fn trace(&self, id: MessageId, message: &ReceivedMessage) -> String {

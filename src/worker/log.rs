@@ -345,7 +345,7 @@ impl Upload {
         }
     }
 
-    /// Its MESSAGE is appended: the chunks are that one's now.
+    /// Its MESSAGE is in the log: the chunks are that one's now.
     pub fn finished(mut self) {
         self.is_finished = true;
     }

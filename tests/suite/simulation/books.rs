@@ -10,8 +10,8 @@
 //! - Nothing is attempted after its fate is kept, nor, in one life of the gateway, after it was
 //!   told.  So a second copy arises only where it must.
 //! - A notice names recipients that were refused for good or had their time.
-//! - In the end each recipient of an acknowledged mail has its fate kept, and a copy or a notice
-//!   to show for it.
+//! - In the end each recipient of an acknowledged mail has its fate decided, and a copy or a
+//!   notice to show for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,6 +72,7 @@ pub struct Books {
     pub mails: Vec<Mail>,
     pub life: u32,
     durability: Durability,
+    has_bad_disk: bool,
     now_us: u64,
     fates: BTreeMap<Key, Fate>,
     copies: BTreeMap<Key, Vec<LinkId>>,
@@ -93,6 +94,7 @@ impl Books {
             mails: Vec::new(),
             life: 0,
             durability: plan.durability,
+            has_bad_disk: plan.faults.write_failures_permil + plan.faults.sync_failures_permil > 0,
             now_us: 0,
             fates: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -360,8 +362,8 @@ impl Books {
     fn is_decided(&self, key: &Key) -> bool {
         match self.fates.get(key) {
             Some(Fate::Kept { .. }) => true,
-            // A power cut may have taken what was only written, and need not.
-            Some(Fate::Told { life }) => self.durability == Durability::Os && *life < self.life,
+            // A crash came between the write of its DONE and the news of it.
+            Some(Fate::Told { life }) => *life < self.life,
             None => false,
         }
     }
@@ -378,6 +380,12 @@ impl Books {
     pub fn undecided(&self) -> Vec<&Key> {
         let keys = self.acknowledged().map(|(_, rcpt)| &rcpt.address);
         keys.filter(|key| !self.is_decided(key)).collect()
+    }
+
+    /// Whether recovery may miss what the log had not promised to keep: chunks, or with
+    /// `durability = "os"` messages, in a segment that a failure closed before their sync.
+    pub fn may_find_damage(&self) -> bool {
+        self.has_bad_disk && !self.power_cuts_us.is_empty()
     }
 
     /// Looks at everything once the world has come to rest.

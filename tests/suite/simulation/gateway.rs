@@ -25,8 +25,8 @@ use mailrace::smtp::reply::Refusal;
 use mailrace::smtp::server::ServerConfig;
 use mailrace::spool::chore::Chore;
 use mailrace::spool::{
-    Appender, AppenderOptions, CommitError, Completion, Log, RecordPlace, RecoveryReport,
-    SealedBatch, SpoolStats, Ticket, WeakBatch, recover,
+    Appender, AppenderOptions, CommitError, Completion, Done, Log, Recipients, RecordPlace,
+    RecoveryReport, SealedBatch, SpoolStats, Ticket, WeakBatch, recover,
 };
 use mailrace::worker::handles;
 use mailrace::worker::log::Filing;
@@ -103,7 +103,18 @@ pub enum Waiting {
     /// The queue.
     Notice { filing: Filing },
     /// The books.
-    Done { keys: Vec<Key> },
+    Done {
+        keys: Vec<Key>,
+        /// The part of a message that ends with it.
+        part: Option<Rc<PartEnd>>,
+    },
+}
+
+/// The end of one part of a message, while other parts are under way.
+pub struct PartEnd {
+    pub handle: Handle,
+    /// Records of the end that are not in the log.
+    pub left: Cell<usize>,
 }
 
 /// See the module's text.
@@ -145,7 +156,7 @@ impl Gateway {
             }
         };
         scene.trace(|| format!("the gateway starts with {cores} cores: {report:?}"));
-        if report.damage_count > 0 {
+        if report.damage_count > 0 && !scene.books.may_find_damage() {
             scene.books.problem(format!("recovery found damage: {:?}", report.damage));
         }
         let life = scene.books.life;
@@ -358,7 +369,9 @@ impl Gateway {
 
     /// The completions go to their workers, after as long as the disk took.
     fn complete(&mut self, scene: &mut Scene, done: Vec<Completion>) {
-        let wait_us = scene.wait_us(100..3_000);
+        // Now and then a disk takes its time.
+        let is_slow = scene.chance(50);
+        let wait_us = scene.wait_us(if is_slow { 3_000..400_000 } else { 100..3_000 });
         for completion in done {
             self.shared.errand(scene, wait_us, Errand::Completed(completion));
         }
@@ -386,8 +399,11 @@ impl Gateway {
                 (Waiting::Notice { filing }, Ok(place)) => {
                     worker.file(&self.shared, scene, filing, place);
                 }
-                (Waiting::Done { keys }, Ok(_)) => {
+                (Waiting::Done { keys, part }, Ok(_)) => {
                     keys.iter().for_each(|key| scene.books.kept(key));
+                    if let Some(part) = part {
+                        worker.part_kept(scene, &part);
+                    }
                 }
                 // The log has stopped for good; a restart finds things as they were.
                 (Waiting::Notice { .. } | Waiting::Done { .. }, Err(_)) => {}
@@ -516,6 +532,17 @@ impl Worker {
     fn file(&mut self, shared: &Shared, scene: &mut Scene, filing: Filing, place: RecordPlace) {
         for handle in handles(filing, place) {
             self.queue_event(shared, scene, Event::Filed { handle, stay: false });
+        }
+    }
+
+    /// A record of the end of a part is in the log; see `delivery::settle::end_part`.
+    fn part_kept(&mut self, scene: &mut Scene, part: &PartEnd) {
+        part.left.update(|left| left - 1);
+        if part.left.get() == 0 && part.handle.end_part() {
+            let (id, segment) = (part.handle.id, part.handle.place.segment);
+            let recipients = Recipients::Some(&[]);
+            let done = Done { id, segment, recipients, last: true };
+            self.appender.append_done(&done, scene.now());
         }
     }
 

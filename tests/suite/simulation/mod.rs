@@ -45,6 +45,14 @@ struct World {
     cuts: usize,
 }
 
+/// How a world ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Ending {
+    tally: Tally,
+    /// Of everything that happened, and when.
+    digest: u64,
+}
+
 /// When a world that has not come to rest never will.
 const END_US: u64 = ROUGH_US + 5 * LIFETIME_S * 1_000_000;
 
@@ -68,8 +76,8 @@ impl World {
         }
     }
 
-    /// Runs it to its end; gives what is wrong.
-    fn run(mut self) -> Result<Tally, String> {
+    /// Runs it to its end; gives what is wrong, or what happened.
+    fn run(mut self) -> Result<Ending, String> {
         self.scene.after(0, Task::Start);
         for client in 0..self.unsent.len() {
             let wait_us = self.scene.wait_us(0..ROUGH_US / 2);
@@ -99,7 +107,7 @@ impl World {
             self.look_at_the_log();
         }
         match self.scene.books.problems() {
-            [] => Ok(self.scene.books.tally()),
+            [] => Ok(Ending { tally: self.scene.books.tally(), digest: self.scene.digest() }),
             problems => Err(format!("{:?}\n{}", self.scene.plan, problems.join("\n"))),
         }
     }
@@ -249,7 +257,7 @@ impl World {
 }
 
 /// Runs one world; a panic in a machine is as wrong as anything.
-fn run(seed: u64, plant: Plant) -> Result<Tally, String> {
+fn run(seed: u64, plant: Plant) -> Result<Ending, String> {
     let result = std::panic::catch_unwind(|| World::new(seed, plant).run());
     result.unwrap_or_else(|_| Err("a machine panicked, see above".to_owned()))
 }
@@ -273,12 +281,53 @@ fn every_acknowledged_mail_has_its_end_in_every_world() {
     let mut failed = Vec::new();
     for seed in seeds() {
         match run(seed, Plant::Nothing) {
-            Ok(world) => tally += world,
+            Ok(world) => tally += world.tally,
             Err(words) => failed.push(format!("MAILRACE_SEED={seed}\n{words}")),
         }
     }
     println!("{tally:?}");
+    assert_rough(&tally);
     let count = failed.len();
     failed.truncate(SHOWN);
     assert!(failed.is_empty(), "{count} worlds failed, among them\n{}", failed.join("\n\n"));
+}
+
+/// Worlds in which nothing goes wrong would prove nothing.
+fn assert_rough(tally: &Tally) {
+    if tally.mails > 1_000 {
+        let Tally { mails, accepted, refused, repeated, named, lives, .. } = *tally;
+        assert!(accepted > mails / 2 && refused > mails / 200, "{tally:?}");
+        assert!(repeated > mails / 200 && named > mails / 50 && lives > mails / 10, "{tally:?}");
+    }
+}
+
+/// What the simulation does not see it does not prove.
+#[test]
+fn every_planted_mistake_is_found() {
+    for plant in [
+        Plant::EarlyReply,
+        Plant::LostDone,
+        Plant::LostNotice,
+        Plant::EarlyLast,
+        Plant::Twice,
+        Plant::Forgotten,
+        Plant::LyingSync,
+        Plant::NoVoid,
+    ] {
+        let found = (0..PLANT_SEEDS).find_map(|seed| Some((seed, run(seed, plant).err()?)));
+        let Some((seed, words)) = found else {
+            panic!("{plant:?} went unnoticed in {PLANT_SEEDS} worlds");
+        };
+        println!("{plant:?}, seed {seed}: {}", words.lines().last().unwrap_or_default());
+    }
+}
+
+/// Worlds in which a planted mistake must show at the latest.
+const PLANT_SEEDS: u64 = 20_000;
+
+#[test]
+fn a_world_repeats_itself() {
+    for seed in 0..10 {
+        assert_eq!(run(seed, Plant::Nothing), run(seed, Plant::Nothing), "seed {seed}");
+    }
 }

@@ -1,7 +1,9 @@
 //! What becomes of a message after an attempt: judged, appended and given back to the scheduler
 //! in the order of `delivery::settle`.
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use mailrace::delivery::notice::{
@@ -20,7 +22,7 @@ use mailrace::smtp::data::ChunkScanner;
 use mailrace::spool::{self, Defer, DeferState, Done, NewBody, NewMessage, NewRecord, Ticket};
 use mailrace::worker::log::Filing;
 
-use super::gateway::{Shared, Waiting, Worker};
+use super::gateway::{PartEnd, Shared, Waiting, Worker};
 use super::plan::Plant;
 use super::scene::Scene;
 use super::sending::{Loaded, keys, load};
@@ -102,9 +104,12 @@ impl Attempt {
         let deferred = judged.deferred.iter().map(|(place, _)| *place);
         let mut left: Vec<u16> = deferred.chain(judged.at_once.iter().copied()).collect();
         left.sort_unstable();
-        let is_last = left.is_empty() && self.handle.is_last_part();
+        let is_last = left.is_empty() && self.is_last(scene);
         judged.delivered.sort_unstable();
-        self.append_done(scene, worker, shared, message, &judged, is_last);
+        let ends = self.append_done(scene, worker, shared, message, &judged, is_last);
+        if left.is_empty() && !is_last && scene.plan.plant != Plant::EarlyLast {
+            self.end_part(worker, &ends);
+        }
         self.append_defer(scene, worker, &judged);
         let slot = self.slot;
         if left.is_empty() && scene.plan.plant == Plant::Twice && scene.chance(100) {
@@ -123,6 +128,24 @@ impl Attempt {
         worker.queue_event(shared, scene, deferred);
     }
 
+    fn is_last(&self, scene: &Scene) -> bool {
+        if scene.plan.plant == Plant::EarlyLast {
+            return self.handle.end_part();
+        }
+        self.handle.is_only_part()
+    }
+
+    /// The part ends once these records are in the log; see `delivery::settle::end_part`.
+    fn end_part(&self, worker: &mut Worker, ends: &[Ticket]) {
+        let end = PartEnd { handle: self.handle.clone(), left: Cell::new(ends.len()) };
+        let end = Rc::new(end);
+        for ticket in ends {
+            if let Some(Waiting::Done { part, .. }) = worker.waiting.get_mut(ticket) {
+                *part = Some(end.clone());
+            }
+        }
+    }
+
     fn append_done(
         &self,
         scene: &mut Scene,
@@ -131,29 +154,32 @@ impl Attempt {
         message: &Loaded,
         judged: &Judged,
         is_last: bool,
-    ) {
+    ) -> Vec<Ticket> {
+        let mut ends = Vec::new();
         let count = message.envelope.recipients.len();
         let (id, segment) = (self.handle.id, self.handle.place.segment);
         if !judged.delivered.is_empty() {
             let last = is_last && judged.bounced.is_empty();
             let recipients = spool_recipients(&judged.delivered, count);
             let done = Done { id, segment, recipients, last };
-            note_done(scene, worker, message, &judged.delivered, &done);
+            ends.extend(note_done(scene, worker, message, &judged.delivered, &done));
         }
         if judged.bounced.is_empty() {
-            return;
+            return ends;
         }
         let mut places: Vec<u16> = judged.bounced.iter().map(|(place, _)| *place).collect();
         places.sort_unstable();
         let recipients = spool_recipients(&places, count);
         let done = Done { id, segment, recipients, last: is_last };
         let notice = self.notice(scene, worker, shared, message, &judged.bounced);
-        match notice.filter(|_| scene.plan.plant != Plant::LostNotice) {
+        let notice = notice.filter(|_| scene.plan.plant != Plant::LostNotice);
+        ends.extend(match notice {
             Some((id, notice)) => {
-                append_notice(scene, worker, shared, message, id, &notice, &places, &done);
+                Some(append_notice(scene, worker, shared, message, id, &notice, &places, &done))
             }
             None => note_done(scene, worker, message, &places, &done),
-        }
+        });
+        ends
     }
 
     fn notice(
@@ -211,17 +237,19 @@ fn note_done(
     message: &Loaded,
     places: &[u16],
     done: &Done<'_>,
-) {
+) -> Option<Ticket> {
     let keys = keys(message, places);
     keys.iter().for_each(|key| scene.books.told(key));
+    scene.tempt();
     if scene.plan.plant == Plant::LostDone && scene.chance(100) {
-        return;
+        return None;
     }
     let ticket = worker.appender.append_done(done, scene.now());
-    worker.waiting.insert(ticket, Waiting::Done { keys });
+    worker.waiting.insert(ticket, Waiting::Done { keys, part: None });
+    Some(ticket)
 }
 
-/// Appends a notice together with the end of its cause.
+/// Appends a notice together with the end of its cause, whose ticket it gives.
 #[allow(clippy::too_many_arguments)] // The twin of a method of many fields.
 fn append_notice(
     scene: &mut Scene,
@@ -232,7 +260,7 @@ fn append_notice(
     notice: &Notice,
     places: &[u16],
     cause: &Done<'_>,
-) {
+) -> Ticket {
     let paths = notice.envelope.recipients.iter().map(|recipient| &recipient.path);
     let routes: Option<Vec<_>> = paths.map(|path| route_of(&shared.config, path, false)).collect();
     let routes = routes.expect("every sender of a world has a route");
@@ -261,11 +289,14 @@ fn append_notice(
     let keys = keys(message, places);
     scene.trace(|| format!("notice {id} for {keys:?}"));
     keys.iter().for_each(|key| scene.books.told(key));
+    scene.tempt();
     let records = [NewRecord::Message(new), NewRecord::Done(*cause)];
     let ticket = worker.appender.append_group(&records, scene.now());
     let ticket = ticket.expect("a notice is far shorter than a record may be");
     worker.waiting.insert(ticket, Waiting::Notice { filing });
-    worker.waiting.insert(Ticket(ticket.0 + 1), Waiting::Done { keys });
+    let end = Ticket(ticket.0 + 1);
+    worker.waiting.insert(end, Waiting::Done { keys, part: None });
+    end
 }
 
 impl Worker {

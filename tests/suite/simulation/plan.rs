@@ -18,6 +18,8 @@ pub enum Plant {
     LostDone,
     /// Recipients that failed are done, and nobody is told.
     LostNotice,
+    /// A DONE says that it is the last one before the others are in the log.
+    EarlyLast,
     /// A message that was delivered goes back to the queue.
     Twice,
     /// A message that waits for its next attempt drops out of the queue.
@@ -57,7 +59,9 @@ pub struct Plan {
     pub faults: Faults,
     /// Trouble of the next hops at each reply, of a thousand.
     pub peer_trouble: u32,
+    /// Crashes at any time, and crashes at a bad moment.
     pub crashes: usize,
+    pub bad_moments: usize,
 }
 
 /// Faults end then.
@@ -85,6 +89,8 @@ impl Plan {
         let is_full_at_times = random.u8(0..6) == 0;
         let os = random.u8(0..6) == 0;
         let bad_disk = random.u8(0..2) == 0;
+        // That mistake shows only when two cores end a message at once and a crash comes between.
+        let is_hectic = plant == Plant::EarlyLast;
         Plan {
             plant,
             offers,
@@ -110,8 +116,9 @@ impl Plan {
                 sync_failures_permil: if bad_disk && !os { random.u32(0..60) } else { 0 },
                 files_max: if is_full_at_times { random.usize(6..9) } else { usize::MAX },
             },
-            peer_trouble: [0, 30, 120, 300][random.usize(0..4)],
-            crashes: random.usize(0..4),
+            peer_trouble: if is_hectic { 300 } else { [0, 30, 120, 300][random.usize(0..4)] },
+            crashes: random.usize(0..3),
+            bad_moments: if is_hectic { 8 } else { random.usize(0..3) },
         }
     }
 

@@ -74,6 +74,9 @@ pub struct Scene {
     agenda: BTreeMap<(u64, u64), Task>,
     entries: u64,
     links: Vec<Link>,
+    digest: u64,
+    /// Crashes that are still to be had at a bad moment.
+    temptations: usize,
     is_traced: bool,
 }
 
@@ -84,6 +87,7 @@ impl Scene {
     pub fn new(plan: Plan, random: fastrand::Rng) -> Scene {
         Scene {
             books: Books::new(&plan),
+            temptations: plan.bad_moments,
             plan,
             random,
             is_rough: true,
@@ -92,6 +96,7 @@ impl Scene {
             agenda: BTreeMap::new(),
             entries: 0,
             links: Vec::new(),
+            digest: 0xcbf2_9ce4_8422_2325,
             is_traced: std::env::var_os("MAILRACE_TRACE").is_some(),
         }
     }
@@ -124,9 +129,17 @@ impl Scene {
 
     /// The next task; time jumps to it.
     pub fn next(&mut self) -> Option<Task> {
-        let ((at_us, _), task) = self.agenda.pop_first()?;
+        let ((at_us, entry), task) = self.agenda.pop_first()?;
         self.now_us = at_us;
+        for number in [at_us, entry] {
+            self.digest = (self.digest ^ number).wrapping_mul(0x100_0000_01b3);
+        }
         Some(task)
+    }
+
+    /// A number that two runs share only if the same happened in both.
+    pub fn digest(&self) -> u64 {
+        self.digest
     }
 
     // ---- chance --------------------------------------------------------------------------
@@ -138,6 +151,15 @@ impl Scene {
     /// Chance for trouble, of which there is none once the world has healed.
     pub fn trouble(&mut self, permil: u32) -> bool {
         self.is_rough && self.chance(permil)
+    }
+
+    /// A moment at which something is on its way to the disk: a good one for a crash.
+    pub fn tempt(&mut self) {
+        if self.temptations > 0 && self.trouble(50) {
+            self.temptations -= 1;
+            let (wait_us, power) = (self.wait_us(0..15_000), self.random.bool());
+            self.after(wait_us, Task::Crash { power });
+        }
     }
 
     pub fn wait_us(&mut self, range: Range<u64>) -> u64 {

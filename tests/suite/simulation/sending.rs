@@ -160,6 +160,8 @@ impl Connection {
         self.armed = None;
         let now = scene.now();
         if matches!(self.state, State::Idle) && self.idle_until.is_some_and(|end| end <= now) {
+            let (site, connection) = (self.site, self.id);
+            worker.queue_event(shared, scene, Event::ConnectionLeaving { site, connection });
             self.quit(scene);
         }
         self.client.handle_timeout(now);
@@ -363,20 +365,20 @@ impl Connection {
         let State::Sending(job) = &mut self.state else { return };
         let Some(body) = job.body.as_mut().filter(|_| is_sending) else { return };
         self.client.body_progress(scene.now());
-        if body.left.is_empty() {
-            scene.send(self.link, End::Opener, body.suffix);
-            job.body = None;
-            self.client.body_sent(scene.now());
-            return self.look(scene, worker, shared);
-        }
         let chunk = body.left.remove(0);
         match read(worker, shared, job.attempt.handle.id, chunk.place, Kind::Chunk) {
             Ok(record) => {
                 let record = RecordView::parse(&record).expect("it was parsed before");
                 let mut out = Vec::new();
                 body.reshape.write(record.body(), &mut out);
+                if !body.left.is_empty() {
+                    scene.send(self.link, End::Opener, &out);
+                    return self.call_for_piece(scene, worker, shared);
+                }
+                out.extend_from_slice(body.suffix);
                 scene.send(self.link, End::Opener, &out);
-                self.call_for_piece(scene, worker, shared);
+                job.body = None;
+                self.client.body_sent(scene.now());
             }
             Err(words) => {
                 scene.books.problem(format!("a chunk is gone: {words}"));

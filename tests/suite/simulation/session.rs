@@ -32,6 +32,8 @@ pub struct Session {
     socket: VecDeque<u8>,
     has_ended: bool,
     upload: Option<Upload>,
+    /// The upload of a message that the log did not keep.
+    abandoned: Option<MessageId>,
     wait: Wait,
     /// The deadline that is on the agenda.
     armed: Option<Instant>,
@@ -48,7 +50,7 @@ enum Wait {
     /// The last chunks of a message.
     Places(ReceivedMessage),
     /// A commit.
-    Commit { ticket: Ticket, id: MessageId, recipients: Vec<String> },
+    Commit { ticket: Ticket, id: MessageId, recipients: Vec<String>, is_large: bool },
 }
 
 /// A large body on its way to the disk.
@@ -79,6 +81,7 @@ impl Session {
             socket: VecDeque::new(),
             has_ended: false,
             upload: None,
+            abandoned: None,
             wait: Wait::Nothing,
             armed: None,
         }
@@ -102,13 +105,15 @@ impl Session {
 
     /// A record of its own is in the log, or is not.
     pub fn settled(&mut self, scene: &mut Scene, record: SettledRecord) {
-        if let Wait::Commit { ticket, id, recipients } = &self.wait
+        if let Wait::Commit { ticket, id, recipients, is_large } = &self.wait
             && *ticket == record.ticket
         {
             if record.result == Err(CommitError::Failed) {
                 recipients.iter().for_each(|address| scene.books.uncertain(address));
             }
             let id = *id;
+            // Without its MESSAGE nobody needs the chunks.
+            self.abandoned = record.result.err().filter(|_| *is_large).map(|_| id);
             self.wait = Wait::Nothing;
             let result = record.result.map(|_| (id, scene.plan.durability)).map_err(refusal);
             return self.server.stored(scene.now(), result);
@@ -135,6 +140,7 @@ impl Session {
 
     /// Does as much as it can; `false` once it is over.
     pub fn go_on(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared) -> bool {
+        self.abandoned.take().into_iter().for_each(|id| worker.appender.abandon_upload(id));
         loop {
             match std::mem::replace(&mut self.wait, Wait::Nothing) {
                 Wait::Nothing => match self.advance(scene, worker, shared) {
@@ -369,7 +375,9 @@ impl Session {
         if scene.plan.plant == Plant::EarlyReply {
             return self.server.stored(scene.now(), Ok((id, scene.plan.durability)));
         }
-        self.wait = Wait::Commit { ticket, id, recipients };
+        let is_large = upload.is_some();
+        self.wait = Wait::Commit { ticket, id, recipients, is_large };
+        scene.tempt();
     }
 
     fn trace(&self, shared: &Shared, id: MessageId, message: &ReceivedMessage) -> String {
