@@ -216,17 +216,23 @@ to = "maildir:{{dir}}/mail"
         sink_data.address(),
         sink_bdat.address()
     );
-    let mut gateway = Gateway::start(&config);
-    let mut client = Client::hello(gateway.smtp(0));
-    // The buffers of the log, of its reader and of a connection are made at their first use.
+    // In huge pages a few octets more can look like 2 MiB.
+    let mut gateway = Gateway::start_under(&["env", "MIMALLOC_ALLOW_THP=0"], &config);
+    // The buffers of the log, of its reader and of connections are made at their first use, on
+    // every worker.
     let large = message_of(4 * MIB as usize);
-    for to in ["user@box.test", "a@data.test", "a@bdat.test"] {
-        client.envelope("sender@client.test", &[to]);
-        client.bdat(&large, &[usize::MAX]).message_id();
+    const WARM: usize = 6;
+    for _ in 0..WARM {
+        let mut client = Client::hello(gateway.smtp(0));
+        for to in ["user@box.test", "a@data.test", "a@bdat.test"] {
+            client.envelope("sender@client.test", &[to]);
+            client.bdat(&large, &[usize::MAX]).message_id();
+        }
     }
-    gateway.maildir("box.test", "user", 1);
-    (sink_data.taken(1), sink_bdat.taken(1));
+    gateway.maildir("box.test", "user", WARM);
+    (sink_data.taken(WARM), sink_bdat.taken(WARM));
 
+    let mut client = Client::hello(gateway.smtp(0));
     let message = message_of(50 * MIB as usize);
     let crc = crc32c::crc32c(&message);
     let legs: [(&str, bool, Option<&Sink>); 6] = [
@@ -257,7 +263,7 @@ to = "maildir:{{dir}}/mail"
             wrong.push(format!("{to}, BDAT {by_bdat}: {} KiB more", growth / 1024));
         }
         if let Some(sink) = sink {
-            let taken = sink.taken(if number < 4 { 2 } else { 3 });
+            let taken = sink.taken(WARM + if number < 4 { 1 } else { 2 });
             let last = taken.last().expect("one");
             assert_eq!(last.crc32c, crc, "{to}, BDAT {by_bdat}");
         }
@@ -269,8 +275,8 @@ to = "maildir:{{dir}}/mail"
     gateway.terminate();
 }
 
-/// The mebibyte that one message may cost, and as much again for what the allocator keeps.
-const GROWTH_MAX: u64 = 2 * MIB;
+/// What one message may cost, whatever its size.
+const GROWTH_MAX: u64 = MIB;
 
 /// A message of that many octets whose lines begin with dots, each different.
 fn message_of(octets: usize) -> Vec<u8> {
