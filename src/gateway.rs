@@ -52,7 +52,7 @@ pub struct Gateway {
 #[derive(Debug, Clone)]
 pub struct Addresses {
     /// Its listeners, with the ports that they really have.
-    pub listeners: Vec<(Listener, SocketAddr)>,
+    pub listeners: Vec<Bound>,
     /// Its admin interface.
     pub admin: SocketAddr,
 }
@@ -114,8 +114,10 @@ pub enum StartError {
 }
 
 fn with_source(error: &AdminError) -> String {
-    let source = std::error::Error::source(error).map(ToString::to_string);
-    format!("{error}: {}", source.unwrap_or_default())
+    let (AdminError::Tcp { source, .. }
+    | AdminError::Unix { source, .. }
+    | AdminError::Thread(source)) = error;
+    format!("{error}: {source}{}", hint(source))
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -268,8 +270,11 @@ impl Drop for AbortOnPanic {
 /// One worker's sockets.
 type Sockets = Vec<(Listener, TcpListener)>;
 
+/// A listener with the port that it really has.
+pub type Bound = (Listener, SocketAddr);
+
 /// Binds every listener once for each worker.
-fn bind(config: &Config) -> Result<(Vec<Sockets>, Vec<(Listener, SocketAddr)>), StartError> {
+fn bind(config: &Config) -> Result<(Vec<Sockets>, Vec<Bound>), StartError> {
     let mut sockets: Vec<Sockets> = (0..config.workers).map(|_| Vec::new()).collect();
     let mut addresses = Vec::new();
     for listener in &config.listeners {
@@ -305,7 +310,20 @@ fn refuse_shared(address: SocketAddr) -> Result<(), StartError> {
         }
         socket.bind(&address.into())
     };
-    probe().map_err(|source| StartError::Bind { address, source })
+    let deadline = Instant::now() + ADDRESS_PATIENCE;
+    loop {
+        match probe() {
+            Ok(()) => return Ok(()),
+            Err(error) if is_in_use(&error) && Instant::now() < deadline => {
+                thread::sleep(ADDRESS_POLL);
+            }
+            Err(source) => return Err(StartError::Bind { address, source }),
+        }
+    }
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
 }
 
 fn prepare_data_dir(config: &Config) -> Result<(), StartError> {
@@ -473,6 +491,10 @@ impl WorkerPort for Port {
     }
 }
 
+/// How long an address may still be in use at the start.  The kernel takes the rings of a process
+/// down after it has ended, and what they held open with them; a restart comes that soon.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
+const ADDRESS_POLL: Duration = Duration::from_millis(20);
 /// Buffers of the reader, 264 KiB each, made as they are needed.
 const READ_BUFFERS: usize = 128;
 /// Threads for files of Maildirs.

@@ -297,9 +297,10 @@ impl Config {
     /// All errors are found in one go, as far as one does not hide another.
     pub fn parse(text: &str, origin: &Path, environment: &Environment) -> Result<Checked, Report> {
         let problems = report::Problems::default();
+        // `mailrace.toml` has the parent "", which would leave a slash at the directory's end.
         let directory = match origin.parent() {
-            Some(parent) => environment.directory.join(parent),
-            None => environment.directory.clone(),
+            Some(parent) if parent != Path::new("") => environment.directory.join(parent),
+            _ => environment.directory.clone(),
         };
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {

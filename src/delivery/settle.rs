@@ -390,7 +390,9 @@ pub async fn expire(worker: Rc<Worker>, slot: Slot) {
         Ok(message) => message,
         Err(error) => return attempt.unreadable(&worker, &error),
     };
-    let last = worker.sites.shared()[site.0 as usize].last_failure();
+    // What was said of this message, else what became of its site.
+    let own = attempt.handle.reason.as_ref().map(|reason| reason.to_string());
+    let last = own.unwrap_or_else(|| worker.sites.shared()[site.0 as usize].last_failure());
     let last = (!last.is_empty()).then(|| site_reason(&last));
     let mut judged = Judged::default();
     for place in attempt.recipients() {

@@ -3,14 +3,15 @@
 //! Today a route names its one next hop, so the table is fixed; a later step resolves `mx` routes
 //! for each attempt and adds sites as it meets them.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::{Config, RouteIndex, Target};
+use crate::config::{Config, Route, RouteIndex, Target};
 use crate::queue::handle::Recipients;
 use crate::queue::scheduler::SiteKind;
 use crate::queue::site::{SiteIndex, SiteShared};
-use crate::smtp::address::ForwardPath;
+use crate::smtp::address::{ForwardPath, Mailbox};
 
 /// Every site, and the one of each route.
 pub struct Sites {
@@ -116,15 +117,42 @@ impl Sites {
 /// The route of a recipient that was accepted before, by the configuration as it is now.
 /// `past_hold` passes over `hold` routes, for what an operator has released.
 pub fn route_of(config: &Config, path: &ForwardPath, past_hold: bool) -> Option<RouteIndex> {
-    let (local, domain) = match path {
-        ForwardPath::Postmaster => ("postmaster".into(), "".into()),
-        ForwardPath::Mailbox(mailbox) => (mailbox.local_unquoted(), mailbox.domain_ascii()?),
+    match path {
+        ForwardPath::Postmaster => postmaster_route(config, ""),
+        ForwardPath::Mailbox(mailbox) if !past_hold => {
+            let found = config.routes.first_match(mailbox.local_part(), &routing_domain(mailbox));
+            found.map(|(index, _)| index)
+        }
+        ForwardPath::Mailbox(mailbox) => {
+            let (local, domain) = (mailbox.local_unquoted(), routing_domain(mailbox));
+            find(config, |route| {
+                route.to != Target::Hold && route.recipient.matches(&local, &domain)
+            })
+        }
+    }
+}
+
+/// The route for the postmaster of a domain, or of this host without one: the first that matches
+/// and does not refuse, else the first that takes mail at all, since the postmaster is always
+/// accepted (RFC 5321 section 4.5.1).
+pub fn postmaster_route(config: &Config, domain: &str) -> Option<RouteIndex> {
+    let takes = |route: &Route| !matches!(route.to, Target::Reject { .. });
+    let hostname = config.hostname.to_ascii_lowercase();
+    let names = [domain, if domain.is_empty() { &hostname } else { domain }];
+    let matches = |route: &Route| {
+        names.iter().any(|name| route.recipient.matches("postmaster", name))
     };
-    let takes = |route: &crate::config::Route| {
-        route.recipient.matches(&local, &domain) && !(past_hold && route.to == Target::Hold)
-    };
-    let place = config.routes.iter().position(takes)?;
-    Some(RouteIndex(place as u32))
+    find(config, |route| takes(route) && matches(route)).or_else(|| find(config, takes))
+}
+
+/// What routes and domains are matched against: the domain in A-labels and lower case, or an
+/// address literal as it stands.
+pub fn routing_domain(mailbox: &Mailbox) -> Cow<'_, str> {
+    mailbox.domain_ascii().unwrap_or_else(|| mailbox.domain().to_ascii_lowercase().into())
+}
+
+fn find(config: &Config, fits: impl Fn(&Route) -> bool) -> Option<RouteIndex> {
+    config.routes.iter().position(fits).map(|place| RouteIndex(place as u32))
 }
 
 /// Writers of Maildirs that a core has at once.

@@ -60,7 +60,7 @@ struct Session {
 enum Next {
     Read,
     Flush,
-    NextChunk,
+    FullChunk,
     Store,
     Close,
 }
@@ -122,7 +122,7 @@ impl Session {
                         return End::Broken;
                     }
                 }
-                Next::NextChunk => self.next_chunk().await,
+                Next::FullChunk => self.next_chunk().await,
                 Next::Store => self.store().await,
                 Next::Close => {
                     if self.flush().await.is_err() {
@@ -153,7 +153,7 @@ impl Session {
                 Event::Body | Event::Continue => {}
                 Event::NeedInput if is_all => return Next::Read,
                 // The chunk is full and more of the body lies in the buffer.
-                Event::NeedInput => return Next::NextChunk,
+                Event::NeedInput => return Next::FullChunk,
                 Event::DropBody => self.drop_body(),
                 Event::CheckRecipient => self.check_recipient(now),
                 Event::EndOfMessage => return Next::Store,
@@ -178,10 +178,6 @@ impl Session {
             None => Ok(route),
             Some(refusal) => Err(refusal),
         });
-        if let Err(refusal) = &verdict {
-            let to = path.as_str().to_owned();
-            self.worker.report_refused(self.id, self.peer, Some(&to), refusal);
-        }
         self.server.recipient_checked(now, verdict);
     }
 
@@ -190,15 +186,14 @@ impl Session {
         self.upload = None;
     }
 
-    /// Tells what the machine refused by itself; recipients are told where they are decided.
-    fn count_refusals(&mut self) {
-        for refusal in self.server.take_refusals() {
-            self.worker.report_refused(self.id, self.peer, None, &refusal);
+    fn report_refusals(&mut self) {
+        for refused in self.server.take_refusals() {
+            self.worker.report_refused(self.id, self.peer, &refused);
         }
     }
 
     fn report_end(&mut self, end: End) {
-        self.count_refusals();
+        self.report_refusals();
         let reason = match end {
             End::Quit => None,
             End::ClosedByPeer => Some("closed_by_peer"),
@@ -217,7 +212,7 @@ impl Session {
     // ---- octets --------------------------------------------------------------------------
 
     async fn flush(&mut self) -> Result<(), StreamError> {
-        self.count_refusals();
+        self.report_refusals();
         if self.server.replies().is_empty() {
             return Ok(());
         }
@@ -297,8 +292,10 @@ impl Session {
                 self.upload.insert(Box::new(Upload::new(self.worker.log.clone(), id)))
             }
         };
-        let Some(empty) = self.worker.log.chunk_buffer().await else {
-            return self.server.close(Refusal::StorageFailed);
+        let Some(empty) = self.worker.log.chunk_buffer(CHUNK_PATIENCE).await else {
+            // Too many large messages at once: this one is told to come again.
+            self.server.refuse_body(Refusal::StorageFull);
+            return self.drop_body();
         };
         if let Some(full) = self.intake.next_chunk(empty) {
             upload.push(full).await;
@@ -383,6 +380,8 @@ impl Session {
 const FLUSH_AT: usize = 16 * 1024;
 /// From this many sessions of a worker on, all that wait do so without a buffer.
 const QUIET_FROM_SESSIONS: usize = 512;
+/// How long a large message waits for room in memory.
+const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
 /// How long, and how much, a client may go on sending after our last reply.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_OCTETS: usize = 256 * 1024;

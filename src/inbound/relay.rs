@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use crate::config::{Config, RouteIndex, Service, Target};
+use crate::delivery::sites::{postmaster_route, routing_domain};
 use crate::smtp::address::{ForwardPath, Mailbox};
 use crate::smtp::reply::Refusal;
 
@@ -27,15 +28,15 @@ pub struct Facts {
 /// `RelayDenied`, `NoRoute`, or `Rejected` with the words of a `reject:` route.
 pub fn decide(config: &Config, facts: Facts, path: &ForwardPath) -> Result<RouteIndex, Refusal> {
     match path {
-        ForwardPath::Postmaster => postmaster(config, ""),
+        ForwardPath::Postmaster => postmaster_route(config, "").ok_or(Refusal::NoRoute),
         ForwardPath::Mailbox(mailbox) => {
-            let domain = mailbox.domain_ascii().ok_or(Refusal::BadRecipient)?;
+            let domain = routing_domain(mailbox);
             may_send(config, facts, mailbox, &domain)?;
             // RFC 5321 section 4.5.1: a postmaster of ours is refused by no route.
             if path.is_postmaster() && config.domains.contains(&domain) {
-                return postmaster(config, &domain);
+                return postmaster_route(config, &domain).ok_or(Refusal::NoRoute);
             }
-            route(config, &mailbox.local_unquoted(), &domain)
+            route(config, mailbox.local_part(), &domain)
         }
     }
 }
@@ -59,15 +60,98 @@ fn route(config: &Config, local: &str, domain: &str) -> Result<RouteIndex, Refus
     }
 }
 
-/// The first route for the postmaster that does not refuse.
-fn postmaster(config: &Config, domain: &str) -> Result<RouteIndex, Refusal> {
-    let takes = |(_, route): &(RouteIndex, &crate::config::Route)| {
-        route.recipient.matches("postmaster", domain) && !matches!(route.to, Target::Reject { .. })
-    };
-    let routes = config.routes.iter().enumerate();
-    routes
-        .map(|(index, route)| (RouteIndex(index as u32), route))
-        .find(takes)
-        .map(|(index, _)| index)
-        .ok_or(Refusal::NoRoute)
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Environment;
+    use crate::smtp::address::Utf8;
+
+    const CONFIG: &str = r#"
+hostname = "mx.example.com"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+[domains]
+accept = ["example.com", "*.example.org"]
+[relay]
+networks = ["192.0.2.0/24"]
+[[route]]
+recipient = "gone@example.com"
+to = "reject:Moved away"
+[[route]]
+recipient = "postmaster@example.com"
+to = "reject:Nobody is here"
+[[route]]
+recipient = "*@example.com"
+to = "hold"
+[[route]]
+recipient = "*@a.example.org"
+to = "discard"
+[[route]]
+recipient = "*@elsewhere.example"
+to = "discard"
+"#;
+
+    fn decision(service: Service, client: &str, path: &str) -> Result<u32, &'static str> {
+        let environment = Environment {
+            host_name: "test".into(),
+            cores: 1,
+            descriptors: 1024,
+            directory: "/".into(),
+            user_exists: |_| true,
+        };
+        let config = Config::parse(CONFIG, Path::new("/test.toml"), &environment);
+        let config = config.unwrap_or_else(|report| panic!("{}", report.render(false))).config;
+        let facts = Facts { service, client: client.parse().unwrap(), authenticated: false };
+        let path = ForwardPath::parse(path.as_bytes(), Utf8::Refused).unwrap();
+        decide(&config, facts, &path).map(|index| index.0).map_err(|refusal| refusal.reason())
+    }
+
+    #[test]
+    fn an_mx_takes_mail_for_its_own_domains_only() {
+        let mx = |path| decision(Service::Mx, "192.0.2.7", path);
+        assert_eq!(mx("<friend@example.com>"), Ok(2));
+        assert_eq!(mx("<friend@EXAMPLE.Com>"), Ok(2));
+        assert_eq!(mx("<friend@a.example.org>"), Ok(3));
+        assert_eq!(mx("<friend@b.example.org>"), Err("no_route"));
+        for stranger in [
+            "<friend@elsewhere.example>",
+            "<friend@example.org>",
+            "<friend@sub.example.com>",
+            "<friend@[192.0.2.1]>",
+            "<friend%elsewhere.example@example.com>",
+            "<elsewhere.example!friend@example.com>",
+            "<\"friend@elsewhere.example\"@example.com>",
+            "<@example.com:friend@elsewhere.example>",
+        ] {
+            assert_eq!(mx(stranger), Err("relay_denied"), "{stranger}");
+        }
+        assert_eq!(mx("<gone@example.com>"), Err("rejected_by_route"));
+    }
+
+    #[test]
+    fn a_relay_takes_mail_from_its_own_networks_only() {
+        let to = "<friend@elsewhere.example>";
+        assert_eq!(decision(Service::Relay, "192.0.2.7", to), Ok(4));
+        assert_eq!(decision(Service::Relay, "::ffff:192.0.2.7", to), Ok(4));
+        for stranger in ["192.0.3.7", "127.0.0.1", "::1"] {
+            assert_eq!(decision(Service::Relay, stranger, to), Err("relay_denied"), "{stranger}");
+            let ours = "<friend@example.com>";
+            assert_eq!(decision(Service::Relay, stranger, ours), Err("relay_denied"), "{stranger}");
+        }
+    }
+
+    #[test]
+    fn the_postmaster_is_always_taken() {
+        for service in [Service::Mx, Service::Relay] {
+            // No route names the bare one: the first that takes mail has to do.
+            assert_eq!(decision(service, "203.0.113.1", "<Postmaster>"), Ok(2));
+        }
+        // A route that refuses does not count for it.
+        assert_eq!(decision(Service::Mx, "203.0.113.1", "<PostMaster@example.com>"), Ok(2));
+        let elsewhere = "<postmaster@elsewhere.example>";
+        assert_eq!(decision(Service::Mx, "203.0.113.1", elsewhere), Err("relay_denied"));
+    }
 }

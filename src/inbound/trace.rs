@@ -76,3 +76,53 @@ impl std::fmt::Display for AddressLiteral {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{MailParameters, Notify, Recipient};
+    use crate::smtp::address::{ForwardPath, ReversePath};
+
+    #[test]
+    fn a_single_recipient_is_named_and_several_are_not() {
+        let recipient =
+            Recipient { path: ForwardPath::Postmaster, notify: Notify::UNSPECIFIED, orcpt: None };
+        let mut envelope = Envelope {
+            reverse_path: ReversePath::Null,
+            parameters: MailParameters::default(),
+            recipients: vec![recipient.clone()],
+        };
+        let mut text = String::new();
+        let written = |envelope: &Envelope, text: &mut String| {
+            Received {
+                helo: "client.example",
+                client: "[2001:db8::1]:25".parse().unwrap(),
+                hostname: "mx.example.com",
+                extended: true,
+                secured: false,
+                authenticated: false,
+                id: MessageId(1),
+                envelope,
+                date: "Sat, 21 Nov 2026 23:50:32 +0000",
+            }
+            .write(text);
+        };
+        written(&envelope, &mut text);
+        assert_eq!(
+            text,
+            "Received: from client.example ([IPv6:2001:db8::1])\r\n\
+             \tby mx.example.com with ESMTP id 0000000000001\r\n\
+             \tfor <Postmaster>;\r\n\
+             \tSat, 21 Nov 2026 23:50:32 +0000\r\n"
+        );
+        envelope.recipients.push(recipient);
+        envelope.parameters.smtputf8 = true;
+        written(&envelope, &mut text);
+        assert_eq!(
+            text,
+            "Received: from client.example ([IPv6:2001:db8::1])\r\n\
+             \tby mx.example.com with UTF8SMTP id 0000000000001;\r\n\
+             \tSat, 21 Nov 2026 23:50:32 +0000\r\n"
+        );
+    }
+}

@@ -560,3 +560,7 @@ impl SiteQueue {
         Some(slot)
     }
 }
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;

@@ -1,7 +1,7 @@
 //! Streams and listeners: what a session or a connection runs over.
 //!
 //! [`Stream`] is the seam for TLS: sessions read and write through it and never see a socket.
-//! Every read and write of a stream stands under the deadline of its [`Watch`], which ends it by
+//! Every read and write of a stream stands under the deadline of its watch (`deadline`), which ends it by
 //! shutting the socket down; so no future of an operation is ever dropped half-way.
 
 use std::io;

@@ -11,23 +11,29 @@
 //!
 //! Invariant: a message ends at CRLF.CRLF or at the last octet of BDAT LAST and nowhere else, and
 //! whatever was refused is still read to that end, so that no octet of a body is ever taken for
-//! a command.
+//! a command.  Where nobody can tell that end (a BDAT whose number cannot be read), and where
+//! reading to it would cost too much (see `server/body.rs`), the session ends instead.
+//!
+//! A second one: the replies, the message and the end of the session depend on the octets alone,
+//! never on how they were cut into reads.
 
 use std::rc::Rc;
 use std::time::Instant;
 
+mod body;
+#[cfg(test)]
+mod tests;
+
 use super::address::{AddressError, ForwardPath, ReversePath, Utf8};
-use super::body::BodyForm;
 use super::command::{self, Command, CommandError, Extensions, Mail};
-use super::data::{ChunkScanner, DataScanner, Scanned};
+use super::data::DataScanner;
 use super::header::HeaderWatch;
 use super::line::{LineScanner, LineStep};
 use super::reply::{self, Refusal, Replies};
 use crate::config::{BareNewline, RouteIndex};
 use crate::limits;
-use crate::message::{
-    BodyFlags, BodySummary, Durability, Envelope, MailParameters, MessageId, Recipient,
-};
+use crate::message::{BodySummary, Durability, Envelope, MailParameters, MessageId, Recipient};
+use body::Chunking;
 
 /// What a listener tells its sessions.
 #[derive(Debug, Clone)]
@@ -38,9 +44,10 @@ pub struct ServerConfig {
     pub message_size: u64,
     /// The most recipients of a transaction.
     pub recipients: usize,
-    /// Received fields from which a message counts as looping.
+    /// The most Received fields that a message may have; with one more it counts as looping.
     pub received: u32,
-    /// What happens to a bare CR or LF.
+    /// What happens to a bare CR or LF in DATA.  In BDAT it refuses the message always: a client
+    /// that counts its octets is no old one that needs help, and its chunks are not ours to alter.
     pub bare_newline: BareNewline,
 }
 
@@ -83,6 +90,15 @@ pub struct ReceivedMessage {
     pub summary: BodySummary,
 }
 
+/// Something that was refused, for events and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// The recipient, if it was one.
+    pub recipient: Option<ForwardPath>,
+}
+
 /// What is known of the client beyond its address.
 #[derive(Debug, Clone, Default)]
 pub struct Client {
@@ -104,7 +120,7 @@ pub struct Server {
     client: Option<Client>,
     transaction: Option<Box<Transaction>>,
     replies: Replies,
-    refusals: Vec<Refusal>,
+    refusals: Vec<Refused>,
     errors: u32,
     idle_commands: u32,
     deadline: Instant,
@@ -114,6 +130,8 @@ pub struct Server {
 enum Phase {
     /// Part of a command.
     Command,
+    /// Part of a command that is over the limit already.
+    LongLine,
     /// Nothing, until the recipient is decided on.
     Recipient(Box<Recipient>),
     /// Part of a body that DATA began.
@@ -127,7 +145,7 @@ enum Phase {
     /// Nothing, until the message is stored.
     Storing { summary: BodySummary },
     /// Nothing any more.
-    Closed,
+    Closed { timed_out: bool },
 }
 
 /// From MAIL to the end of the message.
@@ -139,13 +157,6 @@ struct Transaction {
     /// There once the body has begun.
     header: Option<HeaderWatch>,
     chunking: Option<Chunking>,
-}
-
-/// The part of a transaction that exists once BDAT was given.
-struct Chunking {
-    scanner: ChunkScanner,
-    /// The first thing that was wrong; the rest of the chunks are read and thrown away.
-    refusal: Option<Refusal>,
 }
 
 impl Server {
@@ -174,7 +185,7 @@ impl Server {
         loop {
             let rest = &mut input[consumed..];
             let step = match &mut self.phase {
-                Phase::Command => self.command_bytes(now, rest),
+                Phase::Command | Phase::LongLine => self.command_bytes(now, rest),
                 // A body is handed over in a call of its own, so that it begins the input.
                 _ if consumed > 0 => Handled { consumed: 0, event: Event::Continue },
                 Phase::Data { .. } => self.data_bytes(now, rest),
@@ -183,15 +194,15 @@ impl Server {
                 Phase::Skip { .. } => self.skip_bytes(now, rest),
                 Phase::Recipient(_) => Handled { consumed: 0, event: Event::CheckRecipient },
                 Phase::Storing { .. } => Handled { consumed: 0, event: Event::EndOfMessage },
-                Phase::Closed => Handled { consumed: rest.len(), event: Event::Close },
+                Phase::Closed { .. } => Handled { consumed: rest.len(), event: Event::Close },
             };
             consumed += step.consumed;
-            let handled = Handled { consumed, event: step.event };
             let goes_on = matches!(self.phase, Phase::Command)
                 && step.event == Event::Continue
                 && self.replies.len() < FLUSH_AT;
             if !goes_on {
-                return handled;
+                let closed = matches!(self.phase, Phase::Closed { .. });
+                return Handled { consumed, event: if closed { Event::Close } else { step.event } };
             }
         }
     }
@@ -216,11 +227,19 @@ impl Server {
         self.close(Refusal::ShuttingDown);
     }
 
-    /// Ends the session for a reason that is not in its own commands.
+    /// Ends the session and tells the client why; nothing if it has ended already.
     pub fn close(&mut self, refusal: Refusal) {
-        self.refuse(refusal);
+        if matches!(self.phase, Phase::Closed { .. }) {
+            return;
+        }
+        self.phase = Phase::Closed { timed_out: refusal == Refusal::TimedOut };
         self.transaction = None;
-        self.phase = Phase::Closed;
+        self.refuse(refusal);
+    }
+
+    /// Whether the session ended because its client was silent for too long.
+    pub fn has_timed_out(&self) -> bool {
+        matches!(self.phase, Phase::Closed { timed_out: true })
     }
 
     /// When the next octets must have come.
@@ -234,7 +253,7 @@ impl Server {
     }
 
     /// What was refused since the last call, for events and metrics.
-    pub fn take_refusals(&mut self) -> Vec<Refusal> {
+    pub fn take_refusals(&mut self) -> Vec<Refused> {
         std::mem::take(&mut self.refusals)
     }
 
@@ -268,8 +287,11 @@ impl Server {
 
     /// Decides on the recipient in question: where its mail goes, or why not.
     pub fn recipient_checked(&mut self, now: Instant, verdict: Result<RouteIndex, Refusal>) {
-        let phase = std::mem::replace(&mut self.phase, Phase::Command);
+        if !matches!(self.phase, Phase::Recipient(_)) {
+            return;
+        }
         self.deadline = now + limits::SERVER_COMMAND;
+        let phase = std::mem::replace(&mut self.phase, Phase::Command);
         let (Phase::Recipient(recipient), Some(transaction)) = (phase, &mut self.transaction)
         else {
             return;
@@ -280,7 +302,7 @@ impl Server {
                 transaction.routes.push(route);
                 self.replies.push(reply::RECIPIENT_OK);
             }
-            Err(refusal) => self.fault(refusal),
+            Err(refusal) => self.fault_of(refusal, Some(recipient.path)),
         }
     }
 
@@ -301,12 +323,17 @@ impl Server {
 
     /// The fate of the message that was taken.
     pub fn stored(&mut self, now: Instant, result: Result<(MessageId, Durability), Refusal>) {
+        if !matches!(self.phase, Phase::Storing { .. }) {
+            return;
+        }
         self.phase = Phase::Command;
         self.transaction = None;
         self.deadline = now + limits::SERVER_COMMAND;
         match result {
             Ok((id, durability)) => {
+                // A client that delivers may go on for days; only one that does not is counted.
                 self.idle_commands = 0;
+                self.errors = 0;
                 self.replies.queued(id, durability);
             }
             Err(refusal) => self.refuse(refusal),
@@ -318,11 +345,18 @@ impl Server {
     fn command_bytes(&mut self, now: Instant, input: &mut [u8]) -> Handled {
         match self.lines.next(input) {
             LineStep::Incomplete => Handled { consumed: 0, event: Event::NeedInput },
-            LineStep::Discard { consumed } => Handled { consumed, event: Event::NeedInput },
+            LineStep::Discard { consumed } => {
+                self.long_line(&input[..consumed]);
+                Handled { consumed, event: Event::NeedInput }
+            }
             LineStep::TooLong { consumed } => {
                 self.deadline = now + limits::SERVER_COMMAND;
-                self.fault(Refusal::LineTooLong);
-                self.after_command(consumed, Event::Continue)
+                self.long_line(&input[..consumed]);
+                if matches!(self.phase, Phase::LongLine) {
+                    self.phase = Phase::Command;
+                    self.fault(Refusal::LineTooLong);
+                }
+                Handled { consumed, event: Event::Continue }
             }
             LineStep::Line { length, consumed } => {
                 self.deadline = now + limits::SERVER_COMMAND;
@@ -331,17 +365,29 @@ impl Server {
                     Err(CommandError::Bdat { skip_octets }) => self.skip_bdat(now, skip_octets),
                     Err(error) => self.refused(Refusal::from(&error)),
                 };
-                self.after_command(consumed, event)
+                Handled { consumed, event }
             }
         }
     }
 
-    fn after_command(&mut self, consumed: usize, event: Event) -> Handled {
-        if self.errors > limits::SESSION_ERRORS || self.idle_commands > limits::IDLE_COMMANDS {
-            self.close(Refusal::TooManyErrors);
+    /// Looks at the front of a line that is over the limit, when it comes for the first time.
+    ///
+    /// The line is not obeyed, but behind two kinds of it come octets that are no commands: BDAT,
+    /// whose chunk nobody can count now, and the request of another protocol.
+    fn long_line(&mut self, octets: &[u8]) {
+        if matches!(self.phase, Phase::LongLine) {
+            return;
         }
-        let event = if matches!(self.phase, Phase::Closed) { Event::Close } else { event };
-        Handled { consumed, event }
+        self.phase = Phase::LongLine;
+        // As much as is there in any case when a line proves too long: its last octet may wait.
+        let front = &octets[..octets.len().min(limits::COMMAND_LINE - 1)];
+        match command::parse(front, &self.extensions()) {
+            Ok(Command::Bdat { .. }) | Err(CommandError::Bdat { .. }) => {
+                self.close(Refusal::LineTooLong);
+            }
+            Ok(Command::OtherProtocol) => self.close(Refusal::OtherProtocol),
+            _ => {}
+        }
     }
 
     /// The table of commands: each does its own checks and says what happens next.
@@ -371,7 +417,6 @@ impl Server {
     }
 
     fn hello(&mut self, name: &str, extended: bool) -> Event {
-        self.idle_commands += 1;
         let known = self.client.take().unwrap_or_default();
         self.client = Some(Client { helo: name.into(), extended, ..known });
         if extended {
@@ -390,6 +435,7 @@ impl Server {
         } else {
             self.replies.hello(&self.config.hostname);
         }
+        self.idled();
         // EHLO in a transaction ends it as RSET does (RFC 5321 section 4.1.4).
         self.reset()
     }
@@ -447,229 +493,31 @@ impl Server {
         Event::CheckRecipient
     }
 
-    fn data(&mut self, now: Instant) -> Event {
-        let Some(transaction) = &mut self.transaction else {
-            return self.refused(Refusal::NeedsMail);
-        };
-        if transaction.chunking.is_some() {
-            return self.refused(Refusal::ChunkingUnderWay);
-        }
-        if transaction.recipients.is_empty() {
-            return self.refused(Refusal::NeedsRecipient);
-        }
-        transaction.header = Some(HeaderWatch::new(BodyForm::Data));
-        self.replies.push(reply::START_DATA);
-        self.deadline = now + limits::SERVER_DATA_BLOCK;
-        self.phase = Phase::Data { scanner: Box::default(), started: now, refusal: None };
-        Event::Continue
-    }
-
-    fn bdat(&mut self, now: Instant, octets: u64, last: bool) -> Event {
-        // The octets of a chunk follow whatever we think of it; one that is far beyond what we
-        // would take is not waited for.
-        if octets > self.config.message_size.saturating_mul(2) {
-            self.close(Refusal::TooLarge);
-            return Event::Close;
-        }
-        self.deadline = now + limits::SERVER_DATA_BLOCK;
-        self.phase = Phase::Chunk { left: octets, last, started: now };
-        if let Some(transaction) = &mut self.transaction {
-            let no_recipient = transaction.recipients.is_empty();
-            transaction.header.get_or_insert_with(|| HeaderWatch::new(BodyForm::Bdat));
-            let chunking = transaction.chunking.get_or_insert_with(|| Chunking {
-                scanner: ChunkScanner::new(),
-                refusal: no_recipient.then_some(Refusal::NeedsRecipient),
-            });
-            let size = chunking.scanner.octets().saturating_add(octets);
-            // Once something is wrong, the octets are read and not scanned any more.
-            if chunking.refusal.is_none() {
-                if size > self.config.message_size {
-                    chunking.refusal = Some(Refusal::TooLarge);
-                    return Event::DropBody;
-                }
-                chunking.scanner.begin_chunk(octets);
-            }
-        }
-        Event::Continue
-    }
-
-    /// A BDAT that cannot be obeyed: its octets follow all the same, and are no commands.
-    fn skip_bdat(&mut self, now: Instant, octets: Option<u64>) -> Event {
-        let most = self.config.message_size.saturating_mul(2);
-        let Some(octets) = octets.filter(|&octets| octets <= most) else {
-            self.close(Refusal::BadArgument);
-            return Event::Close;
-        };
-        self.phase = Phase::Skip { left: octets, started: now };
-        Event::Continue
-    }
-
     fn quit(&mut self) -> Event {
         self.replies.push(reply::BYE);
         self.transaction = None;
-        self.phase = Phase::Closed;
+        self.phase = Phase::Closed { timed_out: false };
         Event::Close
     }
 
     /// Commands that do nothing for a message.
     fn idle(&mut self, reply: reply::Reply, resets: bool) -> Event {
-        self.idle_commands += 1;
         self.replies.push(reply);
+        self.idled();
         if resets { self.reset() } else { Event::Continue }
+    }
+
+    fn idled(&mut self) {
+        self.idle_commands += 1;
+        if self.idle_commands > limits::IDLE_COMMANDS {
+            self.close(Refusal::TooManyErrors);
+        }
     }
 
     fn reset(&mut self) -> Event {
         match self.transaction.take() {
             Some(transaction) if transaction.chunking.is_some() => Event::DropBody,
             _ => Event::Continue,
-        }
-    }
-
-    // ---- bodies --------------------------------------------------------------------------
-
-    fn data_bytes(&mut self, now: Instant, input: &mut [u8]) -> Handled {
-        let (Phase::Data { scanner, started, refusal }, Some(transaction)) =
-            (&mut self.phase, &mut self.transaction)
-        else {
-            return Handled { consumed: 0, event: Event::Continue };
-        };
-        if !input.is_empty() {
-            self.deadline = data_deadline(now, *started);
-        }
-        let Scanned { consumed, body, end } = match self.config.bare_newline {
-            BareNewline::Reject => scanner.scan(input),
-            BareNewline::Space => scanner.scan_replacing(input),
-        };
-        if let Some(header) = &mut transaction.header {
-            header.feed(&input[..body]);
-        }
-        let summary = scanner.summary();
-        let keeps = refusal.is_none();
-        if keeps && summary.octets > self.config.message_size {
-            *refusal = Some(Refusal::TooLarge);
-        }
-        let fails_now = keeps && refusal.is_some();
-        let far_too_large = summary.octets > self.config.message_size.saturating_mul(4);
-        if end {
-            let refusal = refusal.take().or_else(|| transaction.objection(&self.config, &summary));
-            let octets = consumed - body;
-            self.phase = Phase::DataEnd { octets, summary, refusal };
-        } else if far_too_large {
-            // Somebody who sends without end is not listened to for an hour.
-            self.close(Refusal::TooLarge);
-            return Handled { consumed: input.len(), event: Event::Close };
-        }
-        let event = match (fails_now, keeps && body > 0, end) {
-            (true, ..) => Event::DropBody,
-            (_, true, _) => Event::Body,
-            (.., true) => Event::Continue,
-            _ => Event::NeedInput,
-        };
-        Handled { consumed: body, event }
-    }
-
-    fn data_end(&mut self, now: Instant, available: usize) -> Handled {
-        let Phase::DataEnd { octets, summary, refusal } = &mut self.phase else {
-            return Handled { consumed: 0, event: Event::Continue };
-        };
-        debug_assert!(available >= *octets, "the driver keeps what was not consumed");
-        let consumed = *octets;
-        let (summary, refusal) = (*summary, refusal.take());
-        let event = self.end_of_message(now, summary, refusal);
-        Handled { consumed, event }
-    }
-
-    fn chunk_bytes(&mut self, now: Instant, input: &mut [u8]) -> Handled {
-        let Phase::Chunk { left, last, started } = &mut self.phase else {
-            return Handled { consumed: 0, event: Event::Continue };
-        };
-        if !input.is_empty() {
-            self.deadline = data_deadline(now, *started);
-        }
-        let octets = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-        *left -= octets as u64;
-        let (left, last) = (*left, *last);
-        let body = &mut input[..octets];
-        let chunking = self.transaction.as_mut().and_then(|transaction| {
-            let chunking = transaction.chunking.as_mut()?;
-            if chunking.refusal.is_none() {
-                chunking.scanner.scan(body);
-                if let Some(header) = &mut transaction.header {
-                    header.feed(body);
-                }
-            }
-            Some(chunking)
-        });
-        let keeps = chunking.is_some_and(|chunking| chunking.refusal.is_none());
-        if octets > 0 && keeps {
-            return Handled { consumed: octets, event: Event::Body };
-        }
-        if left > 0 {
-            return Handled { consumed: octets, event: Event::NeedInput };
-        }
-        Handled { consumed: octets, event: self.chunk_end(now, last) }
-    }
-
-    fn skip_bytes(&mut self, now: Instant, input: &[u8]) -> Handled {
-        let Phase::Skip { left, started } = &mut self.phase else {
-            return Handled { consumed: 0, event: Event::Continue };
-        };
-        if !input.is_empty() {
-            self.deadline = data_deadline(now, *started);
-        }
-        let consumed = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-        *left -= consumed as u64;
-        if *left > 0 {
-            return Handled { consumed, event: Event::NeedInput };
-        }
-        self.phase = Phase::Command;
-        self.deadline = now + limits::SERVER_COMMAND;
-        let event = self.refused(Refusal::BadArgument);
-        self.after_command(consumed, event)
-    }
-
-    fn chunk_end(&mut self, now: Instant, last: bool) -> Event {
-        self.phase = Phase::Command;
-        self.deadline = now + limits::SERVER_COMMAND;
-        let Some(transaction) = &mut self.transaction else {
-            return self.refused(Refusal::NeedsMail);
-        };
-        let Some(chunking) = &mut transaction.chunking else {
-            return self.refused(Refusal::NeedsMail);
-        };
-        if let Some(refusal) = chunking.refusal.replace(Refusal::ChunkingFailed) {
-            // Whatever failed first is told once; the transaction is then good for RSET only
-            // (RFC 3030 section 2).
-            return self.refused(refusal);
-        }
-        chunking.refusal = None;
-        if !last {
-            self.replies.push(reply::CHUNK_OK);
-            return Event::Continue;
-        }
-        let summary = chunking.scanner.summary();
-        let refusal = transaction.objection(&self.config, &summary);
-        self.end_of_message(now, summary, refusal)
-    }
-
-    fn end_of_message(
-        &mut self,
-        now: Instant,
-        summary: BodySummary,
-        refusal: Option<Refusal>,
-    ) -> Event {
-        self.deadline = now + limits::SERVER_COMMAND;
-        match refusal {
-            Some(refusal) => {
-                self.phase = Phase::Command;
-                self.transaction = None;
-                self.refuse(refusal);
-                Event::DropBody
-            }
-            None => {
-                self.phase = Phase::Storing { summary };
-                Event::EndOfMessage
-            }
         }
     }
 
@@ -682,31 +530,22 @@ impl Server {
 
     /// A refusal that counts towards the end of the session.
     fn fault(&mut self, refusal: Refusal) {
+        self.fault_of(refusal, None);
+    }
+
+    fn fault_of(&mut self, refusal: Refusal, recipient: Option<ForwardPath>) {
         self.errors += 1;
-        self.refuse(refusal);
+        self.replies.refuse(&refusal);
+        self.refusals.push(Refused { refusal, recipient });
+        if self.errors > limits::SESSION_ERRORS {
+            self.close(Refusal::TooManyErrors);
+        }
     }
 
     fn refuse(&mut self, refusal: Refusal) {
         self.replies.refuse(&refusal);
-        self.refusals.push(refusal);
+        self.refusals.push(Refused { refusal, recipient: None });
     }
-}
-
-impl Transaction {
-    /// What speaks against a message that has come to its end.
-    fn objection(&self, config: &ServerConfig, summary: &BodySummary) -> Option<Refusal> {
-        let bare = [BodyFlags::BARE_CR, BodyFlags::BARE_LF];
-        if bare.iter().any(|&flag| summary.flags.contains(flag)) {
-            return Some(Refusal::BareNewline);
-        }
-        let received = self.header.as_ref().map_or(0, |header| header.facts().received);
-        (received > config.received).then_some(Refusal::Loop)
-    }
-}
-
-/// The end of the wait for the next piece of a body: a block's time, within the whole body's.
-fn data_deadline(now: Instant, started: Instant) -> Instant {
-    (now + limits::SERVER_DATA_BLOCK).min(started + limits::SERVER_DATA_TOTAL)
 }
 
 impl From<&CommandError> for Refusal {

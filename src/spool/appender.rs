@@ -11,19 +11,21 @@
 //!
 //! It does no I/O and does not know where anything stands until it is told.
 
+mod open;
+
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::open::{OpenBatch, zero_tail};
 use super::buffer::{BufferPool, CHUNK_FRONT, ChunkBuffer, PooledBuf, SharedBatch, SharedInner};
 use super::format::batch::Digest;
 use super::format::message::{NewMessage, put_chunk};
 use super::format::outcome::{Defer, Done};
-use super::format::record::RecordView;
 use super::format::{BATCH_HEADER, index};
-use super::log::{CommitError, Completion, SealedBatch};
-use super::{BATCH_BYTES, RECORD_BYTES_MAX, RecordPlace, round_to_block};
+use super::sealed::{CommitError, Completion, SealedBatch};
+use super::{BATCH_BYTES, RECORD_BYTES_MAX, RecordPlace};
 use crate::limits;
 use crate::message::{Durability, MessageId};
 
@@ -65,14 +67,14 @@ pub struct AppenderOptions {
 }
 
 impl AppenderOptions {
-    /// What a worker uses: 8 MiB of batches and 16 MiB of chunks at most.
+    /// What a worker uses: 8 MiB of batches and 64 MiB of chunks at most.
     pub fn new(worker: usize) -> AppenderOptions {
         AppenderOptions {
             worker,
             batch_bytes: BATCH_BYTES,
             buffers: 8,
             in_flight: 3,
-            chunk_buffers: 64,
+            chunk_buffers: 256,
             recent: 4,
             outcome_delay: Duration::from_millis(10),
         }
@@ -139,24 +141,6 @@ pub struct Appender {
     abandoned: Vec<MessageId>,
     recent: VecDeque<SharedBatch>,
     has_failed: bool,
-}
-
-#[derive(Debug)]
-struct OpenBatch {
-    buffer: PooledBuf,
-    /// The end of what is written.
-    at: usize,
-    digest: Digest,
-    index_octets: usize,
-    notes: Vec<Note>,
-    /// What its messages ask for; nothing while it has none.
-    durability: Option<Durability>,
-    /// Somebody waits for it, or should not be kept waiting: seal as soon as possible.
-    is_urgent: bool,
-    has_messages: bool,
-    /// It holds outcomes that were refused before: new messages would put them at risk again.
-    is_closed_to_messages: bool,
-    first_record: Instant,
 }
 
 /// Records in their final form without a batch.
@@ -553,109 +537,6 @@ impl NewRecord<'_> {
     }
 }
 
-impl OpenBatch {
-    fn new(buffer: PooledBuf, now: Instant) -> OpenBatch {
-        OpenBatch {
-            buffer,
-            at: BATCH_HEADER,
-            digest: Digest::default(),
-            index_octets: 0,
-            notes: Vec::new(),
-            durability: None,
-            is_urgent: false,
-            has_messages: false,
-            is_closed_to_messages: false,
-            first_record: now,
-        }
-    }
-
-    fn room(&self) -> usize {
-        self.buffer.len() - self.at
-    }
-
-    /// Writes all of `records` or none; gives the first one's ticket.
-    fn put(
-        &mut self,
-        records: &[NewRecord<'_>],
-        next_ticket: &mut u64,
-        is_refusable: bool,
-    ) -> Option<Ticket> {
-        let group = Ticket(*next_ticket);
-        let notes = self.notes.len();
-        let mut at = self.at;
-        for (place, record) in records.iter().enumerate() {
-            let Some(length) = record.put(&mut self.buffer[at..]) else {
-                self.notes.truncate(notes);
-                return None;
-            };
-            self.notes.push(Note {
-                ticket: Ticket(group.0 + place as u64),
-                offset: at as u32,
-                length: length as u32,
-                group,
-                is_refusable,
-            });
-            at += length;
-        }
-        *next_ticket += records.len() as u64;
-        for record in records {
-            if let NewRecord::Message(message) = record {
-                self.is_urgent = true;
-                self.raise(message.durability);
-            }
-        }
-        self.has_messages |= is_refusable;
-        self.count_records(notes, at);
-        Some(group)
-    }
-
-    fn put_pending(&mut self, pending: &Pending) {
-        let (start, notes) = (self.at, self.notes.len());
-        self.buffer[start..start + pending.bytes.len()].copy_from_slice(&pending.bytes);
-        self.notes.extend(
-            pending.notes.iter().map(|note| Note { offset: note.offset + start as u32, ..*note }),
-        );
-        self.is_closed_to_messages |= pending.was_refused;
-        // A group may hold a message of any durability: what is kept waiting is synced.
-        self.raise(Durability::Fsync);
-        self.count_records(notes, start + pending.bytes.len());
-    }
-
-    /// Takes the records behind the first `notes` into the digest; they end at `end`.
-    fn count_records(&mut self, notes: usize, end: usize) {
-        self.at = end;
-        for note in &self.notes[notes..] {
-            let record = &self.buffer[note.offset as usize..];
-            let head_length = RecordView::head_length_of(record).expect("just written");
-            self.digest.add(record);
-            self.index_octets += index::entry_bytes(head_length);
-        }
-    }
-
-    fn raise(&mut self, durability: Durability) {
-        if self.durability != Some(Durability::Fsync) {
-            self.durability = Some(durability);
-        }
-    }
-
-    fn seal(mut self, worker: usize) -> SealedBatch {
-        zero_tail(&mut self.buffer, self.at);
-        SealedBatch {
-            worker,
-            payload_length: self.at - BATCH_HEADER,
-            digest: self.digest,
-            // Outcomes alone are synced; beside messages they ask for nothing more than those.
-            durability: self.durability.unwrap_or(Durability::Fsync),
-            has_messages: self.has_messages,
-            is_chunk: false,
-            index_octets: self.index_octets,
-            notes: self.notes,
-            abandoned: Vec::new(),
-            buffer: self.buffer,
-        }
-    }
-}
-
 impl Note {
     fn settled(&self, place: super::BatchPlace) -> SettledRecord {
         let place = RecordPlace {
@@ -665,13 +546,6 @@ impl Note {
         };
         SettledRecord { ticket: self.ticket, result: Ok(place) }
     }
-}
-
-/// Clears the last block behind `used`: what an earlier user of the buffer left there is no
-/// business of the disk.
-fn zero_tail(buffer: &mut [u8], used: usize) {
-    let end = round_to_block(used).min(buffer.len());
-    buffer[used..end].fill(0);
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 use super::*;
-use crate::spool::log::BatchPlace;
+use crate::spool::sealed::BatchPlace;
 use crate::spool::test_kit::{Mail, appender};
-use crate::spool::{DeferState, Kind, Recipients, SegmentNo};
+use crate::spool::{DeferState, Kind, Recipients, RecordView, SegmentNo};
 
 const PLACE: BatchPlace = BatchPlace { segment: SegmentNo(1), offset: 4096, sequence: 1 };
 const MS: Duration = Duration::from_millis(1);

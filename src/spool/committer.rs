@@ -16,7 +16,8 @@ use crossbeam::queue::SegQueue;
 
 use super::chore::{Chore, ChoreDone};
 use super::disk::Disk;
-use super::log::{Completion, Log, SealedBatch};
+use super::log::Log;
+use super::sealed::{Completion, SealedBatch};
 
 /// Between two looks at what only time brings: a new try to make room, a late sync.
 const TICK: Duration = Duration::from_secs(1);

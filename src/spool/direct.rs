@@ -1,7 +1,7 @@
 //! Memory that the disk can take from and put into directly, and a ring that reads into it.
 //!
 //! This is the one file of the spool with `unsafe` code: an aligned allocation, and buffers lent to
-//! the kernel.  A buffer that a ring operation uses belongs to [`ReadRing`] until that operation has
+//! the kernel.  A buffer that a ring operation uses belongs to `ReadRing` until that operation has
 //! completed, also when the ring is dropped.
 
 #![allow(unsafe_code)] // Aligned allocation, and owned buffers lent to the kernel by pointer.

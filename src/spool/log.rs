@@ -15,6 +15,8 @@
 //!
 //! It does not know threads or clocks, and never looks into a body.
 
+mod upkeep;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -22,19 +24,20 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::accounts::Accounts;
-use super::appender::Note;
-use super::buffer::PooledBuf;
-use super::chore::{Chore, ChoreDone, Spare, write_header};
+use super::chore::{Chore, Spare, write_header};
 use super::direct::AlignedBuf;
 use super::disk::{Disk, FileNo, Sync};
 use super::format::BATCH_HEADER;
-use super::format::batch::{self, BatchHeader, Digest};
+use super::format::batch::{self, BatchHeader};
 use super::format::header::{SegmentHeader, SegmentState};
 use super::format::index::IndexBuilder;
+use super::format::message::{self, ChunkPlace};
+use super::format::record::Kind;
+use super::sealed::{BatchPlace, CommitError, Completion, SealedBatch};
 use super::segments::SegmentTable;
-use super::stats::{Health, SpoolStats};
+use super::stats::SpoolStats;
 use super::{BLOCK, SEGMENT_BYTES, SegmentNo};
-use crate::message::{Durability, MessageId};
+use crate::message::Durability;
 
 /// The last spare is for what must go on when all else fails: to void a refused commit, and to
 /// start again on a full disk.
@@ -46,76 +49,6 @@ const KEPT_FOR_OUTCOMES: usize = 1 + KEPT_FOR_FAILURE;
 const INDEX_PART: u32 = 16;
 /// The most batches of one write; the kernel takes 1,024 parts.
 const WRITE_BATCHES_MAX: usize = 512;
-
-/// A batch on its way to the disk.  Made by [`Appender::seal`](super::Appender::seal), and given
-/// back to it in a [`Completion`].
-#[derive(Debug)]
-pub struct SealedBatch {
-    /// The appender that made it and gets the completion.
-    pub worker: usize,
-    pub(crate) buffer: PooledBuf,
-    pub(crate) payload_length: usize,
-    pub(crate) digest: Digest,
-    pub(crate) durability: Durability,
-    /// It brings new messages, which a full log refuses.
-    pub(crate) has_messages: bool,
-    /// A chunk travels alone and does not count against the batches in flight.
-    pub(crate) is_chunk: bool,
-    /// What its records add to an index.
-    pub(crate) index_octets: usize,
-    pub(crate) notes: Vec<Note>,
-    /// Uploads that were given up; they count as said after the batch.
-    pub(crate) abandoned: Vec<MessageId>,
-}
-
-impl SealedBatch {
-    /// Header and payload in whole blocks; nothing for a batch that only abandons.
-    pub fn octets(&self) -> usize {
-        if self.payload_length == 0 { 0 } else { batch::batch_bytes(self.payload_length) }
-    }
-
-    fn payload(&self) -> &[u8] {
-        &self.buffer[BATCH_HEADER..BATCH_HEADER + self.payload_length]
-    }
-}
-
-/// Where a batch stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatchPlace {
-    /// In which segment.
-    pub segment: SegmentNo,
-    /// Where in its file, in octets.
-    pub offset: u32,
-    /// Its place in the order of all batches.
-    pub sequence: u64,
-}
-
-/// A batch whose fate is known.
-#[derive(Debug)]
-pub struct Completion {
-    /// Whose it is.
-    pub worker: usize,
-    /// Where it stands, as durable as it asked to be; or why it does not count.
-    pub result: Result<BatchPlace, CommitError>,
-    pub(crate) batch: SealedBatch,
-}
-
-/// Why a batch does not count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum CommitError {
-    /// There is no room for new messages.  Try later.
-    #[error("the disk is full")]
-    Full,
-    /// The disk refused this batch; the log has moved on to another segment.  Try later.
-    #[error("the disk refused a write ({0})")]
-    Disk(io::ErrorKind),
-    /// It does not fit a segment.  Our bug: the appender's bounds are far below.
-    #[error("the batch is longer than a segment")]
-    TooLarge,
-    /// The log has stopped for good; only a restart, with a working disk, helps.
-    #[error("the log has failed and takes nothing until a restart")]
-    Failed,
-}
 
 /// What can be chosen of a log.
 #[derive(Debug, Clone, Copy)]
@@ -153,6 +86,9 @@ pub struct Log<D> {
     last_sequence: u64,
     /// The next to be given out; above `last_sequence + 1` after a failure.
     next_sequence: u64,
+    /// Where chunks may stand that were written and whose sync failed: the segment, and from which
+    /// offset on.  A message that is promised to be durable must not name them.
+    suspect: HashMap<SegmentNo, u32>,
     waiting: VecDeque<SealedBatch>,
     /// Batches that the disk refused and whose void is not yet recorded.
     refused: Option<RefusedGroup>,
@@ -185,6 +121,10 @@ struct Head {
     header_is_written: bool,
     /// Something in it is written and not synced.
     has_unsynced: bool,
+    /// Everything before this offset is synced.
+    ///
+    /// `synced <= position`
+    synced: u32,
     /// Nothing once it outgrew its bound.
     index: Option<IndexBuilder>,
 }
@@ -258,6 +198,7 @@ impl<D: Disk> Log<D> {
             durable_through: found.last_sequence,
             last_sequence: found.last_sequence,
             next_sequence: found.next_sequence,
+            suspect: HashMap::new(),
             waiting: VecDeque::new(),
             refused: None,
             spares: found.spares,
@@ -280,36 +221,6 @@ impl<D: Disk> Log<D> {
     pub fn commit(&mut self, batches: Vec<SealedBatch>) -> Vec<Completion> {
         self.waiting.extend(batches);
         let mut done = Vec::with_capacity(self.waiting.len());
-        self.advance(&mut done);
-        done
-    }
-
-    /// Takes a chore's result, and goes on with what waited for it.
-    pub fn chore_done(&mut self, result: ChoreDone) -> Vec<Completion> {
-        match result {
-            ChoreDone::Created(spare) => {
-                (self.is_creating, self.is_full) = (false, false);
-                self.spares.push_back(spare);
-            }
-            ChoreDone::NotCreated(error) => {
-                if !self.is_full {
-                    tracing::error!(%error, "no segment can be made: new messages are refused");
-                }
-                (self.is_creating, self.is_full) = (false, true);
-                self.stats.chore_failures.fetch_add(1, Relaxed);
-            }
-            ChoreDone::Retired { segment, spare } => self.segment_retired(segment, spare),
-            ChoreDone::NotRetired { segment, error } => {
-                tracing::error!(%segment, %error, "a dead segment could not be retired");
-                self.stats.chore_failures.fetch_add(1, Relaxed);
-            }
-            ChoreDone::Housekeeping => {}
-            ChoreDone::HousekeepingFailed(error) => {
-                tracing::warn!(%error, "maintenance of the spool failed");
-                self.stats.chore_failures.fetch_add(1, Relaxed);
-            }
-        }
-        let mut done = Vec::new();
         self.advance(&mut done);
         done
     }
@@ -403,14 +314,17 @@ impl<D: Disk> Log<D> {
             let octets = batch.octets();
             if octets + BLOCK > self.options.segment_bytes as usize {
                 done.extend(
-                    self.waiting.pop_front().map(|batch| refusal(batch, CommitError::TooLarge)),
+                    self.waiting.pop_front().map(|batch| batch.refused(CommitError::TooLarge)),
                 );
                 continue;
             }
             if batch.has_messages && self.is_full && self.spares.len() < KEPT_FOR_OUTCOMES {
-                done.extend(
-                    self.waiting.pop_front().map(|batch| refusal(batch, CommitError::Full)),
-                );
+                done.extend(self.waiting.pop_front().map(|batch| batch.refused(CommitError::Full)));
+                continue;
+            }
+            if self.names_suspect(batch) {
+                let error = CommitError::Disk(io::ErrorKind::Other);
+                done.extend(self.waiting.pop_front().map(|batch| batch.refused(error)));
                 continue;
             }
             let room = self.options.segment_bytes as usize - position;
@@ -461,6 +375,7 @@ impl<D: Disk> Log<D> {
         }
         if !self.head.has_unsynced {
             self.durable_through = self.last_sequence;
+            self.head.synced = self.head.position;
         }
         debug_assert_eq!(sequence, self.next_sequence);
     }
@@ -601,17 +516,41 @@ impl<D: Disk> Log<D> {
     /// Syncs batches that were acknowledged without one.  They were promised to survive us, not
     /// the power: when the disk refuses, they stay where they are and may still be good.
     fn sync_unsynced(&mut self) {
-        if let Err(error) = self.disk.sync(self.head.file) {
-            tracing::error!(segment = %self.head.header.segment, %error,
-                "a late sync failed: messages taken with durability = \"os\" may not survive a power cut");
-            self.stats.commit_failures.fetch_add(1, Relaxed);
-            self.mark_damaged(self.head.header.segment);
-            // Nothing more may follow in a segment whose sync failed.
-            self.head.position = self.options.segment_bytes;
-            self.head.index = None;
+        match self.disk.sync(self.head.file) {
+            Ok(()) => self.head.synced = self.head.position,
+            Err(error) => {
+                tracing::error!(segment = %self.head.header.segment, %error,
+                    "a late sync failed: messages taken with durability = \"os\" may not survive a power cut");
+                self.stats.commit_failures.fetch_add(1, Relaxed);
+                self.mark_damaged(self.head.header.segment);
+                self.suspect_unsynced();
+                // Nothing more may follow in a segment whose sync failed.
+                self.head.position = self.options.segment_bytes;
+                self.head.index = None;
+            }
         }
         self.head.has_unsynced = false;
         self.durable_through = self.last_sequence;
+    }
+
+    fn suspect_unsynced(&mut self) {
+        if self.head.has_unsynced {
+            self.suspect.insert(self.head.header.segment, self.head.synced);
+        }
+    }
+
+    /// Whether the batch has a message with a chunk whose sync failed.
+    fn names_suspect(&self, batch: &SealedBatch) -> bool {
+        let is_suspect = |chunk: ChunkPlace| {
+            let from = self.suspect.get(&chunk.place.segment);
+            from.is_some_and(|&from| chunk.place.offset >= from)
+        };
+        !self.suspect.is_empty()
+            && batch::records(batch.payload())
+                .flatten()
+                .filter(|(_, record)| record.kind() == Kind::Message)
+                .filter_map(|(_, record)| message::chunks(&record).ok())
+                .any(|mut chunks| chunks.any(is_suspect))
     }
 
     /// Records durably that the refused batches are void, then tells so.  Gives whether the log
@@ -640,12 +579,13 @@ impl<D: Disk> Log<D> {
                 self.mark_damaged(self.head.header.segment);
             }
             self.accounts.close(self.head.header.segment);
+            self.suspect_unsynced();
             // What is unsynced in the closed segment was never promised more.
             self.durable_through = self.last_sequence;
             self.head = Head::new(header, spare.file, true);
             self.install_head();
             let error = CommitError::Disk(error.kind());
-            done.extend(batches.into_iter().map(|batch| refusal(batch, error)));
+            done.extend(batches.into_iter().map(|batch| batch.refused(error)));
             return true;
         }
         if self.is_full || !self.is_creating {
@@ -665,8 +605,11 @@ impl<D: Disk> Log<D> {
     }
 
     fn mark_damaged(&mut self, segment: SegmentNo) {
-        if let Some(file) = self.segments.get_mut(&segment) {
+        if let Some(file) = self.segments.get_mut(&segment)
+            && !file.is_damaged
+        {
             file.is_damaged = true;
+            self.stats.segments_damaged.fetch_add(1, Relaxed);
         }
     }
 
@@ -678,76 +621,17 @@ impl<D: Disk> Log<D> {
     fn refuse_all(&mut self, done: &mut Vec<Completion>) {
         let refused = self.refused.take().map(|group| group.batches).unwrap_or_default();
         let all = refused.into_iter().chain(self.waiting.drain(..));
-        done.extend(all.map(|batch| refusal(batch, CommitError::Failed)));
+        done.extend(all.map(|batch| batch.refused(CommitError::Failed)));
     }
 
     /// Refuses the waiting batches that bring messages; outcomes go on waiting.
     fn refuse_messages(&mut self, error: CommitError, done: &mut Vec<Completion>) {
         for batch in std::mem::take(&mut self.waiting) {
             if batch.has_messages {
-                done.push(refusal(batch, error));
+                done.push(batch.refused(error));
             } else {
                 self.waiting.push_back(batch);
             }
-        }
-    }
-
-    /// Hands out the chores that the present state asks for, and shows it.
-    fn settle(&mut self) {
-        if self.has_failed {
-            self.stats.set_health(Health::Failed);
-            return;
-        }
-        // An outcome that is not durable yet must not cost the segment of its message.
-        if !self.head.has_unsynced {
-            for segment in self.accounts.take_dead() {
-                self.retire(segment);
-            }
-        }
-        if self.spares.len() < self.options.spares && !self.is_creating && !self.is_full {
-            self.create_spare();
-        }
-        let is_full = self.is_full && self.spares.len() <= KEPT_FOR_OUTCOMES;
-        self.stats.set_health(if is_full { Health::Full } else { Health::Good });
-        self.stats.segments_used.store(self.accounts.segments() as u64, Relaxed);
-        self.stats.segments_spare.store(self.spares.len() as u64, Relaxed);
-        self.stats.live_records.store(self.accounts.live(), Relaxed);
-    }
-
-    fn create_spare(&mut self) {
-        let file = self.next_file;
-        let Some(next) = file.0.checked_add(1) else {
-            return;
-        };
-        self.next_file = FileNo(next);
-        self.is_creating = true;
-        let segment_bytes = self.options.segment_bytes;
-        self.chores.push_back(Chore::Create { file, segment_bytes });
-    }
-
-    fn retire(&mut self, segment: SegmentNo) {
-        let Some(&SegmentFile { file, revision, is_damaged }) = self.segments.get(&segment) else {
-            return;
-        };
-        self.chores.push_back(Chore::Retire {
-            segment,
-            file,
-            segment_bytes: self.options.segment_bytes,
-            revision: revision + 1,
-            quarantine: is_damaged,
-        });
-    }
-
-    fn segment_retired(&mut self, segment: SegmentNo, spare: Option<Spare>) {
-        self.accounts.retired(segment);
-        self.segments.remove(&segment);
-        self.table.remove(segment);
-        self.stats.retired.fetch_add(1, Relaxed);
-        match spare {
-            Some(spare) if self.spares.len() >= self.options.spares_max => {
-                self.chores.push_back(Chore::Remove { file: spare.file });
-            }
-            spare => self.spares.extend(spare),
         }
     }
 }
@@ -760,6 +644,7 @@ impl Head {
             position: BLOCK as u32,
             header_is_written,
             has_unsynced: false,
+            synced: BLOCK as u32,
             index: Some(IndexBuilder::default()),
         }
     }
@@ -767,10 +652,6 @@ impl Head {
 
 fn is_out_of_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-fn refusal(batch: SealedBatch, error: CommitError) -> Completion {
-    Completion { worker: batch.worker, result: Err(error), batch }
 }
 
 /// The header with which a spare becomes the head.  What lies between the last sequence that

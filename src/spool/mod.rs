@@ -9,7 +9,7 @@
 //!    └──── Completion ◀─┘ one sync             ▼ retire            ReadRequest ─▶ ReadAnswer
 //! ```
 //!
-//! The bytes are in [`format`] and in `docs/spool-format.md`.  All logic ([`Appender`], [`Log`],
+//! The bytes are in [`mod@format`] and in `docs/spool-format.md`.  All logic ([`Appender`], [`Log`],
 //! [`Accounts`], [`recovery`]) is free of threads and clocks and runs over a small [`Disk`]
 //! trait, so that [`sim_disk::SimDisk`] can tear, reorder, drop and refuse.
 //!
@@ -39,6 +39,7 @@ pub mod log;
 pub mod reader;
 pub mod recovery;
 mod scan;
+pub mod sealed;
 pub mod segments;
 pub mod sim_disk;
 pub mod stats;
@@ -59,9 +60,10 @@ pub use file_disk::FileDisk;
 pub use format::message::{ChunkPlace, Extension, NewBody, NewMessage, StoredBody, StoredMessage};
 pub use format::outcome::{Defer, DeferState, Done, Recipients, StoredDefer, StoredDone};
 pub use format::record::{Kind, RecordView};
-pub use log::{BatchPlace, CommitError, Completion, Log, LogOptions, SealedBatch};
+pub use log::{Log, LogOptions};
 pub use reader::{ReadAnswer, ReadError, ReadRecord, ReadRequest, ReadSink, Reader, ReaderHandle};
 pub use recovery::{RecoveredMessage, RecoveryError, RecoveryReport, RecoveryVisitor, recover};
+pub use sealed::{BatchPlace, CommitError, Completion, SealedBatch};
 pub use segments::SegmentTable;
 pub use stats::SpoolStats;
 

@@ -252,9 +252,9 @@ impl Loop {
                 continue;
             }
             self.inbox.is_asleep.store(true, Ordering::SeqCst);
-            if self.inbox.requests.is_empty() && !self.inbox.is_stopping.load(Ordering::SeqCst)
-                || is_flying
-            {
+            // Whoever asked before seeing the flag is seen here; whoever asks now sees the flag.
+            let is_stopping = self.inbox.is_stopping.load(Ordering::SeqCst);
+            if self.inbox.requests.is_empty() && (is_flying || !is_stopping) {
                 self.wait(ring.as_mut());
             }
             self.inbox.is_asleep.store(false, Ordering::SeqCst);

@@ -380,6 +380,38 @@ fn chunks_count_once_their_message_is_there() {
     assert_eq!(bench.log.accounts().live(), 0);
 }
 
+/// A chunk is written without a sync of its own.  If the sync that was to cover it fails, the
+/// message that names it must not be acknowledged.
+#[test]
+fn a_message_whose_chunk_was_not_synced_is_refused() {
+    for is_late in [true, false] {
+        let mut bench = Bench::new();
+        bench.accept(&Mail::new(1, 1, 100));
+        let mut chunk = bench.appender.chunk_buffer().unwrap();
+        chunk.spare()[..9000].fill(7);
+        chunk.advance(9000);
+        let chunk = bench.appender.append_chunk(chunk, MessageId(2), 0);
+        let place = bench.commit()[0].result.unwrap();
+        bench.disk.fail_next_sync();
+        if is_late {
+            bench.log.tick();
+        } else {
+            Mail::new(3, 1, 100).append(&mut bench.appender, bench.now).unwrap();
+            assert!(bench.commit()[0].result.is_err());
+        }
+        let chunks =
+            [crate::spool::ChunkPlace { place, octets: chunk.octets, crc32c: chunk.crc32c }];
+        let mail = Mail { body: vec![7; 9000], ..Mail::new(2, 1, 0) };
+        mail.with(NewBody::Chunks(&chunks), |message| {
+            bench.appender.append_message(message, bench.now).unwrap()
+        });
+        let settled = bench.commit();
+        assert!(matches!(settled[0].result, Err(CommitError::Disk(_))), "{is_late}");
+        bench.accept(&Mail::new(4, 1, 100));
+        assert_eq!(bench.reborn(true).kept.ids(), [1, 4], "{is_late}");
+    }
+}
+
 #[test]
 fn os_durability_survives_the_process_and_a_tick_makes_it_durable() {
     let disk = SimDisk::new(3);

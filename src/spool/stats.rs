@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::log::CommitError;
+use super::sealed::CommitError;
 
 /// Upper ends of the commit histogram's buckets in microseconds; one more bucket takes the rest.
 pub const COMMIT_BUCKETS_US: [u64; 12] =

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::*;
-use crate::message::BodySummary;
+use crate::message::{BodyFlags, BodySummary};
 use crate::spool::committer::random_generation;
 use crate::spool::test_kit::{Kept, Mail};
 use crate::spool::{

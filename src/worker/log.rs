@@ -32,11 +32,14 @@ pub struct LocalLog {
     waiting: RefCell<HashMap<Ticket, Waiting>>,
     /// Batches that may still be in memory, this worker's and others', newest last.
     recent: RefCell<VecDeque<WeakBatch>>,
-    reads: RefCell<HashMap<u64, Rc<Handover<Result<ReadRecord, ReadError>>>>>,
+    reads: RefCell<HashMap<u64, Rc<Handover<Answered>>>>,
     next_read: Cell<u64>,
     has_more: Notify,
     chunk_freed: Notify,
 }
+
+/// What became of a read.
+type Answered = Result<ReadRecord, ReadError>;
 
 /// Who waits for a record.
 struct Waiting {
@@ -247,13 +250,14 @@ impl LocalLog {
 
     // ---- large messages ------------------------------------------------------------------
 
-    /// An empty chunk, as soon as there is one.
-    pub async fn chunk_buffer(&self) -> Option<ChunkBuffer> {
+    /// An empty chunk, as soon as there is one; `None` when there was none for so long.
+    pub async fn chunk_buffer(&self, patience: Duration) -> Option<ChunkBuffer> {
+        let end = Instant::now() + patience;
         loop {
             let chunk = self.appender.borrow().chunk_buffer();
             match chunk {
                 Ok(chunk) => return Some(chunk),
-                Err(Refused::Busy) => {
+                Err(Refused::Busy) if Instant::now() < end => {
                     runtime::timeout(CHUNK_POLL, self.chunk_freed.notified()).await;
                 }
                 Err(_) => return None,

@@ -170,6 +170,12 @@ impl Worker {
     }
 
     fn act(self: &Rc<Self>) {
+        // A stopping worker begins nothing: each connection that it opened would end at once and
+        // make the scheduler ask for the next, without end and without a turn for I/O.  What
+        // waits is in the log.
+        if self.is_stopping() {
+            return;
+        }
         loop {
             let action = self.queue.borrow_mut().poll_action();
             match action {

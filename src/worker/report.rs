@@ -9,8 +9,9 @@ use crate::control::events::{Addressees, Event, EventKind, SessionId};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
 use crate::queue::handle::State;
-use crate::smtp::reply::{Refusal, Reply};
-use crate::smtp::server::ReceivedMessage;
+use crate::smtp::address::ForwardPath;
+use crate::smtp::reply::{Refusal, Replies};
+use crate::smtp::server::{ReceivedMessage, Refused};
 
 impl Worker {
     /// A client was let in.
@@ -69,22 +70,19 @@ impl Worker {
     }
 
     /// Something was refused within a session.
-    pub fn report_refused(
-        &self,
-        session: SessionId,
-        peer: SocketAddr,
-        to: Option<&str>,
-        refusal: &Refusal,
-    ) {
-        self.metrics.refused.count(refusal.reason());
-        let reply = Reply::from(refusal);
-        let reply = format!("{} {} {}", reply.code, reply.enhanced, reply.text);
+    pub fn report_refused(&self, session: SessionId, peer: SocketAddr, refused: &Refused) {
+        let reason = refused.refusal.reason();
+        self.metrics.refused.count(reason);
+        let mut replies = Replies::default();
+        replies.refuse(&refused.refusal);
+        let reply = replies.take();
+        let to = refused.recipient.as_ref().map(ForwardPath::as_str);
         self.events.emit(&Event {
             session: Some(session),
             peer: Some(peer),
             to: to.map_or(Addressees::None, Addressees::One),
-            reply: Some(&reply),
-            reason: Some(refusal.reason()),
+            reply: std::str::from_utf8(&reply).ok().map(str::trim_end),
+            reason: Some(reason),
             ..Event::new(EventKind::Refused)
         });
     }

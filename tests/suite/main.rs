@@ -1,6 +1,21 @@
 //! The integration tests, linked once.
+//!
+//! `gateway` starts the real binary, `client` and `sink` are what stands on both sides of it.
 
 mod addresses;
+mod bytes;
+mod client;
 mod config;
 mod control;
+mod dialogue;
+mod dialogues;
+mod durability;
+mod gateway;
+mod interop;
+mod limits_and_floods;
+mod postfix;
+mod relay;
+mod shutdown;
 mod simulation;
+mod sink;
+mod soup;

@@ -82,9 +82,12 @@ pub struct StoredMessage {
     pub summary: BodySummary,
     pub trace: Box<[u8]>,
     pub not_before_unix_ms: Option<u64>,
-    pub extensions: Vec<(u16, Box<[u8]>)>,
+    pub extensions: StoredExtensions,
     pub body: StoredBody,
 }
+
+/// Kind and octets of each [`Extension`] that was read.
+pub type StoredExtensions = Vec<(u16, Box<[u8]>)>;
 
 /// Where the octets of a message are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -453,7 +456,7 @@ fn take_recipient(take: &mut Take<'_>) -> Result<Recipient, FormatError> {
     Ok(Recipient { path, notify, orcpt: take_text(take)? })
 }
 
-fn take_extensions(take: &mut Take<'_>) -> Result<Vec<(u16, Box<[u8]>)>, FormatError> {
+fn take_extensions(take: &mut Take<'_>) -> Result<StoredExtensions, FormatError> {
     let mut extensions = Vec::new();
     while !take.is_empty() {
         let kind = take.u16()?;

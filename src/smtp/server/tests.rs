@@ -1,0 +1,283 @@
+//! What the dialogues cannot show: time, shutdown, the driver's side of the machine.
+
+use std::time::Duration;
+
+use super::*;
+use crate::message::BodyFlags;
+
+const ENVELOPE: &[u8] = b"EHLO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n";
+
+fn config() -> Rc<ServerConfig> {
+    Rc::new(ServerConfig {
+        hostname: "mx.example.com".into(),
+        message_size: 1_024,
+        recipients: 100,
+        received: 10,
+        bare_newline: BareNewline::Reject,
+    })
+}
+
+/// A session that has said this, every recipient taken.
+fn session(now: Instant, octets: &[u8]) -> Server {
+    let mut server = Server::new(config(), now);
+    say(&mut server, now, octets);
+    server
+}
+
+/// Feeds the octets until the server wants more or somebody; the last event, and what is left.
+fn say(server: &mut Server, now: Instant, octets: &[u8]) -> (Event, Vec<u8>) {
+    let mut input = octets.to_vec();
+    loop {
+        let handled = server.handle_bytes(now, &mut input);
+        input.drain(..handled.consumed);
+        match handled.event {
+            Event::CheckRecipient => server.recipient_checked(now, Ok(RouteIndex(0))),
+            Event::Continue | Event::Body | Event::DropBody => {}
+            event => return (event, input),
+        }
+    }
+}
+
+fn replies(server: &mut Server) -> String {
+    String::from_utf8(server.replies().take()).expect("replies are ASCII")
+}
+
+fn last_line(server: &mut Server) -> String {
+    replies(server).lines().last().unwrap_or_default().to_owned()
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn each_phase_has_its_deadline() {
+    let start = Instant::now();
+    let table: [(&[u8], Duration); 6] = [
+        (b"", limits::SERVER_COMMAND),
+        (b"EHLO c\r\n", limits::SERVER_COMMAND),
+        (b"NOO", limits::SERVER_COMMAND),
+        (b"DATA\r\n", limits::SERVER_DATA_BLOCK),
+        (b"BDAT 5\r\nab", limits::SERVER_DATA_BLOCK),
+        (b"BDAT 5 X\r\nab", limits::SERVER_DATA_BLOCK),
+    ];
+    for (octets, wait) in table {
+        let later = start + seconds(60);
+        let mut server = session(start, ENVELOPE);
+        say(&mut server, later, octets);
+        // Half a command does not prolong the wait for its end.
+        let since =
+            if octets.ends_with(b"\n") || wait != limits::SERVER_COMMAND { later } else { start };
+        assert_eq!(server.deadline(), since + wait, "{}", octets.escape_ascii());
+    }
+}
+
+#[test]
+fn a_trickle_of_data_ends() {
+    let start = Instant::now();
+    for begins in [&b"DATA\r\n"[..], b"BDAT 1000 LAST\r\n"] {
+        let mut server = session(start, &[ENVELOPE, begins].concat());
+        let mut now = start;
+        for _ in 0..60 {
+            now += seconds(100);
+            say(&mut server, now, b"x");
+        }
+        assert_eq!(server.deadline(), start + limits::SERVER_DATA_TOTAL);
+    }
+}
+
+#[test]
+fn a_line_that_trickles_ends() {
+    let start = Instant::now();
+    let mut server = session(start, b"EHLO c\r\n");
+    for step in 1..100 {
+        say(&mut server, start + seconds(step), &b"x".repeat(100));
+    }
+    assert_eq!(server.deadline(), start + limits::SERVER_COMMAND);
+}
+
+#[test]
+fn a_deadline_that_passed_ends_the_session_with_a_word() {
+    let now = Instant::now();
+    for octets in [&b""[..], b"EHLO c\r\nMAIL FR", b"BDAT 10\r\nabc"] {
+        let mut server = session(now, octets);
+        replies(&mut server);
+        server.handle_timeout();
+        assert_eq!(replies(&mut server), "421 4.4.2 Timed out\r\n");
+        assert!(server.has_timed_out());
+        assert_eq!(say(&mut server, now, b"NOOP\r\n").0, Event::Close);
+        server.handle_timeout();
+        server.close(Refusal::ShuttingDown);
+        assert_eq!(replies(&mut server), "", "an end is told once");
+    }
+    let mut server = session(now, b"QUIT\r\n");
+    assert!(!server.has_timed_out());
+    server.handle_timeout();
+    assert!(!server.has_timed_out(), "it had ended already");
+}
+
+#[test]
+fn a_shutdown_lets_a_transaction_end() {
+    let now = Instant::now();
+    let mut server = session(now, ENVELOPE);
+    replies(&mut server);
+    assert!(!server.handle_shutdown());
+    assert_eq!(say(&mut server, now, b"DATA\r\nx\r\n.\r\n").0, Event::EndOfMessage);
+    assert!(!server.handle_shutdown());
+    assert!(server.take_message().is_some());
+    server.stored(now, Ok((MessageId(1), Durability::Fsync)));
+    assert!(server.handle_shutdown());
+    assert_eq!(last_line(&mut server), "421 4.3.2 Service is stopping, try later");
+    let mut server = session(now, ENVELOPE);
+    server.handle_shutdown_now();
+    assert_eq!(last_line(&mut server), "421 4.3.2 Service is stopping, try later");
+    assert!(!server.in_transaction());
+}
+
+#[test]
+fn nothing_moves_while_somebody_decides() {
+    let now = Instant::now();
+    let mut server = session(now, b"EHLO c\r\nMAIL FROM:<a@b.example>\r\n");
+    replies(&mut server);
+    let mut input = *b"RCPT TO:<c@d.example>\r\nQUIT\r\n";
+    let handled = server.handle_bytes(now, &mut input);
+    assert_eq!(handled, Handled { consumed: 23, event: Event::CheckRecipient });
+    assert_eq!(server.recipient_in_question().map(|path| path.as_str()), Some("c@d.example"));
+    let again = server.handle_bytes(now, &mut input[23..]);
+    assert_eq!(again, Handled { consumed: 0, event: Event::CheckRecipient });
+    assert_eq!(replies(&mut server), "");
+    server.recipient_checked(now, Err(Refusal::RelayDenied));
+    let refused: Vec<Refusal> = server.take_refusals().into_iter().map(|it| it.refusal).collect();
+    assert_eq!(refused, [Refusal::RelayDenied]);
+    assert_eq!(server.recipient_in_question(), None);
+    server.recipient_checked(now, Ok(RouteIndex(0)));
+    assert_eq!(replies(&mut server), "550 5.7.1 Relaying denied\r\n", "one question, one answer");
+
+    let mut server = session(now, &[ENVELOPE, b"DATA\r\nx\r\n.\r\n"].concat());
+    let again = server.handle_bytes(now, &mut input);
+    assert_eq!(again, Handled { consumed: 0, event: Event::EndOfMessage });
+}
+
+/// The routes, the envelope and the summary come out as they went in.
+#[test]
+fn a_message_is_handed_over_once() {
+    let now = Instant::now();
+    let mut server = session(now, &[ENVELOPE, b"DATA\r\n..x\r\n.\r\n"].concat());
+    let message = server.take_message().expect("it is whole");
+    assert_eq!(message.routes, [RouteIndex(0)]);
+    assert_eq!(message.envelope.reverse_path.as_str(), "a@b.example");
+    assert_eq!(message.summary.octets, 5);
+    let flags = BodyFlags::DATA | BodyFlags::LEADING_DOTS | BodyFlags::ENDS_WITH_CRLF;
+    assert_eq!(message.summary.flags, flags);
+    assert!(server.take_message().is_none());
+}
+
+#[test]
+fn a_message_that_could_not_be_kept_is_the_clients_again() {
+    let now = Instant::now();
+    for (refusal, reply) in [
+        (Refusal::StorageFailed, "451 4.3.0 Could not keep the message, try later"),
+        (Refusal::StorageFull, "452 4.3.1 No room now, try again later"),
+    ] {
+        let mut server = session(now, &[ENVELOPE, b"BDAT 3 LAST\r\nx\r\n"].concat());
+        assert!(server.take_message().is_some());
+        server.stored(now, Err(refusal));
+        assert_eq!(last_line(&mut server), reply);
+        assert!(!server.in_transaction());
+        assert_eq!(say(&mut server, now, b"MAIL FROM:<>\r\n").0, Event::NeedInput);
+        assert_eq!(last_line(&mut server), "250 2.1.0 Sender ok");
+        server.stored(now, Ok((MessageId(1), Durability::Os)));
+        assert_eq!(replies(&mut server), "", "no message waits, so none is acknowledged");
+    }
+}
+
+/// A client that sends and never reads: one call stops near the mark, and its driver sends before
+/// it calls again.
+#[test]
+fn a_client_that_never_reads_fills_no_memory() {
+    let now = Instant::now();
+    let mut server = session(now, b"");
+    replies(&mut server);
+    let mut input = b"EHLO c\r\n".repeat(9_000);
+    let mut consumed = 0;
+    while consumed < input.len() {
+        let handled = server.handle_bytes(now, &mut input[consumed..]);
+        consumed += handled.consumed;
+        let waiting = server.replies().take().len();
+        assert!(waiting < FLUSH_AT + 512, "{waiting} octets of replies");
+        server.take_refusals();
+    }
+}
+
+/// Where a body begins and ends in the input, call by call: what the driver relies on.
+#[test]
+fn a_body_begins_the_input_of_its_own_call() {
+    let now = Instant::now();
+    let mut server = session(now, ENVELOPE);
+    let mut input = *b"NOOP\r\nDATA\r\nab\r\n.\r\nNOOP\r\n";
+    let mut at = 0;
+    for (consumed, event) in [(12, Event::Continue), (4, Event::Body), (3, Event::EndOfMessage)] {
+        assert!(server.in_body() == (event == Event::Body));
+        let handled = server.handle_bytes(now, &mut input[at..]);
+        assert_eq!(handled, Handled { consumed, event });
+        at += consumed;
+    }
+    let mut server = session(now, ENVELOPE);
+    let mut input = *b"BDAT 2\r\nabBDAT 1 LAST\r\ncNOOP\r\n";
+    let mut at = 0;
+    for (consumed, event) in [
+        (8, Event::Continue),
+        (2, Event::Body),
+        (13, Event::Continue),
+        (1, Event::Body),
+        (0, Event::EndOfMessage),
+    ] {
+        let handled = server.handle_bytes(now, &mut input[at..]);
+        assert_eq!((handled.consumed, handled.event), (consumed, event), "at {at}");
+        at += consumed;
+    }
+}
+
+/// A refused body is dropped at once, so that the driver does not gather it to the end.
+#[test]
+fn a_body_is_dropped_when_it_is_refused() {
+    let now = Instant::now();
+    let mut server = session(now, &[ENVELOPE, b"DATA\r\n"].concat());
+    let mut piece = b"x".repeat(1_000);
+    let handled = server.handle_bytes(now, &mut piece);
+    assert_eq!(handled, Handled { consumed: 1_000, event: Event::Body });
+    let handled = server.handle_bytes(now, &mut piece);
+    assert_eq!(handled, Handled { consumed: 1_000, event: Event::DropBody });
+    let handled = server.handle_bytes(now, &mut piece);
+    assert_eq!(handled, Handled { consumed: 1_000, event: Event::NeedInput });
+
+    let mut server = session(now, &[ENVELOPE, b"BDAT 3\r\nabc"].concat());
+    let mut input = *b"BDAT 1022\r\n";
+    let handled = server.handle_bytes(now, &mut input);
+    assert_eq!(handled, Handled { consumed: 11, event: Event::DropBody });
+
+    let mut server = session(now, &[ENVELOPE, b"BDAT 3\r\nabc"].concat());
+    let handled = server.handle_bytes(now, &mut b"RSET\r\n".to_owned());
+    assert_eq!(handled, Handled { consumed: 6, event: Event::DropBody });
+}
+
+/// What the front of a line over the limit makes of the session, wherever the line is cut.
+#[test]
+fn a_long_line_ends_the_session_if_its_octets_are_not_ours_to_read() {
+    let now = Instant::now();
+    for (front, ends) in
+        [("BDAT 5 ", true), ("bdat", true), ("GET /", true), ("NOOP ", false), ("BDATA ", false)]
+    {
+        let line = [front.as_bytes(), &b" ".repeat(2_100), b"x\r\n"].concat();
+        for cut in [1, 2_046, 2_047, 2_048, 2_049, line.len()] {
+            let mut server = session(now, b"");
+            let mut buffer = Vec::new();
+            let mut event = Event::NeedInput;
+            for piece in [&line[..cut], &line[cut..]] {
+                buffer.extend_from_slice(piece);
+                (event, buffer) = say(&mut server, now, &buffer);
+            }
+            assert_eq!(event == Event::Close, ends, "{front} cut at {cut}");
+        }
+    }
+}

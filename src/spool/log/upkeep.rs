@@ -1,0 +1,104 @@
+//! The log's side of the maintenance: which chores the present state asks for, and what becomes of
+//! their results.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::super::chore::{Chore, ChoreDone, Spare};
+use super::super::disk::{Disk, FileNo};
+use super::super::sealed::Completion;
+use super::super::stats::Health;
+use super::{KEPT_FOR_OUTCOMES, Log, SegmentFile, SegmentNo};
+
+impl<D: Disk> Log<D> {
+    /// Takes a chore's result, and goes on with what waited for it.
+    pub fn chore_done(&mut self, result: ChoreDone) -> Vec<Completion> {
+        match result {
+            ChoreDone::Created(spare) => {
+                (self.is_creating, self.is_full) = (false, false);
+                self.spares.push_back(spare);
+            }
+            ChoreDone::NotCreated(error) => {
+                if !self.is_full {
+                    tracing::error!(%error, "no segment can be made: new messages are refused");
+                }
+                (self.is_creating, self.is_full) = (false, true);
+                self.stats.chore_failures.fetch_add(1, Relaxed);
+            }
+            ChoreDone::Retired { segment, spare } => self.segment_retired(segment, spare),
+            ChoreDone::NotRetired { segment, error } => {
+                tracing::error!(%segment, %error, "a dead segment could not be retired");
+                self.stats.chore_failures.fetch_add(1, Relaxed);
+            }
+            ChoreDone::Housekeeping => {}
+            ChoreDone::HousekeepingFailed(error) => {
+                tracing::warn!(%error, "maintenance of the spool failed");
+                self.stats.chore_failures.fetch_add(1, Relaxed);
+            }
+        }
+        let mut done = Vec::new();
+        self.advance(&mut done);
+        done
+    }
+
+    /// Hands out the chores that the present state asks for, and shows it.
+    pub(super) fn settle(&mut self) {
+        if self.has_failed {
+            self.stats.set_health(Health::Failed);
+            return;
+        }
+        // An outcome that is not durable yet must not cost the segment of its message.
+        if !self.head.has_unsynced {
+            for segment in self.accounts.take_dead() {
+                self.retire(segment);
+            }
+        }
+        if self.spares.len() < self.options.spares && !self.is_creating && !self.is_full {
+            self.create_spare();
+        }
+        let is_full = self.is_full && self.spares.len() <= KEPT_FOR_OUTCOMES;
+        self.stats.set_health(if is_full { Health::Full } else { Health::Good });
+        self.stats.segments_used.store(self.accounts.segments() as u64, Relaxed);
+        self.stats.segments_spare.store(self.spares.len() as u64, Relaxed);
+        self.stats.live_records.store(self.accounts.live(), Relaxed);
+    }
+
+    pub(super) fn create_spare(&mut self) {
+        let file = self.next_file;
+        let Some(next) = file.0.checked_add(1) else {
+            return;
+        };
+        self.next_file = FileNo(next);
+        self.is_creating = true;
+        let segment_bytes = self.options.segment_bytes;
+        self.chores.push_back(Chore::Create { file, segment_bytes });
+    }
+
+    fn retire(&mut self, segment: SegmentNo) {
+        let Some(&SegmentFile { file, revision, is_damaged }) = self.segments.get(&segment) else {
+            return;
+        };
+        self.chores.push_back(Chore::Retire {
+            segment,
+            file,
+            segment_bytes: self.options.segment_bytes,
+            revision: revision + 1,
+            quarantine: is_damaged,
+        });
+    }
+
+    fn segment_retired(&mut self, segment: SegmentNo, spare: Option<Spare>) {
+        self.accounts.retired(segment);
+        self.suspect.remove(&segment);
+        if self.segments.remove(&segment).is_some_and(|file| file.is_damaged) {
+            self.stats.segments_damaged.fetch_sub(1, Relaxed);
+        }
+        self.table.remove(segment);
+        self.stats.retired.fetch_add(1, Relaxed);
+        match spare {
+            Some(spare) if self.spares.len() >= self.options.spares_max => {
+                self.chores.push_back(Chore::Remove { file: spare.file });
+            }
+            spare => self.spares.extend(spare),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a recovery tells: the live messages, how far it is, what is damaged, why it cannot be.
+
+use std::io;
+use std::ops::Range;
+
+use super::super::disk::FileNo;
+use super::super::format::FormatError;
+use super::super::format::message::StoredMessage;
+use super::super::format::outcome::StoredDefer;
+use super::super::{RecordPlace, SegmentNo};
+use crate::message::MessageId;
+
+/// A message that is not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveredMessage {
+    /// Where its MESSAGE record stands.
+    pub place: RecordPlace,
+    /// Its envelope and the rest of its head.
+    pub message: StoredMessage,
+    /// Recipients that are done, ascending.
+    pub done: Vec<u16>,
+    /// The latest wait of each recipient that has one; no recipient is in two of them, and none
+    /// that is done is in any.
+    pub deferrals: Vec<StoredDefer>,
+}
+
+/// Takes what recovery finds.
+pub trait RecoveryVisitor {
+    /// A live message; in the order of acceptance.
+    fn message(&mut self, message: RecoveredMessage);
+    /// One more segment has been read.
+    fn progress(&mut self, _progress: Progress) {}
+    /// Something is not as it was written.
+    fn damage(&mut self, _damage: &Damage) {}
+}
+
+/// How far a recovery is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Segments read.
+    pub segments_done: usize,
+    /// Segments to read in all, both passes counted.
+    pub segments: usize,
+}
+
+/// Something that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Damage {
+    /// Both copies of a file's header are unreadable; the file was set aside.
+    Header {
+        /// The file.
+        file: FileNo,
+        /// What is wrong.
+        error: FormatError,
+    },
+    /// Batches that were durable do not verify or are gone.
+    Batches {
+        /// Where.
+        segment: SegmentNo,
+        /// The file.
+        file: FileNo,
+        /// The sequences that are missing.
+        sequences: Range<u64>,
+    },
+    /// A record verifies and makes no sense.
+    Record {
+        /// Which.
+        place: RecordPlace,
+        /// What is wrong.
+        error: FormatError,
+    },
+}
+
+/// What a recovery came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Segments that were in use.
+    pub segments: usize,
+    /// Of these, read through their index.
+    pub indexed: usize,
+    /// Records that count.
+    pub records: u64,
+    /// Messages given to the visitor.
+    pub live_messages: u64,
+    /// The highest id in any record that counts.
+    pub highest_id: Option<MessageId>,
+    /// The sequences cut from the log's end: written, never acknowledged as durable.
+    pub cut: Option<Range<u64>>,
+    /// What is damaged; the first 1,000.
+    pub damage: Vec<Damage>,
+    /// How much damage there is in all.
+    pub damage_count: u64,
+}
+
+/// Why a spool cannot be recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// The disk refuses.
+    #[error("reading the spool: {0}")]
+    Io(#[from] io::Error),
+    /// A file that is not ours, or of another version.
+    #[error("{file:08x}.seg: {error}; move it away, or run the mailrace that wrote it")]
+    Foreign {
+        /// The file's number.
+        file: u32,
+        /// What it is.
+        error: FormatError,
+    },
+    /// The segments have another size than this log was told.
+    #[error("{file:08x}.seg is a segment of {found} octets; this log has segments of {expected}")]
+    SegmentSize {
+        /// The file's number.
+        file: u32,
+        /// As its header says.
+        found: u32,
+        /// As it was told.
+        expected: u32,
+    },
+}

@@ -1,0 +1,343 @@
+//! What was acknowledged is there after a crash, whole and once; a full disk stops new mail and
+//! nothing else.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use crate::bytes::behind_trace;
+use crate::client::{Client, stuffed};
+use crate::gateway::{Gateway, binary, files_in, unshared};
+use crate::sink::{Manners, Sink};
+
+const SESSIONS: usize = 20;
+
+/// What clients were promised: the number of each message whose final 250 they read.
+#[derive(Default)]
+struct Ledger {
+    next: AtomicU64,
+    promised: Mutex<HashSet<u64>>,
+}
+
+impl Ledger {
+    fn promised(&self) -> usize {
+        self.promised.lock().expect("no client panics").len()
+    }
+
+    /// Sends by many sessions at once until `enough` more messages are promised, then kills the
+    /// gateway in the middle of it all.
+    fn load_and_kill(&self, gateway: &mut Gateway, enough: usize) {
+        let address = gateway.smtp(0);
+        let wanted = self.promised() + enough;
+        thread::scope(|scope| {
+            for _ in 0..SESSIONS {
+                scope.spawn(|| self.send_until_it_breaks(address));
+            }
+            gateway.wait_until("enough messages", || (self.promised() >= wanted).then_some(()));
+            gateway.kill9();
+        });
+    }
+
+    fn send_until_it_breaks(&self, address: SocketAddr) {
+        let mut client = Client::hello(address);
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(reply) = send(&mut client, number) else { return };
+            assert!(reply.starts_with("250 2.0.0 Ok: queued as "), "{reply}");
+            self.promised.lock().expect("no client panics").insert(number);
+        }
+    }
+
+    /// All that was promised must be among `found`, and how often.
+    fn judge(&self, found: &HashMap<u64, usize>, what: &str) {
+        let promised = self.promised.lock().expect("no client panics");
+        let mut missing: Vec<_> = promised.iter().filter(|n| !found.contains_key(n)).collect();
+        missing.sort();
+        assert!(
+            missing.is_empty(),
+            "{what}: {} of {} missing: {missing:?}",
+            missing.len(),
+            promised.len()
+        );
+    }
+}
+
+/// Sends one message in as few flights as the protocol allows; `None` if the connection breaks.
+fn send(client: &mut Client, number: u64) -> Option<String> {
+    let message = message(number);
+    let site = if number % 4 == 1 { "box.test" } else { "hop.test" };
+    let envelope = format!("MAIL FROM:<sender@client.test>\r\nRCPT TO:<n{number}@{site}>\r\n");
+    let by_bdat = number % 3 == 0;
+    let mut flight = envelope.into_bytes();
+    if by_bdat {
+        flight.extend_from_slice(format!("BDAT {} LAST\r\n", message.len()).as_bytes());
+        flight.extend_from_slice(&message);
+    } else {
+        flight.extend_from_slice(b"DATA\r\n");
+    }
+    client.try_send(&flight).ok()?;
+    assert!(client.try_reply()?.0.starts_with("250 2.1.0"));
+    assert!(client.try_reply()?.0.starts_with("250 2.1.5"));
+    if !by_bdat {
+        assert!(client.try_reply()?.0.starts_with("354"));
+        client.try_send(&stuffed(&message)).ok()?;
+    }
+    client.try_reply().map(|reply| reply.0)
+}
+
+/// The message of that number: always the same octets, of all sizes, some over several chunks.
+fn message(number: u64) -> Vec<u8> {
+    let octets = match number % 40 {
+        0 => 1_000_000,
+        10 | 20 => 300_000,
+        others => 500 + others * 300,
+    };
+    let mut message = format!("X-Number: {number}\r\n\r\n").into_bytes();
+    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    while (message.len() as u64) < octets {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        message.extend_from_slice(
+            format!("{}{state:016x}\r\n", [".", ""][number as usize % 2]).as_bytes(),
+        );
+    }
+    message
+}
+
+/// The number of a stored message, whose octets must be those that were sent.
+fn number_of(whole: &[u8]) -> u64 {
+    let rest = whole.strip_prefix(b"Return-Path: <sender@client.test>\r\n").unwrap_or(whole);
+    let (id, stored) = behind_trace(rest);
+    let end = stored.iter().position(|&octet| octet == b'\r').expect("a line");
+    let number = std::str::from_utf8(&stored[b"X-Number: ".len()..end]).expect("a number");
+    let number = number.parse().expect("a number");
+    assert!(stored == message(number), "{id}: message {number} is not what was sent");
+    number
+}
+
+/// How often each message lies in the Maildirs.
+fn in_maildirs(gateway: &Gateway) -> HashMap<u64, usize> {
+    let mut found = HashMap::new();
+    for maildir in files_in(&gateway.dir().join("mail/box.test")) {
+        for file in files_in(&maildir.join("new")) {
+            let number = number_of(&std::fs::read(file).expect("a delivered message"));
+            *found.entry(number).or_insert(0) += 1;
+        }
+    }
+    found
+}
+
+fn at_sink(sink: &Sink) -> HashMap<u64, usize> {
+    let mut found = HashMap::new();
+    for taken in sink.taken_so_far() {
+        *found.entry(number_of(&taken.message)).or_insert(0) += 1;
+    }
+    found
+}
+
+/// A command of the binary on the gateway's configuration.
+fn mailrace(gateway: &Gateway, arguments: &[&str]) -> Output {
+    let mut command = Command::new(binary());
+    command.args(arguments).arg("--config").arg(gateway.config_file());
+    command.output().expect("the binary starts")
+}
+
+/// Messages in the queue, as the command counts them.
+fn queued(gateway: &Gateway) -> u64 {
+    let output = mailrace(gateway, &["queue", "count", "--json"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let count: serde_json::Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    count["messages"].as_u64().expect("a number of messages")
+}
+
+/// Nothing in the log of a gateway that was killed may count as damage.
+fn assert_no_damage(gateway: &Gateway) {
+    let output = mailrace(gateway, &["spool", "verify"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn config(workers: usize, durability: &str, routes: &str) -> String {
+    format!(
+        r#"
+workers = {workers}
+[[listener]]
+address = "127.0.0.1:0"
+service = "relay"
+durability = "{durability}"
+{routes}
+[queue]
+retry = ["1s"]
+"#
+    )
+}
+
+const HOLD: &str = "[[route]]\nrecipient = \"*\"\nto = \"hold\"\n";
+
+/// Maildirs for one domain, a next hop for the rest.
+fn delivering_to(sink: &Sink) -> String {
+    format!(
+        "[[route]]\nrecipient = \"*@box.test\"\nto = \"maildir:{{dir}}/mail\"\n\
+         [[route]]\nrecipient = \"*\"\nto = \"smtp://{}\"\n",
+        sink.address()
+    )
+}
+
+#[test]
+fn what_was_acknowledged_survives_kill_9_again_and_again() {
+    let ledger = Ledger::default();
+    // The number of workers changes from run to run: a message belongs to none of them.
+    let mut gateway = Gateway::start(&config(2, "fsync", HOLD));
+    for workers in [1, 3, 2] {
+        ledger.load_and_kill(&mut gateway, 300);
+        assert_no_damage(&gateway);
+        gateway = gateway.restart(&config(workers, "fsync", HOLD));
+        let (queued, promised) = (queued(&gateway), ledger.promised() as u64);
+        assert!(queued >= promised, "{queued} messages in the queue, {promised} promised");
+        // What was on the way in when the crash came may be there, and no more than that.
+        let sent = ledger.next.load(Ordering::Relaxed);
+        assert!(queued <= sent, "{queued} messages in the queue, {sent} sent");
+    }
+    gateway.terminate();
+
+    let sink = Sink::start(Manners { chunking: true, ..Manners::default() });
+    let mut gateway = gateway.restart(&config(2, "fsync", &delivering_to(&sink)));
+    gateway.wait_until("an empty queue", || (queued(&gateway) == 0).then_some(()));
+    let mut found = at_sink(&sink);
+    found.extend(in_maildirs(&gateway));
+    ledger.judge(&found, "after three crashes");
+    let doubled: Vec<_> = found.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(doubled.is_empty(), "nothing was under delivery, and yet: {doubled:?}");
+    gateway.terminate();
+}
+
+#[test]
+fn a_crash_while_mail_is_delivered_loses_nothing() {
+    let ledger = Ledger::default();
+    let sink = Sink::start(Manners { chunking: true, ..Manners::default() });
+    let delivering = config(2, "fsync", &delivering_to(&sink));
+    let mut gateway = Gateway::start(&delivering);
+    for _ in 0..3 {
+        ledger.load_and_kill(&mut gateway, 200);
+        assert_no_damage(&gateway);
+        gateway = gateway.restart(&delivering);
+    }
+    gateway.wait_until("an empty queue", || (queued(&gateway) == 0).then_some(()));
+    let at_sink = at_sink(&sink);
+    let in_maildirs = in_maildirs(&gateway);
+    let doubled = at_sink.values().filter(|count| **count > 1).count();
+    println!("{} at the next hop, {doubled} of them twice", at_sink.len());
+    // A Maildir's file is named by the message, so there a crash cannot double it.
+    assert!(in_maildirs.values().all(|count| *count == 1), "twice in a Maildir");
+    // The next hop may get again what it took just before a crash: at most what its 20
+    // connections to each of 2 workers did within one commit or two.
+    assert!(doubled <= 3 * 2 * 2 * 20, "{doubled} messages were sent twice");
+    let mut found = at_sink;
+    found.extend(in_maildirs);
+    ledger.judge(&found, "after three crashes while delivering");
+    gateway.terminate();
+}
+
+#[test]
+fn the_weaker_durability_names_itself_and_survives_kill_9_too() {
+    let ledger = Ledger::default();
+    let mut gateway = Gateway::start(&config(2, "os", HOLD));
+    let mut client = Client::hello(gateway.smtp(0));
+    let reply = send(&mut client, u64::MAX / 40 * 40 + 1).expect("a reply");
+    assert!(reply.ends_with(" (os)"), "{reply}");
+    ledger.load_and_kill(&mut gateway, 300);
+    let mut gateway = gateway.restart(&config(2, "fsync", HOLD));
+    assert!(queued(&gateway) >= ledger.promised() as u64);
+    let mut client = Client::hello(gateway.smtp(0));
+    let reply = send(&mut client, u64::MAX / 40 * 40 + 2).expect("a reply");
+    assert!(reply.ends_with(" (fsync)"), "{reply}");
+    gateway.terminate();
+}
+
+// ---- a disk that fills up --------------------------------------------------------------------
+
+/// Mounts a disk of so many MiB for the data directory, seen by this gateway alone, with a file of
+/// `ballast` MiB on it.
+fn on_a_small_disk(mib: u32, ballast_mib: u32) -> Vec<String> {
+    let script = format!(
+        "mkdir {{dir}}/data && mount -t tmpfs -o size={mib}m,mode=700 tmpfs {{dir}}/data && \
+         head -c {ballast_mib}M /dev/zero > {{dir}}/data/ballast && exec \"$@\""
+    );
+    unshared(&["sh", "-c", &script, "sh"])
+}
+
+/// Sends messages of 1 MiB until one is refused for want of room; gives how many were accepted.
+fn fill(gateway: &Gateway, to: &str) -> usize {
+    let mut client = Client::hello(gateway.smtp(0));
+    let message = message(0);
+    for accepted in 0..1_000 {
+        client.command("MAIL FROM:<sender@client.test>").expect("250");
+        let reply = client.command(&format!("RCPT TO:<{to}>"));
+        if !reply.0.starts_with("250") {
+            reply.expect("452 4.3.1");
+            return accepted;
+        }
+        let reply = client.data(&message);
+        if !reply.0.starts_with("250") {
+            reply.expect("452 4.3.1");
+            return accepted;
+        }
+    }
+    panic!("the disk does not fill up");
+}
+
+fn wait_for_room(gateway: &Gateway, to: &str) {
+    gateway.wait_until("room on the disk", || {
+        let mut client = Client::hello(gateway.smtp(0));
+        client.command("MAIL FROM:<sender@client.test>").expect("250");
+        client.command(&format!("RCPT TO:<{to}>")).0.starts_with("250").then_some(())
+    });
+    let mut client = Client::hello(gateway.smtp(0));
+    client.envelope("sender@client.test", &[to]);
+    client.data(&message(2)).message_id();
+}
+
+#[test]
+fn a_full_disk_refuses_mail_before_its_data_and_the_queue_drains() {
+    let sink = Sink::start(Manners::default());
+    sink.set_busy(true);
+    let wrapper = on_a_small_disk(330, 0);
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let routes = delivering_to(&sink);
+    let mut gateway = Gateway::start_under(&wrapper, &config(2, "fsync", &routes));
+    let accepted = fill(&gateway, "user@hop.test");
+    assert!(accepted >= 50, "only {accepted} MiB on a disk of 330");
+    // From now on it is said before the data, again and again, and nothing falls over.
+    for _ in 0..3 {
+        let mut client = Client::hello(gateway.smtp(0));
+        client.command("MAIL FROM:<sender@client.test>").expect("250");
+        client.command("RCPT TO:<user@hop.test>").expect("452 4.3.1");
+        client.command("RSET").expect("250");
+    }
+    sink.set_busy(false);
+    gateway.wait_until("the queue's end", || (sink.count() >= accepted).then_some(()));
+    assert_eq!(at_sink(&sink), HashMap::from([(0, accepted)]));
+    wait_for_room(&gateway, "user@hop.test");
+    sink.taken(accepted + 1);
+    assert!(gateway.is_running());
+    gateway.terminate();
+}
+
+#[test]
+fn mail_is_taken_again_once_there_is_room_on_the_disk() {
+    let wrapper = on_a_small_disk(490, 160);
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let mut gateway = Gateway::start_under(&wrapper, &config(2, "fsync", HOLD));
+    let accepted = fill(&gateway, "user@hop.test");
+    assert!(accepted >= 50, "only {accepted} MiB on a disk of 330");
+    let root = format!("/proc/{}/root", gateway.pid());
+    let ballast = format!("{root}{}/data/ballast", gateway.dir().display());
+    std::fs::remove_file(&ballast).unwrap_or_else(|error| panic!("{ballast}: {error}"));
+    wait_for_room(&gateway, "user@hop.test");
+    assert!(gateway.is_running());
+    gateway.terminate();
+}

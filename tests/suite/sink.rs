@@ -1,0 +1,362 @@
+//! A strict next hop: it takes nothing that RFC 5321, 2920 or 3030 does not allow, and keeps what
+//! it took, octet for octet.
+//!
+//! What a client does wrong is remembered, answered with 500, and fails the test at the end.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use crate::gateway::wait_until;
+
+/// What the next hop offers and refuses.
+#[derive(Debug, Clone, Default)]
+pub struct Manners {
+    /// Offers CHUNKING.
+    pub chunking: bool,
+    /// Replies to RCPT by address, in place of 250.
+    pub replies: HashMap<String, String>,
+    /// Hashes a body and forgets it, for large ones.
+    pub forgets_bodies: bool,
+}
+
+/// A next hop that runs until it is dropped.
+pub struct Sink {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    manners: Manners,
+    taken: Mutex<Vec<Taken>>,
+    errors: Mutex<Vec<String>>,
+    connections: AtomicUsize,
+    /// Answers every MAIL with 451.
+    is_busy: AtomicBool,
+    is_over: AtomicBool,
+}
+
+/// One message that it took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// The reverse-path.
+    pub from: String,
+    /// The recipients that it accepted.
+    pub to: Vec<String>,
+    /// The message, without stuffed dots.
+    pub message: Vec<u8>,
+    /// Its octets, also where the message itself was forgotten.
+    pub octets: usize,
+    /// CRC-32C of the octets behind the trace header's four lines.
+    pub crc32c: u32,
+    /// By BDAT; else by DATA.
+    pub by_bdat: bool,
+}
+
+impl Sink {
+    /// Listens on a port of its own.
+    pub fn start(manners: Manners) -> Sink {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let shared = Arc::new(Shared { manners, ..Shared::default() });
+        let all = shared.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                if all.is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+                let stream = stream.expect("a connection");
+                all.connections.fetch_add(1, Ordering::Relaxed);
+                let shared = all.clone();
+                thread::spawn(move || serve(&shared, stream));
+            }
+        });
+        Sink { address, shared }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections so far.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// From now on every MAIL gets 451, or no more.
+    pub fn set_busy(&self, is_busy: bool) {
+        self.shared.is_busy.store(is_busy, Ordering::Relaxed);
+    }
+
+    /// How many messages it has taken.
+    pub fn count(&self) -> usize {
+        self.shared.taken.lock().expect("no session panics").len()
+    }
+
+    /// Its messages, once there are `count`; more are an error, as is whatever a client did wrong.
+    pub fn taken(&self, count: usize) -> Vec<Taken> {
+        wait_until(|| (self.count() >= count).then_some(()));
+        let taken = self.shared.taken.lock().expect("no session panics").clone();
+        self.assert_no_errors();
+        assert_eq!(taken.len(), count, "messages at the next hop");
+        taken
+    }
+
+    /// Its messages so far.
+    pub fn taken_so_far(&self) -> Vec<Taken> {
+        self.assert_no_errors();
+        self.shared.taken.lock().expect("no session panics").clone()
+    }
+
+    fn assert_no_errors(&self) {
+        let errors = self.shared.errors.lock().expect("no session panics");
+        assert!(errors.is_empty(), "the client did wrong: {errors:?}");
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        // The listener sees it at its next connection.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// A session, between two commands.
+struct Session<'a> {
+    shared: &'a Shared,
+    input: BufReader<TcpStream>,
+    output: TcpStream,
+    greeted: bool,
+    from: Option<String>,
+    to: Vec<String>,
+    /// What BDAT has brought so far.
+    chunks: Option<Body>,
+}
+
+/// A body on its way in.
+#[derive(Default)]
+struct Body {
+    kept: Vec<u8>,
+    octets: usize,
+    crc32c: u32,
+    trace_lines_left: usize,
+    forgets: bool,
+}
+
+fn serve(shared: &Shared, stream: TcpStream) {
+    let output = stream.try_clone().expect("a descriptor");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket option");
+    let mut session = Session {
+        shared,
+        input: BufReader::with_capacity(64 * 1024, stream),
+        output,
+        greeted: false,
+        from: None,
+        to: Vec::new(),
+        chunks: None,
+    };
+    let ended = session.run();
+    match ended {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::InvalidData => {
+            shared.errors.lock().expect("no session panics").push(error.to_string());
+        }
+        // A client that vanishes may do so.
+        Err(_) => {}
+    }
+}
+
+fn wrong(what: impl Into<String>) -> std::io::Error {
+    std::io::Error::new(ErrorKind::InvalidData, what.into())
+}
+
+impl Session<'_> {
+    fn run(&mut self) -> std::io::Result<()> {
+        self.say("220 sink.test ESMTP")?;
+        while let Some(line) = self.line()? {
+            let verb = line.split(' ').next().unwrap_or_default().to_ascii_uppercase();
+            match verb.as_str() {
+                "EHLO" => self.hello()?,
+                "MAIL" => self.mail(&line)?,
+                "RCPT" => self.rcpt(&line)?,
+                "DATA" => self.data()?,
+                "BDAT" => self.bdat(&line)?,
+                "RSET" => {
+                    self.reset();
+                    self.say("250 2.0.0 Ok")?;
+                }
+                "QUIT" => return self.say("221 2.0.0 Bye"),
+                _ => return Err(wrong(format!("unknown command: {line}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        (self.from, self.chunks) = (None, None);
+        self.to.clear();
+    }
+
+    /// A whole line; `None` at the end of the connection.
+    fn line(&mut self) -> std::io::Result<Option<String>> {
+        let mut line = Vec::new();
+        self.input.read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        let Some(line) = line.strip_suffix(b"\r\n") else {
+            return Err(wrong(format!("no CRLF: {:?}", String::from_utf8_lossy(&line))));
+        };
+        let text = String::from_utf8(line.into()).map_err(|_| wrong("not UTF-8"))?;
+        if text.len() > 1_000 || text.contains(['\r', '\0']) {
+            return Err(wrong(format!("bad line: {text:?}")));
+        }
+        Ok(Some(text))
+    }
+
+    fn say(&mut self, reply: &str) -> std::io::Result<()> {
+        self.output.write_all(format!("{reply}\r\n").as_bytes())
+    }
+
+    fn hello(&mut self) -> std::io::Result<()> {
+        self.greeted = true;
+        let chunking = if self.shared.manners.chunking { "250-CHUNKING\r\n" } else { "" };
+        self.say(&format!(
+            "250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n{chunking}250 SIZE 0"
+        ))
+    }
+
+    fn mail(&mut self, line: &str) -> std::io::Result<()> {
+        if !self.greeted || self.from.is_some() {
+            return Err(wrong("MAIL out of order"));
+        }
+        let from = path(line, "MAIL FROM:<")?;
+        if self.shared.is_busy.load(Ordering::Relaxed) {
+            return self.say("451 4.3.2 Busy");
+        }
+        self.from = Some(from);
+        self.say("250 2.1.0 Ok")
+    }
+
+    fn rcpt(&mut self, line: &str) -> std::io::Result<()> {
+        let to = path(line, "RCPT TO:<")?;
+        if self.from.is_none() {
+            return self.say("503 5.5.1 No sender");
+        }
+        if self.chunks.is_some() {
+            return Err(wrong("RCPT between chunks"));
+        }
+        if let Some(reply) = self.shared.manners.replies.get(&to).cloned() {
+            return self.say(&reply);
+        }
+        self.to.push(to);
+        self.say("250 2.1.5 Ok")
+    }
+
+    fn data(&mut self) -> std::io::Result<()> {
+        if self.chunks.is_some() {
+            return Err(wrong("DATA after BDAT"));
+        }
+        if self.to.is_empty() {
+            return self.say("554 5.5.1 No recipients");
+        }
+        if !self.input.buffer().is_empty() {
+            return Err(wrong("something was sent before the 354"));
+        }
+        self.say("354 Go on")?;
+        let mut body = self.body();
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            self.input.read_until(b'\n', &mut line)?;
+            if !line.ends_with(b"\r\n") || line[..line.len() - 2].contains(&b'\r') {
+                return Err(wrong("a bare newline in DATA, or an end within it"));
+            }
+            match line.as_slice() {
+                b".\r\n" => break,
+                [b'.', unstuffed @ ..] => body.add(unstuffed),
+                whole => body.add(whole),
+            }
+        }
+        self.take(body, false)
+    }
+
+    fn bdat(&mut self, line: &str) -> std::io::Result<()> {
+        let mut words = line.split(' ').skip(1);
+        let size = words.next().and_then(|word| word.parse::<usize>().ok());
+        let size = size.ok_or_else(|| wrong(format!("bad BDAT: {line}")))?;
+        let is_last = words.next().is_some_and(|word| word.eq_ignore_ascii_case("LAST"));
+        if !self.shared.manners.chunking {
+            return Err(wrong("BDAT was not offered"));
+        }
+        let mut body = self.chunks.take().unwrap_or_else(|| self.body());
+        let mut left = size;
+        let mut piece = vec![0; 64 * 1024];
+        while left > 0 {
+            let count = piece.len().min(left);
+            self.input.read_exact(&mut piece[..count])?;
+            body.add(&piece[..count]);
+            left -= count;
+        }
+        if self.to.is_empty() {
+            return self.say("503 5.5.1 No recipients");
+        }
+        if is_last {
+            return self.take(body, true);
+        }
+        self.chunks = Some(body);
+        self.say("250 2.0.0 Chunk taken")
+    }
+
+    fn body(&self) -> Body {
+        let forgets = self.shared.manners.forgets_bodies;
+        Body { trace_lines_left: TRACE_LINES, forgets, ..Body::default() }
+    }
+
+    fn take(&mut self, body: Body, by_bdat: bool) -> std::io::Result<()> {
+        let taken = Taken {
+            from: self.from.clone().expect("there are recipients"),
+            to: self.to.clone(),
+            message: body.kept,
+            octets: body.octets,
+            crc32c: body.crc32c,
+            by_bdat,
+        };
+        self.shared.taken.lock().expect("no session panics").push(taken);
+        self.reset();
+        self.say("250 2.0.0 Taken")
+    }
+}
+
+impl Body {
+    fn add(&mut self, octets: &[u8]) {
+        self.octets += octets.len();
+        if !self.forgets {
+            self.kept.extend_from_slice(octets);
+        }
+        let mut rest = octets;
+        while self.trace_lines_left > 0 {
+            let Some(end) = rest.iter().position(|&octet| octet == b'\n') else { return };
+            rest = &rest[end + 1..];
+            self.trace_lines_left -= 1;
+        }
+        self.crc32c = crc32c::crc32c_append(self.crc32c, rest);
+    }
+}
+
+/// The address of `MAIL FROM:<address> ...`.
+fn path(line: &str, start: &str) -> std::io::Result<String> {
+    let rest = line.get(start.len()..).filter(|_| line[..start.len()].eq_ignore_ascii_case(start));
+    let path = rest.and_then(|rest| rest.split_once('>')).map(|(path, _)| path.to_owned());
+    path.ok_or_else(|| wrong(format!("bad path: {line}")))
+}
+
+/// Lines of the trace header of a message with one recipient.
+const TRACE_LINES: usize = 4;
