@@ -6,37 +6,34 @@
 //! that does its chores when it likes.  The gateway may crash between any two errands, and within
 //! any write.
 
+mod log;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
-use mailrace::config::Config;
 use mailrace::delivery::outcome::RetryPolicy;
 use mailrace::delivery::recovery::Recovered;
 use mailrace::delivery::sites::Sites;
 use mailrace::message::{MessageId, MessageIds};
 use mailrace::queue::arena::Slot;
 use mailrace::queue::handle::Handle;
-use mailrace::queue::scheduler::{Action, ConnectionId, Event, Scheduler};
+use mailrace::queue::scheduler::{ConnectionId, Event, Scheduler};
 use mailrace::queue::site::SiteIndex;
-use mailrace::smtp::reply::Refusal;
 use mailrace::smtp::server::ServerConfig;
 use mailrace::spool::chore::Chore;
 use mailrace::spool::{
-    Appender, AppenderOptions, CommitError, Completion, Done, Log, Recipients, RecordPlace,
-    RecoveryReport, SealedBatch, SpoolStats, Ticket, WeakBatch, recover,
+    Appender, AppenderOptions, CommitError, Completion, Log, RecoveryReport, SealedBatch,
+    SpoolStats, WeakBatch, recover,
 };
-use mailrace::worker::handles;
-use mailrace::worker::log::Filing;
 
-use super::books::Key;
 use super::disk::TestDisk;
 use super::plan::LIFETIME_S;
-use super::scene::{End, LinkId, Scene, Task};
+use super::scene::{End, LinkId, Scene};
 use super::sending::Connection;
 use super::session::Session;
+use super::worker::{Shared, Worker};
 
 /// Something that the gateway has to do.
 pub enum Errand {
@@ -64,57 +61,6 @@ pub enum Errand {
     Expire(usize, Slot),
     /// A message comes from another core.
     Forwarded { core: usize, handle: Handle, batch: Option<WeakBatch> },
-}
-
-/// What all workers of one life share.
-pub struct Shared {
-    pub life: u32,
-    pub config: Arc<Config>,
-    pub sites: Arc<Sites>,
-    pub retry: RetryPolicy,
-    pub server: Rc<ServerConfig>,
-    pub stats: Arc<SpoolStats>,
-    pub disk: Arc<TestDisk>,
-    pub table: Arc<mailrace::spool::SegmentTable>,
-    /// Messages between two cores.
-    forwarding: Cell<usize>,
-}
-
-/// One core.
-pub struct Worker {
-    pub index: usize,
-    pub appender: Appender,
-    pub queue: Scheduler,
-    pub ids: MessageIds,
-    /// Who waits for which record.
-    pub waiting: BTreeMap<Ticket, Waiting>,
-    /// Batches that may still be in memory.
-    pub recent: VecDeque<WeakBatch>,
-    pub connections: BTreeMap<ConnectionId, Connection>,
-    deadline: Option<Instant>,
-}
-
-/// Who waits for a record.
-pub enum Waiting {
-    /// A session, and the queue.
-    Message { link: LinkId, filing: Filing },
-    /// A session.
-    Chunk { link: LinkId },
-    /// The queue.
-    Notice { filing: Filing },
-    /// The books.
-    Done {
-        keys: Vec<Key>,
-        /// The part of a message that ends with it.
-        part: Option<Rc<PartEnd>>,
-    },
-}
-
-/// The end of one part of a message, while other parts are under way.
-pub struct PartEnd {
-    pub handle: Handle,
-    /// Records of the end that are not in the log.
-    pub left: Cell<usize>,
 }
 
 /// See the module's text.
@@ -305,6 +251,10 @@ impl Gateway {
             Errand::Chore => self.chore(scene),
             Errand::Appender(worker) => self.workers[worker].deadline = None,
             Errand::Session(link) => {
+                let session = self.sessions.get(&link);
+                if !session.is_some_and(|(_, session)| session.is_due(scene)) {
+                    return;
+                }
                 self.session(scene, link, |session, scene| session.look(scene));
             }
             Errand::Connected { worker, site, connection } => {
@@ -365,65 +315,6 @@ impl Gateway {
         self.shared.errand(scene, 1_000_000, Errand::Tick);
     }
 
-    // ---- the log -------------------------------------------------------------------------
-
-    /// The completions go to their workers, after as long as the disk took.
-    fn complete(&mut self, scene: &mut Scene, done: Vec<Completion>) {
-        // Now and then a disk takes its time.
-        let is_slow = scene.chance(50);
-        let wait_us = scene.wait_us(if is_slow { 3_000..400_000 } else { 100..3_000 });
-        for completion in done {
-            self.shared.errand(scene, wait_us, Errand::Completed(completion));
-        }
-    }
-
-    fn completed(&mut self, scene: &mut Scene, completion: Completion) {
-        let worker = &mut self.workers[completion.worker];
-        let settled = worker.appender.completed(completion, scene.now());
-        if let Some(batch) = &settled.batch {
-            worker.remember(batch.downgrade());
-        }
-        let index = worker.index;
-        let mut woken = Vec::new();
-        for record in settled.records {
-            let worker = &mut self.workers[index];
-            let Some(waiting) = worker.waiting.remove(&record.ticket) else { continue };
-            match (waiting, record.result) {
-                (Waiting::Message { link, filing }, result) => {
-                    if let Ok(place) = result {
-                        worker.file(&self.shared, scene, filing, place);
-                    }
-                    woken.push((link, record));
-                }
-                (Waiting::Chunk { link }, _) => woken.push((link, record)),
-                (Waiting::Notice { filing }, Ok(place)) => {
-                    worker.file(&self.shared, scene, filing, place);
-                }
-                (Waiting::Done { keys, part }, Ok(_)) => {
-                    keys.iter().for_each(|key| scene.books.kept(key));
-                    if let Some(part) = part {
-                        worker.part_kept(scene, &part);
-                    }
-                }
-                // The log has stopped for good; a restart finds things as they were.
-                (Waiting::Notice { .. } | Waiting::Done { .. }, Err(_)) => {}
-            }
-        }
-        drop(settled.batch);
-        for (link, record) in woken {
-            self.session(scene, link, |session, scene| session.settled(scene, record));
-        }
-    }
-
-    fn chore(&mut self, scene: &mut Scene) {
-        self.maintenance_is_called = false;
-        let Some(chore) = self.chores.pop_front() else { return };
-        let mut random = scene.random.fork();
-        let result = chore.perform(&*self.shared.disk, &mut || random.u64(..));
-        let done = self.log.chore_done(result);
-        self.complete(scene, done);
-    }
-
     // ---- sessions and connections --------------------------------------------------------
 
     /// Lets a session do something, and then as much more as it can.
@@ -463,104 +354,4 @@ impl Gateway {
         let closed = Event::ConnectionClosed { site: connection.site(), connection: id };
         worker.queue_event(&self.shared, scene, closed);
     }
-
-    /// After every errand: what was appended goes to the committer, chores to the maintenance.
-    fn settle(&mut self, scene: &mut Scene) {
-        for worker in &mut self.workers {
-            while let Some(batch) = worker.appender.seal(scene.now()) {
-                self.inbox.push(batch);
-            }
-            let deadline = worker.appender.deadline();
-            if let Some(time) = deadline
-                && worker.deadline != deadline
-            {
-                worker.deadline = deadline;
-                let errand = Errand::Appender(worker.index);
-                scene.at(time, Task::Gateway(self.shared.life, errand));
-            }
-        }
-        if !self.inbox.is_empty() && !self.committer_is_called {
-            self.committer_is_called = true;
-            let wait_us = scene.wait_us(10..2_000);
-            self.shared.errand(scene, wait_us, Errand::Commit);
-        }
-        self.chores.extend(std::iter::from_fn(|| self.log.poll_chore()));
-        if !self.chores.is_empty() && !self.maintenance_is_called {
-            self.maintenance_is_called = true;
-            let wait_us = scene.wait_us(10..20_000);
-            self.shared.errand(scene, wait_us, Errand::Chore);
-        }
-    }
-}
-
-impl Shared {
-    /// Puts an errand on the agenda.
-    pub fn errand(&self, scene: &mut Scene, wait_us: u64, errand: Errand) {
-        scene.after(wait_us, Task::Gateway(self.life, errand));
-    }
-}
-
-impl Worker {
-    /// Tells the scheduler what happened, and sees to what it wants done.
-    pub fn queue_event(&mut self, shared: &Shared, scene: &mut Scene, event: Event) {
-        self.queue.handle(event, scene.now_unix_ms());
-        let worker = self.index;
-        while let Some(action) = self.queue.poll_action() {
-            match action {
-                Action::Open { site, connection } => {
-                    let wait_us = scene.wait_us(50..3_000);
-                    shared.errand(scene, wait_us, Errand::Connected { worker, site, connection });
-                }
-                Action::Deliver { connection, slot } => {
-                    shared.errand(scene, 0, Errand::Deliver { worker, connection, slot });
-                }
-                Action::Expire { slot } => shared.errand(scene, 0, Errand::Expire(worker, slot)),
-                Action::Forward { core } => {
-                    let handle = self.queue.take_leaving();
-                    let handle = handle.expect("a handle leaves with each of these");
-                    let batch = self.in_memory(handle.place).map(|batch| batch.downgrade());
-                    let wait_us = scene.wait_us(0..500);
-                    let core = core as usize;
-                    shared.forwarding.update(|count| count + 1);
-                    shared.errand(scene, wait_us, Errand::Forwarded { core, handle, batch });
-                }
-            }
-        }
-    }
-
-    /// Files a message that is now in the log.
-    fn file(&mut self, shared: &Shared, scene: &mut Scene, filing: Filing, place: RecordPlace) {
-        for handle in handles(filing, place) {
-            self.queue_event(shared, scene, Event::Filed { handle, stay: false });
-        }
-    }
-
-    /// A record of the end of a part is in the log; see `delivery::settle::end_part`.
-    fn part_kept(&mut self, scene: &mut Scene, part: &PartEnd) {
-        part.left.update(|left| left - 1);
-        if part.left.get() == 0 && part.handle.end_part() {
-            let (id, segment) = (part.handle.id, part.handle.place.segment);
-            let recipients = Recipients::Some(&[]);
-            let done = Done { id, segment, recipients, last: true };
-            self.appender.append_done(&done, scene.now());
-        }
-    }
-
-    fn remember(&mut self, batch: WeakBatch) {
-        if self.recent.len() >= 8 {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(batch);
-    }
-
-    /// The batch that holds a record, if it is still in memory.
-    pub fn in_memory(&self, place: RecordPlace) -> Option<mailrace::spool::SharedBatch> {
-        let batches = self.recent.iter().rev().filter_map(WeakBatch::upgrade);
-        batches.into_iter().find(|batch| batch.record(place).is_some())
-    }
-}
-
-/// Why the log would not keep a message, as a session tells it.
-pub fn refusal(error: CommitError) -> Refusal {
-    Refusal::from(error)
 }

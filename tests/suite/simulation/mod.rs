@@ -13,12 +13,15 @@ mod books;
 mod client;
 mod disk;
 mod gateway;
+mod message;
 mod outcome;
 mod peer;
 mod plan;
 mod scene;
 mod sending;
 mod session;
+mod upload;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -271,7 +274,7 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 /// Worlds of an ordinary run of the tests.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 800;
 /// Failed worlds that are told in full.
 const SHOWN: usize = 5;
 
@@ -323,7 +326,7 @@ fn every_planted_mistake_is_found() {
 }
 
 /// Worlds in which a planted mistake must show at the latest.
-const PLANT_SEEDS: u64 = 20_000;
+const PLANT_SEEDS: u64 = 1_000;
 
 #[test]
 fn a_world_repeats_itself() {

@@ -22,10 +22,11 @@ use mailrace::smtp::data::ChunkScanner;
 use mailrace::spool::{self, Defer, DeferState, Done, NewBody, NewMessage, NewRecord, Ticket};
 use mailrace::worker::log::Filing;
 
-use super::gateway::{PartEnd, Shared, Waiting, Worker};
+use super::books::Key;
+use super::message::{Loaded, keys, load};
 use super::plan::Plant;
 use super::scene::Scene;
-use super::sending::{Loaded, keys, load};
+use super::worker::{PartEnd, Shared, Waiting, Worker};
 
 /// One message on its way to one site.
 pub struct Attempt {
@@ -240,13 +241,20 @@ fn note_done(
 ) -> Option<Ticket> {
     let keys = keys(message, places);
     keys.iter().for_each(|key| scene.books.told(key));
-    scene.tempt();
+    scene.tempt(50);
     if scene.plan.plant == Plant::LostDone && scene.chance(100) {
         return None;
     }
     let ticket = worker.appender.append_done(done, scene.now());
-    worker.waiting.insert(ticket, Waiting::Done { keys, part: None });
+    let ends = everybody(message, done);
+    worker.waiting.insert(ticket, Waiting::Done { keys, ends, part: None });
     Some(ticket)
+}
+
+/// All of a message's recipients, if the DONE ends it.
+fn everybody(message: &Loaded, done: &Done<'_>) -> Vec<Key> {
+    let count = if done.last { message.envelope.recipients.len() as u16 } else { 0 };
+    keys(message, &Vec::from_iter(0..count))
 }
 
 /// Appends a notice together with the end of its cause, whose ticket it gives.
@@ -266,8 +274,7 @@ fn append_notice(
     let routes = routes.expect("every sender of a world has a route");
     let mut scanner = ChunkScanner::new();
     scanner.begin_chunk(notice.content.len() as u64);
-    let mut content = notice.content.clone();
-    scanner.scan(&mut content);
+    scanner.scan(&notice.content);
     let local = SocketAddr::from((IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
     let new = NewMessage {
         id,
@@ -283,19 +290,20 @@ fn append_notice(
         trace: &[],
         not_before_unix_ms: None,
         extensions: &[],
-        body: NewBody::Inline(&content),
+        body: NewBody::Inline(&notice.content),
     };
     let filing = Filing { id, groups: shared.sites.group(&routes) };
     let keys = keys(message, places);
     scene.trace(|| format!("notice {id} for {keys:?}"));
     keys.iter().for_each(|key| scene.books.told(key));
-    scene.tempt();
+    scene.tempt(200);
     let records = [NewRecord::Message(new), NewRecord::Done(*cause)];
     let ticket = worker.appender.append_group(&records, scene.now());
     let ticket = ticket.expect("a notice is far shorter than a record may be");
     worker.waiting.insert(ticket, Waiting::Notice { filing });
     let end = Ticket(ticket.0 + 1);
-    worker.waiting.insert(end, Waiting::Done { keys, part: None });
+    let ends = everybody(message, cause);
+    worker.waiting.insert(end, Waiting::Done { keys, ends, part: None });
     end
 }
 

@@ -89,8 +89,6 @@ impl Plan {
         let is_full_at_times = random.u8(0..6) == 0;
         let os = random.u8(0..6) == 0;
         let bad_disk = random.u8(0..2) == 0;
-        // That mistake shows only when two cores end a message at once and a crash comes between.
-        let is_hectic = plant == Plant::EarlyLast;
         Plan {
             plant,
             offers,
@@ -116,9 +114,9 @@ impl Plan {
                 sync_failures_permil: if bad_disk && !os { random.u32(0..60) } else { 0 },
                 files_max: if is_full_at_times { random.usize(6..9) } else { usize::MAX },
             },
-            peer_trouble: if is_hectic { 300 } else { [0, 30, 120, 300][random.usize(0..4)] },
+            peer_trouble: [0, 30, 120, 300][random.usize(0..4)],
             crashes: random.usize(0..3),
-            bad_moments: if is_hectic { 8 } else { random.usize(0..3) },
+            bad_moments: random.usize(0..3),
         }
     }
 

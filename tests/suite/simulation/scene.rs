@@ -154,8 +154,8 @@ impl Scene {
     }
 
     /// A moment at which something is on its way to the disk: a good one for a crash.
-    pub fn tempt(&mut self) {
-        if self.temptations > 0 && self.trouble(50) {
+    pub fn tempt(&mut self, permil: u32) {
+        if self.temptations > 0 && self.trouble(permil) {
             self.temptations -= 1;
             let (wait_us, power) = (self.wait_us(0..15_000), self.random.bool());
             self.after(wait_us, Task::Crash { power });

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mailrace::message::MessageId;
 use mailrace::queue::arena::Slot;
 use mailrace::queue::handle::State as HandleState;
 use mailrace::queue::scheduler::{ConnectionId, Event};
@@ -14,13 +13,13 @@ use mailrace::smtp::client::{
     AfterTransaction, Client, ClientAction, ClientConfig, Deferral, RecipientOutcome, Stage,
     Timeouts, Transaction, TransactionResult,
 };
-use mailrace::spool::disk::Disk;
-use mailrace::spool::{ChunkPlace, Kind, RecordPlace, RecordView, StoredBody, StoredMessage};
+use mailrace::spool::{ChunkPlace, Kind, RecordView, StoredBody};
 
-use super::books::Key;
-use super::gateway::{Errand, Shared, Worker};
+use super::gateway::Errand;
+use super::message::{Loaded, keys, load, octets_unstuffed, read};
 use super::outcome::Attempt;
 use super::scene::{Between, End, LinkId, Scene, Task};
+use super::worker::{Shared, Worker};
 
 /// See the module's text.
 pub struct Connection {
@@ -64,13 +63,6 @@ struct Body {
     reshape: Reshape,
     left: Vec<ChunkPlace>,
     suffix: &'static [u8],
-}
-
-/// A message that was read back.
-pub struct Loaded {
-    pub stored: StoredMessage,
-    pub envelope: Arc<mailrace::message::Envelope>,
-    inline: Vec<u8>,
 }
 
 impl Connection {
@@ -402,95 +394,4 @@ fn never_began(outcomes: &[(u16, RecipientOutcome)]) -> bool {
         ),
         _ => false,
     })
-}
-
-/// A message's recipients as the books name them.
-pub fn keys(message: &Loaded, places: &[u16]) -> Vec<Key> {
-    let address = |&place: &u16| {
-        let address = message.envelope.recipients[usize::from(place)].path.as_str();
-        if message.stored.trace.is_empty() {
-            format!("{address}/{}", message.stored.id)
-        } else {
-            address.to_owned()
-        }
-    };
-    places.iter().map(address).collect()
-}
-
-// ---- reading -----------------------------------------------------------------------------
-
-/// Loads a message for an attempt.
-pub fn load(
-    worker: &Worker,
-    shared: &Shared,
-    id: MessageId,
-    place: RecordPlace,
-) -> Result<Loaded, String> {
-    let record = read(worker, shared, id, place, Kind::Message)?;
-    let view = RecordView::parse(&record).expect("it was parsed before");
-    let stored = StoredMessage::decode(&view).map_err(|error| error.to_string())?;
-    let envelope = Arc::new(stored.envelope.clone());
-    Ok(Loaded { inline: view.body().to_vec(), envelope, stored })
-}
-
-/// A record out of memory, or off the disk and verified.
-fn read(
-    worker: &Worker,
-    shared: &Shared,
-    id: MessageId,
-    place: RecordPlace,
-    kind: Kind,
-) -> Result<Vec<u8>, String> {
-    let in_memory = worker.in_memory(place).and_then(|batch| batch.record(place).map(Vec::from));
-    let octets = match in_memory {
-        Some(octets) => octets,
-        None => {
-            let file = shared.table.file(place.segment).ok_or("its segment was retired")?;
-            let mut octets = vec![0; place.length as usize];
-            let read = shared.disk.read(file, place.offset, &mut octets);
-            read.map_err(|error| error.to_string())?;
-            octets
-        }
-    };
-    let view = RecordView::parse(&octets).map_err(|error| error.to_string())?;
-    view.verify_body().map_err(|error| error.to_string())?;
-    if view.id() != id || view.kind() != kind {
-        return Err(format!("it is the {:?} of {}", view.kind(), view.id()));
-    }
-    Ok(octets)
-}
-
-fn octets_unstuffed(message: &Loaded, shared: &Shared) -> Result<u64, String> {
-    let summary = &message.stored.summary;
-    let mut reshape = Reshape::new(summary.flags, BodyForm::Bdat);
-    let trace = message.stored.trace.len() as u64;
-    if reshape.is_identity() {
-        return Ok(trace + summary.octets);
-    }
-    let mut octets = trace;
-    let StoredBody::Chunks(chunks) = &message.stored.body else {
-        return Ok(octets + reshape.slices(&message.inline).octets() as u64);
-    };
-    for chunk in chunks {
-        let file = shared.table.file(chunk.place.segment).ok_or("its segment was retired")?;
-        let mut record = vec![0; chunk.place.length as usize];
-        let read = shared.disk.read(file, chunk.place.offset, &mut record);
-        read.map_err(|error| error.to_string())?;
-        let view = RecordView::parse(&record).map_err(|error| error.to_string())?;
-        octets += reshape.slices(view.body()).octets() as u64;
-    }
-    Ok(octets)
-}
-
-impl Loaded {
-    /// The beginning of the body without stuffed dots, for a notice, and whether that is all.
-    pub fn beginning(&self, octets_max: usize) -> (Vec<u8>, bool) {
-        let mut reshape = Reshape::new(self.stored.summary.flags, BodyForm::Bdat);
-        let mut out = Vec::new();
-        reshape.write(&self.inline, &mut out);
-        // Of a body in chunks nothing is returned here: a notice may go without.
-        let is_whole = matches!(self.stored.body, StoredBody::Inline) && out.len() <= octets_max;
-        out.truncate(octets_max);
-        (out, is_whole)
-    }
 }

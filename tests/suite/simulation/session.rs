@@ -19,9 +19,11 @@ use mailrace::spool::{
 };
 use mailrace::worker::log::Filing;
 
-use super::gateway::{Errand, Shared, Waiting, Worker, refusal};
+use super::gateway::Errand;
 use super::plan::Plant;
 use super::scene::{End, LinkId, Scene, Task};
+use super::upload::Upload;
+use super::worker::{Shared, Waiting, Worker, refusal};
 
 /// See the module's text.
 pub struct Session {
@@ -53,19 +55,10 @@ enum Wait {
     Commit { ticket: Ticket, id: MessageId, recipients: Vec<String>, is_large: bool },
 }
 
-/// A large body on its way to the disk.
-struct Upload {
-    id: MessageId,
-    next: u32,
-    pending: VecDeque<(ChunkTicket, Option<ChunkPlace>)>,
-    places: Vec<ChunkPlace>,
-    failed: Option<Refusal>,
-}
-
 enum Next {
     Read,
     Flush,
-    NextChunk,
+    Chunk,
     Store,
     Close,
 }
@@ -93,6 +86,11 @@ impl Session {
             Some(octets) => self.socket.extend(octets),
             None => self.has_ended = true,
         }
+    }
+
+    /// Whether an entry of the agenda still means something: a later deadline may have come.
+    pub fn is_due(&self, scene: &Scene) -> bool {
+        !matches!(self.wait, Wait::Nothing) || self.server.deadline() <= scene.now()
     }
 
     /// Its deadline, or something else that time brings.
@@ -157,7 +155,7 @@ impl Session {
                         }
                     }
                     Next::Flush => self.flush(scene),
-                    Next::NextChunk => self.wait = Wait::Chunk,
+                    Next::Chunk => self.wait = Wait::Chunk,
                     Next::Store => self.store(scene, worker, shared),
                     Next::Close => {
                         self.flush(scene);
@@ -242,7 +240,7 @@ impl Session {
             match handled.event {
                 Event::Body | Event::Continue => {}
                 Event::NeedInput if is_all => return Next::Read,
-                Event::NeedInput => return Next::NextChunk,
+                Event::NeedInput => return Next::Chunk,
                 Event::DropBody => {
                     self.intake.drop_body();
                     self.end(worker);
@@ -377,7 +375,7 @@ impl Session {
         }
         let is_large = upload.is_some();
         self.wait = Wait::Commit { ticket, id, recipients, is_large };
-        scene.tempt();
+        scene.tempt(50);
     }
 
     fn trace(&self, shared: &Shared, id: MessageId, message: &ReceivedMessage) -> String {
@@ -396,21 +394,5 @@ impl Session {
         }
         .write(&mut text);
         text
-    }
-}
-
-impl Upload {
-    fn new(id: MessageId) -> Upload {
-        Upload { id, next: 0, pending: VecDeque::new(), places: Vec::new(), failed: None }
-    }
-
-    fn push(&mut self, worker: &mut Worker, chunk: ChunkBuffer, link: LinkId) {
-        if chunk.is_empty() {
-            return;
-        }
-        let ticket = worker.appender.append_chunk(chunk, self.id, self.next);
-        worker.waiting.insert(ticket.ticket, Waiting::Chunk { link });
-        self.pending.push_back((ticket, None));
-        self.next += 1;
     }
 }
