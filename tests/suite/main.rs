@@ -14,6 +14,7 @@ mod gateway;
 mod interop;
 mod limits_and_floods;
 mod postfix;
+mod queue;
 mod relay;
 mod shutdown;
 mod simulation;
