@@ -84,7 +84,9 @@ impl Stream {
     /// As [`Stream::read`].
     pub async fn readable(&mut self, deadline: Instant) -> Result<(), StreamError> {
         self.watch.set(deadline, Cut::Receiving);
-        let result = self.tcp.readable(true).await;
+        // Not relaxed: with epoll the last readiness would count until a read has found nothing,
+        // and that read would hold a buffer for as long as the session idles.
+        let result = self.tcp.readable(false).await;
         self.judge(result)
     }
 
