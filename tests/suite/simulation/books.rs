@@ -85,7 +85,9 @@ pub struct Books {
     refused: BTreeSet<Key>,
     /// The notice that named a recipient.
     named: BTreeMap<Key, String>,
+    /// The power cuts, each by the time at which the gateway was last seen before it.
     power_cuts_us: Vec<u64>,
+    down_since_us: Option<u64>,
     problems: Vec<String>,
 }
 
@@ -106,6 +108,7 @@ impl Books {
             refused: BTreeSet::new(),
             named: BTreeMap::new(),
             power_cuts_us: Vec::new(),
+            down_since_us: None,
             problems: Vec::new(),
         }
     }
@@ -250,11 +253,18 @@ impl Books {
         }
     }
 
+    /// The gateway runs.
+    pub fn started(&mut self) {
+        self.down_since_us = None;
+    }
+
     /// The gateway ended without a word.
     pub fn crash(&mut self, power: bool) {
+        // While it is down nobody syncs what was only written.
+        let down_us = *self.down_since_us.get_or_insert(self.now_us);
         if power {
-            self.power_cuts_us.push(self.now_us);
-            let (life, now_us) = (self.life, self.now_us);
+            self.power_cuts_us.push(down_us);
+            let (life, now_us) = (self.life, down_us);
             if self.durability == Durability::Os {
                 for fate in self.fates.values_mut() {
                     if matches!(fate, Fate::Kept { at_us } if at_us.saturating_add(OS_WINDOW_US) > now_us)

@@ -105,6 +105,7 @@ impl Gateway {
         if report.damage_count > 0 && !scene.books.may_find_damage() {
             scene.books.problem(format!("recovery found damage: {:?}", report.damage));
         }
+        scene.books.started();
         let life = scene.books.life;
         let highest = report.highest_id.unwrap_or(MessageId(0));
         let workers = (0..cores).map(|index| {
