@@ -2,7 +2,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
@@ -163,11 +162,6 @@ impl Client {
         if let Some(reply) = self.try_reply() {
             panic!("the connection was to end, but: {reply:?}");
         }
-    }
-
-    /// Waits that long at most for what comes.
-    pub fn set_patience(&mut self, patience: Duration) {
-        self.stream.set_read_timeout(Some(patience)).expect("a socket option");
     }
 }
 

@@ -70,7 +70,7 @@ fn send(client: &mut Client, number: u64) -> Option<String> {
     let message = message(number);
     let site = if number % 4 == 1 { "box.test" } else { "hop.test" };
     let envelope = format!("MAIL FROM:<sender@client.test>\r\nRCPT TO:<n{number}@{site}>\r\n");
-    let by_bdat = number % 3 == 0;
+    let by_bdat = number.is_multiple_of(3);
     let mut flight = envelope.into_bytes();
     if by_bdat {
         flight.extend_from_slice(format!("BDAT {} LAST\r\n", message.len()).as_bytes());

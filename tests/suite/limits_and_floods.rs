@@ -230,7 +230,8 @@ to = "maildir:{{dir}}/mail"
         }
     }
     gateway.maildir("box.test", "user", WARM);
-    (sink_data.taken(WARM), sink_bdat.taken(WARM));
+    sink_data.taken(WARM);
+    sink_bdat.taken(WARM);
 
     let mut client = Client::hello(gateway.smtp(0));
     let message = message_of(50 * MIB as usize);
