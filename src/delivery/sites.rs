@@ -139,9 +139,8 @@ pub fn postmaster_route(config: &Config, domain: &str) -> Option<RouteIndex> {
     let takes = |route: &Route| !matches!(route.to, Target::Reject { .. });
     let hostname = config.hostname.to_ascii_lowercase();
     let names = [domain, if domain.is_empty() { &hostname } else { domain }];
-    let matches = |route: &Route| {
-        names.iter().any(|name| route.recipient.matches("postmaster", name))
-    };
+    let matches =
+        |route: &Route| names.iter().any(|name| route.recipient.matches("postmaster", name));
     find(config, |route| takes(route) && matches(route)).or_else(|| find(config, takes))
 }
 
