@@ -93,6 +93,8 @@ to = "smtp://{}"
                 // DATA cannot carry a message that does not end a line; CRLF is added to it.
                 self.compare(&taken.message, by_bdat, place);
             }
+            let connections = sink.connections();
+            assert!(connections * 2 <= count, "{connections} connections for {count} messages");
         }
         self.gateway.terminate();
     }
