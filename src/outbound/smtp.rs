@@ -50,7 +50,7 @@ pub async fn run(way: &Way, peer: SocketAddr) {
     worker.metrics.connections_open.raise();
     let mut connection = Connection::new(way, peer, stream);
     match connection.turn(None).await {
-        Turn::Ready => worker.sites.shared()[way.site.0 as usize].recover(),
+        Turn::Ready => {}
         Turn::Failed(failure) => {
             settle::site_failed(way, &settle::words_of_failure(&failure));
             worker.metrics.connections_open.lower();
@@ -148,6 +148,8 @@ impl<'a> Connection<'a> {
             worker.queue_event(Event::Returned { slot });
             return false;
         }
+        // Not at its greeting: a peer that greets and then drops every transaction is not well.
+        worker.sites.shared()[self.way.site.0 as usize].recover();
         attempt.taken_with(&outcomes);
         attempt.settle(worker, &message, outcomes).await;
         usable

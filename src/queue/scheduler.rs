@@ -395,7 +395,9 @@ impl Scheduler {
         let (site, expires) = (handle.site, self.expires_unix_ms(handle));
         let held = handle.state == State::Held;
         let tried = held || handle.attempts > 0 || self.shared(site).failures() > 0;
-        if tried && expires <= now_unix_ms {
+        // What is due at the very end of its lifetime has one last attempt.
+        let is_late = held || handle.due_unix_ms > expires;
+        if tried && is_late && expires <= now_unix_ms {
             return self.expire(slot);
         }
         if held {
@@ -404,7 +406,8 @@ impl Scheduler {
         // Behind a site that rests it would stand in a list that nobody looks through.
         match self.shared(site).rests_until(now_unix_ms) {
             Some(until) => {
-                self.wait(slot, State::Deferred, until.min(expires.max(now_unix_ms + 1)))
+                let end = expires.saturating_add(1).max(now_unix_ms + 1);
+                self.wait(slot, State::Deferred, until.min(end));
             }
             None => self.make_ready(slot),
         }

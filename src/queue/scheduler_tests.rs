@@ -173,6 +173,25 @@ fn nothing_expires_before_one_attempt_and_then_everything_does() {
 }
 
 #[test]
+fn what_is_due_at_the_end_of_its_lifetime_has_one_last_attempt() {
+    let mut scheduler = scheduler(1, 1, &[SiteKind::Open]);
+    file(&mut scheduler, 0, 0, START);
+    let connection = opened(&actions(&mut scheduler))[0];
+    let slot = delivered(&ready(&mut scheduler, connection, START))[0].1;
+    let (recipients, due_unix_ms) = (Recipients::All(1), START + LIFETIME);
+    let reason = Some(Reason::new("450 later".into()));
+    scheduler.handle(Event::Deferred { slot, recipients, due_unix_ms, reason }, START);
+    ready(&mut scheduler, connection, START);
+    scheduler.handle(Event::Tick, START + LIFETIME);
+    assert_eq!(delivered(&actions(&mut scheduler)), [(connection, slot)]);
+    // Its site does not answer: then it is over.
+    scheduler.shared(SITE).fail(START + 2 * LIFETIME, "refused");
+    scheduler.handle(Event::Returned { slot }, START + LIFETIME);
+    scheduler.handle(Event::Tick, START + LIFETIME + 1);
+    assert_eq!(actions(&mut scheduler), [Action::Expire { slot }]);
+}
+
+#[test]
 fn what_is_held_waits_for_an_operator_or_its_end() {
     let mut scheduler = scheduler(1, 1, &[SiteKind::Hold, SiteKind::Open]);
     file(&mut scheduler, 0, 0, START);
