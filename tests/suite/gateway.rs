@@ -46,6 +46,7 @@ pub struct Gateway {
     wrapper: Vec<String>,
     process: Process,
     listeners: Vec<SocketAddr>,
+    admin: SocketAddr,
 }
 
 struct Process {
@@ -82,8 +83,8 @@ impl Gateway {
     fn start_in(home: Arc<TempDir>, wrapper: Vec<String>, config: &str) -> Gateway {
         let process = Process::start(home.path(), &wrapper, config);
         let ready = process.wait_for_ready();
-        let listeners = addresses(&ready);
-        Gateway { home, wrapper, process, listeners }
+        let (listeners, admin) = addresses(&ready);
+        Gateway { home, wrapper, process, listeners, admin }
     }
 
     /// Runs the binary with a configuration that it must refuse, or cannot run with; gives its
@@ -105,6 +106,11 @@ impl Gateway {
     /// Where the listener with this index can be reached.
     pub fn smtp(&self, index: usize) -> SocketAddr {
         self.listeners[index]
+    }
+
+    /// Where the admin interface can be reached.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Its directory, `{dir}` of the configuration.
@@ -222,6 +228,11 @@ impl Gateway {
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kib = line.and_then(|rest| rest.split_whitespace().next()).expect("a figure");
         kib.parse::<u64>().expect("a number of KiB") * 1024
+    }
+
+    /// What it has said on standard error.
+    pub fn errors(&self) -> String {
+        self.process.errors.text()
     }
 
     /// What is known of it, for a failure's message.
@@ -370,10 +381,14 @@ pub fn unshared(command: &[&str]) -> Vec<String> {
     words.into_iter().map(str::to_owned).collect()
 }
 
-/// The listeners' addresses in the `ready:` line.
-fn addresses(ready: &str) -> Vec<SocketAddr> {
-    let urls = ready.split(' ').filter_map(|word| word.strip_prefix("smtp://"));
-    urls.map(|address| address.parse().expect("an address")).collect()
+/// The addresses of the `ready:` line.
+fn addresses(ready: &str) -> (Vec<SocketAddr>, SocketAddr) {
+    let address = |word: &str, scheme: &str| {
+        word.strip_prefix(scheme).map(|rest| rest.parse().expect("an address"))
+    };
+    let listeners = ready.split(' ').filter_map(|word| address(word, "smtp://")).collect();
+    let admin = ready.split(' ').find_map(|word| address(word, "http://"));
+    (listeners, admin.expect("the admin address"))
 }
 
 /// The files of a directory, sorted by name; none if it is not there.
