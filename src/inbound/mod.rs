@@ -103,6 +103,10 @@ impl Session {
                     if stops {
                         return self.linger(End::Quit).await;
                     }
+                    // A stop that came during the flush has found no read to interrupt.
+                    if self.worker.is_stopping() && self.server.handle_shutdown() {
+                        continue;
+                    }
                     match self.read().await {
                         Ok(0) if self.worker.is_stopping() => self.server.handle_shutdown_now(),
                         Ok(0) => return End::ClosedByPeer,
