@@ -89,13 +89,18 @@ impl Drop for Postfix {
     }
 }
 
-/// What `.ci/setup` has put aside.
-pub fn cache(part: &str) -> PathBuf {
+/// Where `.ci/setup` puts things aside.
+pub fn cache_path(part: &str) -> PathBuf {
     let cache = match std::env::var_os("MAILRACE_TEST_CACHE") {
         Some(path) => path.into(),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers"),
     };
-    let path = cache.join(part);
+    cache.join(part)
+}
+
+/// What `.ci/setup` has put aside.
+pub fn cache(part: &str) -> PathBuf {
+    let path = cache_path(part);
     assert!(path.exists(), "{} is not there: run .ci/setup", path.display());
     path
 }
