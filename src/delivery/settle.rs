@@ -140,8 +140,9 @@ impl Attempt {
             worker.with_queue(|queue| queue.finish(self.slot));
             return;
         }
-        // Those that go at once do not wait for the others; the others then go with them.
-        let due_unix_ms = if judged.at_once.is_empty() { judged.due_unix_ms } else { 0 };
+        // Those that could go at once wait with the others, if there are any: else what the peer may
+        // have taken without a word would be sent again and again.
+        let due_unix_ms = if judged.deferred.is_empty() { 0 } else { judged.due_unix_ms };
         let recipients = Recipients::of(left, message.envelope().recipients.len());
         let reason =
             judged.deferred.first().map(|(_, reason)| worker.shared_reason(&reason.to_string()));
@@ -423,10 +424,14 @@ pub fn site_failed(way: &Way, words: &str) {
     let worker = &way.worker;
     let shared = &worker.sites.shared()[way.site.0 as usize];
     let now_unix_ms = worker.now_unix_ms();
+    worker.metrics.connections_failed.count();
+    // The connections that were opened together fail together: that is one failure of the site.
+    if shared.rests_until(now_unix_ms).is_some() {
+        return;
+    }
     let attempts = u16::try_from(shared.failures() + 1).unwrap_or(u16::MAX);
     let until_unix_ms = worker.retry.next_attempt(attempts, now_unix_ms, fastrand::u32(..));
     shared.fail(until_unix_ms, words);
-    worker.metrics.connections_failed.count();
     let site = worker.sites.name(way.site);
     worker.events.emit(&LogEvent {
         site: Some(&site),

@@ -155,8 +155,8 @@ impl Intake {
             let has_room = chunk.buffer.capacity() - chunk.buffer.len() >= UNDECIDED_ROOM;
             return if has_room { Room::Chunk } else { Room::NeedsChunk };
         }
+        // Also between two chunks of BDAT: the buffer may have no room for the next command.
         if let Body::InPlace { len, .. } = self.body
-            && in_body
             && len > limits::SMALL_MESSAGE
         {
             return Room::NeedsChunk;
@@ -166,8 +166,9 @@ impl Intake {
     }
 
     /// Moves on to `next`, an empty chunk: the full one comes back, to be written.  The first
-    /// time there is none and the body moves over from the buffer.
-    pub fn next_chunk(&mut self, mut next: ChunkBuffer) -> Option<ChunkBuffer> {
+    /// time there is none and the body moves over from the buffer.  `in_body` says that what was
+    /// not consumed belongs to the body, or may be its end; else it is part of a command.
+    pub fn next_chunk(&mut self, mut next: ChunkBuffer, in_body: bool) -> Option<ChunkBuffer> {
         match std::mem::take(&mut self.body) {
             Body::Chunked(Chunk { mut buffer, kept }) => {
                 next.push(&buffer.body()[kept..]);
@@ -176,12 +177,16 @@ impl Intake {
                 Some(buffer)
             }
             Body::InPlace { from, len } => {
-                let bytes = self.buffer.bytes();
-                next.push(&bytes[from..from + len]);
-                // What is not consumed is at most an undecided end of data; it stays in front.
-                next.push(&bytes[self.start..]);
-                self.buffer = Buffer::default();
+                let buffer = std::mem::take(&mut self.buffer);
+                let (body, rest) =
+                    (&buffer.bytes()[from..from + len], &buffer.bytes()[self.start..]);
+                next.push(body);
                 self.start = 0;
+                match in_body {
+                    // At most an undecided end of data.
+                    true => drop(next.push(rest)),
+                    false => spill(&mut self.buffer, &mut self.start, rest),
+                }
                 self.body = Body::Chunked(Chunk { buffer: next, kept: len });
                 None
             }
@@ -300,7 +305,7 @@ mod tests {
         buffer.push(b"body");
         intake.put_buffer(buffer);
         intake.keep(4);
-        intake.next_chunk(appender.chunk_buffer().expect("none is in use"));
+        intake.next_chunk(appender.chunk_buffer().expect("none is in use"), true);
         let (mut chunk, kept) = intake.take_chunk().expect("it was just made");
         chunk.push(b", its endQUIT\r\n");
         intake.put_chunk(chunk, kept);
@@ -308,5 +313,36 @@ mod tests {
         let last = intake.last_chunk().expect("the body is in a chunk");
         assert_eq!(last.body(), b"body, its end");
         assert_eq!(intake.unconsumed(), b"QUIT\r\n");
+    }
+
+    /// A chunk of BDAT that fills the buffer, and half of the next command behind it.
+    #[test]
+    fn a_full_buffer_between_two_chunks_makes_room_for_the_next_command() {
+        let appender = Appender::new(AppenderOptions::new(0));
+        let mut intake = Intake::default();
+        for room in [buffer::SMALL, buffer::LARGE] {
+            assert_eq!(intake.make_room(true), Room::Buffer);
+            let mut taken = intake.take_buffer();
+            let body = vec![b'x'; room - taken.bytes().len() - 4];
+            taken.push(&body);
+            intake.put_buffer(taken);
+            intake.keep(body.len());
+            let mut taken = intake.take_buffer();
+            taken.push(&[b'x'; 4][..4 * usize::from(room == buffer::SMALL)]);
+            taken.push(&b"BDAT"[..4 * usize::from(room == buffer::LARGE)]);
+            intake.put_buffer(taken);
+            intake.keep(4 * usize::from(room == buffer::SMALL));
+        }
+        assert_eq!(intake.unconsumed(), b"BDAT");
+        assert_eq!(intake.make_room(false), Room::NeedsChunk);
+        intake.next_chunk(appender.chunk_buffer().expect("none is in use"), false);
+        assert_eq!(intake.make_room(false), Room::Buffer);
+        let mut taken = intake.take_buffer();
+        assert!(taken.room() >= READ_ROOM);
+        taken.push(b" 5 LAST\r\n");
+        intake.put_buffer(taken);
+        assert_eq!(intake.unconsumed(), b"BDAT 5 LAST\r\n");
+        let last = intake.last_chunk().expect("the body is in a chunk");
+        assert_eq!(last.len(), buffer::LARGE - 4);
     }
 }

@@ -301,7 +301,7 @@ impl Session {
             self.server.refuse_body(Refusal::StorageFull);
             return self.drop_body();
         };
-        if let Some(full) = self.intake.next_chunk(empty) {
+        if let Some(full) = self.intake.next_chunk(empty, self.server.in_body()) {
             upload.push(full).await;
         }
     }

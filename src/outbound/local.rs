@@ -31,7 +31,10 @@ async fn deliver(way: &Way, target: &Target, slot: Slot) {
     for place in attempt.recipients() {
         let attempted = match target {
             Target::Maildir(maildir) => {
-                into_maildir(worker, maildir, &message, place, attempt.attempts_before() > 0).await
+                // Before this start it may have been delivered and not written down.
+                let is_older = attempt.id() <= worker.highest_recovered;
+                let perhaps_delivered = is_older || attempt.attempts_before() > 0;
+                into_maildir(worker, maildir, &message, place, perhaps_delivered).await
             }
             Target::Discard => Attempted::Delivered,
             Target::Reject { text } => Attempted::Failed(local_reason((5, 7, 1), text)),

@@ -50,7 +50,7 @@ impl Way {
     /// The next message, once the connection is ready for one.  After `None` none will come: the
     /// connection is to close.
     pub async fn next(&self) -> Option<crate::queue::arena::Slot> {
-        if self.worker.is_stopping() {
+        if self.worker.is_stopping() || self.worker.log.has_failed() {
             return None;
         }
         let (site, connection) = (self.site, self.connection);

@@ -139,12 +139,10 @@ impl<'a> Connection<'a> {
                 }
             }
         }
-        if let Some(failure) = never_began(&outcomes) {
-            // Nothing was said about the message.  A connection that had been used before may
-            // just have been closed meanwhile; a fresh one tells of the site.
-            if is_first {
-                settle::site_failed(self.way, &settle::words_of_failure(failure));
-            }
+        if !is_first && never_began(&outcomes) {
+            // A connection that had been used before may just have been closed meanwhile: that
+            // says nothing.  On a fresh one the peer has greeted us and then not taken this
+            // message, which counts against it and not against what waits behind it.
             worker.queue_event(Event::Returned { slot });
             return false;
         }
@@ -231,15 +229,15 @@ impl<'a> Connection<'a> {
 
     /// A peer that gives up says why before it closes: what can still be read counts first.
     async fn write_failed(&mut self, error: StreamError) {
-        if let StreamError::TimedOut = error {
-            return self.client.abandon();
-        }
         let last_word = Instant::now() + LAST_WORD;
         let (result, input) = self.stream.read(Buffer::new(buffer::SMALL), last_word).await;
         if result.is_ok_and(|octets| octets > 0) {
             self.client.handle_bytes(Instant::now(), input.bytes());
         }
-        self.client.handle_closed();
+        match error {
+            StreamError::TimedOut => self.client.abandon(),
+            StreamError::Io(_) => self.client.handle_closed(),
+        }
     }
 
     // ---- bodies --------------------------------------------------------------------------
@@ -309,19 +307,14 @@ fn is_too_many(outcome: &RecipientOutcome) -> bool {
     matches!(outcome, RecipientOutcome::Deferred(Deferral::TooManyRecipients(_)))
 }
 
-/// The failure, if the connection failed before the peer was asked about any recipient.
-fn never_began(outcomes: &[(u16, RecipientOutcome)]) -> Option<&ConnectionFailure> {
-    let mut failures = outcomes.iter().map(|(_, outcome)| match outcome {
-        RecipientOutcome::Deferred(Deferral::Connection(failure)) => match failure.stage {
-            Stage::Greeting | Stage::Hello | Stage::Idle | Stage::Reset | Stage::Mail => {
-                Some(failure)
-            }
-            _ => None,
-        },
-        _ => None,
-    });
-    let first = failures.next()??;
-    failures.all(|failure| failure.is_some()).then_some(first)
+/// Whether the connection failed before the peer was asked about any recipient.
+fn never_began(outcomes: &[(u16, RecipientOutcome)]) -> bool {
+    outcomes.iter().all(|(_, outcome)| match outcome {
+        RecipientOutcome::Deferred(Deferral::Connection(failure)) => {
+            matches!(failure.stage, Stage::Idle | Stage::Reset | Stage::Mail)
+        }
+        _ => false,
+    })
 }
 
 fn describe_connect(peer: SocketAddr, error: &StreamError) -> String {

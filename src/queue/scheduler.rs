@@ -135,6 +135,8 @@ pub struct Scheduler {
     /// When something is due, earliest first.
     timers: BTreeSet<(u64, Slot)>,
     actions: VecDeque<Action>,
+    /// Expiries that the present tick may still begin.
+    expiries_left: u32,
     counts: Counts,
     /// Handles that go to other cores, in the order of their [`Action::Forward`].
     leaving: VecDeque<Handle>,
@@ -169,6 +171,9 @@ struct SiteQueue {
     idle: Vec<ConnectionId>,
 }
 
+/// Expiries that one tick begins: each reads its message and writes a notice, and a long queue may
+/// come to its end at one moment.
+const EXPIRIES_PER_TICK: u32 = 64;
 /// Ready messages from which a member counts as busy, so that other cores join it.
 const BUSY: u32 = 64;
 
@@ -199,6 +204,7 @@ impl Scheduler {
             handles: Arena::default(),
             timers: BTreeSet::new(),
             actions: VecDeque::new(),
+            expiries_left: 0,
             counts: Counts::default(),
             leaving: VecDeque::new(),
             // Names are unique over the cores, for the events.
@@ -377,8 +383,9 @@ impl Scheduler {
     // ---- time ----------------------------------------------------------------------------
 
     fn tick(&mut self, now_unix_ms: u64) {
+        self.expiries_left = EXPIRIES_PER_TICK;
         while let Some(&(due, slot)) = self.timers.first() {
-            if due > now_unix_ms {
+            if due > now_unix_ms || self.expiries_left == 0 {
                 break;
             }
             self.timers.pop_first();
@@ -419,7 +426,9 @@ impl Scheduler {
         if self.shared(site).failures() == 0 {
             return;
         }
-        while let Some(slot) = self.site(site).first {
+        while self.expiries_left > 0
+            && let Some(slot) = self.site(site).first
+        {
             let expires = self.handles.get(slot).map(|handle| self.expires_unix_ms(handle));
             if expires.is_some_and(|expires| expires > now_unix_ms) {
                 return;
@@ -430,6 +439,7 @@ impl Scheduler {
     }
 
     fn expire(&mut self, slot: Slot) {
+        self.expiries_left = self.expiries_left.saturating_sub(1);
         if let Some(handle) = self.handles.get_mut(slot) {
             self.counts.change(handle.state, State::Active);
             handle.state = State::Active;
@@ -479,7 +489,14 @@ impl Scheduler {
         // After a failure one connection finds out whether the site is back.
         let most = if shared.failures() > 0 { 1 } else { shared.quota() };
         loop {
-            if queue.ready <= queue.opening || queue.open >= most || !shared.acquire() {
+            if queue.ready <= queue.opening || queue.open >= most {
+                return;
+            }
+            if !shared.acquire() {
+                if queue.open == 0 {
+                    // The others use up the limit: as a member this core has its share of it.
+                    shared.join(self.core, self.cores);
+                }
                 return;
             }
             queue.open += 1;

@@ -67,6 +67,14 @@ impl SiteShared {
         self.home
     }
 
+    /// Makes `core` a member, if the limit has a connection for it.
+    pub(super) fn join(&self, core: u32, cores: u32) {
+        let rank = (core + cores - self.home) % cores;
+        if rank < self.limit {
+            self.members.fetch_max(rank + 1, Ordering::Relaxed);
+        }
+    }
+
     /// Says whether this member has more waiting than it can send soon.
     pub(super) fn report_backlog(&self, busy: bool) {
         if self.busy.load(Ordering::Relaxed) != busy {

@@ -15,6 +15,9 @@ use super::socket::Fd;
 /// How often the sweep looks: the most that an operation outlives its deadline.
 const SWEEP: Duration = Duration::from_millis(500);
 
+/// Longer than any operation may take.
+const NEVER: Duration = Duration::from_secs(30 * 86_400);
+
 /// What is shut down when the deadline passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
@@ -48,7 +51,7 @@ pub(super) fn watch(fd: Fd) -> Watch {
     WATCHED.with_borrow_mut(|watched| {
         let entry = Rc::new(Entry {
             fd,
-            deadline: Cell::new(Instant::now() + Duration::from_secs(600)),
+            deadline: Cell::new(Instant::now() + NEVER),
             cut: Cell::new(Cut::Receiving),
             has_cut: Cell::new(false),
             may_interrupt: Cell::new(false),
@@ -70,6 +73,11 @@ impl Watch {
     /// Whether [`interrupt_waiting`] may end the operations from here on.
     pub(super) fn allow_interrupt(&self, allowed: bool) {
         self.entry.may_interrupt.set(allowed);
+    }
+
+    /// The operation is over: nothing is cut until the next one.
+    pub(super) fn clear(&self) {
+        self.entry.deadline.set(Instant::now() + NEVER);
     }
 
     /// Whether the sweep ended the operation.

@@ -131,6 +131,7 @@ impl Stream {
     }
 
     fn judge<T>(&self, result: io::Result<T>) -> Result<T, StreamError> {
+        self.watch.clear();
         if self.watch.has_cut() {
             return Err(StreamError::TimedOut);
         }

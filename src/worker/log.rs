@@ -16,6 +16,7 @@ use crate::runtime;
 use crate::runtime::notify::{Handover, Notify};
 use crate::smtp::reply::Refusal;
 use crate::spool::appender::{ChunkTicket, NewRecord};
+use crate::spool::stats::Health;
 use crate::spool::{
     Appender, AppenderOptions, ChunkBuffer, ChunkPlace, CommitError, CommitterHandle, Completion,
     Defer, Done, NewMessage, ReadAnswer, ReadError, ReadRecord, ReadRequest, ReaderHandle,
@@ -124,6 +125,11 @@ impl LocalLog {
     /// Why a message would be refused now, if it would.
     pub fn refusal(&self) -> Option<Refusal> {
         self.stats.refusal().map(Refusal::from)
+    }
+
+    /// Whether the log takes nothing any more, outcomes neither.
+    pub fn has_failed(&self) -> bool {
+        self.stats.health() == Health::Failed
     }
 
     /// Appends the end of recipients.

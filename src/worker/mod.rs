@@ -59,6 +59,8 @@ pub struct Worker {
     pub retry: RetryPolicy,
     /// Work that blocks.
     pub blocking: Blocking,
+    /// The highest id that recovery saw: what was accepted before this start.
+    pub highest_recovered: MessageId,
     queue: RefCell<Scheduler>,
     reasons: RefCell<Reasons>,
     posts: Arc<[Post]>,
@@ -173,7 +175,9 @@ impl Worker {
         // A stopping worker begins nothing: each connection that it opened would end at once and
         // make the scheduler ask for the next, without end and without a turn for I/O.  What
         // waits is in the log.
-        if self.is_stopping() {
+        // Nor does one whose log has failed: what it delivered could not be written down, and
+        // would be delivered again after the restart that such a log needs.
+        if self.is_stopping() || self.log.has_failed() {
             return;
         }
         loop {

@@ -101,6 +101,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         metrics: seat.metrics,
         retry: retry.expect("the configuration has at least one wait, none of them empty"),
         blocking: Blocking::new(seat.blocking, announce),
+        highest_recovered: seat.highest,
         queue: RefCell::new(scheduler),
         reasons: RefCell::default(),
         posts,

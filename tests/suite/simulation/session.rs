@@ -168,7 +168,7 @@ impl Session {
                             let id = worker.ids.next(scene.now_unix_ms());
                             self.upload = Some(Upload::new(id));
                         }
-                        if let Some(full) = self.intake.next_chunk(empty) {
+                        if let Some(full) = self.intake.next_chunk(empty, self.server.in_body()) {
                             self.wait = Wait::Push(full);
                         }
                     }
