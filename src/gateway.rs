@@ -25,6 +25,7 @@ use crate::delivery::sites::Sites;
 use crate::listener::SessionCounts;
 use crate::message::MessageId;
 use crate::queue::handle::Handle;
+use crate::runtime;
 use crate::runtime::blocking::BlockingPool;
 use crate::runtime::mailbox::{Inbox, mailbox};
 use crate::runtime::socket;
@@ -114,10 +115,12 @@ pub enum StartError {
 }
 
 fn with_source(error: &AdminError) -> String {
-    let (AdminError::Tcp { source, .. }
-    | AdminError::Unix { source, .. }
-    | AdminError::Thread(source)) = error;
-    format!("{error}: {source}{}", hint(source))
+    match error {
+        AdminError::Tcp { source, .. } => format!("{error}: {source}{}", hint(source)),
+        AdminError::Unix { source, .. } | AdminError::Thread(source) => {
+            format!("{error}: {source}")
+        }
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -140,7 +143,11 @@ impl Gateway {
         raise_descriptors();
         let (sockets, listeners) = bind(&config)?;
         prepare_data_dir(&config)?;
+        // As root still, for a port below 1024.
+        let admin = AdminSockets::bind(config.admin.address, &config.data_dir)?;
+        give_admin_socket(&config)?;
         become_user(&config)?;
+        tell_driver();
 
         let target = match &config.log.events {
             Events::Stdout => EventTarget::Stdout,
@@ -159,8 +166,7 @@ impl Gateway {
             metrics: Metrics::new(sources),
             status: status.clone(),
         };
-        let admin = AdminSockets::bind(config.admin.address, &config.data_dir)?
-            .serve(&config.hostname, asked)?;
+        let admin = admin.serve(&config.hostname, asked)?;
 
         let sites = Arc::new(Sites::new(&config));
         let (log, recovered, highest) = open_log(&config, &sites, stats.clone())?;
@@ -331,12 +337,34 @@ fn prepare_data_dir(config: &Config) -> Result<(), StartError> {
     let path = &config.data_dir;
     let failed = |source| StartError::DataDirectory { path: path.display().to_string(), source };
     let is_new = !path.exists();
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     if is_new && let Some(user) = &config.user {
         let (uid, gid) = user_ids(user)?;
         std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The admin socket is the user's, who alone may open it.
+fn give_admin_socket(config: &Config) -> Result<(), StartError> {
+    let Some(user) = config.user.as_ref().filter(|_| nix::unistd::geteuid().is_root()) else {
+        return Ok(());
+    };
+    let (uid, gid) = user_ids(user)?;
+    let path = config.data_dir.join(admin::SOCKET_NAME);
+    std::os::unix::fs::chown(&path, Some(uid), Some(gid))
+        .map_err(|source| StartError::DataDirectory { path: path.display().to_string(), source })
+}
+
+/// Which event loop the workers run on.
+fn tell_driver() {
+    match runtime::driver_name() {
+        "io_uring" => tracing::info!("the workers run on io_uring"),
+        other => tracing::warn!("io_uring is not to be had here; the workers run on {other}"),
+    }
 }
 
 fn user_ids(user: &str) -> Result<(u32, u32), StartError> {

@@ -35,6 +35,9 @@ pub const SESSION_ERRORS: u32 = 20;
 /// Commands that do nothing for a message (NOOP, RSET, HELP, VRFY, EHLO) in a row.
 pub const IDLE_COMMANDS: u32 = 10_000;
 
+/// Replies are sent before more commands are read once this many octets of them wait, so that a
+/// client that sends and never reads fills its own socket and not our memory.
+pub const REPLIES_WAITING: usize = 16 * 1024;
 /// What a client may take between commands (RFC 5321 4.5.3.2.7).
 pub const SERVER_COMMAND: Duration = Duration::from_secs(5 * 60);
 /// What a client may take between two pieces of data (RFC 5321 4.5.3.2.5, the server's side).
@@ -48,10 +51,8 @@ pub const SERVER_DATA_TOTAL: Duration = Duration::from_secs(60 * 60);
 pub const CLIENT_CONNECT: Duration = Duration::from_secs(30);
 /// 4.5.3.2.1: the 220 greeting.
 pub const CLIENT_GREETING: Duration = Duration::from_secs(5 * 60);
-/// 4.5.3.2.2 and .3: MAIL and RCPT.
+/// 4.5.3.2.2 to .4: MAIL, RCPT, and the reply to DATA, for which 2 minutes would do.
 pub const CLIENT_COMMAND: Duration = Duration::from_secs(5 * 60);
-/// 4.5.3.2.4: the reply to DATA.
-pub const CLIENT_DATA_INITIATION: Duration = Duration::from_secs(2 * 60);
 /// 4.5.3.2.5: one block of data taken by the peer.
 pub const CLIENT_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
 /// 4.5.3.2.6: the reply to the end of data.

@@ -14,13 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use monoio::io::CancelHandle;
-
 use crate::config::Config;
 use crate::control::events::SessionId;
 use crate::inbound::{self, ListenerState};
 use crate::runtime::guard::guarded;
-use crate::runtime::socket::{Listener, Stream};
+use crate::runtime::socket::{CancelHandle, Listener, Stream};
 use crate::runtime::{self, sleep};
 use crate::smtp::reply::{Refusal, Replies};
 use crate::worker::Worker;

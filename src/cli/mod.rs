@@ -251,6 +251,12 @@ pub fn load(file: Option<&Path>) -> Result<config::Config, Failure> {
     Ok(config)
 }
 
+/// The same for commands that only need to know where things are: warnings belong to `run` and
+/// `check`.
+pub fn load_quietly(file: Option<&Path>) -> Result<config::Config, Failure> {
+    Ok(config::load(file, &environment::environment()?)?.config)
+}
+
 impl Cli {
     /// What the derived parser cannot say: a change without ids and filters needs `--all`.
     fn checked(self) -> Result<Cli, clap::Error> {

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use super::{
     Failure, Filters, Output, QueueChangeArgs, QueueCommand, QueueListArgs, QueueShowArgs, State,
-    load,
+    load_quietly,
 };
 use crate::control::client::{AdminClient, ClientError};
 use crate::control::port::{self, Action, Change, Entry, Filter, QueueCount};
@@ -110,7 +110,7 @@ fn nothing_done(action: Action) -> &'static str {
 }
 
 fn client(output: &Output) -> Result<AdminClient, Failure> {
-    let config = load(output.config.as_deref())?;
+    let config = load_quietly(output.config.as_deref())?;
     AdminClient::new(&config.data_dir).map_err(failed)
 }
 

@@ -82,6 +82,7 @@ fn what_to_try(config: &Config, addresses: &Addresses, events_on_stdout: bool) -
     let target = config.routes.iter().next().map(|route| &route.to);
     let Some(Target::Maildir(maildir)) = target else { return String::new() };
     let mailbox = maildir.path("friend", "example.net");
+    let program = std::env::current_exe().unwrap_or_else(|_| "mailrace".into());
     let events = if events_on_stdout { "Events follow as JSON lines.\n" } else { "" };
     format!(
         "\nNo configuration was given: these are the development defaults.  Mail is taken from this\n\
@@ -89,10 +90,11 @@ fn what_to_try(config: &Config, addresses: &Addresses, events_on_stdout: bool) -
          printf 'Subject: hello\\r\\n\\r\\nIt works.\\r\\n' | curl -sS smtp://{address} \\\n    \
          --mail-from you@example.com --mail-rcpt friend@example.net -T -\n  \
          cat {}/new/*\n  \
-         mailrace queue count\n  \
+         {} queue count\n  \
          curl -s http://{}/metrics\n\n\
          Ctrl-C stops it.  {events}",
         mailbox.display(),
+        program.display(),
         addresses.admin,
     )
 }

@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use super::{Failure, SpoolCommand, SpoolPlace, load};
+use super::{Failure, SpoolCommand, SpoolPlace, load_quietly};
 use crate::spool::tools::{self, Export, ToolError, Verdict};
 
 /// Reads the log that the arguments name.
@@ -27,10 +27,18 @@ pub fn spool(command: &SpoolCommand) -> Result<(), Failure> {
 
 /// The spool that the arguments name; the configuration's, if they name none.
 fn directory(place: &SpoolPlace) -> Result<PathBuf, Failure> {
-    match &place.directory {
-        Some(directory) => Ok(directory.clone()),
-        None => Ok(load(place.config.as_deref())?.spool_dir()),
+    let directory = match &place.directory {
+        Some(directory) => directory.clone(),
+        None => load_quietly(place.config.as_deref())?.spool_dir(),
+    };
+    if directory.join("LOCK").exists() {
+        return Ok(directory);
     }
+    let hint = match directory.join("spool/LOCK").exists() {
+        true => format!("; did you mean {}?", directory.join("spool").display()),
+        false => String::new(),
+    };
+    Err(Failure::Failed(format!("{} is no spool{hint}", directory.display())))
 }
 
 fn judge(verdict: Verdict) -> Result<(), Failure> {

@@ -375,11 +375,6 @@ impl Config {
     pub fn spool_dir(&self) -> PathBuf {
         self.data_dir.join("spool")
     }
-
-    /// The socket through which `mailrace queue` speaks to the running gateway.
-    pub fn admin_socket(&self) -> PathBuf {
-        self.data_dir.join("admin.sock")
-    }
 }
 
 impl Listener {

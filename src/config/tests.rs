@@ -41,7 +41,6 @@ fn the_least_file_has_the_defaults() {
     assert_eq!(config, expected);
     assert_eq!((&*config.hostname, config.workers), ("mx7.example.net", 4));
     assert_eq!(config.limits.sessions, 3_072);
-    assert_eq!(config.admin_socket(), Path::new("/var/lib/mailrace/admin.sock"));
 }
 
 #[test]

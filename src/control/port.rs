@@ -272,7 +272,7 @@ impl Filter {
             Some(wanted) => wanted == state,
             None => true,
         };
-        state_fits && self.site.as_deref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(site))
+        state_fits && self.site.as_deref().is_none_or(|wanted| is_site(wanted, site))
     }
 
     /// Whether the envelope must be looked at.
@@ -300,6 +300,12 @@ impl Filter {
             (Some(pattern), ForwardPath::Mailbox(mailbox)) => fits(pattern, mailbox),
         }
     }
+}
+
+/// Whether that is the site's name, with or without its scheme.
+fn is_site(wanted: &str, site: &str) -> bool {
+    let host = site.split_once("://").map(|(_, host)| host);
+    wanted.eq_ignore_ascii_case(site) || host.is_some_and(|host| wanted.eq_ignore_ascii_case(host))
 }
 
 fn fits(pattern: &Pattern, mailbox: &Mailbox) -> bool {
@@ -568,6 +574,9 @@ mod tests {
             ("state=held", State::Deferred, "x", false),
             ("site=X.example", State::Held, "x.example", true),
             ("site=y.example&state=held", State::Held, "x.example", false),
+            ("site=10.0.0.5:25", State::Ready, "smtp://10.0.0.5:25", true),
+            ("site=smtp://10.0.0.5:25", State::Ready, "smtp://10.0.0.5:25", true),
+            ("site=10.0.0.5:26", State::Ready, "smtp://10.0.0.5:25", false),
         ] {
             assert_eq!(filter(text).fits_entry(state, site), fits, "{text} {state:?} {site}");
         }

@@ -4,8 +4,9 @@
 //! with its DONE).  Pure: the clock and the random number for the jitter are arguments, so the
 //! simulator can drive it.  It keeps nothing and cannot fail.
 //!
-//! The lifetime is one clock for every place in which a message can wait: [`RetryPolicy::judge`]
-//! looks at it after an attempt, [`RetryPolicy::waiting`] wherever there is none.
+//! The lifetime is one clock for every place in which a message can wait, and it starts with the
+//! message's id: [`RetryPolicy::judge`] looks at it after an attempt, the scheduler
+//! ([`crate::queue::scheduler`]) wherever there is none.
 
 use std::fmt;
 use std::sync::Arc;
@@ -84,17 +85,6 @@ pub struct Progress {
     pub attempts: u16,
 }
 
-/// What a recipient that waits is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waiting {
-    /// Wait until then, in milliseconds since 1970 UTC.
-    Until(u64),
-    /// Be tried.
-    Due,
-    /// Be bounced as expired.
-    Expired,
-}
-
 /// `[queue] retry` and `lifetime`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -134,29 +124,6 @@ impl RetryPolicy {
                     self.next_attempt(progress.attempts, now_unix_ms, random).min(expires_unix_ms);
                 Decision::Defer { next_attempt_unix_ms }
             }
-        }
-    }
-
-    /// What is to be done with a recipient that waits: for its time, a connection, or a release.
-    ///
-    /// After a start nothing expires before one attempt (`attempted_since_start`): a gateway
-    /// that was down for a week must not come up and bounce its queue.
-    pub fn waiting(
-        &self,
-        accepted_unix_ms: u64,
-        next_attempt_unix_ms: u64,
-        attempted_since_start: bool,
-        now_unix_ms: u64,
-    ) -> Waiting {
-        let expires_unix_ms = self.expires_unix_ms(accepted_unix_ms);
-        let due_unix_ms = next_attempt_unix_ms.min(expires_unix_ms);
-        // At its very end the last attempt is due; only what could not make it expires.
-        if now_unix_ms > expires_unix_ms && attempted_since_start {
-            Waiting::Expired
-        } else if now_unix_ms >= due_unix_ms {
-            Waiting::Due
-        } else {
-            Waiting::Until(due_unix_ms)
         }
     }
 
@@ -340,26 +307,6 @@ mod tests {
         let Decision::Bounce(cause) = decision else { panic!("{decision:?}") };
         assert_eq!(cause.status().to_string(), "4.4.7");
         assert!(cause.reason().is_some());
-    }
-
-    /// A gateway that was down for longer than the lifetime.
-    #[test]
-    fn after_a_start_nothing_expires_before_one_attempt() {
-        let late = ACCEPTED + 6_000 * MINUTE_MS;
-        assert_eq!(policy().waiting(ACCEPTED, ACCEPTED, false, late), Waiting::Due);
-        assert_eq!(policy().waiting(ACCEPTED, ACCEPTED, true, late), Waiting::Expired);
-        let bounced = policy().judge(deferred(), progress(1), late, 0);
-        assert!(matches!(bounced, Decision::Bounce(BounceCause::Expired { .. })));
-    }
-
-    /// A wait that a longer schedule of an earlier configuration has set.
-    #[test]
-    fn waiting_ends_with_the_lifetime() {
-        let end = ACCEPTED + 600 * MINUTE_MS;
-        let wait = |now| policy().waiting(ACCEPTED, end + 5, true, now);
-        assert_eq!(wait(ACCEPTED), Waiting::Until(end));
-        assert_eq!(wait(end), Waiting::Due);
-        assert_eq!(wait(end + 1), Waiting::Expired);
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Attempt {
     ) {
         let now_unix_ms = worker.now_unix_ms();
         let attempts = self.handle.attempts.saturating_add(1);
-        let progress = Progress { accepted_unix_ms: message.origin().accepted_unix_ms, attempts };
+        let progress = Progress { accepted_unix_ms: self.handle.id.unix_ms(), attempts };
         let random = fastrand::u32(..);
         let mut judged = Judged::default();
         for (place, outcome) in outcomes {
@@ -221,19 +221,19 @@ impl Attempt {
         bounced.chunks(notice::RECIPIENTS_PER_NOTICE).map(group).collect()
     }
 
+    /// One DEFER for those that heard the same.
     fn append_defer(&self, worker: &Rc<Worker>, judged: &Judged) {
-        let Some((_, reason)) = judged.deferred.first() else { return };
-        let mut places: Vec<u16> = judged.deferred.iter().map(|(place, _)| *place).collect();
-        places.sort_unstable();
-        worker.log.append_defer(&Defer {
-            id: self.handle.id,
-            segment: self.handle.place.segment,
-            recipients: spool::Recipients::Some(&places),
-            state: DeferState::Deferred,
-            next_attempt_unix_ms: judged.due_unix_ms,
-            attempts: self.handle.attempts.saturating_add(1),
-            reply: &reason.to_string(),
-        });
+        for (reply, places) in judged.deferred_alike() {
+            worker.log.append_defer(&Defer {
+                id: self.handle.id,
+                segment: self.handle.place.segment,
+                recipients: spool::Recipients::Some(&places),
+                state: DeferState::Deferred,
+                next_attempt_unix_ms: judged.due_unix_ms,
+                attempts: self.handle.attempts.saturating_add(1),
+                reply: &reply,
+            });
+        }
     }
 
     // ---- telling -------------------------------------------------------------------------
@@ -260,26 +260,29 @@ impl Attempt {
             worker.metrics.recipients_delivered.add(judged.delivered.len() as u64);
             worker.metrics.delivery_delay.observe(Duration::from_millis(delay_ms));
         }
-        if let Some((_, reason)) = judged.deferred.first() {
-            let places: Vec<u16> = judged.deferred.iter().map(|(place, _)| *place).collect();
+        for (reply, places) in judged.deferred_alike() {
             worker.events.emit(&LogEvent {
                 kind: EventKind::Deferred,
                 to: Addressees::Some(recipients, &places),
-                reply: Some(&reason.to_string()),
+                reply: Some(&reply),
                 next_attempt: Some(Moment(judged.due_unix_ms)),
                 ..event
             });
             worker.metrics.recipients_deferred.add(places.len() as u64);
         }
         for (place, cause) in &judged.bounced {
-            let kind = match cause {
-                BounceCause::Failed(_) => EventKind::Bounced,
-                BounceCause::Expired { .. } => EventKind::Expired,
+            let (kind, attempts) = match cause {
+                BounceCause::Failed(_) => (EventKind::Bounced, event.attempts),
+                // What brought it to its end was the clock.
+                BounceCause::Expired { .. } => {
+                    (EventKind::Expired, Some(u32::from(self.handle.attempts)))
+                }
             };
             let reply = cause.reason().map(ToString::to_string);
             let places = [*place];
             let to = Addressees::Some(recipients, &places);
-            worker.events.emit(&LogEvent { kind, to, reply: reply.as_deref(), ..event });
+            let reply = reply.as_deref();
+            worker.events.emit(&LogEvent { kind, to, reply, attempts, ..event });
             match cause {
                 BounceCause::Failed(_) => worker.metrics.recipients_bounced.count(),
                 BounceCause::Expired { .. } => worker.metrics.recipients_expired.count(),
@@ -289,6 +292,20 @@ impl Attempt {
 }
 
 impl Judged {
+    /// Those that were deferred, by what they heard; places ascending.
+    fn deferred_alike(&self) -> Vec<(String, Vec<u16>)> {
+        let mut alike: Vec<(String, Vec<u16>)> = Vec::new();
+        for (place, reason) in &self.deferred {
+            let reply = reason.to_string();
+            match alike.iter_mut().find(|group| group.0 == reply) {
+                Some(group) => group.1.push(*place),
+                None => alike.push((reply, vec![*place])),
+            }
+        }
+        alike.iter_mut().for_each(|group| group.1.sort_unstable());
+        alike
+    }
+
     fn add(&mut self, place: u16, attempted: Attempted, judge: impl FnOnce(Attempted) -> Decision) {
         let reason = match &attempted {
             Attempted::Deferred(reason) => Some(reason.clone()),

@@ -163,7 +163,7 @@ impl Session {
                 Event::EndOfMessage => return Next::Store,
                 Event::Close => return Next::Close,
             }
-            if self.server.replies().len() >= FLUSH_AT {
+            if self.server.replies().len() >= limits::REPLIES_WAITING {
                 return Next::Flush;
             }
         }
@@ -380,8 +380,6 @@ impl Session {
     }
 }
 
-/// Replies are sent before more is read once this many octets of them wait.
-const FLUSH_AT: usize = 16 * 1024;
 /// From this many sessions of a worker on, all that wait do so without a buffer.
 const QUIET_FROM_SESSIONS: usize = 512;
 /// How long a large message waits for room in memory.

@@ -14,7 +14,7 @@ use crate::delivery::settle::{self, Attempt};
 use crate::queue::arena::Slot;
 use crate::queue::scheduler::Event;
 use crate::runtime::buffer::{self, Buffer};
-use crate::runtime::socket::{Stream, StreamError};
+use crate::runtime::socket::{IoBuf, Stream, StreamError};
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::smtp::client::{
     AfterTransaction, Client, ClientAction, ClientConfig, ConnectionFailure, Deferral,
@@ -290,7 +290,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    async fn send_octets<B: monoio::buf::IoBuf>(&mut self, bytes: B) {
+    async fn send_octets<B: IoBuf>(&mut self, bytes: B) {
         self.client.body_progress(Instant::now());
         let deadline = self.client.deadline().unwrap_or_else(Instant::now);
         let (result, _) = self.stream.write_all(bytes, deadline).await;

@@ -323,9 +323,10 @@ impl Scheduler {
                 return self.actions.push_back(Action::Forward { core: member });
             }
         }
-        let due = handle.due_unix_ms;
         let held = handle.state == State::Held;
         let expires = self.expires_unix_ms(&handle);
+        // A longer schedule of an earlier configuration may have set it beyond the end.
+        let due = handle.due_unix_ms.min(expires);
         let slot = self.insert(handle);
         if held {
             self.wait(slot, State::Held, expires);

@@ -9,7 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use monoio::io::{AsyncReadRent, AsyncWriteRentExt, CancelHandle};
+pub use monoio::buf::IoBuf;
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
+pub use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpListener, TcpStream};
 
 use super::buffer::{Fill, Spare};
@@ -100,7 +102,7 @@ impl Stream {
     ///
     /// # Errors
     /// `TimedOut` when the peer did not take them by `deadline`; the connection is then dead.
-    pub async fn write_all<B: monoio::buf::IoBuf>(
+    pub async fn write_all<B: IoBuf>(
         &mut self,
         bytes: B,
         deadline: Instant,

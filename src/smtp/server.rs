@@ -199,7 +199,7 @@ impl Server {
             consumed += step.consumed;
             let goes_on = matches!(self.phase, Phase::Command)
                 && step.event == Event::Continue
-                && self.replies.len() < FLUSH_AT;
+                && self.replies.len() < limits::REPLIES_WAITING;
             if !goes_on {
                 let closed = matches!(self.phase, Phase::Closed { .. });
                 return Handled { consumed, event: if closed { Event::Close } else { step.event } };
@@ -566,7 +566,3 @@ impl From<&CommandError> for Refusal {
         }
     }
 }
-
-/// Replies are sent before more commands are read once this many octets of them wait, so that
-/// a client that sends and never reads fills its own socket and not our memory.
-const FLUSH_AT: usize = 16 * 1024;

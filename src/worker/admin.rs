@@ -192,6 +192,10 @@ async fn entry(
             let reason = handle.reason.as_ref().map(|reason| reason.to_string());
             (Some(handle.due_unix_ms), reason)
         }
+        (State::Held, _) => (
+            None,
+            Some(format!("held; bounces at {} if nobody releases it", Moment(handle.due_unix_ms))),
+        ),
         _ => (None, handle.reason.as_ref().map(|reason| reason.to_string())),
     };
     let recipients = &message.envelope().recipients;
@@ -259,7 +263,7 @@ async fn act(
     let named: HashSet<MessageId> = selection.ids.iter().copied().collect();
     let is_named = |id| named.is_empty() || named.contains(&id);
     let mut tally = Tally::default();
-    let mut last = None;
+    let (mut last, mut stuck) = (None, 0u64);
     for (slot, id) in fitting(worker, filter, is_named) {
         let Some(target) = Target::find(worker, slot, id, action, filter).await? else { continue };
         let done = match action {
@@ -267,6 +271,7 @@ async fn act(
             Action::Release => target.release(worker),
             Action::Delete => target.delete(worker),
         };
+        stuck += u64::from(action == Action::Release && done.is_none() && target.is_held());
         if let Some(record) = done {
             last = record.or(last);
             let whole = target.handle.recipients.count();
@@ -276,6 +281,10 @@ async fn act(
         }
     }
     finish(&mut tally);
+    if stuck > 0 && tally.recipients == 0 {
+        let words = "held, but no route other than `hold` takes these recipients: add one below it";
+        return Ok(Answer::Failed(words.into()));
+    }
     if let Some(record) = last {
         let settled = worker.log.watch(record).settled();
         if runtime::timeout(CHANGE_PATIENCE, settled).await.is_none() {
@@ -317,6 +326,10 @@ impl Target {
         let places = fitting_places(filter, &handle, &message);
         let fits = !places.is_empty();
         Ok(fits.then_some(Target { slot, handle, message: Some(message), places }))
+    }
+
+    fn is_held(&self) -> bool {
+        self.handle.state == Waits::Held
     }
 
     fn retry(&self, worker: &Rc<Worker>) -> Change {

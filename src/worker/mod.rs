@@ -16,7 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::oneshot;
 
-use crate::config::Config;
+use crate::config::{Config, Target};
 use crate::control::events::{EventBuffer, SessionId, SessionIds};
 use crate::control::metrics::WorkerMetrics;
 use crate::control::port::{Answer, Request};
@@ -208,6 +208,9 @@ impl Worker {
     /// Files a message that is now in the log: one handle for each site.
     fn file(self: &Rc<Self>, filing: Filing, place: RecordPlace) {
         for handle in handles(filing, place) {
+            if *self.sites.target(handle.site) == Target::Hold {
+                self.report_held(&handle);
+            }
             self.queue_event(Event::Filed { handle, stay: false });
         }
     }

@@ -8,7 +8,7 @@ use super::Worker;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
-use crate::queue::handle::State;
+use crate::queue::handle::{Handle, State};
 use crate::smtp::address::ForwardPath;
 use crate::smtp::reply::{Refusal, Replies};
 use crate::smtp::server::{ReceivedMessage, Refused};
@@ -66,6 +66,15 @@ impl Worker {
             size: Some(message.summary.octets),
             delay_ms: Some(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)),
             ..Event::new(EventKind::Accepted)
+        });
+    }
+
+    /// A message waits for an operator.
+    pub(super) fn report_held(&self, handle: &Handle) {
+        self.events.emit(&Event {
+            message: Some(handle.id),
+            site: Some("hold"),
+            ..Event::new(EventKind::Held)
         });
     }
 

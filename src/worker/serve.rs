@@ -7,8 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use monoio::io::Canceller;
-
 use super::log::LocalLog;
 use super::{Forwarded, Letter, Post, Worker};
 use crate::config::{Config, Listener};
@@ -25,7 +23,7 @@ use crate::queue::scheduler::{Event, Scheduler};
 use crate::runtime::blocking::{Blocking, BlockingPool};
 use crate::runtime::mailbox::Inbox;
 use crate::runtime::notify::Notify;
-use crate::runtime::socket;
+use crate::runtime::socket::{self, Canceller};
 use crate::runtime::{self, deadline};
 use crate::smtp::server::ServerConfig;
 use crate::spool::{CommitterHandle, ReaderHandle, SpoolStats};

@@ -204,7 +204,7 @@ fn a_client_that_never_reads_fills_no_memory() {
         let handled = server.handle_bytes(now, &mut input[consumed..]);
         consumed += handled.consumed;
         let waiting = server.replies().take().len();
-        assert!(waiting < FLUSH_AT + 512, "{waiting} octets of replies");
+        assert!(waiting < limits::REPLIES_WAITING + 512, "{waiting} octets of replies");
         server.take_refusals();
     }
 }
