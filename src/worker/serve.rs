@@ -125,7 +125,9 @@ async fn run(seat: Seat) -> io::Result<()> {
         worker.queue_event(Event::Filed { handle, stay: true });
     }
     runtime::spawn(tick(worker.clone()));
+    let mut doors = Vec::new();
     for (listener, socket) in sockets {
+        doors.push(socket.try_clone()?);
         let state = Rc::new(ListenerState {
             address: socket.local_addr()?,
             server: Rc::new(server_config(&worker.config, &listener)),
@@ -136,7 +138,7 @@ async fn run(seat: Seat) -> io::Result<()> {
     }
     ready();
     stop.notified().await;
-    shut_down(&worker, canceller).await;
+    shut_down(&worker, canceller, &doors).await;
     Ok(())
 }
 
@@ -195,8 +197,14 @@ async fn tick(worker: Rc<Worker>) {
 }
 
 /// Lets transactions and attempts under way come to their end, for a bounded time.
-async fn shut_down(worker: &Rc<Worker>, canceller: Canceller) {
+async fn shut_down(worker: &Rc<Worker>, canceller: Canceller, doors: &[TcpListener]) {
     worker.stopping.set(true);
+    // Cancelling ends the accepts but closes nothing at once: a worker that has nothing else to do
+    // ends first, and its socket would go on listening, with nobody to accept, while another
+    // worker finishes its sessions.
+    for door in doors {
+        let _ = rustix::net::shutdown(door, rustix::net::Shutdown::Both);
+    }
     canceller.cancel();
     deadline::interrupt_waiting();
     worker.pool.end_waiting();

@@ -48,6 +48,7 @@ impl Client {
     }
 
     /// Connects and says EHLO.
+    #[track_caller]
     pub fn hello(address: SocketAddr) -> Client {
         let mut client = Client::connect(address);
         client.command("EHLO client.test").expect("250");
@@ -70,14 +71,19 @@ impl Client {
     }
 
     /// Sends a line and reads the reply.
+    #[track_caller]
     pub fn command(&mut self, line: &str) -> Reply {
         self.send(format!("{line}\r\n").as_bytes());
         self.reply()
     }
 
     /// Reads one reply.
+    #[track_caller]
     pub fn reply(&mut self) -> Reply {
-        self.try_reply().expect("a reply")
+        match self.try_reply() {
+            Some(reply) => reply,
+            None => panic!("the connection ended before a reply"),
+        }
     }
 
     /// Reads one reply; `None` if the connection ends first.
@@ -112,6 +118,7 @@ impl Client {
     }
 
     /// Begins a transaction.
+    #[track_caller]
     pub fn envelope(&mut self, from: &str, to: &[&str]) {
         self.command(&format!("MAIL FROM:<{from}>")).expect("250");
         for to in to {
@@ -120,6 +127,7 @@ impl Client {
     }
 
     /// Sends a message, which must end with CRLF, by DATA; gives the final reply.
+    #[track_caller]
     pub fn data(&mut self, message: &[u8]) -> Reply {
         self.command("DATA").expect("354");
         self.send(&stuffed(message));
@@ -128,6 +136,7 @@ impl Client {
 
     /// Sends a message by BDAT in chunks of these sizes, the last repeated, all in one flight;
     /// gives the last reply.
+    #[track_caller]
     pub fn bdat(&mut self, message: &[u8], chunks: &[usize]) -> Reply {
         let mut flight = Vec::with_capacity(message.len() + 64);
         let mut replies = 0;
@@ -158,6 +167,7 @@ impl Client {
     }
 
     /// Asserts that the gateway ends the connection, and sends nothing before.
+    #[track_caller]
     pub fn expect_end(&mut self) {
         if let Some(reply) = self.try_reply() {
             panic!("the connection was to end, but: {reply:?}");

@@ -2,7 +2,7 @@
 //! with a second gateway by mistake.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -27,9 +27,11 @@ fn a_transaction_under_way_ends_with_250_and_the_others_with_421() {
     idle.expect_end();
     mute.reply().expect("421 4.3.2");
     // Nobody new is let in: refused, reset or turned away, but not greeted.
+    let asked = Instant::now();
     gateway.wait_until("the listeners' end", || {
         std::net::TcpStream::connect(address).is_err().then_some(())
     });
+    assert!(asked.elapsed() < Duration::from_secs(3), "a listener outlived the stop");
     busy.send(b"second half\r\n.\r\n");
     let id = busy.reply().message_id();
     busy.reply().expect("421 4.3.2");
