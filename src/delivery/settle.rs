@@ -429,6 +429,11 @@ pub fn site_failed(way: &Way, words: &str) {
     if shared.rests_until(now_unix_ms).is_some() {
         return;
     }
+    // A site that serves other connections is well: it has enough of them (421, most likely).
+    if shared.established() > 0 {
+        tracing::info!(site = %worker.sites.name(way.site), words, "no further connection for now");
+        return shared.pause(now_unix_ms + CONNECTION_PAUSE_MS);
+    }
     let attempts = u16::try_from(shared.failures() + 1).unwrap_or(u16::MAX);
     let until_unix_ms = worker.retry.next_attempt(attempts, now_unix_ms, fastrand::u32(..));
     shared.fail(until_unix_ms, words);
@@ -454,5 +459,7 @@ fn site_reason(words: &str) -> Reason {
     Reason::Local { status, text: words.into() }
 }
 
+/// How long a site that has connections enough is asked for no further one.
+const CONNECTION_PAUSE_MS: u64 = 2_000;
 /// The wait before a message is looked at again that could not be read.
 const UNREADABLE_WAIT_MS: u64 = 3_600_000;

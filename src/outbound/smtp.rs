@@ -62,7 +62,10 @@ pub async fn run(way: &Way, peer: SocketAddr) {
             return;
         }
     }
+    let shared = &worker.sites.shared()[way.site.0 as usize];
+    let established = shared.establish();
     connection.serve().await;
+    drop(established);
     worker.metrics.connections_open.lower();
 }
 

@@ -21,6 +21,8 @@ pub struct SiteShared {
     home: u32,
     /// In use, opening ones counted.  `connections <= limit`
     connections: CachePadded<AtomicU32>,
+    /// Of those, the ones whose peer has answered.  `established <= connections`
+    established: CachePadded<AtomicU32>,
     /// How many cores serve the site.  `1 <= members <= min(cores, limit)`
     members: CachePadded<AtomicU32>,
     /// A member has more waiting than it can send soon.
@@ -35,6 +37,15 @@ pub struct SiteShared {
     last_failure: Mutex<String>,
 }
 
+/// A connection whose peer has answered.
+pub struct Established<'a>(&'a SiteShared);
+
+impl Drop for Established<'_> {
+    fn drop(&mut self) {
+        self.0.established.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl SiteShared {
     /// A site with a home chosen by its place in the table, so that homes are spread evenly.
     pub fn new(index: SiteIndex, limit: u32, cores: u32) -> SiteShared {
@@ -42,6 +53,7 @@ impl SiteShared {
             limit: limit.max(1),
             home: index.0 % cores.max(1),
             connections: CachePadded::new(AtomicU32::new(0)),
+            established: CachePadded::new(AtomicU32::new(0)),
             members: CachePadded::new(AtomicU32::new(1)),
             busy: AtomicBool::new(false),
             rests_until_unix_ms: AtomicU64::new(0),
@@ -140,6 +152,22 @@ impl SiteShared {
             text.clear();
             text.push_str(reason);
         }
+    }
+
+    /// A connection's peer has answered; it counts until the value is dropped.
+    pub fn establish(&self) -> Established<'_> {
+        self.established.fetch_add(1, Ordering::AcqRel);
+        Established(self)
+    }
+
+    /// Connections whose peer has answered.
+    pub fn established(&self) -> u32 {
+        self.established.load(Ordering::Acquire)
+    }
+
+    /// The site answers, and takes no more connections just now: those that there are go on.
+    pub fn pause(&self, until_unix_ms: u64) {
+        self.rests_until_unix_ms.store(until_unix_ms, Ordering::Relaxed);
     }
 
     /// The site answers.
