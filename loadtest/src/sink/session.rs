@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::dialogue::{Dialogue, GREETING, Next, TOO_MANY};
 use super::worker::Place;
-use crate::runtime::link::Link;
+use crate::runtime::link::{Link, LinkError};
 use crate::runtime::sleep;
 
 /// What is read at once: a message of 64 KiB with its envelope, nearly.
@@ -59,15 +59,8 @@ pub async fn serve(place: Rc<Place>, mut link: Link, peer: SocketAddr) {
             Next::Read | Next::Close => {}
         }
         link.must_end_by(Instant::now() + PATIENCE);
-        if !out.is_empty() {
-            let result;
-            (result, out) = link.write_all(out).await;
-            out.clear();
-            if result.is_err() {
-                return;
-            }
-        }
         if next == Next::Close {
+            let _ = link.write_all(out).await;
             return;
         }
         if done == buffer.len() {
@@ -77,26 +70,35 @@ pub async fn serve(place: Rc<Place>, mut link: Link, peer: SocketAddr) {
         }
         done = 0;
         let result;
-        if port.read_rate.is_some() {
-            sleep(Duration::from_secs(1) / SLOW_READS).await;
-            (result, buffer) = read_some(&mut link, buffer, capacity).await;
+        (result, out, buffer) = if port.read_rate.is_some() {
+            slow_turn(&mut link, out, buffer, capacity).await
+        } else if out.is_empty() {
+            let (result, buffer) = link.read(buffer).await;
+            (result, out, buffer)
         } else {
-            (result, buffer) = link.read(buffer).await;
-        }
+            link.exchange(out, buffer).await
+        };
+        out.clear();
         if !matches!(result, Ok(1..)) {
             return;
         }
     }
 }
 
-/// Reads at most `octets`, by lending a buffer of that size.
-async fn read_some(
+/// Answers, waits, and reads at most `octets`, by lending a buffer of that size.
+async fn slow_turn(
     link: &mut Link,
+    out: Vec<u8>,
     mut buffer: Vec<u8>,
     octets: usize,
-) -> (Result<usize, crate::runtime::link::LinkError>, Vec<u8>) {
+) -> (Result<usize, LinkError>, Vec<u8>, Vec<u8>) {
+    let (result, out) = link.write_all(out).await;
+    if let Err(error) = result {
+        return (Err(error), out, buffer);
+    }
+    sleep(Duration::from_secs(1) / SLOW_READS).await;
     let room = (buffer.capacity() - buffer.len()).min(octets);
     let (result, piece) = link.read(Vec::with_capacity(room)).await;
     buffer.extend_from_slice(&piece);
-    (result, buffer)
+    (result, out, buffer)
 }

@@ -135,7 +135,8 @@ impl Connection {
         self.link.must_end_by(now + self.timeout);
     }
 
-    /// Writes [`Connection::commands`] and empties them; gives the moment before.
+    /// Writes [`Connection::commands`], empties them and waits for what comes back; gives the
+    /// moment before.
     ///
     /// # Errors
     /// The connection is of no more use.
@@ -143,14 +144,27 @@ impl Connection {
         let now = Instant::now();
         self.hurry(now);
         let commands = std::mem::take(&mut self.commands);
-        let (result, mut commands) = self.link.write_all(commands).await;
+        let (result, mut commands) = self.exchange(commands).await;
         commands.clear();
         self.commands = commands;
         result?;
         Ok(now)
     }
 
-    /// Writes `bytes` and gives them back.
+    /// Writes `bytes`, gives them back, and waits for what comes back.
+    pub async fn exchange<B: IoBuf>(&mut self, bytes: B) -> (Result<(), Broken>, B) {
+        let buffer = self.replies.lend();
+        let (result, bytes, buffer) = self.link.exchange(bytes, buffer).await;
+        self.replies.give_back(buffer);
+        let result = match result {
+            Ok(0) => Err(LinkError::Closed.into()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        (result, bytes)
+    }
+
+    /// Writes `bytes` and gives them back; more is to follow before an answer comes.
     pub async fn send<B: IoBuf>(&mut self, bytes: B) -> (Result<(), Broken>, B) {
         let (result, bytes) = self.link.write_all(bytes).await;
         (result.map_err(Broken::from), bytes)

@@ -333,24 +333,22 @@ impl Transaction {
         // From here on the server may have all of it, for all that we know.
         self.sent = true;
         let piece = draft.bytes.slice(begin..);
+        let is_all = template.shared().is_empty();
         let (mut result, piece) = match trickle {
+            None if is_all => connection.exchange(piece).await,
             None => connection.send(piece).await,
             Some(octets) => connection.trickle(piece, octets).await,
         };
         draft.bytes = piece.into_inner();
         worker.give_back(self.template, draft);
-        if result.is_ok() && !template.shared().is_empty() {
+        if result.is_ok() && !is_all {
             let shared = template.shared().clone();
             result = match trickle {
-                None => connection.send(shared).await.0,
+                None => connection.exchange(shared).await.0,
                 Some(octets) => connection.trickle(shared, octets).await.0,
             };
         }
-        if let Err(error) = result {
-            // What could not be written whole was not received whole.
-            self.sent = false;
-            return Err(error.into());
-        }
+        result?;
         let begun = if trickle.is_some() { Instant::now() } else { begun };
         let envelope = match in_flight {
             true => self.envelope_replies(worker, connection, begun).await,
