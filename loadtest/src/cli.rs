@@ -12,9 +12,9 @@ use crate::report::send::Summary;
 use crate::report::usage::CpuTime;
 use crate::signal::Signals;
 use crate::sink;
+use crate::source;
 use crate::source::plan::Plan;
 use crate::source::settings::Settings;
-use crate::source;
 
 /// A load generator for SMTP: sends, sinks, keeps the books.
 #[derive(Debug, Parser)]
@@ -103,7 +103,12 @@ fn run_send(send: Send) -> Result<bool, AnyError> {
 fn run_sink(settings: sink::settings::SinkSettings) -> Result<bool, AnyError> {
     crate::signal::raise_file_limit();
     let signals = Signals::take_over()?;
-    sink::run(settings, &signals)?;
+    let summary = sink::run(&settings, &signals)?;
+    if settings.json {
+        println!("{}", summary.to_json());
+    } else {
+        print!("{summary}");
+    }
     Ok(true)
 }
 

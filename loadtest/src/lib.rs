@@ -19,3 +19,6 @@ pub mod sink;
 
 pub mod ledger;
 pub mod report;
+
+#[cfg(test)]
+mod tests;

@@ -28,10 +28,8 @@ impl Signals {
 
     /// Waits for at most `time`; whether a signal came.
     pub fn wait(&self, time: Duration) -> bool {
-        let mut asked = [rustix::event::PollFd::new(
-            &self.descriptor,
-            rustix::event::PollFlags::IN,
-        )];
+        let mut asked =
+            [rustix::event::PollFd::new(&self.descriptor, rustix::event::PollFlags::IN)];
         let limit = rustix::event::Timespec {
             tv_sec: time.as_secs() as i64,
             tv_nsec: i64::from(time.subsec_nanos()),

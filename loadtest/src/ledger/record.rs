@@ -284,7 +284,7 @@ mod tests {
         let mut writer = LedgerFile::append(&path, Side::Source).unwrap().writer();
         (0..3).for_each(|number| writer.record(record(number)));
         writer.flush();
-            writer.check().unwrap();
+        writer.check().unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
         let book = read(&path, Side::Source).unwrap();
@@ -292,7 +292,7 @@ mod tests {
         let mut writer = LedgerFile::append(&path, Side::Source).unwrap().writer();
         writer.record(record(9));
         writer.flush();
-            writer.check().unwrap();
+        writer.check().unwrap();
         let book = read(&path, Side::Source).unwrap();
         assert_eq!((book.records.len(), book.unreadable), (3, 0));
         assert_eq!(book.records[2], record(9));
@@ -300,9 +300,8 @@ mod tests {
 
     #[test]
     fn recipients_are_told_apart_but_not_by_case_or_order() {
-        let sum = |paths: &[&str]| {
-            paths.iter().fold(0, |sum, path| add_recipient(sum, path.as_bytes()))
-        };
+        let sum =
+            |paths: &[&str]| paths.iter().fold(0, |sum, path| add_recipient(sum, path.as_bytes()));
         assert_eq!(sum(&["a@B.example", "c@d"]), sum(&["c@d", "a@b.Example"]));
         assert_ne!(sum(&["a@b"]), sum(&["a@c"]));
         let long = "x".repeat(200);

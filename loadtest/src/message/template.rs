@@ -109,7 +109,11 @@ impl Template {
     ///
     /// # Errors
     /// It has no header section or is too large.
-    pub fn from_message(file: &[u8], date: &str, framing: Framing) -> Result<Template, NotAMessage> {
+    pub fn from_message(
+        file: &[u8],
+        date: &str,
+        framing: Framing,
+    ) -> Result<Template, NotAMessage> {
         if file.len() as u64 > SIZE_MAX {
             return Err(NotAMessage);
         }
@@ -193,9 +197,10 @@ impl Sums {
     }
 
     fn of(&self, id: MessageId) -> u32 {
-        let changes = self.deltas.iter().enumerate().map(|(place, values)| {
-            values[(id.0 >> (4 * (ID_DIGITS - 1 - place))) as usize & 15]
-        });
+        let changes =
+            self.deltas.iter().enumerate().map(|(place, values)| {
+                values[(id.0 >> (4 * (ID_DIGITS - 1 - place))) as usize & 15]
+            });
         changes.fold(self.base, |sum, change| sum ^ change)
     }
 }
@@ -364,7 +369,10 @@ mod tests {
         assert_eq!(arrives(&wire, Framing::Data), (Some(MessageId(9)), true));
         let text = String::from_utf8(wire).unwrap();
         assert!(text.ends_with("\r\n\r\n..dot\r\n...\r\nlast\r\n.\r\n"), "{text}");
-        assert!(!text.contains("old\r") && !text.contains("folded") && !text.contains("never"), "{text}");
+        assert!(
+            !text.contains("old\r") && !text.contains("folded") && !text.contains("never"),
+            "{text}"
+        );
         assert!(Template::from_message(b"\n\nno header", DATE, Framing::Data).is_err());
         assert!(Template::from_message(b"MZ\x90\0", DATE, Framing::Data).is_err());
     }

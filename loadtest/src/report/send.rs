@@ -59,7 +59,8 @@ impl Summary {
     pub fn new(tally: &Tally, elapsed: Duration, cpu: CpuTime) -> Summary {
         let counts = &tally.counts;
         let took = if tally.last_at.is_zero() { elapsed } else { tally.last_at };
-        let (cpu_user_us, cpu_system_us) = cpu.per_us(counts.finished().max(counts.connections));
+        let (cpu_user_us, cpu_system_us) =
+            cpu.per_us(counts.finished().max(counts.connections + counts.connect_failures));
         let texts = tally.texts.iter();
         let mut texts: Vec<Text> =
             texts.map(|(text, count)| Text { text: text.clone(), count: *count }).collect();

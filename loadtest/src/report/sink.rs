@@ -67,6 +67,11 @@ impl Summary {
         (self.cpu_user_us, self.cpu_system_us) = cpu.per_us(self.counts.messages);
     }
 
+    /// What was counted.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     /// As one JSON object.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("numbers and strings only")

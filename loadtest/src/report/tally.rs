@@ -18,6 +18,8 @@ const TEXT_LENGTH: usize = 100;
 /// What takes time in a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// Open loop: from the intended start to the real one, because every session was busy.
+    Wait,
     /// Until the connection stands.
     Connect,
     /// From there to the 220.
@@ -38,7 +40,8 @@ pub enum Step {
 
 impl Step {
     /// All of them, in the order in which they come.
-    pub const ALL: [Step; 8] = [
+    pub const ALL: [Step; 9] = [
+        Step::Wait,
         Step::Connect,
         Step::Greeting,
         Step::Ehlo,
@@ -52,6 +55,7 @@ impl Step {
     /// As it is called in reports.
     pub fn name(self) -> &'static str {
         match self {
+            Step::Wait => "wait",
             Step::Connect => "connect",
             Step::Greeting => "greeting",
             Step::Ehlo => "ehlo",

@@ -40,5 +40,6 @@ impl CpuTime {
 
 fn duration(value: TimeVal) -> Duration {
     let seconds = u64::try_from(value.tv_sec()).unwrap_or(0);
-    Duration::from_secs(seconds) + Duration::from_micros(u64::try_from(value.tv_usec()).unwrap_or(0))
+    Duration::from_secs(seconds)
+        + Duration::from_micros(u64::try_from(value.tv_usec()).unwrap_or(0))
 }

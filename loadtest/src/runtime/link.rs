@@ -232,8 +232,7 @@ async fn connect_from(source: IpAddr, peer: SocketAddr) -> io::Result<TcpStream>
 
 fn stream_socket(peer: SocketAddr) -> io::Result<socket2::Socket> {
     let domain = socket2::Domain::for_address(peer);
-    let socket =
-        socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }

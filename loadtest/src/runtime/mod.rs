@@ -3,6 +3,7 @@
 //! What monoio 0.2.4 does badly is kept out: no task wakes itself (that starves I/O), no read or
 //! write is abandoned on a connection that lives on, `accept` is ended by its cancel handle only.
 
+pub mod alarm;
 pub mod link;
 
 use std::future::Future;

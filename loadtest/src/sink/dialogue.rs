@@ -125,15 +125,15 @@ impl Dialogue {
                         (octets, next)
                     }
                 },
-                State::Data { scanner, arrival } => match scanner
-                    .scan(rest, |piece| arrival.take(piece))
-                {
-                    Scan::More(octets) => {
-                        let next = if arrival.breaks { Next::Reset } else { Next::Read };
-                        return (used + octets, next);
+                State::Data { scanner, arrival } => {
+                    match scanner.scan(rest, |piece| arrival.take(piece)) {
+                        Scan::More(octets) => {
+                            let next = if arrival.breaks { Next::Reset } else { Next::Read };
+                            return (used + octets, next);
+                        }
+                        Scan::End(octets) => (octets, self.message_ended(around, out)),
                     }
-                    Scan::End(octets) => (octets, self.message_ended(around, out)),
-                },
+                }
                 State::Chunk { left, arrival, .. } => {
                     let octets = rest.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                     *left -= octets as u64;
@@ -236,21 +236,20 @@ impl Dialogue {
         };
         let place = around.world.find(path, around.port.manners);
         let manners = around.world.manners(place);
-        let refusal: Option<&[u8]> = if let Some(ReplyText(text)) =
-            draw(&manners.rcpt, around.random)
-        {
-            Some(text)
-        } else if manners.greylist.is_some_and(|wait| {
-            !around.world.is_known(self.client, &envelope.from, path, wait.0)
-        }) {
-            Some(b"450 4.7.1 Greylisted, please try again later\r\n")
-        } else if manners.rate.is_some_and(|rate| !around.world.is_within_rate(place, rate)) {
-            Some(b"451 4.7.1 Too many messages, slow down\r\n")
-        } else if envelope.recipients >= RECIPIENTS_MAX {
-            Some(b"452 4.5.3 Too many recipients\r\n")
-        } else {
-            None
-        };
+        let refusal: Option<&[u8]> =
+            if let Some(ReplyText(text)) = draw(&manners.rcpt, around.random) {
+                Some(text)
+            } else if manners.greylist.is_some_and(|wait| {
+                !around.world.is_known(self.client, &envelope.from, path, wait.0)
+            }) {
+                Some(b"450 4.7.1 Greylisted, please try again later\r\n")
+            } else if manners.rate.is_some_and(|rate| !around.world.is_within_rate(place, rate)) {
+                Some(b"451 4.7.1 Too many messages, slow down\r\n")
+            } else if envelope.recipients >= RECIPIENTS_MAX {
+                Some(b"452 4.5.3 Too many recipients\r\n")
+            } else {
+                None
+            };
         if let Some(refusal) = refusal {
             around.counts.recipients_refused += 1;
             out.extend_from_slice(refusal);
@@ -447,6 +446,7 @@ mod tests {
             "250 250 250 354 250 250 250 250 250 250 503 250 503 250 500 501 221"
         );
         assert_eq!((whole.counts.messages, whole.counts.unmarked), (2, 2));
+        assert!(whole.records.is_empty(), "neither carries an id");
         assert_eq!(whole.counts.octets, 18 + 8);
         for length in 1..stream.len() {
             let played = play(&world, stream, length);
@@ -461,18 +461,33 @@ mod tests {
     #[test]
     fn the_world_refuses_breaks_and_lies() {
         for (text, expected, next) in [
-            ("[default]\ndata = [{ share = 1, reply = \"spam\" }]",
-             "250 250 250 354 554 250 250 554 221", Next::Close),
-            ("[default]\ndata = [{ share = 1, reply = \"rate-limited\" }]",
-             "250 250 250 354 421", Next::Close),
-            ("[default]\nrcpt = [{ share = 1, reply = \"unknown-user\" }]",
-             "250 250 550 554 500 503 550 503 221", Next::Close),
+            (
+                "[default]\ndata = [{ share = 1, reply = \"spam\" }]",
+                "250 250 250 354 554 250 250 554 221",
+                Next::Close,
+            ),
+            (
+                "[default]\ndata = [{ share = 1, reply = \"rate-limited\" }]",
+                "250 250 250 354 421",
+                Next::Close,
+            ),
+            (
+                "[default]\nrcpt = [{ share = 1, reply = \"unknown-user\" }]",
+                "250 250 550 554 500 503 550 503 221",
+                Next::Close,
+            ),
             ("[default]\ngreylist = \"1h\"", "250 250 450 554 500 503 450 503 221", Next::Close),
             ("[default]\ndrop = 1.0", "250 250 250 354", Next::Reset),
-            ("[[port]]\nlisten = \"127.0.0.1:1\"\nmessages_per_connection = 1",
-             "250 250 250 354 250 421", Next::Close),
-            ("[[port]]\nlisten = \"127.0.0.1:1\"\nlie = [\"CHUNKING\"]",
-             "250 250 250 354 250 250 250 502 221", Next::Close),
+            (
+                "[[port]]\nlisten = \"127.0.0.1:1\"\nmessages_per_connection = 1",
+                "250 250 250 354 250 421",
+                Next::Close,
+            ),
+            (
+                "[[port]]\nlisten = \"127.0.0.1:1\"\nlie = [\"CHUNKING\"]",
+                "250 250 250 354 250 250 250 502 221",
+                Next::Close,
+            ),
             ("[[port]]\nlisten = \"127.0.0.1:1\"\nlie = [\"PIPELINING\"]", "250", Next::Read),
         ] {
             let played = play(&world(text).unwrap(), TWO, TWO.len());

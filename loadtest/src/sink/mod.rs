@@ -4,8 +4,8 @@
 //! (pure: bytes in, replies and pauses out), `session` a connection, `worker` a thread.
 
 pub mod dialogue;
-pub mod settings;
 mod session;
+pub mod settings;
 mod worker;
 pub mod world;
 
@@ -69,12 +69,24 @@ pub enum SinkError {
     Panicked,
 }
 
-/// Receives until the bounds are reached or a signal comes, and prints the summary.
+/// Receives until the bounds are reached or a signal comes.
 ///
 /// # Errors
 /// See [`SinkError`].
-pub fn run(settings: SinkSettings, signals: &Signals) -> Result<(), SinkError> {
-    let mut world = World::new(&settings)?;
+pub fn run(settings: &SinkSettings, signals: &Signals) -> Result<Summary, SinkError> {
+    run_with(settings, signals, Arc::new(Live::default()))
+}
+
+/// As [`run`], with the numbers and the stop flag in the caller's hands.
+///
+/// # Errors
+/// See [`SinkError`].
+pub fn run_with(
+    settings: &SinkSettings,
+    signals: &Signals,
+    live: Arc<Live>,
+) -> Result<Summary, SinkError> {
+    let mut world = World::new(settings)?;
     let ledger = match &settings.ledger {
         None => None,
         Some(path) => Some(LedgerFile::append(path, Side::Sink).map_err(SinkError::Ledger)?),
@@ -95,7 +107,6 @@ pub fn run(settings: SinkSettings, signals: &Signals) -> Result<(), SinkError> {
         ports.push(Arc::new(OpenPort { port, sessions: AtomicUsize::new(0) }));
     }
     let world = Arc::new(world);
-    let live = Arc::new(Live::default());
     let (begun, before) = (Instant::now(), CpuTime::now());
     let mut running = Vec::new();
     for (place, sockets) in sockets.into_iter().enumerate() {
@@ -105,17 +116,13 @@ pub fn run(settings: SinkSettings, signals: &Signals) -> Result<(), SinkError> {
         let name = format!("sink-{place}");
         running.push(thread::Builder::new().name(name).spawn(main).map_err(SinkError::Thread)?);
     }
-    watch(&settings, &live, signals, begun);
+    watch(settings, &live, signals, begun);
     let mut summary = Summary::default();
     for thread in running {
         summary.add(thread.join().map_err(|_| SinkError::Panicked)??);
     }
     summary.finish(begun.elapsed(), CpuTime::now().since(before));
-    match settings.json {
-        true => println!("{}", summary.to_json()),
-        false => print!("{summary}"),
-    }
-    Ok(())
+    Ok(summary)
 }
 
 /// Draws the progress until a bound is reached, then tells the threads to stop.
@@ -125,7 +132,8 @@ fn watch(settings: &SinkSettings, live: &Live, signals: &Signals, begun: Instant
         let messages = live.messages.load(Ordering::Relaxed);
         let is_full = settings.messages.is_some_and(|most| messages >= most);
         let is_late = settings.time.is_some_and(|most| begun.elapsed() >= most.0);
-        if is_full || is_late || signals.wait(LOOK) {
+        let is_stopped = live.stop.load(Ordering::Relaxed);
+        if is_full || is_late || is_stopped || signals.wait(LOOK) {
             break;
         }
         progress.draw(messages, |rate| {

@@ -130,12 +130,7 @@ impl Place {
     }
 
     /// Lets a session's dialogue handle what has come.
-    pub fn talk(
-        &self,
-        dialogue: &mut Dialogue,
-        bytes: &[u8],
-        out: &mut Vec<u8>,
-    ) -> (usize, Next) {
+    pub fn talk(&self, dialogue: &mut Dialogue, bytes: &[u8], out: &mut Vec<u8>) -> (usize, Next) {
         let worker = &*self.worker;
         let mut writer = worker.ledger.as_ref().map(RefCell::borrow_mut);
         let mut record = writer.as_mut().map(|writer| |record: Record| writer.record(record));

@@ -106,8 +106,7 @@ fn watch(
             live.stop.store(true, Ordering::Relaxed);
         }
         let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
-        let never_connected =
-            read(&live.connections) == 0 && read(&live.connect_failures) > 0;
+        let never_connected = read(&live.connections) == 0 && read(&live.connect_failures) > 0;
         if never_connected && begun.elapsed() > PATIENCE {
             live.stop.store(true, Ordering::Relaxed);
         }

@@ -253,7 +253,10 @@ fn pace(settings: &Settings) -> Result<Option<Pace>, PlanError> {
     let Some(stages) = &settings.stage else { return Ok(None) };
     for stage in stages {
         if stage.time.0.is_zero() || !sound(stage.rate) || !stage.up_to.is_none_or(sound) {
-            return Err(PlanError::Number("a stage", "of some time and from 0 to 10000000 a second"));
+            return Err(PlanError::Number(
+                "a stage",
+                "of some time and from 0 to 10000000 a second",
+            ));
         }
     }
     Ok(Some(Pace::staged(stages)))
@@ -273,8 +276,7 @@ fn templates(settings: &Settings, framing: Framing) -> Result<Mix<Template>, Pla
         let failed = |error| PlanError::Folder(folder.clone(), error);
         let templates = read_folder(folder, &date, framing).map_err(failed)?;
         let nothing = || failed(io::Error::other("there is no .eml file in it that is a message"));
-        return Mix::new(templates.into_iter().map(|template| (1, template)))
-            .ok_or_else(nothing);
+        return Mix::new(templates.into_iter().map(|template| (1, template))).ok_or_else(nothing);
     }
     let default = vec![Size { weight: 1, from: Octets(10_240), to: Octets(10_240) }];
     let mut sizes = Vec::new();
@@ -292,9 +294,9 @@ fn templates(settings: &Settings, framing: Framing) -> Result<Mix<Template>, Pla
     if total > TEMPLATES_MAX {
         return Err(PlanError::Number("the sizes", "less than 2 GiB together"));
     }
-    Mix::new(sizes.iter().map(|(weight, octets)| {
-        (*weight, Template::made_up(*octets, &date, framing))
-    }))
+    Mix::new(
+        sizes.iter().map(|(weight, octets)| (*weight, Template::made_up(*octets, &date, framing))),
+    )
     .ok_or(PlanError::Number("the weight of a size", "above 0"))
 }
 

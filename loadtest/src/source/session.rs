@@ -70,12 +70,17 @@ impl Session {
         loop {
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                self.worker.tally().took(Step::Wait, due.elapsed());
                 return true;
             }
             if self.worker.is_over() {
                 return false;
             }
-            sleep(left.min(NAP)).await;
+            if left <= NAP {
+                self.worker.alarm.wait_until(due).await;
+            } else {
+                sleep(NAP.min(left - NAP)).await;
+            }
         }
     }
 
@@ -199,6 +204,9 @@ impl Session {
                     let mut tally = self.worker.tally();
                     tally.counts.connect_failures += 1;
                     tally.note(&error.to_string());
+                }
+                if matches!(error, Broken::NotOffered(_)) {
+                    self.worker.give_up();
                 }
                 sleep(self.pause).await;
                 self.pause = (self.pause * 2).min(PAUSE_MAX);

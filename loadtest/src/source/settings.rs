@@ -39,7 +39,7 @@ pub struct Settings {
     pub per_connection: Option<u32>,
     /// One message a connection: the same as --per-connection 1.
     #[arg(long)]
-    #[serde(skip)]
+    #[serde(default)]
     pub one: bool,
     /// Octets of a message, header section included: 10KiB, or 1KiB-100KiB, or several with
     /// weights: 8 2KiB [default: 10KiB].

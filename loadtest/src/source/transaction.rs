@@ -188,9 +188,7 @@ impl Transaction {
         connection.commands.extend_from_slice(b"DATA\r\n");
         let begun = connection.send_commands().await?;
         let envelope = self.envelope_replies(worker, connection, begun).await;
-        if let Err(Stop::Broken(error)) = envelope {
-            return Err(Stop::Broken(error));
-        }
+        let envelope = still_open(envelope)?;
         let reply = connection.reply().await?;
         worker.tally().took(Step::Data, begun.elapsed());
         match envelope {
@@ -245,8 +243,8 @@ impl Transaction {
         for place in 0..self.ends.len() {
             let reply = connection.reply().await?;
             match self.judge(worker, place, begun, reply, &mut refused) {
-                // The recipients' replies are on their way nevertheless.
-                Err(Stop::Refused(reply, _)) => mail_refused = Some(reply),
+                // The recipients' replies are on their way nevertheless, unless it was 421.
+                Err(Stop::Refused(reply, _)) if reply.code != 421 => mail_refused = Some(reply),
                 other => other?,
             }
         }
@@ -354,9 +352,7 @@ impl Transaction {
             true => self.envelope_replies(worker, connection, begun).await,
             false => Ok(()),
         };
-        if let Err(Stop::Broken(error)) = envelope {
-            return Err(Stop::Broken(error));
-        }
+        let envelope = still_open(envelope)?;
         let reply = connection.reply().await?;
         let now = Instant::now();
         worker.tally().took(Step::Message, now - begun);
@@ -373,6 +369,17 @@ impl Transaction {
         connection.send_commands().await?;
         connection.reply().await?;
         Ok(())
+    }
+}
+
+/// Passes an outcome of the envelope on unless it ended the connection: no more replies come then.
+fn still_open(envelope: Result<(), Stop>) -> Result<Result<(), Stop>, Stop> {
+    match envelope {
+        Err(Stop::Refused(reply, state)) if reply.code != 421 => {
+            Ok(Err(Stop::Refused(reply, state)))
+        }
+        Err(stop) => Err(stop),
+        Ok(()) => Ok(Ok(())),
     }
 }
 

@@ -14,6 +14,7 @@ use super::{Live, RunError, session};
 use crate::ledger::record::{LedgerFile, Writer};
 use crate::message::template::Draft;
 use crate::report::tally::{Counts, Step, Tally};
+use crate::runtime::alarm::Alarm;
 use crate::runtime::link::sweep_forever;
 use crate::runtime::{self, sleep, spawn};
 
@@ -28,6 +29,9 @@ pub struct Worker {
     pub plan: Arc<Plan>,
     /// When the run began; the pace counts from here.
     pub begun: Instant,
+    /// Wakes sessions when a message is due.
+    pub alarm: Rc<Alarm>,
+    live: Arc<Live>,
     place: u64,
     /// Messages of this thread that have been given out.
     given: Cell<u64>,
@@ -60,8 +64,9 @@ pub fn run(
     place: usize,
     begun: Instant,
 ) -> Result<Tally, RunError> {
-    let worker = Rc::new(Worker::new(plan, ledger, place, begun));
-    let ended = runtime::run(worker.clone().drive(live));
+    let alarm = Alarm::new().map_err(RunError::Thread)?;
+    let worker = Rc::new(Worker::new(plan, live, alarm, ledger, place, begun));
+    let ended = runtime::run(worker.clone().drive());
     ended.map_err(RunError::Thread)?;
     if let Some(writer) = &worker.ledger {
         let mut writer = writer.borrow_mut();
@@ -72,13 +77,22 @@ pub fn run(
 }
 
 impl Worker {
-    fn new(plan: Arc<Plan>, ledger: Option<LedgerFile>, place: usize, begun: Instant) -> Worker {
+    fn new(
+        plan: Arc<Plan>,
+        live: Arc<Live>,
+        alarm: Rc<Alarm>,
+        ledger: Option<LedgerFile>,
+        place: usize,
+        begun: Instant,
+    ) -> Worker {
         let seed = plan.seed.wrapping_add(place as u64);
         let drafts = plan.templates.choices().iter().map(|_| Vec::new()).collect();
         let room = plan.envelope_max();
         Worker {
             place: place as u64,
             begun,
+            alarm,
+            live,
             given: Cell::new(0),
             over: Cell::new(false),
             sessions: Cell::new(0),
@@ -93,8 +107,13 @@ impl Worker {
     }
 
     /// Starts the sessions and looks after them until they are done or the time is up.
-    async fn drive(self: Rc<Self>, live: Arc<Live>) {
+    async fn drive(self: Rc<Self>) {
         spawn(sweep_forever());
+        let alarm = self.alarm.clone();
+        spawn(async move {
+            // Where the loop takes no timers the naps of those who wait wake them all the same.
+            let _ = alarm.ring_forever().await;
+        });
         let threads = self.plan.threads as u32;
         for serial in (self.place as u32..self.plan.sessions).step_by(threads as usize) {
             self.sessions.set(self.sessions.get() + 1);
@@ -107,7 +126,7 @@ impl Worker {
         while self.sessions.get() > 0 {
             sleep(LOOK).await;
             let now = Instant::now();
-            if live.stop.load(Ordering::Relaxed) || now >= end {
+            if self.live.stop.load(Ordering::Relaxed) || now >= end {
                 self.over.set(true);
                 let over_at = *over_at.get_or_insert(now);
                 // Those that still wait for the server have waited long enough.
@@ -116,15 +135,15 @@ impl Worker {
                 }
             }
             if now >= published_at + PUBLISH {
-                self.publish(&live, &mut published);
+                self.publish(&mut published);
                 published_at = now;
             }
         }
-        self.publish(&live, &mut published);
+        self.publish(&mut published);
     }
 
-    fn publish(&self, live: &Live, published: &mut Counts) {
-        let tally = self.tally.borrow();
+    fn publish(&self, published: &mut Counts) {
+        let (tally, live) = (self.tally.borrow(), &self.live);
         let (counts, before) = (tally.counts, *published);
         for (number, now, before) in [
             (&live.finished, counts.finished(), before.finished()),
@@ -167,6 +186,12 @@ impl Worker {
     /// Whether nothing new is to be begun.
     pub fn is_over(&self) -> bool {
         self.over.get()
+    }
+
+    /// Ends the whole run: it cannot be what was asked for.
+    pub fn give_up(&self) {
+        self.over.set(true);
+        self.live.stop.store(true, Ordering::Relaxed);
     }
 
     /// A session has ended.

@@ -73,7 +73,8 @@ fn path<'a>(rest: &'a [u8], keyword: &[u8]) -> Option<&'a [u8]> {
 fn chunk(rest: &[u8]) -> Option<Command<'static>> {
     let text = std::str::from_utf8(rest.strip_prefix(b" ")?).ok()?;
     let mut words = text.split_ascii_whitespace();
-    let octets = words.next().filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))?;
+    let octets =
+        words.next().filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))?;
     let octets = octets.parse().ok()?;
     let last = match words.next() {
         None => false,
