@@ -27,7 +27,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Send messages to a server and measure it.
-    Send(Send),
+    Send(Box<Send>),
     /// Receive messages and behave as the world does.
     Sink(sink::settings::SinkSettings),
     /// Hold what was acknowledged against what arrived.
@@ -66,8 +66,8 @@ type AnyError = Box<dyn std::error::Error>;
 /// not run.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Send(send) => run_send(send),
-        Command::Sink(settings) => run_sink(settings),
+        Command::Send(send) => run_send(&send),
+        Command::Sink(settings) => run_sink(&settings),
         Command::Ledger(books) => run_ledger(&books),
     };
     match done {
@@ -81,9 +81,9 @@ pub fn main() -> ExitCode {
 }
 
 /// True if every message was acknowledged (or abandoned, where that is the plan).
-fn run_send(send: Send) -> Result<bool, AnyError> {
+fn run_send(send: &Send) -> Result<bool, AnyError> {
     let file = send.scenario.as_deref().map_or(Ok(Settings::default()), Settings::read)?;
-    let plan = Plan::new(send.settings.over(file), fastrand::u16(..))?;
+    let plan = Plan::new(send.settings.clone().over(file), fastrand::u16(..))?;
     // Ids name sessions, and sessions need descriptors.
     crate::signal::raise_file_limit();
     let signals = Signals::take_over()?;
@@ -97,13 +97,13 @@ fn run_send(send: Send) -> Result<bool, AnyError> {
     }
     let counts = tally.counts;
     let good = counts.acknowledged + counts.abandoned;
-    Ok(good > 0 && good == counts.finished())
+    Ok(good > 0 && good == counts.finished() && counts.unfinished == 0)
 }
 
-fn run_sink(settings: sink::settings::SinkSettings) -> Result<bool, AnyError> {
+fn run_sink(settings: &sink::settings::SinkSettings) -> Result<bool, AnyError> {
     crate::signal::raise_file_limit();
     let signals = Signals::take_over()?;
-    let summary = sink::run(&settings, &signals)?;
+    let summary = sink::run(settings, &signals)?;
     if settings.json {
         println!("{}", summary.to_json());
     } else {

@@ -129,7 +129,7 @@ impl FromStr for Pattern {
         while let Some(open) = rest.find('{') {
             let close = rest[open..].find('}').ok_or_else(wrong)? + open;
             if open > 0 {
-                pieces.push(Piece::Text(rest[..open].as_bytes().into()));
+                pieces.push(Piece::Text(rest.as_bytes()[..open].into()));
             }
             pieces.push(match rest[open + 1..close].split_once("..") {
                 None if &rest[open + 1..close] == "n" => Piece::Number,

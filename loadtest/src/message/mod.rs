@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn an_id_holds_its_parts_and_survives_its_digits() {
         let id = MessageId::new(0xabcd, 77, 0x12_3456);
-        assert_eq!((id.run(), id.session(), id.number()), (0xabcd, 0xabcd_0000_4d, 0x12_3456));
+        assert_eq!((id.run(), id.session(), id.number()), (0xabcd, 0x00ab_cd00_004d, 0x12_3456));
         assert_eq!(&id.digits(), b"abcd00004d123456");
         assert_eq!(MessageId::parse(&id.digits()), Some(id));
         assert_eq!(MessageId::parse(b"ABCD00004D123456"), None);

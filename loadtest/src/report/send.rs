@@ -23,6 +23,7 @@ pub struct Summary {
     refused_for_good: u64,
     broken: u64,
     abandoned: u64,
+    unfinished: u64,
     recipients_refused: u64,
     connections: u64,
     connect_failures: u64,
@@ -74,6 +75,7 @@ impl Summary {
             refused_for_good: counts.refused_for_good,
             broken: counts.broken,
             abandoned: counts.abandoned,
+            unfinished: counts.unfinished,
             recipients_refused: counts.recipients_refused,
             connections: counts.connections,
             connect_failures: counts.connect_failures,
@@ -126,6 +128,7 @@ impl Display for Summary {
             (self.refused_for_good, "messages refused for good (5xx)"),
             (self.broken, "messages whose connection broke"),
             (self.abandoned, "envelopes abandoned after their recipients"),
+            (self.unfinished, "messages without a connection or an answer when the time was up"),
             (self.recipients_refused, "recipients refused"),
             (self.connect_failures, "connections that failed"),
         ] {

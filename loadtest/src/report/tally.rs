@@ -81,6 +81,8 @@ pub struct Counts {
     pub broken: u64,
     /// Envelopes that were abandoned after their recipients, as they should be.
     pub abandoned: u64,
+    /// Messages that still waited for a connection or an answer when the time was up.
+    pub unfinished: u64,
     /// Single recipients that were refused.
     pub recipients_refused: u64,
     /// Connections that reached the end of EHLO.
@@ -178,6 +180,7 @@ impl Counts {
             refused_for_good: self.refused_for_good + other.refused_for_good,
             broken: self.broken + other.broken,
             abandoned: self.abandoned + other.abandoned,
+            unfinished: self.unfinished + other.unfinished,
             recipients_refused: self.recipients_refused + other.recipients_refused,
             connections: self.connections + other.connections,
             connect_failures: self.connect_failures + other.connect_failures,

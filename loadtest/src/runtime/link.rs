@@ -35,10 +35,10 @@ pub struct Link {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The deadline passed.
-    #[error("timed out")]
+    #[error("the time allowed for an answer passed")]
     TimedOut,
     /// The peer closed it where a reply or a command was due.
-    #[error("closed by the peer")]
+    #[error("connection closed by the peer")]
     Closed,
     /// The system said no.
     #[error("{}", .0.kind())]

@@ -17,7 +17,8 @@ const TRICKLE_PAUSE: Duration = Duration::from_millis(100);
 pub struct Connection {
     link: Link,
     replies: Replies,
-    timeout: Duration,
+    /// What the server may take for an answer.
+    pub timeout: Duration,
     /// Offered in the reply to EHLO.
     pub offers: Offers,
     /// Messages that were begun on it.
@@ -39,7 +40,7 @@ pub struct Offers {
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
     /// The network.
-    #[error("connection {0}")]
+    #[error("{0}")]
     Link(#[from] LinkError),
     /// The server does not speak SMTP.
     #[error("{0}")]

@@ -15,6 +15,9 @@ use crate::runtime::sleep;
 /// The first wait after a connection that failed; it doubles up to the last.
 const PAUSE: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// What a connection may take to stand and to greet: a server whose queue of connections
+/// overflows leaves clients that think they are connected, and will never say a word to them.
+const GREETING: Duration = Duration::from_secs(10);
 /// The longest that a session sleeps without looking whether the run is over.
 const NAP: Duration = Duration::from_millis(100);
 
@@ -219,7 +222,8 @@ impl Session {
         let plan = self.worker.plan.clone();
         let begun = Instant::now();
         let source = self.worker.next_source();
-        let mut connection = Connection::open(plan.peer, source, plan.timeout).await?;
+        let mut connection =
+            Connection::open(plan.peer, source, plan.timeout.min(GREETING)).await?;
         let connected = Instant::now();
         let hello = |commands: &mut Vec<u8>| {
             commands.extend_from_slice(b"EHLO ");
@@ -233,6 +237,7 @@ impl Session {
         }
         let greeting = connection.reply().await?;
         let greeted = Instant::now();
+        connection.timeout = plan.timeout;
         self.worker.tally().took(Step::Connect, connected - begun);
         self.worker.tally().took(Step::Greeting, greeted - connected);
         if !greeting.is_positive() {

@@ -139,6 +139,9 @@ impl Worker {
                 published_at = now;
             }
         }
+        let mut tally = self.tally.borrow_mut();
+        tally.counts.unfinished = self.given.get().saturating_sub(tally.counts.finished());
+        drop(tally);
         self.publish(&mut published);
     }
 
