@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -90,11 +91,7 @@ fn run_send(send: &Send) -> Result<bool, AnyError> {
     let before = CpuTime::now();
     let (tally, elapsed) = source::run(plan, &signals, send.quiet)?;
     let summary = Summary::new(&tally, elapsed, CpuTime::now().since(before));
-    if send.json {
-        println!("{}", summary.to_json());
-    } else {
-        print!("{summary}");
-    }
+    tell(&if send.json { summary.to_json() + "\n" } else { summary.to_string() });
     let counts = tally.counts;
     let good = counts.acknowledged + counts.abandoned;
     Ok(good > 0 && good == counts.finished() && counts.unfinished == 0)
@@ -104,11 +101,7 @@ fn run_sink(settings: &sink::settings::SinkSettings) -> Result<bool, AnyError> {
     crate::signal::raise_file_limit();
     let signals = Signals::take_over()?;
     let summary = sink::run(settings, &signals)?;
-    if settings.json {
-        println!("{}", summary.to_json());
-    } else {
-        print!("{summary}");
-    }
+    tell(&if settings.json { summary.to_json() + "\n" } else { summary.to_string() });
     Ok(true)
 }
 
@@ -122,10 +115,11 @@ fn run_ledger(books: &LedgerArgs) -> Result<bool, AnyError> {
     let unreadable = sent.unreadable + arrived.unreadable;
     let found = compare(&mut sent.records, &mut arrived.records);
     let summary = Books::new(&found, unreadable);
-    if books.json {
-        println!("{}", summary.to_json());
-    } else {
-        print!("{summary}");
-    }
+    tell(&if books.json { summary.to_json() + "\n" } else { summary.to_string() });
     Ok(found.is_clean())
+}
+
+/// Prints; whoever has read enough may close the pipe.
+fn tell(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }

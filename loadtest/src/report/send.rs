@@ -127,7 +127,7 @@ impl Display for Summary {
             (self.refused_for_now, "messages refused for now (4xx)"),
             (self.refused_for_good, "messages refused for good (5xx)"),
             (self.broken, "messages whose connection broke"),
-            (self.abandoned, "envelopes abandoned after their recipients"),
+            (self.abandoned, "sessions or envelopes left without a message, as planned"),
             (self.unfinished, "messages without a connection or an answer when the time was up"),
             (self.recipients_refused, "recipients refused"),
             (self.connect_failures, "connections that failed"),
