@@ -1,0 +1,305 @@
+//! A client's life: connects, sends one message after the other, connects anew when the
+//! connection is used up or broken, and stops when there is nothing more to do.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::connection::{Broken, Connection};
+use super::transaction::{Outcome, Transaction};
+use super::worker::{Errand, Worker};
+use crate::ledger::record::{Record, Verdict, now_ns};
+use crate::message::MessageId;
+use crate::report::tally::Step;
+use crate::runtime::sleep;
+
+/// The first wait after a connection that failed; it doubles up to the last.
+const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// What a connection may take to stand and to greet: a server whose queue of connections
+/// overflows leaves clients that think they are connected, and will never say a word to them.
+const GREETING: Duration = Duration::from_secs(10);
+/// The longest that a session sleeps without looking whether the run is over.
+const NAP: Duration = Duration::from_millis(100);
+
+struct Session {
+    worker: Rc<Worker>,
+    serial: u32,
+    /// Messages that this session has begun.
+    sent: u32,
+    connection: Option<Connection>,
+    pause: Duration,
+}
+
+/// Why there is no connection.
+enum NotOpen {
+    /// It could not be made; the message can wait for the next one.
+    Failed,
+    /// The server turned us away with a reply.
+    TurnedAway(u16),
+    /// The run is over.
+    Over,
+}
+
+/// Runs the session with this number until there is nothing more for it to do.
+pub async fn run(worker: Rc<Worker>, serial: u32) {
+    let pause = PAUSE;
+    let mut session = Session { worker: worker.clone(), serial, sent: 0, connection: None, pause };
+    match worker.plan.manners.hold {
+        Some(time) => session.hold(time).await,
+        None => session.send_all().await,
+    }
+    if let Some(connection) = session.connection.take() {
+        connection.quit().await;
+    }
+    worker.session_ended();
+}
+
+impl Session {
+    async fn send_all(&mut self) {
+        while let Some(errand) = self.worker.next_errand() {
+            if !self.wait_until(errand.due).await {
+                return;
+            }
+            let begun = errand.due.unwrap_or_else(Instant::now);
+            if !self.send(errand, begun).await || self.sent + 1 >= crate::message::PART_MAX {
+                return;
+            }
+        }
+    }
+
+    /// Sleeps until a message is due; false when the run ended meanwhile.
+    async fn wait_until(&mut self, due: Option<Instant>) -> bool {
+        let Some(due) = due else { return true };
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.worker.tally().took(Step::Wait, due.elapsed());
+                return true;
+            }
+            if self.worker.is_over() {
+                return false;
+            }
+            if left <= NAP {
+                self.worker.alarm.wait_until(due).await;
+            } else {
+                sleep(NAP.min(left - NAP)).await;
+            }
+        }
+    }
+
+    /// Sends one message, whatever it takes; false when the run ended meanwhile.
+    async fn send(&mut self, errand: Errand, begun: Instant) -> bool {
+        loop {
+            let was_open = self.connection.is_some();
+            let mut connection = match self.take_connection().await {
+                Ok(connection) => connection,
+                Err(NotOpen::Failed) => continue,
+                Err(NotOpen::Over) => return false,
+                Err(NotOpen::TurnedAway(code)) => {
+                    self.count_refusal(code);
+                    return true;
+                }
+            };
+            let mut transaction = Transaction::new(&self.worker, self.id(), errand.number);
+            connection.messages += 1;
+            let outcome = transaction.run(&self.worker, &mut connection).await;
+            // A server may close what was idle; the message has not begun then.
+            let is_stale = was_open && connection.messages > 1;
+            if let Outcome::Broken { error, sent: false, heard: false } = &outcome
+                && is_stale
+                && error.is_closed()
+            {
+                continue;
+            }
+            self.settle(&transaction, outcome, begun, connection).await;
+            return true;
+        }
+    }
+
+    fn id(&self) -> MessageId {
+        MessageId::new(self.worker.plan.run, self.serial, self.sent)
+    }
+
+    /// Counts what became of a message, and keeps its connection if it can serve again.
+    async fn settle(
+        &mut self,
+        transaction: &Transaction,
+        outcome: Outcome,
+        begun: Instant,
+        connection: Connection,
+    ) {
+        self.sent += 1;
+        let verdict = match &outcome {
+            Outcome::Acknowledged(at) => {
+                let mut tally = self.worker.tally();
+                tally.took(Step::Whole, at.saturating_duration_since(begun));
+                tally.counts.acknowledged += 1;
+                tally.counts.octets += transaction.octets();
+                tally.last_at = tally.last_at.max(at.saturating_duration_since(self.worker.begun));
+                Some(Verdict::Acknowledged)
+            }
+            Outcome::Abandoned => {
+                self.worker.tally().counts.abandoned += 1;
+                None
+            }
+            Outcome::Refused { code, text, sent } => {
+                self.count_refusal(*code);
+                self.worker.tally().note(text);
+                sent.then_some(Verdict::Refused)
+            }
+            Outcome::Broken { error, sent, .. } => {
+                let mut tally = self.worker.tally();
+                tally.counts.broken += 1;
+                tally.note(&error.to_string());
+                sent.then_some(Verdict::Unknown)
+            }
+        };
+        if let (Some(verdict), Some(mut ledger)) = (verdict, self.worker.ledger()) {
+            ledger.record(Record {
+                id: transaction.id,
+                time_ns: now_ns(),
+                recipients_sum: transaction.recipients_sum,
+                recipients: transaction.recipients,
+                verdict,
+            });
+        }
+        let is_used_up = connection.messages >= self.worker.plan.per_connection;
+        match outcome {
+            Outcome::Broken { .. } | Outcome::Refused { code: 421, .. } => {}
+            _ if is_used_up => connection.quit().await,
+            _ => self.connection = Some(connection),
+        }
+    }
+
+    fn count_refusal(&self, code: u16) {
+        let mut tally = self.worker.tally();
+        if code / 100 == 4 {
+            tally.counts.refused_for_now += 1;
+        } else {
+            tally.counts.refused_for_good += 1;
+        }
+    }
+
+    /// The connection that is there, or a new one.
+    async fn take_connection(&mut self) -> Result<Connection, NotOpen> {
+        match self.connection.take() {
+            // What stands there unasked is a 421 before the end.
+            Some(connection) if !connection.is_ahead() => return Ok(connection),
+            _ => {}
+        }
+        if self.worker.is_over() {
+            return Err(NotOpen::Over);
+        }
+        match self.open().await {
+            Ok(connection) => {
+                self.pause = PAUSE;
+                self.worker.tally().counts.connections += 1;
+                Ok(connection)
+            }
+            Err(OpenError::Refused(code, text)) => {
+                let mut tally = self.worker.tally();
+                tally.counts.connect_failures += 1;
+                tally.note(&text);
+                Err(NotOpen::TurnedAway(code))
+            }
+            Err(OpenError::Broken(error)) => {
+                {
+                    let mut tally = self.worker.tally();
+                    tally.counts.connect_failures += 1;
+                    tally.note(&error.to_string());
+                }
+                if matches!(error, Broken::NotOffered(_)) {
+                    self.worker.give_up();
+                }
+                sleep(self.pause).await;
+                self.pause = (self.pause * 2).min(PAUSE_MAX);
+                Err(NotOpen::Failed)
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<Connection, OpenError> {
+        let plan = self.worker.plan.clone();
+        let begun = Instant::now();
+        let source = self.worker.next_source();
+        let mut connection =
+            Connection::open(plan.peer, source, plan.timeout.min(GREETING)).await?;
+        let connected = Instant::now();
+        let hello = |commands: &mut Vec<u8>| {
+            commands.extend_from_slice(b"EHLO ");
+            commands.extend_from_slice(plan.helo.as_bytes());
+            commands.extend_from_slice(b"\r\n");
+        };
+        connection.hurry(connected);
+        if plan.manners.early {
+            hello(&mut connection.commands);
+            connection.send_commands().await?;
+        }
+        let greeting = connection.reply().await?;
+        let greeted = Instant::now();
+        connection.timeout = plan.timeout;
+        self.worker.tally().took(Step::Connect, connected - begun);
+        self.worker.tally().took(Step::Greeting, greeted - connected);
+        if !greeting.is_positive() {
+            return Err(OpenError::Refused(greeting.code, connection.text(&greeting)));
+        }
+        if !plan.manners.early {
+            hello(&mut connection.commands);
+            connection.send_commands().await?;
+        }
+        let reply = connection.offers().await?;
+        self.worker.tally().took(Step::Ehlo, greeted.elapsed());
+        if !reply.is_positive() {
+            return Err(OpenError::Refused(reply.code, connection.text(&reply)));
+        }
+        if plan.conduct.is_pipelined() && !connection.offers.pipelining {
+            return Err(Broken::NotOffered("PIPELINING").into());
+        }
+        if plan.conduct.framing() == crate::message::template::Framing::Bdat
+            && !connection.offers.chunking
+        {
+            return Err(Broken::NotOffered("CHUNKING").into());
+        }
+        Ok(connection)
+    }
+
+    /// Connects and stays, until the time or the run is over or the server has had enough.
+    async fn hold(&mut self, time: Duration) {
+        let mut connection = loop {
+            match self.take_connection().await {
+                Ok(connection) => break connection,
+                Err(NotOpen::Failed) => {}
+                Err(NotOpen::TurnedAway(code)) => return self.count_refusal(code),
+                Err(NotOpen::Over) => return,
+            }
+        };
+        let end = (Instant::now() + time).min(self.worker.begun + self.worker.plan.time);
+        let stayed = connection.stay(end).await;
+        let mut tally = self.worker.tally();
+        match stayed {
+            // The sweep has shut it down: there is nobody to say QUIT to.
+            Ok(None) => tally.counts.abandoned += 1,
+            Ok(Some(reply)) => {
+                tally.counts.broken += 1;
+                let text = connection.text(&reply);
+                tally.note(&text);
+            }
+            Err(error) => {
+                tally.counts.broken += 1;
+                tally.note(&error.to_string());
+            }
+        }
+    }
+}
+
+/// Why a connection was not opened.
+enum OpenError {
+    Broken(Broken),
+    Refused(u16, String),
+}
+
+impl<E: Into<Broken>> From<E> for OpenError {
+    fn from(error: E) -> OpenError {
+        OpenError::Broken(error.into())
+    }
+}

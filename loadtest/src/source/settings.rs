@@ -1,0 +1,252 @@
+//! What a run is to do, as the user says it: the options of `send`, which are also the keys of a
+//! scenario file.
+//!
+//! One struct for both, so that neither can do what the other cannot.  An option on the command
+//! line wins over the file.  [`super::plan`] turns it into something that can be run.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use crate::message::mix::Weighted;
+use crate::units::{Octets, Span};
+
+/// See the module's text.  Every field may be absent; the plan knows the defaults.
+#[derive(Debug, Default, Clone, Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What the scenario is about; in a file only.
+    #[arg(skip)]
+    pub about: Option<String>,
+    /// The server: host and port.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub to: Option<String>,
+    /// Sessions at a time [default: 10].
+    #[arg(long, value_name = "N")]
+    pub sessions: Option<u32>,
+    /// Messages in all [default: 10000, or no limit with --time].
+    #[arg(long, value_name = "M")]
+    pub messages: Option<u64>,
+    /// The longest that the run may take [default: 10m].
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<Span>,
+    /// Threads, each with its share of the sessions [default: half of the cores].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Messages a connection [default: no limit].
+    #[arg(long, value_name = "K")]
+    pub per_connection: Option<u32>,
+    /// One message a connection: the same as --per-connection 1.
+    #[arg(long)]
+    #[serde(default)]
+    pub one: bool,
+    /// Octets of a message, header section included: 10KiB, or 1KiB-100KiB, or several with
+    /// weights: 8 2KiB [default: 10KiB].
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<Vec<Size>>,
+    /// Send the .eml files of this folder instead of messages that are made up.
+    #[arg(long, value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
+    /// Commands in groups (RFC 2920): the envelope and DATA in one write.
+    #[arg(long)]
+    #[serde(default)]
+    pub pipeline: bool,
+    /// Send by BDAT (RFC 3030) instead of DATA.
+    #[arg(long, value_name = "HOW")]
+    pub bdat: Option<Bdat>,
+    /// Start so many messages a second, whatever the server does (open loop).
+    #[arg(long, value_name = "R")]
+    pub rate: Option<f64>,
+    /// Rates that change; in a file only.
+    #[arg(skip)]
+    pub stage: Option<Vec<Stage>>,
+    /// The server may stall for so long before messages that are due are given up [default: 10s].
+    #[arg(long, value_name = "TIME")]
+    pub grace: Option<Span>,
+    /// Addresses to connect from: 127.0.0.2-127.0.0.50.
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub source: Option<String>,
+    /// Envelope senders, each with a weight if you like: "3 news@list{1..5}.example".
+    #[arg(long, value_name = "PATTERN")]
+    pub from: Option<Vec<Weighted>>,
+    /// Envelope recipients, likewise.
+    #[arg(long, value_name = "PATTERN")]
+    pub rcpt: Option<Vec<Weighted>>,
+    /// Recipients a message [default: 1].
+    #[arg(long, value_name = "N")]
+    pub recipients: Option<u32>,
+    /// The name in EHLO [default: loadtest.example].
+    #[arg(long, value_name = "NAME")]
+    pub helo: Option<String>,
+    /// What the server may take for one reply [default: 60s].
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<Span>,
+    /// Record what was acknowledged in this file.
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Option<PathBuf>,
+    /// Start from this number, so that a run can be repeated.
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// Talk before the greeting, as senders of spam do.
+    #[arg(long)]
+    #[serde(default)]
+    pub early: bool,
+    /// Only connect, say EHLO and stay for so long: an idle crowd.
+    #[arg(long, value_name = "TIME")]
+    pub hold: Option<Span>,
+    /// Leave after the recipients, without sending the message: a dictionary attack.
+    #[arg(long)]
+    #[serde(default)]
+    pub no_data: bool,
+    /// Write so many octets at a time, ten times a second: a slow peer.
+    #[arg(long, value_name = "SIZE")]
+    pub trickle: Option<Octets>,
+}
+
+/// How BDAT is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bdat {
+    /// The message after the replies to the envelope.
+    Strict,
+    /// Envelope and message in one write.
+    Flight,
+}
+
+/// A part of a run with a rate of its own.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// How long it lasts.
+    pub time: Span,
+    /// Messages a second at its beginning.
+    pub rate: f64,
+    /// And at its end, if that is another: a ramp.
+    pub up_to: Option<f64>,
+}
+
+/// A size or a range of sizes with its weight: `10KiB`, `1KiB-100KiB`, `3 2KiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// How often, against the others' weights.
+    pub weight: u32,
+    /// The smallest.
+    pub from: Octets,
+    /// The largest.
+    pub to: Octets,
+}
+
+impl std::str::FromStr for Size {
+    type Err = crate::units::UnitError;
+
+    fn from_str(text: &str) -> Result<Size, Self::Err> {
+        let text = text.trim();
+        // "3 2KiB" has a weight, "3 KiB" is one size.
+        let weighted = text.split_once(' ').and_then(|(weight, rest)| {
+            let rest = rest.trim_start();
+            let is_size = rest.starts_with(|first: char| first.is_ascii_digit());
+            is_size.then(|| Some((weight.parse().ok()?, rest))).flatten()
+        });
+        let (weight, range) = weighted.unwrap_or((1, text));
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        Ok(Size { weight, from: from.parse()?, to: to.parse()? })
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Size, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A scenario file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ScenarioError {
+    /// The file.
+    #[error("cannot read {0}: {1}")]
+    Unreadable(PathBuf, #[source] std::io::Error),
+    /// What is in it.
+    #[error("{0}: {1}")]
+    Wrong(PathBuf, #[source] Box<toml::de::Error>),
+}
+
+impl Settings {
+    /// Reads a scenario file.
+    ///
+    /// # Errors
+    /// It cannot be read, or something in it has no meaning.
+    pub fn read(path: &Path) -> Result<Settings, ScenarioError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ScenarioError::Unreadable(path.into(), error))?;
+        let mut settings: Settings = toml::from_str(&text)
+            .map_err(|error| ScenarioError::Wrong(path.into(), Box::new(error)))?;
+        // A folder is found from where the file is, not from where the user stands.
+        if let (Some(folder), Some(base)) = (&mut settings.folder, path.parent()) {
+            *folder = base.join(&folder);
+        }
+        Ok(settings)
+    }
+
+    /// These settings, and for what they leave open those of `file`.
+    pub fn over(self, file: Settings) -> Settings {
+        let has_rate = self.rate.is_some();
+        Settings {
+            about: self.about.or(file.about),
+            to: self.to.or(file.to),
+            sessions: self.sessions.or(file.sessions),
+            messages: self.messages.or(file.messages),
+            time: self.time.or(file.time),
+            threads: self.threads.or(file.threads),
+            per_connection: self.per_connection.or(file.per_connection),
+            one: self.one || file.one,
+            size: self.size.or(file.size),
+            folder: self.folder.or(file.folder),
+            pipeline: self.pipeline || file.pipeline,
+            bdat: self.bdat.or(file.bdat),
+            rate: self.rate.or(file.rate),
+            // A rate on the command line is meant instead of the file's stages.
+            stage: self.stage.or(file.stage).filter(|_| !has_rate),
+            grace: self.grace.or(file.grace),
+            source: self.source.or(file.source),
+            from: self.from.or(file.from),
+            rcpt: self.rcpt.or(file.rcpt),
+            recipients: self.recipients.or(file.recipients),
+            helo: self.helo.or(file.helo),
+            timeout: self.timeout.or(file.timeout),
+            ledger: self.ledger.or(file.ledger),
+            seed: self.seed.or(file.seed),
+            early: self.early || file.early,
+            hold: self.hold.or(file.hold),
+            no_data: self.no_data || file.no_data,
+            trickle: self.trickle.or(file.trickle),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_single_ranges_or_weighted() {
+        let size = |weight, from, to| Size { weight, from: Octets(from), to: Octets(to) };
+        for (text, expected) in [
+            ("10KiB", size(1, 10_240, 10_240)),
+            ("3 KiB", size(1, 3_072, 3_072)),
+            ("3 1KiB-2KiB", size(3, 1_024, 2_048)),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let file: Settings =
+            toml::from_str("sessions = 5\nrate = 10\npipeline = true\nbdat = \"flight\"").unwrap();
+        let line = Settings { sessions: Some(7), ..Settings::default() };
+        let both = line.over(file);
+        assert_eq!((both.sessions, both.rate, both.pipeline), (Some(7), Some(10.0), true));
+        assert!(toml::from_str::<Settings>("session = 5").is_err(), "a typo is told");
+    }
+}
