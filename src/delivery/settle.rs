@@ -422,7 +422,7 @@ pub async fn expire(worker: Rc<Worker>, slot: Slot) {
 /// A site could not be reached or does not take mail: no connection is tried for a while.
 pub fn site_failed(way: &Way, words: &str) {
     let worker = &way.worker;
-    let shared = &worker.sites.shared()[way.site.0 as usize];
+    let shared = way.shared();
     let now_unix_ms = worker.now_unix_ms();
     worker.metrics.connections_failed.count();
     // The connections that were opened together fail together: that is one failure of the site.
@@ -431,13 +431,13 @@ pub fn site_failed(way: &Way, words: &str) {
     }
     // A site that serves other connections is well: it has enough of them (421, most likely).
     if shared.established() > 0 {
-        tracing::info!(site = %worker.sites.name(way.site), words, "no further connection for now");
+        tracing::info!(site = %way.site_name(), words, "no further connection for now");
         return shared.pause(now_unix_ms + CONNECTION_PAUSE_MS);
     }
     let attempts = u16::try_from(shared.failures() + 1).unwrap_or(u16::MAX);
     let until_unix_ms = worker.retry.next_attempt(attempts, now_unix_ms, fastrand::u32(..));
     shared.fail(until_unix_ms, words);
-    let site = worker.sites.name(way.site);
+    let site = way.site_name();
     worker.events.emit(&LogEvent {
         site: Some(&site),
         reply: Some(words),

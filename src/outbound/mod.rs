@@ -16,7 +16,7 @@ use std::rc::Rc;
 use crate::config::Target;
 use crate::pool::Lane;
 use crate::queue::scheduler::{ConnectionId, Event};
-use crate::queue::site::SiteIndex;
+use crate::queue::site::{SiteIndex, SiteShared};
 use crate::runtime::guard::guarded;
 use crate::worker::Worker;
 
@@ -47,6 +47,16 @@ pub struct Way {
 }
 
 impl Way {
+    /// What the cores share of its site.
+    pub fn shared(&self) -> &SiteShared {
+        &self.worker.sites.shared()[self.site.0 as usize]
+    }
+
+    /// Its site's name for people.
+    pub fn site_name(&self) -> String {
+        self.worker.sites.name(self.site)
+    }
+
     /// The next message, once the connection is ready for one.  After `None` none will come: the
     /// connection is to close.
     pub async fn next(&self) -> Option<crate::queue::arena::Slot> {

@@ -62,8 +62,7 @@ pub async fn run(way: &Way, peer: SocketAddr) {
             return;
         }
     }
-    let shared = &worker.sites.shared()[way.site.0 as usize];
-    let established = shared.establish();
+    let established = way.shared().establish();
     connection.serve().await;
     drop(established);
     worker.metrics.connections_open.lower();
@@ -79,7 +78,7 @@ impl<'a> Connection<'a> {
                 command: delivery.timeouts.command,
                 data: delivery.timeouts.data,
             },
-            use_chunking: !way.worker.sites.shared()[way.site.0 as usize].chunking_is_broken(),
+            use_chunking: !way.shared().chunking_is_broken(),
         };
         let client = Client::new(config, Instant::now());
         Connection { way, peer, stream, client, input: Buffer::default() }
@@ -129,7 +128,7 @@ impl<'a> Connection<'a> {
             let result = self.transact(&message, size_octets, &left).await;
             usable = result.connection == AfterTransaction::Usable;
             if result.chunking_broken() {
-                worker.sites.shared()[self.way.site.0 as usize].remember_broken_chunking();
+                self.way.shared().remember_broken_chunking();
             }
             let asked = std::mem::take(&mut left);
             let took_some = result.outcomes.iter().any(|outcome| !is_too_many(outcome));
@@ -150,7 +149,7 @@ impl<'a> Connection<'a> {
             return false;
         }
         // Not at its greeting: a peer that greets and then drops every transaction is not well.
-        worker.sites.shared()[self.way.site.0 as usize].recover();
+        self.way.shared().recover();
         attempt.taken_with(&outcomes);
         attempt.settle(worker, &message, outcomes).await;
         usable
