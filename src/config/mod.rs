@@ -11,11 +11,13 @@
 
 mod check;
 mod keys;
+mod maildir;
 mod pattern;
 mod read;
 mod report;
 mod route;
 mod table;
+mod target;
 
 #[cfg(test)]
 mod tests;
@@ -33,9 +35,11 @@ use crate::message::Durability;
 use crate::units::ByteSize;
 
 pub use keys::{SECTIONS, Section};
+pub use maildir::Maildir;
 pub use pattern::{BadDomainPattern, BadPattern, DomainPattern, Domains, Pattern, unquoted};
 pub use report::{Problem, Report, Severity};
-pub use route::{BadTarget, Maildir, Route, RouteIndex, Routes, Target};
+pub use route::{Route, RouteIndex, Routes};
+pub use target::{BadTarget, Target};
 
 /// Everything an operator can set.
 #[derive(Debug, Clone, PartialEq, Eq)]
