@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::pattern::{Pattern, unquoted};
+use super::schedule::{GivenSchedule, Schedule};
 use super::target::Target;
 
 /// One `[[route]]`.
@@ -18,6 +19,24 @@ pub struct Route {
     pub to: Target,
     /// The address that connections are made from; the system's choice without it.
     pub source: Option<IpAddr>,
+    /// `retry`, `lifetime` and `delay_notice`, as far as this route has its own; see
+    /// [`schedule`](Route::schedule).
+    pub given: GivenSchedule,
+    /// Whether each recipient's mail goes out with a reverse-path of its own that names the
+    /// recipient (variable envelope return path), so that a bounce says whom it is about.
+    pub verp: bool,
+}
+
+impl Route {
+    /// A route with the defaults of all that is optional.
+    pub fn new(recipient: Pattern, to: Target) -> Route {
+        Route { recipient, to, source: None, given: GivenSchedule::default(), verp: false }
+    }
+
+    /// When its mail is tried again, and how long: its own keys, the others from `[queue]`.
+    pub fn schedule(&self, queue: &Schedule) -> Schedule {
+        self.given.or(queue)
+    }
 }
 
 /// Which route of the configuration: its place in the file, from 0.
@@ -100,11 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn routes(patterns: &[String]) -> Routes {
-        let route = |text: &String| Route {
-            recipient: text.parse().unwrap(),
-            to: Target::Discard,
-            source: None,
-        };
+        let route = |text: &String| Route::new(text.parse().unwrap(), Target::Discard);
         Routes::new(patterns.iter().map(route).collect())
     }
 
