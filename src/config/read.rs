@@ -1,8 +1,8 @@
 //! From the text to a [`Config`]: each value by itself.
 //!
 //! What does not fit is reported and its default stands in, so that reading reaches the end and
-//! `check` can look at the whole.  Values of features that are still to be built are refused here
-//! and nowhere else.
+//! `check` can look at the whole.  Values of features that are still to be built are refused here,
+//! targets in `check::awaited`, and nowhere else.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
