@@ -218,7 +218,7 @@ impl Attempt {
 fn judge(worker: &Worker) -> Judge<'_> {
     Judge {
         retry: &worker.retry,
-        soft_bounce: false,
+        soft_bounce: worker.config.delivery.soft_bounce,
         now_unix_ms: worker.now_unix_ms(),
         random: fastrand::u32(..),
     }

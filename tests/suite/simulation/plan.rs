@@ -22,6 +22,8 @@ pub enum Plant {
     EarlyLast,
     /// A message that was delivered goes back to the queue.
     Twice,
+    /// Nobody remembers that a delay was told.
+    TwiceLate,
     /// A message that waits for its next attempt drops out of the queue.
     Forgotten,
     /// The disk says that it has synced and has not.
