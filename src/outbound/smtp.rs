@@ -20,8 +20,7 @@ use crate::runtime::buffer::{self, Buffer};
 use crate::runtime::socket::{IoBuf, Stream, StreamError};
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::smtp::client::{
-    Client, ClientAction, ClientConfig, ConnectionFailure, Timeouts, Transaction,
-    TransactionResult,
+    Client, ClientAction, ClientConfig, ConnectionFailure, Timeouts, Transaction, TransactionResult,
 };
 
 /// One connection and its machine.

@@ -156,7 +156,10 @@ impl Peer {
                 }
                 self.answer(scene, &(reply + "250 HELP"), "550 5.5.1 no");
             }
-            "HELO" => _ = self.answer(scene, "250 peer.example", "550 5.5.1 no"),
+            "HELO" => {
+                scene.books.greeted_plainly(self.site);
+                _ = self.answer(scene, "250 peer.example", "550 5.5.1 no");
+            }
             "MAIL" => self.mail(scene, path(rest)),
             "RCPT" => self.rcpt(scene, path(rest)),
             "DATA" if self.recipients.is_empty() => self.say("554 5.5.1 no recipients"),

@@ -68,6 +68,8 @@ pub struct Plan {
 
 /// Faults end then.
 pub const ROUGH_US: u64 = 40_000_000;
+/// When a sender hears that a message is late.
+pub const LATE_S: u64 = 12;
 /// How long a message may wait; longer than the rough time, so that no notice expires.
 pub const LIFETIME_S: u64 = 90;
 
@@ -129,6 +131,7 @@ impl Plan {
              [[listener]]\naddress = \"127.0.0.1:25\"\nservice = \"relay\"\n\
              [relay]\nnetworks = [\"127.0.0.0/8\"]\n\
              [queue]\nretry = [\"2s\", \"5s\", \"15s\"]\nlifetime = \"{LIFETIME_S}s\"\n\
+             delay_notice = \"{LATE_S}s\"\n\
              [delivery]\nconnections_per_site = {}\nmessages_per_connection = 5\n\
              idle_timeout = \"1s\"\n\
              timeouts = {{ connect = \"3s\", greeting = \"5s\", command = \"5s\", data = \"8s\" }}\n",
