@@ -40,6 +40,8 @@ pub struct Offer {
     pub dsn: bool,
     pub eight_bit: bool,
     pub size: bool,
+    /// It offers CHUNKING and does not know BDAT.
+    pub is_wrong: bool,
 }
 
 /// See the module's text.
@@ -82,6 +84,7 @@ impl Plan {
             dsn: random.bool(),
             eight_bit: random.u8(0..4) > 0,
             size: random.bool(),
+            is_wrong: random.u8(0..8) == 0,
         });
         let offers = offers.collect();
         let has_large = random.u8(0..8) == 0;
