@@ -316,7 +316,7 @@ impl Candidate {
 
 /// Whether a connection to the address can lead to one host: `0.0.0.0` and `::` would lead to this
 /// machine, whoever published them.
-fn is_usable(address: IpAddr) -> bool {
+pub(crate) fn is_usable(address: IpAddr) -> bool {
     let address = address.to_canonical();
     let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     !(address.is_unspecified() || address.is_multicast() || is_broadcast)

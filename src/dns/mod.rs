@@ -16,7 +16,7 @@ pub mod asking;
 pub mod cache;
 pub mod codec;
 mod flight;
-mod join;
+pub(crate) mod join;
 pub mod mail;
 pub mod name;
 pub mod ourselves;
