@@ -41,6 +41,13 @@ impl Pool {
         lanes.get(&connection).map(|lane| lane.next.give(Some(slot))).is_some()
     }
 
+    /// Tells a connection that waits for a message to end.
+    pub fn end(&self, connection: ConnectionId) {
+        if let Some(lane) = self.lanes.borrow().get(&connection) {
+            lane.next.give_if_empty(None);
+        }
+    }
+
     /// The connection is gone.
     pub fn close(&self, connection: ConnectionId) {
         self.lanes.borrow_mut().remove(&connection);

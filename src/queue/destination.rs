@@ -54,6 +54,8 @@ pub struct CourseRules {
     pub lead: Lead,
     /// How long a message may stay, in milliseconds from its acceptance.
     pub lifetime_ms: u64,
+    /// The age at which its sender is told that it is late, in milliseconds; `None`: never.
+    pub late_ms: Option<u64>,
 }
 
 /// Where a course leads.
@@ -152,9 +154,9 @@ pub(super) struct DestinationQueue {
     pub(super) deferred: List,
     /// All messages of this destination, held and active ones too.
     pub(super) handles: u32,
-    /// The greatest end of lifetime among those that were ever put at the end of `ready`: what
-    /// comes behind it and ends before it has a timer of its own.
-    pub(super) newest_expiry_unix_ms: u64,
+    /// The latest time at which the age of any of those matters that were ever put at the end of
+    /// `ready`: what comes behind them and matters sooner has a timer of its own.
+    pub(super) newest_unix_ms: u64,
     /// When it is to be looked at: at the latest when the first in `ready` expires.
     pub(super) alarm_unix_ms: Option<u64>,
     /// Deferred ones that are still to be made ready on an operator's word, a bounded number a
@@ -182,7 +184,7 @@ impl DestinationQueue {
             ready: List::default(),
             deferred: List::default(),
             handles: 0,
-            newest_expiry_unix_ms: 0,
+            newest_unix_ms: 0,
             alarm_unix_ms: None,
             hurried: 0,
             is_refused: false,

@@ -32,6 +32,7 @@ use super::destination::{
 };
 use super::handle::{Handle, Reason, Recipients, State};
 use super::site::{SiteId, SiteIndex, SiteShared};
+use crate::message::MessageId;
 use connections::SiteQueue;
 
 /// A connection of this core, named by the driver.
@@ -152,6 +153,14 @@ pub enum Action {
     Expire {
         /// Which.
         slot: Slot,
+    },
+    /// The message waits for a destination that cannot be reached, and is late: tell its sender.
+    /// It is active until `Deferred`, or `Returned` once it is noted that he need not be told.
+    Delay {
+        /// Which.
+        slot: Slot,
+        /// How long it may wait after that.
+        due_unix_ms: u64,
     },
     /// Nobody will ever take the message: tell its sender and end it.
     Refuse {
@@ -394,6 +403,17 @@ impl Scheduler {
         }
     }
 
+    /// Whether nothing for a destination is tried now; see [`Scheduler::rest_of`].
+    pub fn rests(&self, index: DestinationIndex, now_unix_ms: u64) -> bool {
+        match self.destinations.get(index).map(|entry| &entry.standing) {
+            Some(Standing::Resting { until_unix_ms, .. }) => *until_unix_ms > now_unix_ms,
+            Some(Standing::Resolved { site, .. }) => {
+                self.site(*site).is_some_and(|shared| shared.rests_until(now_unix_ms).is_some())
+            }
+            _ => false,
+        }
+    }
+
     /// What the last failure to reach a destination was; empty if there was none.
     pub fn last_failure_of(&self, index: DestinationIndex) -> String {
         match self.destinations.get(index).map(|entry| &entry.standing) {
@@ -459,11 +479,22 @@ impl Scheduler {
         self.courses.iter().enumerate().filter_map(is_mail)
     }
 
-    fn expiry(&self, index: DestinationIndex, id: crate::message::MessageId) -> u64 {
-        let course = self.destinations.get(index).map(|entry| entry.key.course);
-        let lifetime_ms =
-            course.map_or(u64::MAX, |course| self.courses[course.0 as usize].lifetime_ms);
-        id.unix_ms().saturating_add(lifetime_ms)
+    fn expiry(&self, index: DestinationIndex, id: MessageId) -> u64 {
+        let course = self.course_of(index);
+        id.unix_ms().saturating_add(course.map_or(u64::MAX, |course| course.lifetime_ms))
+    }
+
+    /// When a message's age matters next: it is late, or its lifetime is over.
+    fn look_unix_ms(&self, slot: Slot) -> u64 {
+        let Some(handle) = self.handles.get(slot) else { return u64::MAX };
+        let late_ms = self.course_of(handle.destination).and_then(|course| course.late_ms);
+        let late = late_ms.filter(|_| !handle.delay_told);
+        let late = late.map_or(u64::MAX, |ms| handle.id.unix_ms().saturating_add(ms));
+        late.min(self.expires_unix_ms(handle))
+    }
+
+    fn course_of(&self, index: DestinationIndex) -> Option<&CourseRules> {
+        self.courses.get(self.destinations.get(index)?.key.course.0 as usize)
     }
 
     /// Counts one step of work, so that tests can hold what an event costs against a bound.

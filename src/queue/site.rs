@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
 
+use crate::delivery::reach::Reach;
+
 /// A site's place in the table of one core's scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SiteIndex(pub u32);
@@ -23,6 +25,8 @@ pub struct SiteShared {
     id: SiteId,
     /// For people: its hosts, or its next hop.
     name: Box<str>,
+    /// How connections to it are made.
+    reach: Reach,
     /// The most connections of all cores together.
     limit: u32,
     /// The core that serves it while it is quiet.
@@ -56,11 +60,12 @@ impl Drop for Established<'_> {
 
 impl SiteShared {
     /// A site with a home chosen by its number, so that homes are spread evenly.
-    pub fn new(id: SiteId, name: &str, limit: u32, cores: u32) -> SiteShared {
+    pub fn new(id: SiteId, name: &str, limit: u32, cores: u32, reach: Reach) -> SiteShared {
         let cores = cores.max(1);
         SiteShared {
             id,
             name: name.into(),
+            reach,
             limit: limit.max(1),
             home: (id.0 % u64::from(cores)) as u32,
             connections: CachePadded::new(AtomicU32::new(0)),
@@ -82,6 +87,11 @@ impl SiteShared {
     /// Its name for people.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How connections to it are made.
+    pub fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// The most connections of all cores together.
@@ -106,6 +116,11 @@ impl SiteShared {
     /// that another core keeps busy.
     pub(super) fn can_serve(&self, core: u32, cores: u32) -> bool {
         (core + cores - self.home) % cores < self.limit
+    }
+
+    /// The core that serves it while it is quiet.
+    pub(super) fn home(&self) -> u32 {
+        self.home
     }
 
     /// One core more serves the site: it has messages for it, or connections to it.

@@ -1,8 +1,8 @@
 //! Handles into and out of the lists of their destinations, and what operators do to them.
 //!
-//! The list of ready messages is in the order of their ends of lifetime, nearly always: its head
-//! tells when something is to expire, and one alarm of the destination looks at it.  A message
-//! that breaks the order, because it was deferred before, has a timer of its own.
+//! The list of ready messages is in the order of their age, nearly always: its head tells when
+//! something is late or to expire, and one alarm of the destination looks at it.  A message that
+//! breaks the order, because it was deferred before, has a timer of its own.
 
 use super::*;
 
@@ -102,8 +102,8 @@ impl Scheduler {
         self.timers.insert((handle.due_unix_ms, slot));
     }
 
-    /// Sees to it that a ready handle is looked at when its lifetime ends, whatever stands before
-    /// it in its list.
+    /// Sees to it that a ready handle is looked at when its age matters, whatever stands before it
+    /// in its list.
     pub(super) fn set_own_timer(&mut self, slot: Slot, due_unix_ms: u64) {
         if self.handles.get(slot).is_some_and(|handle| handle.due_unix_ms == 0) {
             self.set_timer(slot, due_unix_ms);
@@ -118,25 +118,26 @@ impl Scheduler {
         let Some(handle) = self.handles.get_mut(slot) else { return };
         self.counts.change(handle.state, State::Ready);
         handle.state = State::Ready;
-        let (index, id) = (handle.destination, handle.id);
-        let expires = self.expiry(index, id);
+        let index = handle.destination;
+        let look = self.look_unix_ms(slot);
         let entry = self.destinations.entry(index);
         let head = entry.ready.first();
         match end {
             End::Back => {
                 entry.ready.push_back(&mut self.handles, slot);
-                if expires < entry.newest_expiry_unix_ms {
-                    self.set_own_timer(slot, expires);
+                if look < entry.newest_unix_ms {
+                    self.set_own_timer(slot, look);
                 } else {
-                    entry.newest_expiry_unix_ms = expires;
+                    entry.newest_unix_ms = look;
                 }
             }
             End::Front => {
                 entry.ready.push_front(&mut self.handles, slot);
-                let head = head.filter(|&head| self.head_expiry(head) < expires);
                 if let Some(head) = head {
-                    let expires = self.head_expiry(head);
-                    self.set_own_timer(head, expires);
+                    let behind = self.look_unix_ms(head);
+                    if behind < look {
+                        self.set_own_timer(head, behind);
+                    }
                 }
             }
         }
@@ -146,10 +147,6 @@ impl Scheduler {
             self.link_ring(index, site);
         }
         self.arm_destination(index, now_unix_ms);
-    }
-
-    fn head_expiry(&self, head: Slot) -> u64 {
-        self.handles.get(head).map_or(u64::MAX, |handle| self.expires_unix_ms(handle))
     }
 
     /// Takes a handle out of its destination's list of ready ones.

@@ -8,15 +8,15 @@ use super::filing::End;
 use super::*;
 use crate::queue::destination::Asking;
 
-/// Expiries that one tick begins: each reads its message and writes a notice, and a long queue may
-/// come to its end at one moment.
+/// Expiries and notices of delay that one tick begins: each reads its message and writes a notice,
+/// and a long queue may come to its end at one moment.
 pub(super) const EXPIRIES_PER_TICK: u32 = 64;
 /// The same for messages that nobody will ever take.
 pub(super) const REFUSALS_PER_TICK: u32 = 64;
 /// Timers, alarms and hurried messages that one tick sees to, of each: some milliseconds.
 const STEPS_PER_TICK: u32 = 8_192;
-/// When to look again at a message whose lifetime is over and that is on its way all the same, or
-/// that has to wait for its notice.
+/// When to look again at a message that is too old and on its way all the same, or that has to
+/// wait for its notice.
 const EXPIRY_LOOK_MS: u64 = 100;
 
 impl Scheduler {
@@ -49,45 +49,60 @@ impl Scheduler {
         self.hurry(now_unix_ms);
     }
 
-    /// A handle's timer: its wait is over, or its lifetime.
+    /// A handle's timer: its wait is over, or its age matters.
     fn due(&mut self, slot: Slot, now_unix_ms: u64) {
         self.step();
         let Some(handle) = self.handles.get(slot) else { return };
-        let (index, state, due) = (handle.destination, handle.state, handle.due_unix_ms);
-        let expires = self.expires_unix_ms(handle);
-        let tried = handle.attempts > 0 || self.is_failing(index);
-        let is_over = expires <= now_unix_ms;
-        let expires_now = match state {
-            State::Held => is_over,
-            State::Ready => is_over && self.is_failing(index),
-            // What is due at the very end of its lifetime has one last attempt.
-            State::Deferred => is_over && tried && due > expires,
-            State::Active => false,
-        };
-        if expires_now && self.expiries_left > 0 {
-            match state {
-                State::Deferred => self.undefer(slot),
-                State::Ready => self.unready(slot),
-                State::Held | State::Active => self.unset_timer(slot),
+        let (index, due) = (handle.destination, handle.due_unix_ms);
+        let (attempts, expires) = (handle.attempts, self.expires_unix_ms(handle));
+        match handle.state {
+            State::Active => self.unset_timer(slot),
+            State::Held if expires <= now_unix_ms && self.may_tell() => {
+                self.unset_timer(slot);
+                self.expire(slot);
             }
-            return self.expire(slot);
-        }
-        match state {
-            State::Deferred if !expires_now => {
+            State::Ready if self.is_failing(index) && self.may_tell() => {
+                self.too_old(slot, now_unix_ms);
+            }
+            // What is due at the very end of its lifetime has one last attempt.
+            State::Deferred if due <= expires || (attempts == 0 && !self.is_failing(index)) => {
                 self.undefer(slot);
-                self.activate(slot);
                 self.make_ready(slot, End::Back, now_unix_ms);
                 self.stir(index, now_unix_ms);
             }
-            State::Active => self.unset_timer(slot),
+            State::Deferred if self.may_tell() => {
+                self.undefer(slot);
+                self.expire(slot);
+            }
             // It waits for its notice, or for a connection that works; or it was held with
             // another lifetime.
             State::Held | State::Ready | State::Deferred => {
-                let again = expires.max(now_unix_ms + EXPIRY_LOOK_MS);
+                let is_held = handle.state == State::Held;
+                let look = if is_held { expires } else { self.look_unix_ms(slot) };
                 self.unset_timer(slot);
-                self.set_own_timer(slot, again);
+                self.set_own_timer(slot, look.max(now_unix_ms + EXPIRY_LOOK_MS));
             }
         }
+    }
+
+    /// Whether the present tick may begin one more notice.
+    fn may_tell(&self) -> bool {
+        self.expiries_left > 0
+    }
+
+    /// Ends a ready message whose lifetime is over, or has its sender told that it is late.
+    fn too_old(&mut self, slot: Slot, now_unix_ms: u64) {
+        let Some(handle) = self.handles.get(slot) else { return };
+        let (index, expires) = (handle.destination, self.expires_unix_ms(handle));
+        self.unready(slot);
+        if expires <= now_unix_ms {
+            return self.expire(slot);
+        }
+        self.expiries_left = self.expiries_left.saturating_sub(1);
+        self.activate(slot);
+        let rest = self.rest_of(index, now_unix_ms).map(|rest| rest.until_unix_ms);
+        let due_unix_ms = rest.unwrap_or(now_unix_ms).clamp(now_unix_ms + 1, expires);
+        self.actions.push_back(Action::Delay { slot, due_unix_ms });
     }
 
     /// Whether the last try to reach a destination failed, which counts as an attempt for all that
@@ -108,27 +123,22 @@ impl Scheduler {
 
     fn destination_alarm(&mut self, index: DestinationIndex, now_unix_ms: u64) {
         self.destinations.entry(index).alarm_unix_ms = None;
-        self.expire_waiting(index, now_unix_ms);
+        self.look_at_oldest(index, now_unix_ms);
         self.stir(index, now_unix_ms);
         self.arm_destination(index, now_unix_ms);
     }
 
-    /// Ends what has waited too long for a destination that cannot be reached.
-    fn expire_waiting(&mut self, index: DestinationIndex, now_unix_ms: u64) {
+    /// Sees to what has waited too long for a destination that cannot be reached.
+    fn look_at_oldest(&mut self, index: DestinationIndex, now_unix_ms: u64) {
         if !self.is_failing(index) {
             return;
         }
-        while self.expiries_left > 0
+        while self.may_tell()
             && let Some(slot) = self.destinations.entry(index).ready.first()
-            && self.expiry_of(slot) <= now_unix_ms
+            && self.look_unix_ms(slot) <= now_unix_ms
         {
-            self.unready(slot);
-            self.expire(slot);
+            self.too_old(slot, now_unix_ms);
         }
-    }
-
-    fn expiry_of(&self, slot: Slot) -> u64 {
-        self.handles.get(slot).map_or(u64::MAX, |handle| self.expires_unix_ms(handle))
     }
 
     /// Sees to it that a destination with ready messages is looked at in time.  An alarm that
@@ -150,8 +160,8 @@ impl Scheduler {
     fn next_look(&self, index: DestinationIndex, now_unix_ms: u64) -> Option<u64> {
         let entry = self.destinations.get(index)?;
         let first = entry.ready.first()?;
-        let expires = match self.expiry_of(first) {
-            expires if expires > now_unix_ms => expires,
+        let oldest = match self.look_unix_ms(first) {
+            look if look > now_unix_ms => look,
             _ if self.is_failing(index) => now_unix_ms + 1,
             _ => now_unix_ms + EXPIRY_LOOK_MS,
         };
@@ -166,7 +176,7 @@ impl Scheduler {
             }
             Standing::Hold | Standing::Unresolved | Standing::Refusing { .. } => u64::MAX,
         };
-        Some(expires.min(standing).max(now_unix_ms + 1))
+        Some(oldest.min(standing).max(now_unix_ms + 1))
     }
 
     /// Makes deferred messages ready that an operator wants tried now.
@@ -183,7 +193,6 @@ impl Scheduler {
             };
             self.destinations.entry(index).hurried -= 1;
             self.undefer(slot);
-            self.activate(slot);
             self.make_ready(slot, End::Back, now_unix_ms);
             self.stir(index, now_unix_ms);
         }
