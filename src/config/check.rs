@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::read::{Marks, RouteMarks, ScheduleMarks};
 use super::report::{Problem, Problems};
-use super::{Config, DelayNotice, Environment, Host, Route, Schedule, Service, Target};
+use super::{Config, DelayNotice, Environment, Route, Schedule, Service, Target};
 use crate::units::Period;
 
 pub(super) fn config(
@@ -178,18 +178,10 @@ fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
 /// is there, and with the last one the function.
 fn awaited(target: &Target) -> Option<&'static str> {
     match target {
-        Target::Mx => Some("mail exchangers are not looked up in this version"),
-        Target::Smtp { host, .. } if needs_dns(host) => {
-            Some("names are not looked up in this version; an IP address or `localhost` is taken")
-        }
         Target::Lmtp { .. } => Some("LMTP comes with a later version"),
         Target::LmtpUnix { .. } => Some("LMTP comes with a later version"),
         _ => None,
     }
-}
-
-fn needs_dns(host: &Host) -> bool {
-    host.fixed_addresses().is_empty()
 }
 
 /// A next hop that is one of our listeners, as far as addresses written in the file tell.

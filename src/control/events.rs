@@ -112,6 +112,8 @@ pub struct Event<'a> {
     pub size: Option<u64>,
     /// Where the recipients go.
     pub site: Option<&'a str>,
+    /// Their domain, where its mail exchangers take it.
+    pub domain: Option<&'a str>,
     /// Attempts made so far, this one counted.
     pub attempts: Option<u32>,
     /// The reply of the side that decided: the next hop's for an attempt, else ours.
@@ -225,6 +227,7 @@ impl<'a> Event<'a> {
             to: Addressees::None,
             size: None,
             site: None,
+            domain: None,
             attempts: None,
             reply: None,
             reason: None,

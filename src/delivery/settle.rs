@@ -7,6 +7,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::{LoadError, LoadedMessage};
@@ -22,7 +23,7 @@ use crate::outbound::Way;
 use crate::queue::arena::Slot;
 use crate::queue::handle::{Handle, State};
 use crate::queue::scheduler::Event;
-use crate::queue::site::SiteIndex;
+use crate::queue::site::{SiteIndex, SiteShared};
 use crate::runtime;
 use crate::smtp::client::ConnectionFailure;
 use crate::smtp::code::EnhancedCode;
@@ -33,10 +34,12 @@ use crate::worker::log::{Filing, Receipt};
 
 pub use super::settlement::spool_recipients;
 
-/// One message on its way to one site.
+/// One message on its way to one destination.
 pub struct Attempt {
     slot: Slot,
     handle: Handle,
+    /// Where the connection leads, which the destination may have left since; `None` without one.
+    site: Option<Arc<SiteShared>>,
     peer: Option<SocketAddr>,
     hop: Hop,
 }
@@ -49,14 +52,15 @@ impl Attempt {
         peer: Option<SocketAddr>,
         slot: Slot,
     ) -> Option<Attempt> {
-        let handle = worker.with_queue(|queue| queue.get(slot).cloned())?;
-        let is_ours = handle.state == State::Active && handle.site == site;
+        let (handle, site) = worker
+            .with_queue(|queue| Some((queue.get(slot).cloned()?, queue.site(site).cloned())))?;
+        let is_ours = handle.state == State::Active;
         let hop = Hop {
             remote_mta: peer.map(|peer| settlement::remote_mta(peer.ip())),
             handover: if peer.is_some() { Handover::Relayed } else { Handover::Final },
             taken: None,
         };
-        is_ours.then_some(Attempt { slot, handle, peer, hop })
+        is_ours.then_some(Attempt { slot, handle, site, peer, hop })
     }
 
     /// The message.
@@ -104,7 +108,7 @@ impl Attempt {
     ) {
         let hop = std::mem::take(&mut self.hop);
         let outcomes = outcomes.into_iter().map(|(place, outcome)| (place, outcome.into()));
-        let settlement = Settlement::of_attempt(self.part(message), &judge(worker), hop, outcomes);
+        let settlement = Settlement::of_attempt(self.part(message), &self.judge(worker), hop, outcomes);
         self.conclude(worker, message, settlement).await;
     }
 
@@ -175,7 +179,7 @@ impl Attempt {
 
     fn report(&self, worker: &Rc<Worker>, message: &LoadedMessage, report: &settlement::Report) {
         let delay_ms = worker.now_unix_ms().saturating_sub(message.origin().accepted_unix_ms);
-        let site = worker.sites.name(self.handle.site);
+        let (site, domain) = self.names(worker);
         let count = report.places.len() as u64;
         let mut event = LogEvent {
             message: Some(self.handle.id),
@@ -183,6 +187,7 @@ impl Attempt {
             to: Addressees::Some(&message.envelope().recipients, &report.places),
             peer: self.peer,
             site: Some(&site),
+            domain: domain.as_deref(),
             attempts: Some(u32::from(report.attempts)),
             size: Some(message.summary().octets),
             delay_ms: Some(delay_ms),
@@ -215,12 +220,22 @@ impl Attempt {
     }
 }
 
-fn judge(worker: &Worker) -> Judge<'_> {
-    Judge {
-        retry: &worker.retry,
-        soft_bounce: worker.config.delivery.soft_bounce,
-        now_unix_ms: worker.now_unix_ms(),
-        random: fastrand::u32(..),
+impl Attempt {
+    fn judge<'a>(&self, worker: &'a Worker) -> Judge<'a> {
+        Judge {
+            retry: &worker.course_of(&self.handle).retry,
+            soft_bounce: worker.config.delivery.soft_bounce,
+            now_unix_ms: worker.now_unix_ms(),
+            random: fastrand::u32(..),
+        }
+    }
+
+    /// Its site's name, or its destination's where there was no connection, and its domain where
+    /// mail exchangers take it.
+    fn names(&self, worker: &Worker) -> (String, Option<Arc<str>>) {
+        let (name, domain) = worker.names_of(&self.handle);
+        let site = self.site.as_ref().map(|site| site.name().to_owned());
+        (site.unwrap_or(name), domain)
     }
 }
 
@@ -268,7 +283,8 @@ fn append_notice(worker: &Worker, notice: &Parcel, cause: NewRecord<'_>) -> Opti
         tracing::warn!(%message, "no route leads to the sender; this notice is not sent");
         return None;
     };
-    let filing = Filing { id: notice.id, groups: worker.sites.group(&routes) };
+    let groups = worker.sites.group(&routes, &notice.notice.envelope.recipients);
+    let filing = Filing { id: notice.id, groups };
     let appended = worker.log.append_notice(&notice.message(), filing, cause);
     if appended.is_err() {
         tracing::warn!(%message, "a notice is too large for the log; it is not sent");
@@ -294,7 +310,7 @@ pub async fn refuse(worker: Rc<Worker>, slot: Slot, status: EnhancedCode, text: 
     let Some((attempt, message)) = unattempted(&worker, slot).await else { return };
     let (part, places) = (attempt.part(&message), attempt.recipients());
     let reason = Reason::Local { status, text };
-    let settlement = Settlement::of_refusal(part, &places, &reason, &judge(&worker));
+    let settlement = Settlement::of_refusal(part, &places, &reason, &attempt.judge(&worker));
     attempt.conclude(&worker, &message, settlement).await;
 }
 
@@ -304,17 +320,21 @@ pub async fn delay(worker: Rc<Worker>, slot: Slot, due_unix_ms: u64) {
     let Some((attempt, message)) = unattempted(&worker, slot).await else { return };
     let (part, places) = (attempt.part(&message), attempt.recipients());
     let reason = attempt.last_words(&worker).unwrap_or_else(|| site_reason("it could not be sent"));
-    let judge = judge(&worker);
+    let judge = attempt.judge(&worker);
     match Settlement::of_delay(part, &places, &reason, due_unix_ms, &judge) {
         Some(settlement) => attempt.conclude(&worker, &message, settlement).await,
-        None => worker.queue_event(Event::Returned { slot }),
+        None => {
+            // Else the scheduler would ask again.
+            worker.with_queue(|queue| queue.delay_told(slot));
+            worker.queue_event(Event::Returned { slot });
+        }
     }
 }
 
 /// A handle that the scheduler has taken out of its lists, and its message.
 async fn unattempted(worker: &Rc<Worker>, slot: Slot) -> Option<(Attempt, LoadedMessage)> {
     let handle = worker.with_queue(|queue| queue.get(slot).cloned())?;
-    let attempt = Attempt { slot, handle, peer: None, hop: Hop::default() };
+    let attempt = Attempt { slot, handle, site: None, peer: None, hop: Hop::default() };
     match worker.load(attempt.id(), attempt.place()).await {
         Ok(message) => Some((attempt, message)),
         Err(error) => {
@@ -328,8 +348,9 @@ impl Attempt {
     /// What was said of this message, else what became of its site.
     fn last_words(&self, worker: &Worker) -> Option<Reason> {
         let own = self.handle.reason.as_ref().map(|reason| reason.to_string());
-        let site = self.handle.site.0 as usize;
-        let last = own.unwrap_or_else(|| worker.sites.shared()[site].last_failure());
+        let destination = self.handle.destination();
+        let last = own
+            .unwrap_or_else(|| worker.with_queue(|queue| queue.last_failure_of(destination)));
         (!last.is_empty()).then(|| site_reason(&last))
     }
 }
@@ -345,7 +366,7 @@ pub fn site_failed(way: &Way, words: &str) {
         established: shared.established(),
         failures: shared.failures(),
     };
-    match after_failed_connection(facts, &worker.retry, now_unix_ms, fastrand::u32(..)) {
+    match after_failed_connection(facts, way.retry(), now_unix_ms, fastrand::u32(..)) {
         SiteVerdict::Nothing => {}
         SiteVerdict::Pause { until_unix_ms } => {
             tracing::info!(site = %way.site_name(), words, "no further connection for now");

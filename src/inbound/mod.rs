@@ -313,7 +313,8 @@ impl Session {
             extensions: &[],
             body,
         };
-        let filing = Filing { id, groups: self.worker.sites.group(&message.routes) };
+        let groups = self.worker.sites.group(&message.routes, &message.envelope.recipients);
+        let filing = Filing { id, groups };
         let receipt = self.worker.log.append_message(&new, filing)?;
         // The body is in the batch; the buffer need not wait for the disk.
         self.intake.drop_body();

@@ -40,30 +40,26 @@ enum Turn {
     Closed,
 }
 
-/// Opens the connection and sends what the scheduler gives it.
-pub async fn run(way: &Way, peer: SocketAddr) {
+/// Sends what the scheduler gives it over a connection that stands.
+pub async fn run(way: &Way, stream: Stream, peer: SocketAddr) {
     let worker = &way.worker;
-    let limit = worker.config.delivery.timeouts.connect;
-    let stream = match Stream::connect(peer, worker.sites.source(way.site), limit).await {
-        Ok(stream) => stream,
-        Err(error) => return settle::site_failed(way, &describe_connect(peer, &error)),
-    };
     worker.metrics.connections_opened.count();
     worker.metrics.connections_open.raise();
     let mut connection = Connection::new(way, peer, stream);
     match connection.turn(None).await {
         Turn::Ready => {}
         Turn::Failed(failure) => {
-            settle::site_failed(way, &settle::words_of_failure(&failure));
+            way.host_failed(peer, &settle::words_of_failure(&failure));
             worker.metrics.connections_open.lower();
             return;
         }
         Turn::Done(_) | Turn::Closed => {
-            settle::site_failed(way, "the connection was closed before the greeting");
+            way.host_failed(peer, "the connection was closed before the greeting");
             worker.metrics.connections_open.lower();
             return;
         }
     }
+    way.host_succeeded(peer);
     let established = way.shared().establish();
     connection.serve().await;
     drop(established);
@@ -291,13 +287,6 @@ impl<'a> Connection<'a> {
     /// Whether the machine still wants the rest of the body.
     fn is_sending(&self) -> bool {
         self.client.deadline().is_some()
-    }
-}
-
-fn describe_connect(peer: SocketAddr, error: &StreamError) -> String {
-    match error {
-        StreamError::TimedOut => format!("no connection to {peer} in time"),
-        StreamError::Io(error) => format!("no connection to {peer}: {error}"),
     }
 }
 

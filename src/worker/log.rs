@@ -64,7 +64,7 @@ impl Waiting {
 pub struct Filing {
     /// The message.
     pub id: MessageId,
-    /// Its recipients by site.
+    /// Its recipients by destination.
     pub groups: Vec<crate::delivery::sites::SiteGroup>,
 }
 

@@ -60,7 +60,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::queue::site::{SiteIndex, SiteShared};
+    use crate::config::Target;
+    use crate::delivery::reach::Reach;
+    use crate::queue::site::{SiteId, SiteShared};
 
     const NOW: u64 = 1_750_000_000_000;
 
@@ -94,7 +96,7 @@ mod tests {
     /// Ten connections that were opened together are one failure and one wait of the schedule.
     #[test]
     fn connections_that_fail_together_count_once() {
-        let shared = SiteShared::new(SiteIndex(0), 10, 1);
+        let shared = SiteShared::new(SiteId(0), "site", 10, 1, Reach::fixed(&Target::Discard, None));
         let fails = |now_unix_ms| {
             let site = SiteFacts {
                 rests: shared.rests_until(now_unix_ms).is_some(),
