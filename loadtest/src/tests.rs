@@ -54,6 +54,7 @@ fn with_sink<T>(
     let settings = SinkSettings {
         listen: vec![address],
         world: Some(world_path),
+        dns: None,
         ledger: ledger.map(Path::to_path_buf),
         threads: Some(1),
         time: span(60_000),

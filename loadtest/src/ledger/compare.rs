@@ -210,7 +210,7 @@ mod tests {
     fn sent(number: u32, verdict: Verdict) -> Record {
         let id = MessageId::new(1, 0, number);
         let time_ns = 1_000_000 * u64::from(number);
-        Record { id, time_ns, recipients_sum: 9, recipients: 1, verdict }
+        Record { id, time_ns, recipients_sum: 9, recipients: 1, verdict, address: 0 }
     }
 
     fn came(number: u32) -> Record {

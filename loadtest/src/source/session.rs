@@ -161,6 +161,7 @@ impl Session {
                 recipients_sum: transaction.recipients_sum,
                 recipients: transaction.recipients,
                 verdict,
+                address: 0,
             });
         }
         let is_used_up = connection.messages >= self.worker.plan.per_connection;
