@@ -51,7 +51,7 @@ pub struct Place {
     pub sessions: u64,
     /// The most of them at a time.
     pub sessions_max: usize,
-    /// Messages of the sessions that have ended.
+    /// Messages that it took.
     pub messages: u64,
 }
 

@@ -133,7 +133,7 @@ pub struct Site {
     pub traffic: Traffic,
 }
 
-/// Sessions at one place; written when a session begins and ends, never for a message.
+/// Sessions and messages at one place, of all threads together.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// Sessions that are open.
@@ -142,7 +142,7 @@ pub struct Traffic {
     most: AtomicUsize,
     /// Sessions that came.
     sessions: AtomicU64,
-    /// Messages of sessions that have ended.
+    /// Messages that were taken.
     messages: AtomicU64,
 }
 
@@ -319,13 +319,17 @@ impl Traffic {
         true
     }
 
-    /// Counts a session out that brought so many messages.
-    pub fn leave(&self, messages: u64) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+    /// Counts messages that were taken.
+    pub fn took(&self, messages: u64) {
         self.messages.fetch_add(messages, Ordering::Relaxed);
     }
 
-    /// Sessions that were open at a time, at most; that came; messages of those that have ended.
+    /// Counts a session out.
+    pub fn leave(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Sessions that were open at a time, at most; that came; messages that were taken.
     pub fn so_far(&self) -> (usize, u64, u64) {
         let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
         (self.most.load(Ordering::Relaxed), read(&self.sessions), read(&self.messages))
@@ -448,7 +452,8 @@ mod tests {
         let traffic = Traffic::default();
         assert!(traffic.enter(Some(2)) && traffic.enter(Some(2)));
         assert!(!traffic.enter(Some(2)));
-        traffic.leave(5);
+        traffic.took(5);
+        traffic.leave();
         assert!(traffic.enter(Some(2)));
         assert_eq!(traffic.so_far(), (2, 3, 5));
     }

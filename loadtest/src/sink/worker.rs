@@ -44,7 +44,6 @@ pub struct Guest<'a> {
     place: &'a Place,
     whose: Treatment,
     address: u32,
-    messages: u64,
     /// Whether it was counted in at the port, and at the site.
     is_in: (bool, bool),
 }
@@ -132,7 +131,7 @@ impl Place {
             _ => 0,
         };
         let whose = Treatment { manners, site };
-        Guest { place: self, whose, address, messages: 0, is_in: (false, false) }
+        Guest { place: self, whose, address, is_in: (false, false) }
     }
 
     /// Whether a session must ask which address it is on.
@@ -166,14 +165,16 @@ impl Guest<'_> {
     }
 
     /// Lets a session's dialogue handle what has come.
-    pub fn talk(
-        &mut self,
-        dialogue: &mut Dialogue,
-        bytes: &[u8],
-        out: &mut Vec<u8>,
-    ) -> (usize, Next) {
+    pub fn talk(&self, dialogue: &mut Dialogue, bytes: &[u8], out: &mut Vec<u8>) -> (usize, Next) {
+        let before = dialogue.messages();
         let taken = self.around(|around| dialogue.take(bytes, around, out));
-        self.messages = u64::from(dialogue.messages());
+        let more = u64::from(dialogue.messages() - before);
+        if more > 0 {
+            self.place.port.traffic.took(more);
+            if let Some(site) = self.site() {
+                site.traffic.took(more);
+            }
+        }
         taken
     }
 
@@ -201,10 +202,10 @@ impl Guest<'_> {
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
         if self.is_in.0 {
-            self.place.port.traffic.leave(self.messages);
+            self.place.port.traffic.leave();
         }
         if let (true, Some(site)) = (self.is_in.1, self.site()) {
-            site.traffic.leave(self.messages);
+            site.traffic.leave();
         }
     }
 }
