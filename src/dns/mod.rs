@@ -76,7 +76,7 @@ pub enum Exchange {
     Host(Name),
     /// The root: the domain takes no mail (RFC 7505).
     Null,
-    /// A name that no host can bear, as the DNS writes it.
+    /// A name that no host can bear, its odd octets escaped.
     Unusable(Box<str>),
 }
 

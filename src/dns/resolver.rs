@@ -219,3 +219,19 @@ fn into_answer(known: Known, now: Instant) -> Answer {
 /// What a question may take unless the configuration says otherwise: a recursive server may have
 /// to wait for several others itself.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_servers_here_and_those_that_are_named_are_trusted() {
+        let servers = ["127.0.0.1:53", "[::1]:53", "192.0.2.1:53", "192.0.2.2:53"];
+        let servers: Vec<SocketAddr> =
+            servers.iter().map(|text| text.parse().expect("an address")).collect();
+        let trusted = vec!["192.0.2.2".parse().expect("an address")];
+        let config = ResolverConfig { trusted, ..ResolverConfig::with_servers(servers.clone()) };
+        let trusts: Vec<bool> = servers.iter().map(|server| config.trusts(*server)).collect();
+        assert_eq!(trusts, [true, true, false, true]);
+    }
+}

@@ -4,7 +4,8 @@
 //! Both are unpacked by `.ci/setup`, listen on loopback addresses, and are killed at the end.
 
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -200,7 +201,8 @@ fn in_loop<T>(main: impl Future<Output = T>) -> T {
 /// `preference name addresses` of each host, or why there are none.
 fn hosts(server: SocketAddr, domain: &str) -> Result<String, MailError> {
     let ourselves = Ourselves::new("relay.example", &[], &[], 25);
-    let resolver = ResolverConfig::with_servers(vec![server]);
+    let timeout = Duration::from_secs(3);
+    let resolver = ResolverConfig { timeout, ..ResolverConfig::with_servers(vec![server]) };
     let resolved =
         in_loop(async { mail_hosts(&Resolver::new(resolver), domain, &ourselves).await });
     assert!(resolved.ttl <= Duration::from_secs(300), "{domain}: {:?}", resolved.ttl);
@@ -261,9 +263,8 @@ fn domains_of_every_kind() {
         assert_eq!(texts.len(), 60);
     }
     let config = ResolverConfig::with_servers(vec![servers.unbound.address]);
-    let name = in_loop(async {
-        Resolver::new(config).ptr([192, 0, 2, 1].into()).await.result.clone()
-    });
+    let name =
+        in_loop(async { Resolver::new(config).ptr([192, 0, 2, 1].into()).await.result.clone() });
     assert_eq!(name, Ok(vec![Record::Ptr(Name::parse("mx1.test").expect("a name"))]));
 }
 
@@ -295,6 +296,69 @@ impl Scripted {
 
     fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// A stream server beside it, which answers each connection with these octets before it closes, a
+/// few at a time; without any it never answers.
+fn on_stream(server: &Scripted, answer: fn(&[u8]) -> Vec<u8>) {
+    let listener = TcpListener::bind(server.address).expect("the port is free for streams");
+    thread::spawn(move || {
+        let mut held = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut question = [0; 512];
+            let length = stream.read(&mut question).expect("a question");
+            let octets = answer(&question[2..length]);
+            for piece in octets.chunks(7) {
+                let _ = stream.write_all(piece);
+                thread::sleep(Duration::from_millis(2));
+            }
+            if octets.is_empty() {
+                held.push(stream);
+            }
+        }
+    });
+}
+
+/// Says that the answer did not fit.
+fn cut_off() -> Scripted {
+    Scripted::start(|_, question| {
+        let mut answer = head(question, 0);
+        answer[2] |= 2;
+        vec![answer]
+    })
+}
+
+#[test]
+fn a_long_answer_comes_in_pieces() {
+    let server = cut_off();
+    on_stream(&server, |question| {
+        let message = answer(question, 7);
+        [&(message.len() as u16).to_be_bytes()[..], &message].concat()
+    });
+    assert_eq!(ask(servers(&[&server]), "a.test", RecordType::A), address(7));
+}
+
+#[test]
+fn a_stream_that_does_not_answer_ends_in_time() {
+    let silent = cut_off();
+    on_stream(&silent, |_| Vec::new());
+    let refusing = cut_off();
+    let short = cut_off();
+    on_stream(&short, |question| vec![0xff; question.len().min(9)]);
+    for (server, words) in [
+        (&silent, "no answer in time"),
+        (&refusing, "refused"),
+        (&short, "the connection was closed without an answer"),
+    ] {
+        let mut config = servers(&[server]);
+        config.timeout = Duration::from_secs(1);
+        let began = Instant::now();
+        match ask(config, "a.test", RecordType::A) {
+            Err(LookupError::Temporary { why }) => assert!(why.contains(words), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(began.elapsed() < Duration::from_secs(5));
     }
 }
 
@@ -396,7 +460,8 @@ fn a_failure_is_remembered_and_says_who_failed() {
     assert_eq!(why, Err(LookupError::Temporary { why: format!("REFUSED ({address})").into() }));
     assert_eq!(server.asked(), 1);
     // A port that nobody listens on is known at once.
-    let config = ResolverConfig::with_servers(vec![SocketAddr::from(([127, 0, 0, 1], free_port()))]);
+    let config =
+        ResolverConfig::with_servers(vec![SocketAddr::from(([127, 0, 0, 1], free_port()))]);
     let began = Instant::now();
     assert!(matches!(ask(config, "a.test", RecordType::A), Err(LookupError::Temporary { .. })));
     assert!(began.elapsed() < Duration::from_secs(2));

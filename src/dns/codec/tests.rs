@@ -85,7 +85,7 @@ fn records_are_taken_with_their_shortest_ttl() {
     let expected = vec![
         host(10, Exchange::Host(Name::parse("mx1.test").expect("a name"))),
         host(0, Exchange::Null),
-        host(20, Exchange::Unusable("a\\032b.test.".into())),
+        host(20, Exchange::Unusable("a\\040b.test.".into())),
     ];
     assert_eq!((outcome, ttl), (Outcome::Records(expected), 200));
 }
