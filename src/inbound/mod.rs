@@ -62,6 +62,7 @@ enum Next {
     Flush,
     FullChunk,
     Store,
+    StartQueue,
     Close,
 }
 
@@ -82,7 +83,10 @@ pub async fn serve(
     peer: SocketAddr,
     id: SessionId,
 ) {
-    let server = Server::new(listener.server.clone(), Instant::now());
+    let mut server = Server::new(listener.server.clone(), Instant::now());
+    if relay::may_start_queues(&worker.config, peer.ip()) {
+        server.permit_etrn();
+    }
     let intake = Intake::default();
     let mut session =
         Session { worker, listener, stream, peer, id, server, intake, upload: None, messages: 0 };
@@ -128,6 +132,7 @@ impl Session {
                 }
                 Next::FullChunk => self.next_chunk().await,
                 Next::Store => self.store().await,
+                Next::StartQueue => self.start_queue().await,
                 Next::Close => {
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -161,6 +166,7 @@ impl Session {
                 Event::DropBody => self.drop_body(),
                 Event::CheckRecipient => self.check_recipient(now),
                 Event::EndOfMessage => return Next::Store,
+                Event::StartQueue => return Next::StartQueue,
                 Event::Close => return Next::Close,
             }
             if self.server.replies().len() >= limits::REPLIES_WAITING {
@@ -183,6 +189,13 @@ impl Session {
             Some(refusal) => Err(refusal),
         });
         self.server.recipient_checked(now, verdict);
+    }
+
+    async fn start_queue(&mut self) {
+        let Some(node) = self.server.node_in_question().cloned() else { return };
+        tracing::info!(session = %self.id, peer = %self.peer, ?node, "ETRN");
+        let result = self.worker.start_queue(node).await;
+        self.server.queue_started(Instant::now(), result);
     }
 
     fn drop_body(&mut self) {

@@ -4,6 +4,7 @@
 //! configuration, sites, counts, and the mailboxes of all workers.
 
 pub mod admin;
+mod etrn;
 pub mod log;
 mod report;
 mod serve;
@@ -64,6 +65,8 @@ pub struct Worker {
     queue: RefCell<Scheduler>,
     reasons: RefCell<Reasons>,
     posts: Arc<[Post]>,
+    /// ETRN of this core's sessions.
+    etrn: etrn::Desk,
     /// Handles for other cores whose mailbox was full.
     leaving: RefCell<VecDeque<(usize, Forwarded)>>,
     ids: RefCell<MessageIds>,
@@ -91,6 +94,10 @@ pub enum Letter {
     Unblocked(u64),
     /// The control thread asks.
     Asked(Request, oneshot::Sender<Answer>),
+    /// A session of some worker wants the queue of some nodes started.
+    Etrn(etrn::Errand),
+    /// What another worker found for those that this one sent.
+    EtrnDone(Box<[etrn::Found]>),
     /// The service stops.
     Stop,
 }

@@ -10,6 +10,7 @@ mod control;
 mod dialogue;
 mod dialogues;
 mod durability;
+mod etrn;
 mod gateway;
 mod interop;
 mod limits_and_floods;

@@ -247,6 +247,7 @@ impl Session {
                 }
                 Event::CheckRecipient => self.check_recipient(now, shared),
                 Event::EndOfMessage => return Next::Store,
+                Event::StartQueue => unreachable!("no client of the simulation may send ETRN"),
                 Event::Close => return Next::Close,
             }
             if self.server.replies().len() >= 16 * 1024 {
