@@ -2,7 +2,7 @@
 //! the gateway is the real program.
 //!
 //! Each dialogue has a port, a route and a sender of its own, so that all of them are played at
-//! once against one gateway; those about time have a second one that waits a second where the
+//! once against one gateway; those about time have a second one that waits two seconds where the
 //! first would wait for minutes.  What the gateway tells of a site has to be claimed to the last
 //! event.
 
@@ -106,7 +106,7 @@ fn listener() -> TcpListener {
 fn config(patience: Patience, peers: &[(Dialogue, TcpListener)]) -> String {
     let timeouts = match patience {
         Patience::Long => r#"{ greeting = "5m", command = "5m", data = "5m" }"#,
-        Patience::Short => r#"{ greeting = "1s", command = "1s", data = "1s" }"#,
+        Patience::Short => r#"{ greeting = "2s", command = "2s", data = "2s" }"#,
     };
     let mut config = format!(
         r#"
@@ -116,7 +116,7 @@ address = "127.0.0.1:0"
 service = "relay"
 durability = "os"
 [delivery]
-idle_timeout = "1s"
+idle_timeout = "5s"
 timeouts = {timeouts}
 [queue]
 retry = ["1h"]

@@ -36,7 +36,7 @@ pub struct Settings {
 pub enum Patience {
     /// Longer than any dialogue.
     Long,
-    /// About a second, for dialogues about time.
+    /// Two seconds, for dialogues about time.
     Short,
 }
 
@@ -70,7 +70,7 @@ pub enum Action {
     Body,
     /// So many octets of a body.
     BodyPart(usize),
-    /// The whole body of a DATA, read slowly.
+    /// The whole body of a DATA, its first half read slowly.
     SlowBody(Duration),
     /// What the last BDAT announced.
     Chunk,
