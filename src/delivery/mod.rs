@@ -6,4 +6,6 @@ pub mod notice;
 pub mod outcome;
 pub mod recovery;
 pub mod settle;
+pub mod settlement;
 pub mod sites;
+pub mod verp;

@@ -120,6 +120,7 @@ fn handles(
 
 fn restore(handle: &mut Handle, deferral: &StoredDefer) {
     handle.attempts = deferral.attempts;
+    handle.delay_told = deferral.delay_told;
     match deferral.state {
         DeferState::Deferred => handle.due_unix_ms = deferral.next_attempt_unix_ms,
         DeferState::Held => handle.state = State::Held,

@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 use super::Way;
 use crate::delivery::message::LoadedMessage;
 use crate::delivery::settle::{self, Attempt};
+use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
+use crate::delivery::settlement::{Handover, Hop, remote_mta};
+use crate::delivery::verp;
 use crate::queue::arena::Slot;
 use crate::queue::scheduler::Event;
 use crate::runtime::buffer::{self, Buffer};
 use crate::runtime::socket::{IoBuf, Stream, StreamError};
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::smtp::client::{
-    AfterTransaction, Client, ClientAction, ClientConfig, ConnectionFailure, Deferral,
-    RecipientOutcome, Stage, Timeouts, Transaction, TransactionResult,
+    Client, ClientAction, ClientConfig, ConnectionFailure, Timeouts, Transaction, TransactionResult,
 };
 
 /// One connection and its machine.
@@ -113,10 +115,6 @@ impl<'a> Connection<'a> {
                 return true;
             }
         };
-        let is_first = self.client.transactions() == 0;
-        let mut outcomes = Vec::new();
-        let mut left = attempt.recipients();
-        let mut usable = true;
         let size_octets = match message.octets_unstuffed(&worker.log).await {
             Ok(size_octets) => size_octets,
             Err(error) => {
@@ -124,33 +122,32 @@ impl<'a> Connection<'a> {
                 return true;
             }
         };
-        while usable && !left.is_empty() {
-            let result = self.transact(&message, size_octets, &left).await;
-            usable = result.connection == AfterTransaction::Usable;
+        let is_fresh = self.client.transactions() == 0;
+        let envelope = message.envelope().clone();
+        let (together, alone) = verp::split(&worker.config, &envelope, attempt.recipients());
+        let mut rounds = Rounds::new(envelope, together, alone, is_fresh);
+        let usable = loop {
+            let transaction = rounds.transaction(size_octets, message.summary().flags);
+            let result = self.transact(&message, transaction).await;
             if result.chunking_broken() {
                 self.way.shared().remember_broken_chunking();
             }
-            let asked = std::mem::take(&mut left);
-            let took_some = result.outcomes.iter().any(|outcome| !is_too_many(outcome));
-            for (place, outcome) in asked.into_iter().zip(result.outcomes) {
-                // Those go at once in a transaction of their own, as long as each takes some.
-                if usable && took_some && is_too_many(&outcome) {
-                    left.push(place);
-                } else {
-                    outcomes.push((place, outcome));
-                }
+            if let Round::Over { usable } = rounds.ended(result) {
+                break usable;
             }
-        }
-        if !is_first && never_began(&outcomes) {
-            // A connection that had been used before may just have been closed meanwhile: that
-            // says nothing.  On a fresh one the peer has greeted us and then not taken this
-            // message, which counts against it and not against what waits behind it.
+        };
+        let Verdict::Settled { outcomes, taken } = rounds.verdict() else {
             worker.queue_event(Event::Returned { slot });
             return false;
-        }
+        };
         // Not at its greeting: a peer that greets and then drops every transaction is not well.
         self.way.shared().recover();
-        attempt.taken_with(&outcomes);
+        let has_dsn = self.client.capabilities().dsn;
+        attempt.led_to(Hop {
+            remote_mta: Some(remote_mta(self.peer.ip())),
+            handover: if has_dsn { Handover::PassedOn } else { Handover::Relayed },
+            taken,
+        });
         attempt.settle(worker, &message, outcomes).await;
         usable
     }
@@ -158,16 +155,8 @@ impl<'a> Connection<'a> {
     async fn transact(
         &mut self,
         message: &LoadedMessage,
-        size_octets: u64,
-        places: &[u16],
+        transaction: Transaction,
     ) -> TransactionResult {
-        let transaction = Transaction::new(
-            message.envelope().clone(),
-            places.to_vec(),
-            size_octets,
-            message.summary().flags,
-        );
-        let transaction = transaction.expect("the places are those of the message's recipients");
         self.client.start(Instant::now(), transaction);
         loop {
             match self.turn(Some(message)).await {
@@ -303,20 +292,6 @@ impl<'a> Connection<'a> {
     fn is_sending(&self) -> bool {
         self.client.deadline().is_some()
     }
-}
-
-fn is_too_many(outcome: &RecipientOutcome) -> bool {
-    matches!(outcome, RecipientOutcome::Deferred(Deferral::TooManyRecipients(_)))
-}
-
-/// Whether the connection failed before the peer was asked about any recipient.
-fn never_began(outcomes: &[(u16, RecipientOutcome)]) -> bool {
-    outcomes.iter().all(|(_, outcome)| match outcome {
-        RecipientOutcome::Deferred(Deferral::Connection(failure)) => {
-            matches!(failure.stage, Stage::Idle | Stage::Reset | Stage::Mail)
-        }
-        _ => false,
-    })
 }
 
 fn describe_connect(peer: SocketAddr, error: &StreamError) -> String {

@@ -27,6 +27,8 @@ pub struct Handle {
     pub parts: Option<Arc<AtomicU32>>,
     /// Attempts that came to a reply or to a failure of this message.
     pub attempts: u16,
+    /// Its originator has been told of the delay, or need not be.
+    pub delay_told: bool,
     /// What it waits for.
     pub state: State,
     /// What the last attempt came to; shared by all that heard the same.
@@ -129,6 +131,7 @@ impl Handle {
             recipients,
             parts,
             attempts: 0,
+            delay_told: false,
             state: State::Ready,
             reason: None,
             next: None,

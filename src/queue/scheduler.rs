@@ -297,6 +297,13 @@ impl Scheduler {
         }
     }
 
+    /// Notes that the originator has been told of the delay, or need not be.
+    pub fn delay_told(&mut self, slot: Slot) {
+        if let Some(handle) = self.handles.get_mut(slot) {
+            handle.delay_told = true;
+        }
+    }
+
     /// Takes out a handle whose recipients are all done, or that an operator deletes.
     pub fn finish(&mut self, slot: Slot) -> Option<Handle> {
         let (state, due) =

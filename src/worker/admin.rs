@@ -361,6 +361,7 @@ impl Target {
             state: DeferState::Released,
             next_attempt_unix_ms: worker.now_unix_ms(),
             attempts: handle.attempts,
+            delay_told: handle.delay_told,
             reply: "released",
         });
         let parts = more_parts(handle, groups.len() as u32 - 1);

@@ -153,7 +153,7 @@ impl LocalLog {
         Receipt(receipt)
     }
 
-    /// Appends a notice of ours together with the end of its cause, whose ticket it gives.
+    /// Appends a notice of ours together with its cause, an outcome, whose ticket it gives.
     ///
     /// # Errors
     /// The notice is longer than a record may be; nothing was appended.
@@ -161,9 +161,9 @@ impl LocalLog {
         &self,
         notice: &NewMessage<'_>,
         filing: Filing,
-        cause: &Done<'_>,
+        cause: NewRecord<'_>,
     ) -> Result<Ticket, Refused> {
-        let records = [NewRecord::Message(*notice), NewRecord::Done(*cause)];
+        let records = [NewRecord::Message(*notice), cause];
         let ticket = self.appender.borrow_mut().append_group(&records, Instant::now())?;
         self.waiting.borrow_mut().insert(ticket, Waiting::new(None, Some(filing)));
         self.has_more.notify();

@@ -91,7 +91,6 @@ async fn run(seat: Seat) -> io::Result<()> {
         seat.sites.shared().clone(),
         seat.sites.kinds(),
     );
-    let retry = RetryPolicy::new(&seat.config.queue.retry, seat.config.queue.lifetime);
     let worker = Rc::new(Worker {
         index,
         counts: seat.counts,
@@ -99,7 +98,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         pool: Pool::default(),
         events: seat.events,
         metrics: seat.metrics,
-        retry: retry.expect("the configuration has at least one wait, none of them empty"),
+        retry: RetryPolicy::of(&seat.config.queue),
         blocking: Blocking::new(seat.blocking, announce),
         highest_recovered: seat.highest,
         queue: RefCell::new(scheduler),
