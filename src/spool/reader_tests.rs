@@ -53,7 +53,14 @@ fn bench(octets: &[usize], buffers: usize) -> Bench {
 impl Bench {
     fn ask(&self, token: u64, id: u64, place: RecordPlace) {
         let octets_max = RECORD_BYTES_MAX;
-        let request = ReadRequest { worker: 0, token, id: MessageId(id), place, octets_max };
+        let request = ReadRequest {
+            worker: 0,
+            token,
+            id: MessageId(id),
+            part: Part::Message,
+            place,
+            octets_max,
+        };
         self.reader.handle().request(request);
     }
 
@@ -115,7 +122,14 @@ fn wrong_places_ids_and_rot_are_told() {
 fn a_longer_record_than_was_asked_for_is_refused() {
     let bench = bench(&[10_000], 1);
     let place = bench.places[0];
-    let request = ReadRequest { worker: 0, token: 5, id: MessageId(0), place, octets_max: 9_999 };
+    let request = ReadRequest {
+        worker: 0,
+        token: 5,
+        id: MessageId(0),
+        part: Part::Message,
+        place,
+        octets_max: 9_999,
+    };
     bench.reader.handle().request(request);
     let answer = bench.answer();
     assert_eq!((answer.worker, answer.token), (0, 5));
@@ -140,16 +154,25 @@ fn without_a_ring_reads_go_one_by_one() {
         sink: Arc::new(Sink(Mutex::new(sender))),
         inbox: inbox.clone(),
         pool: BufferPool::new(BUFFER_OCTETS, 1),
+        kept_for_messages: 0,
+        waiting: Waiting::default(),
         flying: Vec::new(),
         woken: Vec::new(),
     };
     let thread = thread::spawn(move || reader.run(None));
-    let handle = ReaderHandle(inbox.clone());
+    let handle = ReaderHandle { inbox: inbox.clone(), table: bench.log.table().clone() };
     for _ in 0..3 {
         for (id, &place) in bench.places.iter().enumerate() {
             let id = MessageId(id as u64);
             let octets_max = RECORD_BYTES_MAX;
-            handle.request(ReadRequest { worker: 0, token: 0, id, place, octets_max });
+            handle.request(ReadRequest {
+                worker: 0,
+                token: 0,
+                id,
+                part: Part::Chunk,
+                place,
+                octets_max,
+            });
             assert!(answers.recv_timeout(Duration::from_secs(10)).unwrap().result.is_ok());
             thread::sleep(Duration::from_millis(2));
         }

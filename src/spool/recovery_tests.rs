@@ -4,6 +4,7 @@ use super::*;
 use crate::message::Durability;
 use crate::spool::disk::Sync;
 use crate::spool::format::batch::BatchHeader;
+use crate::spool::format::outcome::StoredRecipients;
 use crate::spool::sim_disk::{Faults, SimDisk};
 use crate::spool::stats::Health;
 use crate::spool::test_kit::{Bench, Kept, Mail, OPTIONS, next};

@@ -5,6 +5,7 @@ use std::io;
 use super::SegmentNo;
 use super::appender::Note;
 use super::buffer::PooledBuf;
+use super::compaction::Written;
 use super::format::BATCH_HEADER;
 use super::format::batch::{self, Digest};
 use crate::message::{Durability, MessageId};
@@ -28,6 +29,8 @@ pub struct SealedBatch {
     pub(crate) notes: Vec<Note>,
     /// Uploads that were given up; they count as said after the batch.
     pub(crate) abandoned: Vec<MessageId>,
+    /// What it holds, if it is the compaction's own.
+    pub(crate) compaction: Option<Written>,
 }
 
 impl SealedBatch {
