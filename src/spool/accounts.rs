@@ -229,9 +229,12 @@ impl Accounts {
         self.candidates.insert(holder);
     }
 
-    /// The closed segments that are still needed, oldest first.
+    /// The closed segments that could die if what is needed of them stood elsewhere, oldest first.
     pub fn fills(&self) -> impl Iterator<Item = Fill> {
-        let closed = self.segments.iter().filter(|(_, segment)| segment.life == Life::Closed);
+        let closed = self
+            .segments
+            .iter()
+            .filter(|(_, segment)| segment.life == Life::Closed && segment.firm_pins == 0);
         closed.map(|(&no, &Segment { live, counted, pins, .. })| Fill {
             segment: no,
             live,
@@ -427,6 +430,54 @@ mod tests {
         accounts.finished(A, MessageId(1));
         close_all(&mut accounts);
         assert_eq!(accounts.take_dead(), [], "message 2 is still in it");
+    }
+
+    #[test]
+    fn a_copy_outlasts_what_it_was_copied_from() {
+        let mut accounts = accounts(&[A, B, C]);
+        accounts.message(A, MessageId(1));
+        accounts.moved(MessageId(1), A, B, &[]);
+        accounts.outcome(C, B);
+        accounts.finished(B, MessageId(1));
+        close_all(&mut accounts);
+        assert_eq!(accounts.take_dead(), [A], "B holds what supersedes A's copy, C the end of B's");
+        accounts.retired(A);
+        assert_eq!(accounts.take_dead(), [B]);
+        accounts.retired(B);
+        assert_eq!(accounts.take_dead(), [C]);
+    }
+
+    #[test]
+    fn carried_outcomes_let_their_holder_go_but_for_what_dies_anyway() {
+        let mut accounts = accounts(&[A, B, C]);
+        accounts.message(A, MessageId(1));
+        accounts.message(B, MessageId(2));
+        accounts.outcome(C, A);
+        accounts.outcome(C, B);
+        close_all(&mut accounts);
+        accounts.carried(C, &BTreeSet::from([B]));
+        assert_eq!(accounts.take_dead(), [], "B still needs it");
+        accounts.finished(B, MessageId(2));
+        assert_eq!(accounts.take_dead(), [B]);
+        accounts.retired(B);
+        assert_eq!(accounts.take_dead(), [C], "and A does not");
+    }
+
+    #[test]
+    fn chunks_that_a_message_does_not_name_do_not_count() {
+        let mut accounts = accounts(&[A, B, C]);
+        accounts.chunk(A, MessageId(1));
+        accounts.chunk(A, MessageId(1));
+        accounts.message(A, MessageId(1));
+        accounts.chunk(B, MessageId(1));
+        accounts.moved(MessageId(1), A, C, &[A, B]);
+        assert_eq!(accounts.live(), 3);
+        accounts.forget_chunks(MessageId(1), &[B]);
+        assert_eq!(accounts.live(), 2);
+        accounts.finished(C, MessageId(1));
+        close_all(&mut accounts);
+        assert_eq!(accounts.take_dead(), [A, B], "C outlasts A");
+        assert_eq!(accounts.live(), 0);
     }
 
     #[test]

