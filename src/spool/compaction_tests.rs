@@ -44,8 +44,11 @@ fn defer<'a>(id: u64, place: RecordPlace, recipients: Recipients<'a>, reply: &'a
     }
 }
 
+/// A reply, who waits for it, and how.
+type Wait = (String, Vec<u16>, DeferState);
+
 /// What a restart makes of a message's outcomes.
-fn waits(message: &RecoveredMessage) -> (Vec<u16>, Vec<(String, Vec<u16>, DeferState)>) {
+fn waits(message: &RecoveredMessage) -> (Vec<u16>, Vec<Wait>) {
     let all = message.message.envelope.recipients.len() as u16;
     let waits = message.deferrals.iter().map(|wait| {
         let recipients = (0..all).filter(|&recipient| wait.recipients.contains(recipient));
@@ -228,13 +231,12 @@ fn an_outcome_that_comes_meanwhile_is_not_undone() {
         }
         bench.is_lazy = true;
         let mut chores: std::collections::VecDeque<Chore> = Default::default();
-        let mut steps = 0;
-        for _ in 0..60 {
+        for step in 0..60 {
             bench.tick();
             while let Some(chore) = bench.log.poll_chore() {
                 chores.push_back(chore);
             }
-            if steps == pause {
+            if step == pause {
                 bench.appender.append_defer(&defer(1, place, Recipients::All, "new"), bench.now);
                 let segment = place.segment;
                 let recipients = Recipients::Some(&[2]);
@@ -242,7 +244,6 @@ fn an_outcome_that_comes_meanwhile_is_not_undone() {
                 bench.appender.append_done(&done, bench.now);
                 bench.done(2, other);
             }
-            steps += 1;
             if let Some(chore) = chores.pop_front() {
                 bench.do_chore(chore);
             }

@@ -5,7 +5,7 @@ use super::*;
 use crate::spool::committer::random_generation;
 use crate::spool::disk::{Disk, Sync};
 use crate::spool::test_kit::{Kept, Mail};
-use crate::spool::{Appender, AppenderOptions, Kind, Log, LogOptions, recover};
+use crate::spool::{Appender, AppenderOptions, Done, Kind, Log, LogOptions, Recipients, recover};
 
 struct Sink(Mutex<mpsc::Sender<ReadAnswer>>);
 
@@ -27,9 +27,13 @@ struct Bench {
 }
 
 fn bench(octets: &[usize], buffers: usize) -> Bench {
+    let options = LogOptions { segment_bytes: 8 << 20, ..LogOptions::default() };
+    bench_with(options, octets, buffers)
+}
+
+fn bench_with(options: LogOptions, octets: &[usize], buffers: usize) -> Bench {
     let place = tempfile::tempdir().unwrap();
     let disk = Arc::new(FileDisk::open(place.path()).unwrap());
-    let options = LogOptions { segment_bytes: 8 << 20, ..LogOptions::default() };
     let mut random = random_generation;
     let (mut log, _) =
         recover(disk.clone(), options, Arc::default(), &mut random, &mut Kept::default()).unwrap();
@@ -135,6 +139,64 @@ fn a_longer_record_than_was_asked_for_is_refused() {
     assert_eq!((answer.worker, answer.token), (0, 5));
     assert!(matches!(answer.result, Err(ReadError::TooLong(_))));
     bench.reader.stop();
+}
+
+#[test]
+fn a_message_that_was_moved_is_read_where_it_stands() {
+    let options =
+        LogOptions { segment_bytes: 256 * 1024, compact_after_ticks: 0, ..LogOptions::default() };
+    let mut bench = bench_with(options, &[20_000; 40], 2);
+    let mut appender = Appender::new(AppenderOptions::new(0));
+    let now = std::time::Instant::now();
+    let old = bench.places[0];
+    for (id, place) in bench.places.iter().enumerate().skip(1) {
+        let (id, segment) = (MessageId(id as u64), place.segment);
+        let done = Done { id, segment, recipients: Recipients::All, last: true };
+        appender.append_done(&done, now);
+    }
+    for completion in bench.log.commit(appender.flush(now).into_iter().collect()) {
+        appender.completed(completion, now);
+    }
+    for _ in 0..10 {
+        bench.log.tick();
+        while let Some(chore) = bench.log.poll_chore() {
+            bench.log.chore_done(chore.perform(&*bench.disk, &mut random_generation));
+        }
+    }
+    assert!(bench.log.table().file(old.segment).is_none(), "it has moved");
+    bench.ask(1, 0, old);
+    let record = bench.answer().result.unwrap();
+    assert_eq!(record.view().body(), Mail::new(0, 1, 20_000).body);
+}
+
+/// Chunks stay with slow next hops; the messages of all the others must not wait for them.
+#[test]
+fn chunks_leave_buffers_to_messages() {
+    let bench = bench(&[1000; 8], 4);
+    let ask = |part, token: u64| {
+        let place = bench.places[token as usize];
+        let (id, octets_max) = (MessageId(token), RECORD_BYTES_MAX);
+        bench.reader.handle().request(ReadRequest {
+            worker: 0,
+            token,
+            id,
+            part,
+            place,
+            octets_max,
+        });
+    };
+    (0..6).for_each(|token| ask(Part::Chunk, token));
+    let mut held: Vec<ReadAnswer> = (0..3).map(|_| bench.answer()).collect();
+    ask(Part::Message, 7);
+    let message = bench.answer();
+    assert_eq!(message.token, 7, "three of four buffers are out, and the last is for messages");
+    drop(message);
+    for _ in 0..3 {
+        held.remove(0);
+        held.push(bench.answer());
+    }
+    let tokens: Vec<u64> = held.iter().map(|answer| answer.token).collect();
+    assert_eq!(tokens, [3, 4, 5]);
 }
 
 #[test]
