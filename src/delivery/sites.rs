@@ -41,7 +41,9 @@ impl Sites {
         targets.push((Target::Hold, None));
         let cores = config.workers as u32;
         let limit = |target: &Target| match target {
-            Target::Smtp { .. } => config.delivery.connections_per_site as u32,
+            Target::Mx | Target::Smtp { .. } | Target::Lmtp { .. } | Target::LmtpUnix { .. } => {
+                config.delivery.connections_per_site as u32
+            }
             // Writers of files: more of them would only wait for the same disk.
             _ => LOCAL_WRITERS * cores,
         };

@@ -11,6 +11,7 @@ pub mod local;
 pub mod maildir;
 pub mod smtp;
 
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use crate::config::Target;
@@ -23,15 +24,24 @@ use crate::worker::Worker;
 /// Runs one connection to its end.
 pub async fn run(worker: Rc<Worker>, site: SiteIndex, connection: ConnectionId, lane: Rc<Lane>) {
     let way = Way { worker: worker.clone(), site, connection, lane };
-    let result = match worker.sites.target(site).clone() {
-        Target::Smtp { address } => guarded(smtp::run(&way, address)).await,
-        target => guarded(local::run(&way, target)).await,
+    let target = worker.sites.target(site).clone();
+    let result = match fixed_peer(&target, worker.sites.source(site)) {
+        Some(peer) => guarded(smtp::run(&way, peer)).await,
+        None => guarded(local::run(&way, target)).await,
     };
     if let Err(words) = result {
         tracing::error!(site = site.0, "a delivery ended by a bug of ours: {words}");
     }
     worker.pool.close(connection);
     worker.queue_event(Event::ConnectionClosed { site, connection });
+}
+
+/// The next hop's address, of the family of `source`; `None` where there is no next hop, or only
+/// a name that must be looked up.
+fn fixed_peer(target: &Target, source: Option<IpAddr>) -> Option<SocketAddr> {
+    let Target::Smtp { host, port } = target else { return None };
+    let fits = |address: &&IpAddr| source.is_none_or(|s| s.is_ipv4() == address.is_ipv4());
+    Some(SocketAddr::new(*host.fixed_addresses().iter().find(fits)?, *port))
 }
 
 /// What a connection is to its core.

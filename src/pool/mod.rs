@@ -4,6 +4,8 @@
 //! ([`crate::queue::scheduler`]); here stands only the place where the message is handed over.
 //! Invariant: a lane is in the table from its opening to its `ConnectionClosed`.
 
+pub mod dial;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
