@@ -130,10 +130,10 @@ fn the_real_disk_is_compacted_under_load() {
             id += 1;
         }
         let settled = drain(&mut appender, &handle, &completions);
-        for (id, settled) in (first..).zip(settled) {
-            let segment = settled.result.unwrap().segment;
-            let recipients = Recipients::All;
-            let done = Done { id: MessageId(id), segment, recipients, last: true };
+        let places = settled.iter().map(|settled| settled.result.unwrap());
+        for (id, place) in (first..).zip(places.filter(|place| place.length > 1000)) {
+            let (id, segment) = (MessageId(id), place.segment);
+            let done = Done { id, segment, recipients: Recipients::All, last: true };
             appender.append_done(&done, Instant::now());
         }
         files_most = files_most.max(std::fs::read_dir(place.path()).unwrap().count());
@@ -142,9 +142,10 @@ fn the_real_disk_is_compacted_under_load() {
     }
     drain(&mut appender, &handle, &completions);
     committer.stop(Duration::from_secs(5));
-    assert!(id > 600, "only {id} messages");
-    let written = id / 100;
-    assert!(files_most <= 16.max(written as usize / 2), "{files_most} files of 1 MiB for {id}");
+    let written = id as usize / 100;
+    println!("{files_most} files of 1 MiB for {written} MB");
+    // Spares and the lock among them, and what one slow second writes.
+    assert!(files_most < 12.max(written), "{files_most} files of 1 MiB for {written} MB");
     let (committer, _, kept, _) = start(open(), options);
     assert_eq!(kept.ids(), [0]);
     assert!(kept.messages[0].place.segment.0 > 2, "it moved: {:?}", kept.messages[0].place);

@@ -19,6 +19,8 @@
 //! - A batch that was refused is void on the disk before its refusal is told.
 //! - A segment is reused only after its header says durably that it is free, and the outcomes
 //!   which others hold for its messages are let go only after that.
+//! - A copy that the compaction makes says what was true when it was committed: an outcome that
+//!   comes in between keeps the copy from being written.
 //!
 //! It fails by [`CommitError`]: the disk is full (try later), the disk refused this batch (try
 //! later), the log has stopped (an operator must look).  What is read and does not verify is an

@@ -82,7 +82,9 @@ pub enum CommitError {
     /// It does not fit a segment.  Our bug: the appender's bounds are far below.
     #[error("the batch is longer than a segment")]
     TooLarge,
-    /// The log has stopped for good; only a restart, with a working disk, helps.
+    /// The log has stopped for good; only a restart, with a working disk, helps.  No disk took the
+    /// word that the batch is void, so a restart may find it after all: a message may come twice,
+    /// since its client tries again, and is never lost.
     #[error("the log has failed and takes nothing until a restart")]
     Failed,
 }
