@@ -35,6 +35,9 @@ pub const SESSION_ERRORS: u32 = 20;
 /// Commands that do nothing for a message (NOOP, RSET, HELP, VRFY, EHLO) in a row.
 pub const IDLE_COMMANDS: u32 = 10_000;
 
+/// ETRN requests of one worker's sessions that may wait for the next look through the queue; they
+/// share it.
+pub const ETRN_WAITING: usize = 64;
 /// Replies are sent before more commands are read once this many octets of them wait, so that a
 /// client that sends and never reads fills its own socket and not our memory.
 pub const REPLIES_WAITING: usize = 16 * 1024;
