@@ -119,8 +119,10 @@ pub const CHUNKS_IN_FLIGHT: usize = 2;
 /// Destinations without messages that a core remembers, so that the next message to them need
 /// not wait for a look-up: some 200 octets each.
 pub const DESTINATIONS_REMEMBERED: u32 = 16_384;
-/// Destinations whose mail exchangers a core asks for at a time; others wait for their turn.
-pub const RESOLUTIONS_AT_ONCE: u32 = 128;
+/// Destinations whose mail exchangers a core asks for at a time; others wait for their turn.  Many,
+/// so that domains whose servers are silent do not hold up those of the others: each is a task of
+/// some kilobytes.
+pub const RESOLUTIONS_AT_ONCE: u32 = 1_024;
 
 /// Events that a worker hands to the event log at a time, in octets.
 pub const EVENT_BLOCK: usize = 32 * 1024;
