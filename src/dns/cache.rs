@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{Answer, Name, Record, RecordType};
+use super::{Answer, Exchange, Name, Record, RecordType};
 use crate::limits::{DNS_CACHE_ENTRIES, DNS_CACHE_OCTETS, DNS_FAILURE_TTL, DNS_FAILURE_TTL_MAX};
 
 /// What is asked.
@@ -123,10 +123,11 @@ fn failure_ttl(failures: u32) -> Duration {
 fn weight(question: &Question, answer: &Answer) -> usize {
     let texts = answer.result.iter().flatten().map(|record| match record {
         Record::Txt(text) => text.len(),
-        Record::Mx { exchange: super::Exchange::Host(name), .. } | Record::Ptr(name) => {
+        Record::Mx { exchange: Exchange::Host(name), .. } | Record::Ptr(name) => {
             name.as_str().len() + NAME_OVERHEAD
         }
-        Record::Mx { .. } | Record::A(_) | Record::Aaaa(_) => 0,
+        Record::Mx { exchange: Exchange::Unusable(name), .. } => name.len(),
+        Record::Mx { exchange: Exchange::Null, .. } | Record::A(_) | Record::Aaaa(_) => 0,
     });
     let records = answer.result.as_ref().map_or(0, Vec::len) * size_of::<Record>();
     ENTRY_OVERHEAD + question.name.as_str().len() + records + texts.sum::<usize>()

@@ -133,10 +133,13 @@ impl Head {
 
 const CODE_NO_ERROR: u8 = 0;
 const CODE_NO_NAME: u8 = 3;
+const CODE_BAD_VERSION: u16 = 16;
 
 fn failure(code: ResponseCode) -> Reply {
     match code {
-        ResponseCode::FormErr | ResponseCode::NotImp | ResponseCode::BADVERS => Reply::FormatError,
+        ResponseCode::FormErr | ResponseCode::NotImp => Reply::FormatError,
+        // By its number, which BADVERS shares with a code of TSIG (RFC 6891 section 9).
+        code if u16::from(code) == CODE_BAD_VERSION => Reply::FormatError,
         ResponseCode::ServFail => Reply::Failed("SERVFAIL".into()),
         ResponseCode::Refused => Reply::Failed("REFUSED".into()),
         code => Reply::Failed(format!("response code {}", u16::from(code)).into()),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::ourselves::Ourselves;
 use super::{Addresses, Exchange, Lookup, LookupError, Name, Record, RecordType, join};
-use crate::limits::{DNS_TTL_MAX, MAIL_HOSTS};
+use crate::limits::{DNS_TTL_MAX, DNS_TTL_MIN, MAIL_HOSTS};
 use crate::smtp::code::EnhancedCode;
 
 /// One host that takes mail.
@@ -87,7 +87,7 @@ pub enum MailError {
 pub struct Resolved {
     /// The hosts, or why there are none.
     pub result: Result<MailHosts, MailError>,
-    /// How long this stands.
+    /// How long this stands, at least [`DNS_TTL_MIN`].
     pub ttl: Duration,
 }
 
@@ -115,7 +115,8 @@ pub async fn mail_hosts(resolver: &impl Lookup, domain: &str, ourselves: &Oursel
         }
         Some(Destination::Name(name)) => by_name(resolver, &name, ourselves).await,
     };
-    Resolved { result, ttl: expires.saturating_duration_since(resolver.now()) }
+    let ttl = expires.saturating_duration_since(resolver.now()).max(DNS_TTL_MIN);
+    Resolved { result, ttl }
 }
 
 /// The host of a next hop that is given by name or address: no MX, one host.  Whether it has an

@@ -2,13 +2,13 @@
 //!
 //! [`resolver`] asks recursive name servers and keeps their answers, one resolver a core;
 //! [`mail`] makes of them the hosts that take mail for a domain.  [`codec`], [`cache`] and
-//! [`asking`] are pure; [`transport`] is the I/O.  Whoever needs the DNS is written against
+//! [`asking`] are pure; `transport` is the I/O.  Whoever needs the DNS is written against
 //! [`Lookup`], so that a simulation or a table can answer in the place of the network.
 //!
 //! Invariants: an answer is believed only if it came from the server that was asked, with the id
 //! and the question that it was asked with; nothing is believed for longer than its TTL; the flag
 //! `authentic` is set only by servers that the operator trusts.  Whatever a server sends, however
-//! malformed, ends as an [`LookupError`]: absent for certain, or try again later.
+//! malformed, ends as a [`LookupError`]: absent for certain, or try again later.
 //!
 //! Not here: recursion, DNSSEC validation (the trusted server's business), zone transfers.
 
@@ -76,7 +76,7 @@ pub enum Exchange {
     Host(Name),
     /// The root: the domain takes no mail (RFC 7505).
     Null,
-    /// A name that no host can bear, as the DNS writes it.
+    /// A name that no host can bear, its odd octets escaped.
     Unusable(Box<str>),
 }
 

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 
-/// The servers in their order, at most [`SERVERS`]; the one of this machine if there are none.
+/// The servers in their order, eight at most; the one of this machine if there are none.
 pub fn servers(text: &str) -> Vec<SocketAddr> {
     let mut servers: Vec<SocketAddr> = text.lines().filter_map(server).collect();
     servers.truncate(SERVERS);

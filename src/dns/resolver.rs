@@ -15,6 +15,7 @@ use super::cache::{Cache, Question};
 use super::codec::{Known, Outcome};
 use super::flight::{Flight, Turns};
 use super::{Answer, Lookup, LookupError, Name, RecordType, resolv_conf, transport};
+use crate::config;
 use crate::limits::{DNS_ALIASES, DNS_FAILURE_TTL, DNS_QUERIES, DNS_QUERIES_WAITING, DNS_TTL_MIN};
 
 /// Whom to ask.
@@ -44,18 +45,23 @@ struct Shared {
 }
 
 impl ResolverConfig {
-    /// The machine's own servers.
-    pub fn system() -> ResolverConfig {
-        ResolverConfig::with_servers(resolv_conf::system_servers())
+    /// What the configuration says; the machine's own servers if it names none.
+    pub fn new(config: &config::Dns) -> ResolverConfig {
+        let servers = match &config.servers[..] {
+            [] => resolv_conf::system_servers(),
+            servers => servers.to_vec(),
+        };
+        ResolverConfig { servers, trusted: config.trusted.clone(), timeout: config.timeout }
     }
 
-    /// Those servers, none trusted but on loopback addresses.
+    /// These servers, none trusted but on loopback addresses.
     pub fn with_servers(servers: Vec<SocketAddr>) -> ResolverConfig {
         ResolverConfig { servers, trusted: Vec::new(), timeout: TIMEOUT }
     }
 
     fn trusts(&self, server: SocketAddr) -> bool {
-        server.ip().is_loopback() || self.trusted.contains(&server.ip())
+        let server = server.ip().to_canonical();
+        server.is_loopback() || self.trusted.contains(&server)
     }
 }
 
@@ -216,6 +222,21 @@ fn into_answer(known: Known, now: Instant) -> Answer {
     Answer { result, authentic: known.authentic, expires: now + known.ttl }
 }
 
-/// What a question may take unless the configuration says otherwise: a recursive server may have
-/// to wait for several others itself.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// What a question may take where no configuration says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_servers_here_and_those_that_are_named_are_trusted() {
+        let servers = ["127.0.0.1:53", "[::1]:53", "192.0.2.1:53", "192.0.2.2:53"];
+        let servers: Vec<SocketAddr> =
+            servers.iter().map(|text| text.parse().expect("an address")).collect();
+        let trusted = vec!["192.0.2.2".parse().expect("an address")];
+        let config = ResolverConfig { trusted, ..ResolverConfig::with_servers(servers.clone()) };
+        let trusts: Vec<bool> = servers.iter().map(|server| config.trusts(*server)).collect();
+        assert_eq!(trusts, [true, true, false, true]);
+    }
+}

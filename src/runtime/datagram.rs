@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use monoio::net::udp::UdpSocket;
@@ -33,15 +34,19 @@ impl Datagram {
     /// Sends one datagram.
     ///
     /// # Errors
-    /// As send(2).
+    /// As send(2); `ConnectionRefused` if it is known at once that nobody listens.
     pub async fn send(&self, octets: Vec<u8>) -> io::Result<()> {
-        self.socket.send(octets).await.0.map(drop)
+        self.socket.send(octets).await.0?;
+        // On this machine the refusal is there already.  With epoll no read would tell of it: the
+        // loop waits until there is something to read, and an error alone is nothing.
+        let socket = super::deadline::borrow(self.socket.as_raw_fd(), self);
+        Ok(rustix::net::sockopt::socket_error(socket)??)
     }
 
     /// The next datagram, cut off at the capacity of `buffer`, whose octets it replaces.
     ///
     /// # Errors
-    /// As recv(2): `ConnectionRefused` above all; `TimedOut` after `deadline`.
+    /// As recv(2): `ConnectionRefused`, though not with epoll; `TimedOut` after `deadline`.
     pub async fn receive(
         self,
         mut buffer: Vec<u8>,

@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod dialogue;
 mod dialogues;
+mod dns;
 mod durability;
 mod gateway;
 mod interop;
