@@ -22,9 +22,9 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 
 use crate::delivery::outcome::{BounceCause, Reason};
-use crate::smtp::code::EnhancedCode;
 use crate::message::{BodyKind, Envelope, MailParameters, MessageId, Notify, Recipient, Ret};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
+use crate::smtp::code::EnhancedCode;
 use returned::Returned;
 
 /// More recipients are told in further notices: the caller cuts its list.
@@ -218,12 +218,7 @@ fn assemble(
     content
 }
 
-fn header(
-    kind: Kind,
-    reporter: &Reporter<'_>,
-    originator: &Mailbox,
-    boundary: &str,
-) -> String {
+fn header(kind: Kind, reporter: &Reporter<'_>, originator: &Mailbox, boundary: &str) -> String {
     let Reporter { hostname, id, now_unix_ms } = reporter;
     let subject = text::subject(kind);
     // RFC 3834 section 5: a responder that minds Auto-Submitted does not answer this.

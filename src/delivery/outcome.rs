@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::Schedule;
 use crate::smtp::client::{
     ConnectionCause, ConnectionFailure, Deferral, Failure, LocalRefusal, RecipientOutcome,
     StagedReply,
@@ -103,6 +104,13 @@ impl RetryPolicy {
     pub fn new(delays: &[Duration], lifetime: Duration) -> Option<RetryPolicy> {
         let valid = !delays.is_empty() && delays.iter().all(|delay| delay.as_millis() > 0);
         valid.then(|| RetryPolicy { delays: delays.into(), lifetime, delay_notice: None })
+    }
+
+    /// The policy of a schedule.
+    pub fn of(schedule: &Schedule) -> RetryPolicy {
+        let policy = RetryPolicy::new(&schedule.retry, schedule.lifetime);
+        let policy = policy.expect("a schedule has at least one wait, none of them empty");
+        policy.with_delay_notice(schedule.delay_notice.after())
     }
 
     /// The same, with notices of delay at this age.

@@ -268,8 +268,7 @@ impl<'a> Settlement<'a> {
         judge: &Judge<'_>,
     ) -> Option<Settlement<'a>> {
         let late_until_unix_ms = Some(late(&part, judge)?);
-        let waiting =
-            |&place: &u16| Waiting { place, reason: reason.clone(), soft_bounce: false };
+        let waiting = |&place: &u16| Waiting { place, reason: reason.clone(), soft_bounce: false };
         Some(Settlement {
             deferred: places.iter().map(waiting).collect(),
             due_unix_ms,
@@ -286,9 +285,9 @@ impl<'a> Settlement<'a> {
         };
         self.bounced.iter().any(|(place, _)| wants(Kind::Failure, *place))
             || is_told(self.success())
-            || self.late_kind().is_some_and(|kind| {
-                self.deferred.iter().any(|waiting| wants(kind, waiting.place))
-            })
+            || self
+                .late_kind()
+                .is_some_and(|kind| self.deferred.iter().any(|waiting| wants(kind, waiting.place)))
     }
 
     /// What is to be done.  `is_only_part` is whether the ends of all other parts are in the log
@@ -305,7 +304,8 @@ impl<'a> Settlement<'a> {
         left.extend_from_slice(&self.at_once);
         left.sort_unstable();
         let is_last = left.is_empty() && is_only_part;
-        let mut write = |kind, told: &[ToldRecipient<'_>]| self.write(kind, paper, told, &mut next_id);
+        let mut write =
+            |kind, told: &[ToldRecipient<'_>]| self.write(kind, paper, told, &mut next_id);
         let mut ends = self.ends_of_delivered(&mut write);
         ends.extend(self.ends_of_bounced(&mut write));
         let count = ends.len();
@@ -467,9 +467,8 @@ impl<'a> Settlement<'a> {
         if delivered.is_empty() {
             return Vec::new();
         }
-        let wants = |kind: &Kind| {
-            delivered.iter().any(|&place| kind.is_wanted(self.part.envelope, place))
-        };
+        let wants =
+            |kind: &Kind| delivered.iter().any(|&place| kind.is_wanted(self.part.envelope, place));
         let Some(kind) = self.success().filter(wants) else {
             return vec![(delivered.clone(), None)];
         };

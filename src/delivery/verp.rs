@@ -10,8 +10,25 @@
 //! the reverse-path stays as it is: a null one must stay null, and a local part longer than the 64
 //! octets of RFC 5321 section 4.5.3.1.1 would be refused by some next hops, which costs the mail.
 
+use super::sites::route_of;
+use crate::config::Config;
 use crate::message::Envelope;
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath, Utf8};
+
+/// Recipients by whether their route asks for a reverse-path of their own: those that share one
+/// first.  What an operator has released goes by the route that follows the hold.
+pub fn split(config: &Config, envelope: &Envelope, places: Vec<u16>) -> (Vec<u16>, Vec<u16>) {
+    // Nearly always: then nothing has to be matched again.
+    if !config.routes.iter().any(|route| route.verp) {
+        return (places, Vec::new());
+    }
+    let shares = |place: &u16| {
+        let recipient = envelope.recipients.get(usize::from(*place));
+        let route = recipient.and_then(|recipient| route_of(config, &recipient.path, true));
+        !route.is_some_and(|route| config.routes[route].verp)
+    };
+    places.into_iter().partition(shares)
+}
 
 /// The envelope for the recipient at `place` alone, under a reverse-path that names it; `None` if
 /// there is no such reverse-path.
@@ -84,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_reverse_path_names_its_recipient() {
-        let long = format!("<{}@r.test>", "u".repeat(50));
+        let long = format!("<{}@r.test>", "u".repeat(53));
         let cases = [
             ("<list@s.test>", "<user@r.test>", Some("list+user=r.test@s.test")),
             ("<list+a@s.test>", "<u+b@r.test>", Some("list+a+u+b=r.test@s.test")),

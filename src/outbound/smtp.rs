@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 use super::Way;
 use crate::delivery::message::LoadedMessage;
 use crate::delivery::settle::{self, Attempt};
-use crate::delivery::settlement::rounds::{Round, Rounds, Sharing, Verdict};
+use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use crate::delivery::settlement::{Handover, Hop, remote_mta};
+use crate::delivery::verp;
 use crate::queue::arena::Slot;
 use crate::queue::scheduler::Event;
 use crate::runtime::buffer::{self, Buffer};
 use crate::runtime::socket::{IoBuf, Stream, StreamError};
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::smtp::client::{
-    Client, ClientAction, ClientConfig, ConnectionFailure, Timeouts, Transaction,
-    TransactionResult,
+    Client, ClientAction, ClientConfig, ConnectionFailure, Timeouts, Transaction, TransactionResult,
 };
 
 /// One connection and its machine.
@@ -119,8 +119,9 @@ impl<'a> Connection<'a> {
             }
         };
         let is_fresh = self.client.transactions() == 0;
-        let (envelope, places) = (message.envelope().clone(), attempt.recipients());
-        let mut rounds = Rounds::new(envelope, places, Sharing::Together, is_fresh);
+        let envelope = message.envelope().clone();
+        let (together, alone) = verp::split(&worker.config, &envelope, attempt.recipients());
+        let mut rounds = Rounds::new(envelope, together, alone, is_fresh);
         let usable = loop {
             let transaction = rounds.transaction(size_octets, message.summary().flags);
             let result = self.transact(&message, transaction).await;

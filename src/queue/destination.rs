@@ -261,6 +261,7 @@ impl Destinations {
         &mut self.entries
     }
 
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = (DestinationIndex, &DestinationQueue)> {
         self.entries.iter().map(|(slot, entry)| (DestinationIndex(slot.0), entry))
     }

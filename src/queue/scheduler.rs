@@ -514,3 +514,7 @@ fn destination(course: CourseIndex, domain: &str) -> Destination {
 #[cfg(test)]
 #[path = "scheduler_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "scheduler_model_tests.rs"]
+mod model_tests;

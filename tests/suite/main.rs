@@ -14,6 +14,7 @@ mod durability;
 mod gateway;
 mod interop;
 mod limits_and_floods;
+mod notices;
 mod postfix;
 mod queue;
 mod relay;

@@ -17,25 +17,19 @@ use crate::smtp::client::{
     AfterTransaction, Deferral, RecipientOutcome, Stage, Transaction, TransactionResult,
 };
 
-/// Who may share a transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sharing {
-    /// All recipients.
-    Together,
-    /// Nobody: each has a reverse-path that names it.
-    Verp,
-}
-
 /// See the module's text.
 #[derive(Debug)]
 pub struct Rounds {
     envelope: Arc<Envelope>,
-    sharing: Sharing,
     /// The connection has carried no transaction before.
     is_fresh: bool,
-    /// The recipients of the present transaction, and those that come later.
+    /// The recipients of the present transaction, and whether it has a reverse-path of its own.
     asked: Vec<u16>,
-    later: Vec<u16>,
+    is_verp: bool,
+    /// Those that share the next one.
+    together: Vec<u16>,
+    /// Those that have one each, after all others; the next one last.
+    alone: Vec<u16>,
     outcomes: Vec<(u16, Attempted)>,
     /// The peer was asked about a recipient, or may have been.
     has_begun: bool,
@@ -70,15 +64,23 @@ pub enum Verdict {
 }
 
 impl Rounds {
-    /// The recipients at `places`, which are not empty and in the envelope, over a connection
-    /// that is `fresh` if it has carried no transaction before.
-    pub fn new(envelope: Arc<Envelope>, places: Vec<u16>, sharing: Sharing, fresh: bool) -> Rounds {
+    /// The recipients over a connection that is `fresh` if it has carried no transaction before:
+    /// those `together` may share one, each of `alone` has one under a reverse-path that names it.
+    /// All are in the envelope, and there is at least one.
+    pub fn new(
+        envelope: Arc<Envelope>,
+        together: Vec<u16>,
+        mut alone: Vec<u16>,
+        fresh: bool,
+    ) -> Rounds {
+        alone.reverse();
         let mut rounds = Rounds {
             envelope,
-            sharing,
             is_fresh: fresh,
             asked: Vec::new(),
-            later: places,
+            is_verp: false,
+            together,
+            alone,
             outcomes: Vec::new(),
             has_begun: false,
             taken: None,
@@ -94,8 +96,8 @@ impl Rounds {
 
     /// The present transaction; arguments as for [`Transaction::new`].
     pub fn transaction(&self, size_octets: u64, flags: BodyFlags) -> Transaction {
-        let own = match (self.sharing, &*self.asked) {
-            (Sharing::Verp, [place]) => verp::envelope(&self.envelope, *place),
+        let own = match &*self.asked {
+            [place] if self.is_verp => verp::envelope(&self.envelope, *place),
             _ => None,
         };
         let transaction = match own {
@@ -115,7 +117,7 @@ impl Rounds {
         for (place, outcome) in std::mem::take(&mut self.asked).into_iter().zip(result.outcomes) {
             // Those go at once in a transaction of their own, as long as each takes some.
             if usable && took_some && is_too_many(&outcome) {
-                self.later.push(place);
+                self.together.push(place);
                 continue;
             }
             self.has_begun |= !never_began(&outcome);
@@ -124,12 +126,12 @@ impl Rounds {
             }
             self.outcomes.push((place, Attempted::from(outcome)));
         }
-        if usable && !self.later.is_empty() {
+        if usable && !(self.together.is_empty() && self.alone.is_empty()) {
             self.begin();
             return Round::Again;
         }
-        let unasked = self.later.drain(..).map(|place| (place, Attempted::AtOnce));
-        self.outcomes.extend(unasked);
+        let unasked = self.together.drain(..).chain(self.alone.drain(..).rev());
+        self.outcomes.extend(unasked.map(|place| (place, Attempted::AtOnce)));
         Round::Over { usable }
     }
 
@@ -144,11 +146,11 @@ impl Rounds {
     }
 
     fn begin(&mut self) {
-        let count = match self.sharing {
-            Sharing::Together => self.later.len(),
-            Sharing::Verp => self.later.len().min(1),
+        self.is_verp = self.together.is_empty();
+        self.asked = match self.is_verp {
+            true => self.alone.pop().into_iter().collect(),
+            false => std::mem::take(&mut self.together),
         };
-        self.asked = self.later.drain(..count).collect();
     }
 }
 
@@ -241,10 +243,16 @@ mod tests {
         outcomes.iter().map(word).collect::<Vec<_>>().join(", ")
     }
 
+    enum How {
+        Together,
+        Verp,
+        Mixed,
+    }
+
     #[test]
     fn every_recipient_has_its_turn_and_one_outcome() {
-        use Sharing::{Together, Verp};
-        let cases: [(Sharing, bool, &[&str], &str); 16] = [
+        use How::{Mixed, Together, Verp};
+        let cases: [(How, bool, &[&str], &str); 18] = [
             (Together, true, &["ok never later"], "0 ok, 1 never, 2 later"),
             (Together, true, &["ok many many", "ok many", "later"], "0 ok, 1 ok, 2 later"),
             // Nobody was taken: the next transaction would be the same.
@@ -263,9 +271,16 @@ mod tests {
             (Verp, false, &["mail!"], "returned"),
             (Verp, true, &["mail!"], "0 lost, 1 at once, 2 at once"),
             (Verp, false, &["later!"], "0 later, 1 at once, 2 at once"),
+            (Mixed, true, &["ok many", "never", "ok"], "1 ok, 2 never, 0 ok"),
+            (Mixed, true, &["ok many!"], "1 ok, 2 at once, 0 at once"),
         ];
-        for (sharing, fresh, transactions, expected) in cases {
-            let mut rounds = Rounds::new(envelope(3), vec![0, 1, 2], sharing, fresh);
+        for (how, fresh, transactions, expected) in cases {
+            let (together, alone) = match how {
+                Together => (vec![0, 1, 2], vec![]),
+                Verp => (vec![], vec![0, 1, 2]),
+                Mixed => (vec![1, 2], vec![0]),
+            };
+            let mut rounds = Rounds::new(envelope(3), together, alone, fresh);
             let said = run(&mut rounds, transactions);
             let (last, before) = said.split_last().expect("there are transactions");
             assert!(before.iter().all(|round| *round == Round::Again), "{transactions:?}");
@@ -282,14 +297,14 @@ mod tests {
 
     #[test]
     fn each_recipient_alone_has_a_transaction_with_its_own_reverse_path() {
-        let mut rounds = Rounds::new(envelope(3), vec![0, 2], Sharing::Verp, true);
+        let mut rounds = Rounds::new(envelope(3), vec![], vec![0, 2], true);
         assert_eq!(rounds.asked(), [0]);
         assert_eq!(rounds.transaction(10, BodyFlags::default()).recipients(), [0]);
         run(&mut rounds, &["ok"]);
         assert_eq!(rounds.asked(), [2]);
         // The only recipient of an envelope that was made for it.
         assert_eq!(rounds.transaction(10, BodyFlags::default()).recipients(), [0]);
-        let rounds = Rounds::new(envelope(3), vec![0, 2], Sharing::Together, true);
+        let rounds = Rounds::new(envelope(3), vec![0, 2], vec![], true);
         assert_eq!(rounds.transaction(10, BodyFlags::default()).recipients(), [0, 2]);
     }
 }

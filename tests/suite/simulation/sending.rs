@@ -4,15 +4,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use mailrace::delivery::settlement::rounds::{Round, Rounds, Verdict};
+use mailrace::delivery::settlement::{Handover, Hop};
+use mailrace::delivery::verp;
 use mailrace::queue::arena::Slot;
 use mailrace::queue::handle::State as HandleState;
 use mailrace::queue::scheduler::{ConnectionId, Event};
 use mailrace::queue::site::SiteIndex;
 use mailrace::smtp::body::{BodyForm, Reshape};
-use mailrace::smtp::client::{
-    AfterTransaction, Client, ClientAction, ClientConfig, Deferral, RecipientOutcome, Stage,
-    Timeouts, Transaction, TransactionResult,
-};
+use mailrace::smtp::client::{Client, ClientAction, ClientConfig, Timeouts, TransactionResult};
 use mailrace::spool::{ChunkPlace, Kind, RecordView, StoredBody};
 
 use super::gateway::Errand;
@@ -34,6 +34,8 @@ pub struct Connection {
     has_ended: bool,
     idle_until: Option<Instant>,
     armed: Option<Instant>,
+    /// The peer has answered.
+    is_established: bool,
 }
 
 enum State {
@@ -51,10 +53,7 @@ struct Job {
     attempt: Attempt,
     message: Arc<Loaded>,
     size_octets: u64,
-    is_first: bool,
-    /// Recipients of the transaction under way.
-    asked: Vec<u16>,
-    outcomes: Vec<(u16, RecipientOutcome)>,
+    rounds: Rounds,
     body: Option<Body>,
 }
 
@@ -100,6 +99,7 @@ impl Connection {
             has_ended: false,
             idle_until: None,
             armed: None,
+            is_established: false,
         })
     }
 
@@ -194,7 +194,7 @@ impl Connection {
             scene.books.problem(format!("{slot:?} was given to {:?} and is not its", self.id));
             return self.next(scene, worker, shared);
         };
-        let attempt = Attempt { slot, handle, has_peer: true };
+        let attempt = Attempt { slot, handle };
         let loaded = load(worker, shared, attempt.handle.id, attempt.handle.place);
         let sized = loaded.and_then(|message| {
             let size_octets = octets_unstuffed(&message, shared)?;
@@ -207,18 +207,21 @@ impl Connection {
                 return self.next(scene, worker, shared);
             }
         };
-        let asked = attempt.handle.recipients.places();
-        let keys = keys(&message, &asked);
-        scene.books.attempt(&keys);
-        scene.books.asks(self.link, &keys);
-        let is_first = self.client.transactions() == 0;
-        let outcomes = Vec::new();
-        let (asked_now, envelope) = (asked.clone(), message.envelope.clone());
-        let flags = message.stored.summary.flags;
-        let job = Job { attempt, message, size_octets, is_first, asked, outcomes, body: None };
+        let places = attempt.handle.recipients.places();
+        scene.books.attempt(&keys(&message, &places));
+        let (together, alone) = verp::split(&shared.config, &message.envelope, places);
+        let is_fresh = self.client.transactions() == 0;
+        let rounds = Rounds::new(message.envelope.clone(), together, alone, is_fresh);
+        self.ask(scene, Job { attempt, message, size_octets, rounds, body: None });
+    }
+
+    /// The next transaction of a message.
+    fn ask(&mut self, scene: &mut Scene, job: Job) {
+        scene.books.asks(self.link, &keys(&job.message, job.rounds.asked()));
+        let flags = job.message.stored.summary.flags;
+        let transaction = job.rounds.transaction(job.size_octets, flags);
         self.state = State::Sending(Box::new(job));
-        let transaction = Transaction::new(envelope, asked_now, size_octets, flags);
-        self.client.start(scene.now(), transaction.expect("the places are the message's"));
+        self.client.start(scene.now(), transaction);
     }
 
     /// Does what the machine wants done.
@@ -230,7 +233,8 @@ impl Connection {
                     self.send_body(scene, worker, shared, prefix, form, suffix);
                 }
                 ClientAction::Ready => {
-                    shared.sites.shared()[self.site.0 as usize].recover();
+                    self.is_established = true;
+                    shared.established[self.site.0 as usize].update(|count| count + 1);
                     self.next(scene, worker, shared);
                 }
                 ClientAction::TransactionDone(result) => self.done(scene, worker, shared, result),
@@ -277,41 +281,36 @@ impl Connection {
         if result.chunking_broken() {
             site.remember_broken_chunking();
         }
-        let usable = result.connection == AfterTransaction::Usable;
-        let keys = keys(&job.message, &job.asked);
+        let keys = keys(&job.message, job.rounds.asked());
         for (key, outcome) in keys.iter().zip(&result.outcomes) {
             scene.trace(|| format!("{key}: {outcome:?}"));
             scene.books.outcome(self.link, key, outcome);
         }
-        let took_some = result.outcomes.iter().any(|outcome| !is_too_many(outcome));
-        let mut left = Vec::new();
-        for (place, outcome) in std::mem::take(&mut job.asked).into_iter().zip(result.outcomes) {
-            if usable && took_some && is_too_many(&outcome) {
-                left.push(place);
-            } else {
-                job.outcomes.push((place, outcome));
-            }
-        }
-        if !left.is_empty() {
-            let message = &job.message;
-            scene.books.asks(self.link, &self::keys(message, &left));
-            let flags = message.stored.summary.flags;
-            let envelope = message.envelope.clone();
-            let again = Transaction::new(envelope, left.clone(), job.size_octets, flags);
-            job.asked = left;
-            self.state = State::Sending(job);
-            return self.client.start(scene.now(), again.expect("the places are the message's"));
-        }
-        if never_began(&job.outcomes) {
-            if job.is_first {
-                worker.site_failed(shared, scene, self.site, "the connection failed");
-            }
+        let usable = match job.rounds.ended(result) {
+            Round::Again => return self.ask(scene, *job),
+            Round::Over { usable } => usable,
+        };
+        let Verdict::Settled { outcomes, taken } = job.rounds.verdict() else {
             let slot = job.attempt.slot;
             return worker.queue_event(shared, scene, Event::Returned { slot });
-        }
-        job.attempt.settle(scene, worker, shared, &job.message, job.outcomes);
+        };
+        site.recover();
+        let has_dsn = self.client.capabilities().dsn;
+        let hop = Hop {
+            remote_mta: Some("[127.0.0.1]".into()),
+            handover: if has_dsn { Handover::PassedOn } else { Handover::Relayed },
+            taken,
+        };
+        job.attempt.settle(scene, worker, shared, &job.message, hop, outcomes);
         if usable {
             self.next(scene, worker, shared);
+        }
+    }
+
+    /// It is over: it counts no more.
+    pub fn end(&mut self, shared: &Shared) {
+        if std::mem::take(&mut self.is_established) {
+            shared.established[self.site.0 as usize].update(|count| count - 1);
         }
     }
 
@@ -379,19 +378,4 @@ impl Connection {
             }
         }
     }
-}
-
-fn is_too_many(outcome: &RecipientOutcome) -> bool {
-    matches!(outcome, RecipientOutcome::Deferred(Deferral::TooManyRecipients(_)))
-}
-
-/// Whether the connection failed before the peer was asked about any recipient.
-fn never_began(outcomes: &[(u16, RecipientOutcome)]) -> bool {
-    outcomes.iter().all(|(_, outcome)| match outcome {
-        RecipientOutcome::Deferred(Deferral::Connection(failure)) => matches!(
-            failure.stage,
-            Stage::Greeting | Stage::Hello | Stage::Idle | Stage::Reset | Stage::Mail
-        ),
-        _ => false,
-    })
 }
