@@ -108,7 +108,8 @@ impl Attempt {
     ) {
         let hop = std::mem::take(&mut self.hop);
         let outcomes = outcomes.into_iter().map(|(place, outcome)| (place, outcome.into()));
-        let settlement = Settlement::of_attempt(self.part(message), &self.judge(worker), hop, outcomes);
+        let settlement =
+            Settlement::of_attempt(self.part(message), &self.judge(worker), hop, outcomes);
         self.conclude(worker, message, settlement).await;
     }
 
@@ -349,8 +350,8 @@ impl Attempt {
     fn last_words(&self, worker: &Worker) -> Option<Reason> {
         let own = self.handle.reason.as_ref().map(|reason| reason.to_string());
         let destination = self.handle.destination();
-        let last = own
-            .unwrap_or_else(|| worker.with_queue(|queue| queue.last_failure_of(destination)));
+        let last =
+            own.unwrap_or_else(|| worker.with_queue(|queue| queue.last_failure_of(destination)));
         (!last.is_empty()).then(|| site_reason(&last))
     }
 }
@@ -376,7 +377,7 @@ pub fn site_failed(way: &Way, words: &str) {
             shared.fail(until_unix_ms, words);
             let site = way.site_name();
             worker.events.emit(&LogEvent {
-                site: Some(&site),
+                site: Some(site),
                 reply: Some(words),
                 reason: Some("site_unreachable"),
                 attempts: Some(u32::from(failures)),

@@ -19,9 +19,7 @@ use super::reach::Reach;
 use crate::config::{Config, Route, RouteIndex, Target};
 use crate::dns::mail::MailHost;
 use crate::message::Recipient;
-use crate::queue::destination::{
-    CourseIndex, CourseRules, Destination, DestinationIndex, Lead,
-};
+use crate::queue::destination::{CourseIndex, CourseRules, Destination, DestinationIndex, Lead};
 use crate::queue::handle::Recipients;
 use crate::queue::scheduler::Scheduler;
 use crate::queue::site::{SiteId, SiteShared};
@@ -71,9 +69,8 @@ impl Sites {
         let connections_per_site = config.delivery.connections_per_site as u32;
         let mut fixed: Vec<Option<Arc<SiteShared>>> = Vec::new();
         for (place, course) in courses.iter().enumerate() {
-            let is_same = |other: &&Course| {
-                other.target == course.target && other.source == course.source
-            };
+            let is_same =
+                |other: &&Course| other.target == course.target && other.source == course.source;
             let known = courses.iter().take(place).position(|other| is_same(&other));
             let limit = match course.target {
                 Target::Mx | Target::Hold => {
@@ -140,11 +137,7 @@ impl Sites {
     /// What people call the place where a destination's mail goes, and its domain where mail
     /// exchangers take it: the site, or as long as none is known, the domain or what the route
     /// says.
-    pub fn names(
-        &self,
-        queue: &Scheduler,
-        index: DestinationIndex,
-    ) -> (String, Option<Arc<str>>) {
+    pub fn names(&self, queue: &Scheduler, index: DestinationIndex) -> (String, Option<Arc<str>>) {
         let Some(destination) = queue.destination(index) else { return Default::default() };
         let name = match (queue.site_of(index), &destination.domain) {
             (Some(site), _) => site.name().to_owned(),

@@ -22,9 +22,9 @@ use crate::config::{Config, Target};
 use crate::control::events::{EventBuffer, SessionId, SessionIds};
 use crate::control::metrics::WorkerMetrics;
 use crate::control::port::{Answer, Request};
+use crate::delivery::course::Course;
 use crate::delivery::message::{LoadError, LoadedMessage};
 use crate::delivery::settle;
-use crate::delivery::course::Course;
 use crate::delivery::sites::Sites;
 use crate::dns::Resolver;
 use crate::dns::ourselves::Ourselves;
@@ -281,10 +281,7 @@ impl Worker {
 }
 
 /// One handle for each destination of a message.
-pub fn handles(
-    filing: Filing,
-    place: RecordPlace,
-) -> impl Iterator<Item = (Destination, Handle)> {
+pub fn handles(filing: Filing, place: RecordPlace) -> impl Iterator<Item = (Destination, Handle)> {
     let count = filing.groups.len() as u32;
     let parts = (count > 1).then(|| Arc::new(std::sync::atomic::AtomicU32::new(count)));
     filing.groups.into_iter().map(move |(destination, recipients): (_, Recipients)| {

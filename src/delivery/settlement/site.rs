@@ -96,7 +96,8 @@ mod tests {
     /// Ten connections that were opened together are one failure and one wait of the schedule.
     #[test]
     fn connections_that_fail_together_count_once() {
-        let shared = SiteShared::new(SiteId(0), "site", 10, 1, Reach::fixed(&Target::Discard, None));
+        let shared =
+            SiteShared::new(SiteId(0), "site", 10, 1, Reach::fixed(&Target::Discard, None));
         let fails = |now_unix_ms| {
             let site = SiteFacts {
                 rests: shared.rests_until(now_unix_ms).is_some(),
