@@ -2,16 +2,17 @@
 //!
 //! Everything is asked of the parts that deliver: relay control, the routes, the resolver's mail
 //! hosts, the sites and the dialler's plan; so what is told here is what a message would meet.  A
-//! gateway need not run, and is not asked if it does: what it has learned meanwhile (addresses
-//! that failed lately, a site that rests) is in its queue and its events.
+//! gateway need not run; one that does is asked what it has queued for the same place and no more:
+//! which addresses failed lately, and its DNS cache, are known to it alone.
 //!
-//! [`findings`] are the facts and the fields of `--json`, [`inquiry`] asks the DNS, [`text`] is
-//! what people read.  The exit code is the verdict's: 0 it would go now (or be held or discarded,
-//! as the route says), 1 it would be refused or come back, 75 (EX_TEMPFAIL of sysexits) it would
-//! wait, since the DNS does not say where to.
+//! [`findings`] are the facts and the fields of `--json`, [`inquiry`] asks the DNS, [`queued`] the
+//! gateway, [`text`] is what people read.  The exit code is the verdict's: 0 it would go now (or be
+//! held or discarded, as the route says), 1 it would be refused or come back, 75 (EX_TEMPFAIL of
+//! sysexits) it would wait, since the DNS does not say where to.
 
 mod findings;
 mod inquiry;
+mod queued;
 mod text;
 
 #[cfg(test)]
@@ -20,21 +21,25 @@ mod tests;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Failure, RouteArgs, load_quietly};
-use crate::config::{Config, Route, RouteIndex, Service, Target};
+use crate::config::{Config, Maildir, Route, RouteIndex, Service, Target};
 use crate::delivery::sites::{Sites, routing_domain};
 use crate::delivery::verp;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
 use crate::dns::{Lookup, Resolver, ResolverConfig};
 use crate::inbound::relay::{self, Facts};
 use crate::message::{Envelope, MailParameters, Notify, Recipient};
+use crate::queue::site::SiteShared;
 use crate::runtime;
 use crate::smtp::address::{AddressError, ForwardPath, ReversePath, Utf8};
 use crate::smtp::reply::{Refusal, Reply};
 use findings::{
     Addressee, Findings, Matched, Originator, PassedOver, SiteFound, Taker, Timetable, Verdict, Way,
 };
+use inquiry::Inquired;
 use text::Text;
 
 /// Finds out, prints it, and tells by the exit code what would become of the message.
@@ -51,7 +56,8 @@ pub(super) fn route(arguments: &RouteArgs) -> Result<ExitCode, Failure> {
         };
         inquirer.findings(&arguments.address, arguments.from.as_deref()).await
     });
-    let found = found.map_err(|error| Failure::Failed(format!("no event loop: {error}")))?;
+    let mut found = found.map_err(|error| Failure::Failed(format!("no event loop: {error}")))?;
+    found.queue = found.place().and_then(|place| queued::queued(&config.data_dir, place));
     let text = match arguments.json {
         true => serde_json::to_string(&found).map_err(io::Error::from)? + "\n",
         false => Text(&found).to_string(),
@@ -121,57 +127,52 @@ impl<L: Lookup> Inquirer<'_, L> {
 
     /// Where the route leads.
     async fn way(&self, found: &mut Findings, index: RouteIndex, path: &ForwardPath) {
+        let Route { to, source, .. } = &self.config.routes[index];
         let sites = Sites::new(self.config);
         let destination = sites.destination(index, path);
-        let (way, verdict) = match &self.config.routes[index].to {
+        let inquired = match to {
             Target::Mx => {
                 let domain = destination.domain.as_deref().expect("an `mx` route has a domain");
-                let inquired = self.exchangers(domain, self.config.routes[index].source).await;
-                if let Some(hosts) = inquired.hosts {
-                    let shared = sites.of_hosts(destination.course, hosts, 0);
-                    found.site = Some(site(self.config, shared.name(), shared.limit()));
-                }
-                (found.attempts, found.dns) = (inquired.attempts, inquired.dns);
-                (Way::Mx(inquired.exchangers), inquired.verdict)
+                self.exchangers(domain, *source).await
             }
-            Target::Smtp { host, port } => {
-                let source = self.config.routes[index].source;
-                let inquired = self.next_hop("smtp", host, *port, source).await;
-                (found.attempts, found.dns) = (inquired.attempts, inquired.dns);
-                (Way::NextHop(inquired.next_hop), inquired.verdict)
-            }
-            Target::Lmtp { host, port } => {
-                let source = self.config.routes[index].source;
-                let inquired = self.next_hop("lmtp", host, *port, source).await;
-                (found.attempts, found.dns) = (inquired.attempts, inquired.dns);
-                (Way::NextHop(inquired.next_hop), inquired.verdict)
-            }
-            Target::LmtpUnix { path } => {
-                let verdict = Verdict::Deliver { to: format!("the socket {}", path.display()) };
-                (Way::Socket { path: path.display().to_string() }, verdict)
-            }
-            Target::Maildir(maildir) => {
-                let path = maildir_of(maildir, path);
-                (Way::Maildir { path: path.clone() }, Verdict::Deliver { to: path })
-            }
-            Target::Discard => (Way::Discard, Verdict::Discard),
-            Target::Hold => (Way::Hold, Verdict::Hold),
-            // Relay control has refused those already.
-            Target::Reject { text } => (Way::Reject, refused(&Refusal::Rejected(text.clone()))),
+            Target::Smtp { host, port } => self.next_hop("smtp", host, *port, *source).await,
+            Target::Lmtp { host, port } => self.next_hop("lmtp", host, *port, *source).await,
+            local => Inquired::without_names(local_way(local, path)),
         };
-        if found.site.is_none()
-            && matches!(way, Way::NextHop(_) | Way::Socket { .. })
-            && let Some(shared) = sites.fixed(destination.course)
-        {
-            found.site = Some(site(self.config, shared.name(), shared.limit()));
-        }
-        found.verdict = match verdict {
+        let to_a_peer = |shared: &&Arc<SiteShared>| shared.reach().protocol().is_some();
+        let shared = match inquired.hosts {
+            Some(hosts) => Some(sites.of_hosts(destination.course, hosts, 0)),
+            None => sites.fixed(destination.course).filter(to_a_peer).cloned(),
+        };
+        found.site = shared.map(|shared| site(self.config, &shared));
+        (found.dns, found.attempts) = (inquired.dns, inquired.attempts);
+        found.way = Some(inquired.way);
+        found.verdict = match inquired.verdict {
             Verdict::Bounce { status, why } if self.config.delivery.soft_bounce => Verdict::Wait {
-                why: format!("{why}; it would bounce with {status} but for `soft_bounce`"),
+                why: format!("{why}; it would come back with {status} but for `soft_bounce`"),
             },
             verdict => verdict,
         };
-        found.way = Some(way);
+    }
+}
+
+/// Where mail goes for which no name has to be known.
+fn local_way(target: &Target, path: &ForwardPath) -> (Way, Verdict) {
+    match target {
+        Target::LmtpUnix { path } => {
+            let path = path.display().to_string();
+            (Way::Socket { path: path.clone() }, Verdict::Deliver { to: path })
+        }
+        Target::Maildir(maildir) => {
+            let path = maildir_of(maildir, path);
+            (Way::Maildir { path: path.clone() }, Verdict::Deliver { to: path })
+        }
+        Target::Discard => (Way::Discard, Verdict::Discard),
+        Target::Hold => (Way::Hold, Verdict::Hold),
+        Target::Reject { text } => (Way::Reject, refused(&Refusal::Rejected(text.clone()))),
+        Target::Mx | Target::Smtp { .. } | Target::Lmtp { .. } => {
+            unreachable!("those lead to hosts")
+        }
     }
 }
 
@@ -260,23 +261,23 @@ fn matched(config: &Config, index: RouteIndex) -> Matched {
         tls: "off",
         verp: route.verp,
         schedule: Timetable {
-            retry_seconds: schedule.retry.iter().map(std::time::Duration::as_secs_f64).collect(),
+            retry_seconds: schedule.retry.iter().map(Duration::as_secs_f64).collect(),
             lifetime_seconds: schedule.lifetime.as_secs_f64(),
             delay_notice_seconds: schedule.delay_notice.after().map(|age| age.as_secs_f64()),
         },
     }
 }
 
-fn site(config: &Config, name: &str, connections: u32) -> SiteFound {
+fn site(config: &Config, shared: &SiteShared) -> SiteFound {
     SiteFound {
-        name: name.to_owned(),
-        connections,
+        name: shared.name().to_owned(),
+        connections: shared.limit(),
         messages_per_connection: config.delivery.messages_per_connection,
         messages_in_flight: config.delivery.messages_in_flight,
     }
 }
 
-fn maildir_of(maildir: &crate::config::Maildir, path: &ForwardPath) -> String {
+fn maildir_of(maildir: &Maildir, path: &ForwardPath) -> String {
     let made = match path {
         ForwardPath::Postmaster => maildir.path("postmaster", ""),
         ForwardPath::Mailbox(mailbox) => {

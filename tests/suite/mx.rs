@@ -2,10 +2,11 @@
 //! at several loopback addresses, all at the port that `[delivery]` names.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, binary};
 use crate::interop::are_here;
 use crate::nameserver::{Nsd, free_port_of};
 use crate::sink::{Manners, Sink};
@@ -107,6 +108,15 @@ port = {port}
             }
             client.data(b"Subject: to the world\r\n\r\nHello.\r\n").expect("250");
         }
+    }
+
+    /// What `mailrace route` says of a recipient, and its exit code.
+    fn route(&self, to: &str) -> (String, i32) {
+        let mut command = Command::new(binary());
+        command.arg("route").arg(to).arg("--config").arg(self.gateway.config_file());
+        let output = command.output().expect("the binary is there");
+        let told = String::from_utf8(output.stdout).expect("text");
+        (told, output.status.code().expect("an exit code"))
     }
 
     /// The failure notice that a sender got.
@@ -240,6 +250,11 @@ fn mail_waits_until_the_dns_is_back() {
         event["reason"] == "domain_unresolved" && event["domain"] == "first.test"
     });
     assert_eq!((&event["event"], h1.count()), (&"deferred".into(), 0), "{event}");
+    let (told, code) = world.route("b@first.test");
+    assert_eq!(code, 75, "{told}");
+    assert!(told.contains("\nqueue       1 message for first.test\n"), "{told}");
+    let heard = "; last heard: the mail hosts of first.test could not be looked up: ";
+    assert!(told.contains(" is deferred, tried again at ") && told.contains(heard), "{told}");
     world.nsd.start_again();
     assert_eq!(recipients(&h1, 1), ["a@first.test"]);
     // This server refuses to say anything of others' domains, which is no reason to bounce.

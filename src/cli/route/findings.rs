@@ -7,6 +7,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use crate::control::port::Entry;
+
 /// Everything.
 #[derive(Debug, Serialize)]
 pub(super) struct Findings {
@@ -25,6 +27,8 @@ pub(super) struct Findings {
     pub site: Option<SiteFound>,
     /// The addresses in the order in which a connection would try them.
     pub attempts: Vec<AttemptFound>,
+    /// What a running gateway has for the same place; null where none runs.
+    pub queue: Option<Queued>,
     pub verdict: Verdict,
 }
 
@@ -204,6 +208,27 @@ pub(super) struct AttemptFound {
     pub preference: u16,
 }
 
+/// What a running gateway says.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Queued {
+    Known(Waiting),
+    /// It runs, and could not be asked.
+    Unknown {
+        error: String,
+    },
+}
+
+/// What waits for the same domain or site.
+#[derive(Debug, Serialize)]
+pub(super) struct Waiting {
+    /// The domain of an `mx` route, else the site.
+    pub place: String,
+    pub messages: u64,
+    /// As `mailrace queue list --json` has it.
+    pub oldest: Option<Entry>,
+}
+
 /// What would become of the message.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
@@ -233,7 +258,16 @@ impl Findings {
             dns: None,
             site: None,
             attempts: Vec::new(),
+            queue: None,
             verdict: Verdict::Discard,
+        }
+    }
+
+    /// What the queue of a gateway calls the place that the message would go to.
+    pub(super) fn place(&self) -> Option<&str> {
+        match &self.way {
+            Some(Way::Mx(exchangers)) => Some(&exchangers.domain),
+            _ => self.site.as_ref().map(|site| &*site.name),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::Inquirer;
 use super::findings::{
-    AttemptFound, Exchangers, HostFound, HostSource, NameServer, NextHop, Verdict,
+    AttemptFound, Exchangers, HostFound, HostSource, NameServer, NextHop, Verdict, Way,
 };
 use crate::config::Host;
 use crate::dns::mail::{MailError, MailHost, MailHosts, fixed_host, mail_hosts};
@@ -17,22 +17,21 @@ use crate::limits::{DNS_ALIASES, MAIL_HOSTS};
 use crate::pool::dial::HostHealth;
 use crate::pool::dial::plan::{DialPlan, DialStep};
 
-/// What came of asking for mail exchangers.
-pub(super) struct MxInquired {
-    pub exchangers: Exchangers,
-    /// Those that are used.
+/// What came of asking.
+pub(super) struct Inquired {
+    pub way: Way,
+    /// The mail exchangers that are used.
     pub hosts: Option<Vec<MailHost>>,
-    pub attempts: Vec<AttemptFound>,
     pub dns: Option<Vec<NameServer>>,
+    pub attempts: Vec<AttemptFound>,
     pub verdict: Verdict,
 }
 
-/// What came of asking for a next hop.
-pub(super) struct HopInquired {
-    pub next_hop: NextHop,
-    pub attempts: Vec<AttemptFound>,
-    pub dns: Option<Vec<NameServer>>,
-    pub verdict: Verdict,
+impl Inquired {
+    /// Nothing had to be asked.
+    pub(super) fn without_names((way, verdict): (Way, Verdict)) -> Inquired {
+        Inquired { way, hosts: None, dns: None, attempts: Vec::new(), verdict }
+    }
 }
 
 /// An MX record.
@@ -40,7 +39,7 @@ type Exchanger = (u16, Exchange);
 
 impl<L: Lookup> Inquirer<'_, L> {
     /// Who takes the mail of a domain or an address literal.
-    pub(super) async fn exchangers(&self, domain: &str, source: Option<IpAddr>) -> MxInquired {
+    pub(super) async fn exchangers(&self, domain: &str, source: Option<IpAddr>) -> Inquired {
         let resolved = mail_hosts(&self.resolver, domain, &self.ourselves).await;
         let used = resolved.result.as_ref().ok();
         let (exchangers, dns) = match Name::parse(domain).filter(|_| !domain.starts_with('[')) {
@@ -60,7 +59,7 @@ impl<L: Lookup> Inquirer<'_, L> {
             Err(MailError::Temporary { why }) => Verdict::Wait { why: why.to_string() },
         };
         let hosts = resolved.result.ok().map(|found| found.hosts);
-        MxInquired { exchangers, hosts, attempts, dns, verdict }
+        Inquired { way: Way::Mx(exchangers), hosts, dns, attempts, verdict }
     }
 
     /// A next hop that the route names.
@@ -70,7 +69,7 @@ impl<L: Lookup> Inquirer<'_, L> {
         host: &Host,
         port: u16,
         source: Option<IpAddr>,
-    ) -> HopInquired {
+    ) -> Inquired {
         let name = match host {
             Host::Address(_) => None,
             Host::Name(name) => Name::parse(name),
@@ -91,8 +90,8 @@ impl<L: Lookup> Inquirer<'_, L> {
             }
             _ => sent_to(&attempts, source),
         };
-        let next_hop = NextHop { protocol, port, host: found };
-        HopInquired { next_hop, attempts, dns, verdict }
+        let way = Way::NextHop(NextHop { protocol, port, host: found });
+        Inquired { way, hosts: None, dns, attempts, verdict }
     }
 
     fn name_servers(&self) -> Vec<NameServer> {

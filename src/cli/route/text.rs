@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::findings::{
     Addressee, Exchangers, Findings, HostFound, HostSource, Matched, NameServer, NextHop,
-    Originator, Taker, Timetable, Verdict, Way,
+    Originator, Queued, Taker, Timetable, Verdict, Waiting, Way,
 };
 use crate::cli::plain::plain;
 use crate::units::Period;
@@ -33,6 +33,9 @@ impl Display for Text<'_> {
         }
         page.site(found);
         page.attempts(found);
+        if let Some(queued) = &found.queue {
+            page.queued(queued);
+        }
         page.say("verdict", sentence(&found.verdict));
         f.write_str(&page.text)
     }
@@ -149,7 +152,7 @@ impl Page {
             (HostSource::Unknown, None) => format!("{domain} is unknown"),
         };
         self.say("mx", words);
-        self.aliases(domain, &found.aliases);
+        self.aliases("", domain, &found.aliases);
         let width = |host: &HostFound| host.host.chars().count();
         let width = found.hosts.iter().map(width).max().unwrap_or_default();
         for host in found.hosts.iter().filter(|_| found.source != HostSource::Literal) {
@@ -173,12 +176,13 @@ impl Page {
         if let Some(unicode) = &host.unicode_host {
             self.say("", format_args!("      {} is {unicode}", host.host));
         }
-        self.aliases(&host.host, &host.aliases);
+        self.aliases("      ", &host.host, &host.aliases);
     }
 
-    fn aliases(&mut self, name: &str, aliases: &[String]) {
+    fn aliases(&mut self, indent: &str, name: &str, aliases: &[String]) {
         if !aliases.is_empty() {
-            self.say("", format_args!("      {name} is an alias of {}", aliases.join(", of ")));
+            let aliases = aliases.join(" -> ");
+            self.say("", format_args!("{indent}an alias: {name} -> {aliases}"));
         }
     }
 
@@ -187,8 +191,8 @@ impl Page {
         self.say("site", &site.name);
         let words = format!(
             "at most {}, {} on each, {} at a time",
-            counted(site.connections as usize, "connection"),
-            counted(site.messages_per_connection, "message"),
+            counted(site.connections.into(), "connection"),
+            counted(site.messages_per_connection as u64, "message"),
             site.messages_in_flight,
         );
         self.say("", words);
@@ -204,6 +208,20 @@ impl Page {
             self.say("", "in this order; hosts of equal preference, and a host's addresses of one");
             self.say("", "family, take turns at random; what has failed lately comes last");
         }
+    }
+
+    fn queued(&mut self, queued: &Queued) {
+        let Waiting { place, messages, oldest } = match queued {
+            Queued::Known(waiting) => waiting,
+            Queued::Unknown { error } => return self.say("queue", error),
+        };
+        self.say("queue", format_args!("{} for {place}", counted(*messages, "message")));
+        let Some(oldest) = oldest else { return };
+        let state = oldest.state.as_str();
+        let next = oldest.next_attempt.map(|next| format!(", tried again at {next}"));
+        let heard = oldest.reason.as_ref().map(|reason| format!("; last heard: {reason}"));
+        let (next, heard) = (next.unwrap_or_default(), heard.unwrap_or_default());
+        self.say("", format_args!("the oldest, {}, is {state}{next}{heard}", oldest.id));
     }
 }
 
@@ -251,7 +269,7 @@ fn timetable(schedule: &Timetable) -> String {
     format!("tried again {waits}; {notice}; returned after {}", period(&schedule.lifetime_seconds))
 }
 
-fn counted(count: usize, name: &str) -> String {
+fn counted(count: u64, name: &str) -> String {
     format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
