@@ -46,6 +46,12 @@ pub fn route_for(config: &Config, path: &ForwardPath) -> Result<RouteIndex, Refu
     }
 }
 
+/// Whether a client may start the queue for a domain (RFC 1985 section 7): it makes this host open
+/// connections, and the answer tells what waits here.
+pub fn may_start_queues(config: &Config, client: IpAddr) -> bool {
+    config.relay.contains(client)
+}
+
 fn mailbox_route(config: &Config, to: &Mailbox, domain: &str) -> Result<RouteIndex, Refusal> {
     // RFC 5321 section 4.5.1: a postmaster of ours is refused by no route.
     if to.is_postmaster() && config.domains.contains(domain) {

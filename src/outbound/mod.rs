@@ -123,9 +123,12 @@ impl Way {
     }
 
     /// The host has connected and then not taken us, at its greeting or at EHLO: the next
-    /// connection goes to another host.  Without one the site rests.
+    /// connection goes to another host.  Without one the site rests, or pauses.
     pub fn host_failed(&self, peer: SocketAddr, words: &str) {
-        if self.shared.reach().host_failed(peer, Instant::now()) {
+        // A site that serves other connections has enough of them: no reason to trouble the hosts
+        // that stand in for it.
+        let is_lone = self.shared.established() == 0;
+        if is_lone && self.shared.reach().host_failed(peer, Instant::now()) {
             self.worker.metrics.connections_failed.count();
             tracing::info!(site = self.site_name(), %peer, words, "the next host is tried");
             return;

@@ -1,7 +1,7 @@
 //! Mail to the world: `mx` routes through the real gateway, with a real name server and next hops
 //! at several loopback addresses, all at the port that `[delivery]` names.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -245,16 +245,23 @@ fn mail_waits_until_the_dns_is_back() {
     let mut world = World::start("");
     let h1 = world.sink(1, Manners::default());
     world.nsd.stop();
+    // Nobody refuses the questions, and nobody answers them.
+    let silence = UdpSocket::bind(world.nsd.address()).expect("nsd is gone");
     world.send(SENDER, &["a@first.test", "b@elsewhere.invalid"]);
     let event = world.gateway.wait_event("the domain waits", |event| {
         event["reason"] == "domain_unresolved" && event["domain"] == "first.test"
     });
     assert_eq!((&event["event"], h1.count()), (&"deferred".into(), 0), "{event}");
+    assert!(
+        event["reply"].as_str().is_some_and(|why| why.contains("no answer in time")),
+        "{event}"
+    );
     let (told, code) = world.route("b@first.test");
     assert_eq!(code, 75, "{told}");
     assert!(told.contains("\nqueue       1 message for first.test\n"), "{told}");
     let heard = "; last heard: the mail hosts of first.test could not be looked up: ";
     assert!(told.contains(" is deferred, tried again at ") && told.contains(heard), "{told}");
+    drop(silence);
     world.nsd.start_again();
     assert_eq!(recipients(&h1, 1), ["a@first.test"]);
     // This server refuses to say anything of others' domains, which is no reason to bounce.
