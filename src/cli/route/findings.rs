@@ -248,6 +248,7 @@ pub(super) enum Verdict {
 }
 
 impl Findings {
+    /// Of a message of which no more is known yet; whoever finds out gives the verdict.
     pub(super) fn new(recipient: Addressee) -> Findings {
         Findings {
             recipient,
