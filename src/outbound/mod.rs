@@ -18,13 +18,22 @@ use crate::pool::Lane;
 use crate::queue::scheduler::{ConnectionId, Event};
 use crate::queue::site::{SiteIndex, SiteShared};
 use crate::runtime::guard::guarded;
+use crate::smtp::client::Protocol;
 use crate::worker::Worker;
 
 /// Runs one connection to its end.
 pub async fn run(worker: Rc<Worker>, site: SiteIndex, connection: ConnectionId, lane: Rc<Lane>) {
-    let way = Way { worker: worker.clone(), site, connection, lane };
+    let protocol = Protocol::Smtp;
+    let way = Way { worker: worker.clone(), site, connection, lane, protocol };
     let result = match worker.sites.target(site).clone() {
-        Target::Smtp { address } => guarded(smtp::run(&way, address)).await,
+        Target::Smtp { address } => {
+            let sending = async {
+                if let Some(stream) = smtp::connect(&way, address).await {
+                    smtp::run(&way, stream, Some(address)).await;
+                }
+            };
+            guarded(sending).await
+        }
         target => guarded(local::run(&way, target)).await,
     };
     if let Err(words) = result {
@@ -44,6 +53,8 @@ pub struct Way {
     pub connection: ConnectionId,
     /// Where its messages come from.
     pub lane: Rc<Lane>,
+    /// What is spoken there, where there is a peer.
+    pub protocol: Protocol,
 }
 
 impl Way {
@@ -72,5 +83,29 @@ impl Way {
             self.worker.queue_event(Event::ConnectionLeaving { site, connection });
         }
         next
+    }
+
+    /// The next message, if there is one at this moment: for a connection that has others under
+    /// way.
+    pub fn next_at_once(&self) -> Option<crate::queue::arena::Slot> {
+        if self.worker.is_stopping() || self.worker.log.has_failed() {
+            return None;
+        }
+        let (site, connection) = (self.site, self.connection);
+        self.worker.queue_event(Event::ConnectionReady { site, connection });
+        let next = self.lane.take_now();
+        if next.is_none() {
+            self.worker.queue_event(Event::ConnectionLeaving { site, connection });
+        }
+        next
+    }
+
+    /// The connection takes no further message; one that was given to it meanwhile goes back.
+    pub fn leave(&self) {
+        let (site, connection) = (self.site, self.connection);
+        self.worker.queue_event(Event::ConnectionLeaving { site, connection });
+        if let Some(slot) = self.lane.take_now() {
+            self.worker.queue_event(Event::Returned { slot });
+        }
     }
 }
