@@ -34,6 +34,8 @@
 
 mod envelope;
 mod exchange;
+#[cfg(test)]
+mod oracle;
 mod result;
 mod settings;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const DIALOGUES: &str = include_str!("dialogues.txt");
 
-fn config() -> ClientConfig {
+pub(super) fn config() -> ClientConfig {
     ClientConfig {
         ehlo_name: "me.test".into(),
         protocol: Protocol::Smtp,
@@ -27,7 +27,7 @@ fn mailbox(text: &str) -> Mailbox {
 }
 
 /// `start a b 8bit` makes a transaction for a@r.test and b@r.test with 8-bit content.
-fn transaction(words: &str) -> Transaction {
+pub(super) fn transaction(words: &str) -> Transaction {
     let mut envelope = Envelope {
         reverse_path: ReversePath::Mailbox(mailbox("s@s.test")),
         parameters: MailParameters::default(),
