@@ -9,9 +9,9 @@ use std::ops::Range;
 
 use ipnet::IpNet;
 
-use super::read::Marks;
+use super::read::{Marks, RouteMarks, ScheduleMarks};
 use super::report::{Problem, Problems};
-use super::{Config, Environment, Service, Target};
+use super::{Config, DelayNotice, Environment, Route, Schedule, Service, Target};
 use crate::units::Period;
 
 pub(super) fn config(
@@ -27,7 +27,9 @@ pub(super) fn config(
     route_targets(config, marks, problems);
     limits(config, marks, environment, problems);
     host(config, marks, environment, problems);
-    queue(config, marks, problems);
+    schedule("queue", &config.queue, &marks.queue, problems);
+    delivery(config, marks, problems);
+    dns(config, marks, problems);
 }
 
 /// A file without a way in or out is a mistake, not a wish for the development defaults.
@@ -160,30 +162,60 @@ fn route_order(config: &Config, marks: &Marks, problems: &Problems) {
 
 fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
     for (route, mark) in config.routes.iter().zip(&marks.routes) {
-        if let Target::Smtp { address } = route.to
-            && config.listeners.iter().any(|l| reaches(l.address, address))
-        {
-            let title = format!("`route.to` sends mail for `{}` back to us", route.recipient);
-            problems.push(
-                Problem::error(title, mark.to.clone())
-                    .label(format!("a `[[listener]]` has {address}"))
-                    .help("name the next hop; mail would go round until it counts as a loop"),
-            );
-        }
-        let Some((source, span)) = route.source.zip(mark.source.clone()) else {
-            continue;
-        };
-        match route.to {
-            Target::Smtp { address } if address.is_ipv4() == source.is_ipv4() => {}
-            Target::Smtp { address } => {
-                let title = "`route.source` is of another family than the next hop";
-                let label = format!("{address} cannot be reached from it");
-                problems.push(Problem::error(title, span).label(label));
-            }
-            _ => {
-                let title = format!("`route.source` means nothing for `{}`", route.to);
-                problems.push(Problem::error(title, span).label("remove it"));
-            }
+        loop_to_ourselves(config, route, mark, problems);
+        source_family(route, mark, problems);
+        needless_keys(route, mark, problems);
+        schedule("route", &route.schedule(&config.queue), &mark.schedule, problems);
+    }
+}
+
+/// A next hop that is one of our listeners, as far as addresses written in the file tell.
+fn loop_to_ourselves(config: &Config, route: &Route, mark: &RouteMarks, problems: &Problems) {
+    let Target::Smtp { host, port } = &route.to else { return };
+    let mut addresses = host.fixed_addresses().iter().map(|ip| SocketAddr::new(*ip, *port));
+    let ours = addresses.find(|&next| config.listeners.iter().any(|l| reaches(l.address, next)));
+    if let Some(address) = ours {
+        let title = format!("`route.to` sends mail for `{}` back to us", route.recipient);
+        problems.push(
+            Problem::error(title, mark.to.clone())
+                .label(format!("a `[[listener]]` has {address}"))
+                .help("name the next hop; mail would go round until it counts as a loop"),
+        );
+    }
+}
+
+/// A source from which no address of the next hop can be reached.
+fn source_family(route: &Route, mark: &RouteMarks, problems: &Problems) {
+    let (Target::Smtp { host, port } | Target::Lmtp { host, port }) = &route.to else { return };
+    let Some((source, span)) = route.source.zip(mark.source.clone()) else { return };
+    let addresses = host.fixed_addresses();
+    let Some(&first) = addresses.first() else { return };
+    if addresses.iter().all(|address| address.is_ipv4() != source.is_ipv4()) {
+        let title = "`route.source` is of another family than the next hop";
+        let label = format!("{} cannot be reached from it", SocketAddr::new(first, *port));
+        problems.push(Problem::error(title, span).label(label));
+    }
+}
+
+/// Keys that a route's target has no use for: whoever wrote them expects something that will not
+/// happen.
+fn needless_keys(route: &Route, mark: &RouteMarks, problems: &Problems) {
+    let to = &route.to;
+    let waits = !matches!(to, Target::Discard | Target::Reject { .. });
+    let tries = waits && *to != Target::Hold;
+    let talks = tries && !matches!(to, Target::Maildir(_));
+    let connects = talks && !matches!(to, Target::LmtpUnix { .. });
+    let keys = [
+        ("source", connects, &mark.source),
+        ("verp", talks || !route.verp, &mark.verp),
+        ("retry", tries, &mark.schedule.retry),
+        ("lifetime", waits, &mark.schedule.lifetime),
+        ("delay_notice", waits, &mark.schedule.delay_notice),
+    ];
+    for (key, has_use, span) in keys {
+        if let (false, Some(span)) = (has_use, span) {
+            let title = format!("`route.{key}` means nothing for `{to}`");
+            problems.push(Problem::error(title, span.clone()).label("remove it"));
         }
     }
 }
@@ -248,19 +280,84 @@ fn host(config: &Config, marks: &Marks, environment: &Environment, problems: &Pr
     }
 }
 
-fn queue(config: &Config, marks: &Marks, problems: &Problems) {
-    let Some(span) = &marks.retry else { return };
-    match config.queue.retry.first() {
-        None => problems.push(
-            Problem::error("`queue.retry` is empty", span.clone())
+/// The schedule that holds for `[queue]` or a route; only what was written in that table is at
+/// fault.
+fn schedule(table: &str, schedule: &Schedule, marks: &ScheduleMarks, problems: &Problems) {
+    let lifetime = Period(schedule.lifetime);
+    match (schedule.retry.first(), &marks.retry, &marks.lifetime) {
+        (None, Some(span), _) => problems.push(
+            Problem::error(format!("`{table}.retry` is empty"), span.clone())
                 .label("expected at least one duration, as in [\"5m\", \"1h\"]"),
         ),
-        Some(&first) if first >= config.queue.lifetime => {
-            let lifetime = Period(config.queue.lifetime);
-            let title = format!("`queue.retry` begins after the lifetime of {lifetime}");
+        (Some(&first), Some(span), _) if first >= schedule.lifetime => {
+            let title = format!("`{table}.retry` begins after the lifetime of {lifetime}");
             problems
                 .push(Problem::warning(title, span.clone()).label("nothing would be tried twice"));
         }
-        Some(_) => {}
+        (Some(&first), None, Some(span)) if first >= schedule.lifetime => {
+            let wait = Period(first);
+            let title = format!("`{table}.lifetime` ends before the first retry, after {wait}");
+            problems.push(
+                Problem::warning(title, span.clone())
+                    .label("nothing would be tried twice")
+                    .help("give `retry` shorter waits too, as in [\"30s\", \"1m\"]"),
+            );
+        }
+        _ => {}
+    }
+    if let (DelayNotice::After(age), Some(span)) = (schedule.delay_notice, &marks.delay_notice)
+        && age >= schedule.lifetime
+    {
+        let title = format!("`{table}.delay_notice` comes after the lifetime of {lifetime}");
+        problems.push(
+            Problem::warning(title, span.clone())
+                .label("no notice would be sent")
+                .help("write \"off\" if that is meant"),
+        );
     }
 }
+
+fn delivery(config: &Config, marks: &Marks, problems: &Problems) {
+    if let Some(span) = marks.soft_bounce.clone().filter(|_| config.delivery.soft_bounce) {
+        problems.push(
+            Problem::warning("`delivery.soft_bounce` keeps mail that can never be delivered", span)
+                .label("for tests only")
+                .help(
+                    "a sender hears of a wrong address only at the end of the message's lifetime; \
+                     remove it once the setup works",
+                ),
+        );
+    }
+}
+
+fn dns(config: &Config, marks: &Marks, problems: &Problems) {
+    let servers = &config.dns.servers;
+    if let Some(span) = &marks.dns_servers {
+        if servers.is_empty() {
+            let title = "`dns.servers` is empty";
+            let label = "expected at least one server; without the key, the system's are asked";
+            problems.push(Problem::error(title, span.clone()).label(label));
+        } else if servers.len() > DNS_SERVERS_MAX {
+            let title = format!("`dns.servers` has {} servers", servers.len());
+            let label = format!("expected at most {DNS_SERVERS_MAX}");
+            problems.push(Problem::error(title, span.clone()).label(label));
+        }
+    }
+    // Those of the system are known at the start only.
+    let is_asked = |address: IpAddr| {
+        servers.is_empty() || servers.iter().any(|server| server.ip().to_canonical() == address)
+    };
+    for (&address, span) in config.dns.trusted.iter().zip(&marks.dns_trusted) {
+        if !is_asked(address) {
+            let title = format!("`dns.trusted` names {address}, which is never asked");
+            problems.push(
+                Problem::warning(title, span.clone())
+                    .label("not among `dns.servers`")
+                    .help("only the servers themselves are looked at, not whom they ask"),
+            );
+        }
+    }
+}
+
+/// More servers are of no use: those that do not answer leave one look-up no time for the others.
+const DNS_SERVERS_MAX: usize = 8;

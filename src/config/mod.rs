@@ -11,11 +11,14 @@
 
 mod check;
 mod keys;
+mod maildir;
 mod pattern;
 mod read;
 mod report;
 mod route;
+mod schedule;
 mod table;
+mod target;
 
 #[cfg(test)]
 mod tests;
@@ -33,9 +36,12 @@ use crate::message::Durability;
 use crate::units::ByteSize;
 
 pub use keys::{SECTIONS, Section};
+pub use maildir::Maildir;
 pub use pattern::{BadDomainPattern, BadPattern, DomainPattern, Domains, Pattern, unquoted};
 pub use report::{Problem, Report, Severity};
-pub use route::{BadTarget, Maildir, Route, RouteIndex, Routes, Target};
+pub use route::{Route, RouteIndex, Routes};
+pub use schedule::{DelayNotice, GivenSchedule, Schedule};
+pub use target::{BadTarget, Host, Target};
 
 /// Everything an operator can set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +67,9 @@ pub struct Config {
     /// How mail is sent on.
     pub delivery: Delivery,
     /// When mail is tried again, and how long.
-    pub queue: Queue,
+    pub queue: Schedule,
+    /// Whom to ask for names.
+    pub dns: Dns,
     /// Where events go.
     pub log: Log,
     /// The read-only HTTP interface.
@@ -147,10 +155,26 @@ pub struct Delivery {
     pub connections_per_site: usize,
     /// Messages before a connection is closed.
     pub messages_per_connection: usize,
+    /// Messages that one connection may have under way at a time, where the peer allows it; 1 to
+    /// 16.
+    pub messages_in_flight: usize,
     /// How long a connection is kept without a message.
     pub idle_timeout: Duration,
+    /// What becomes of 8-bit mail for a peer without 8BITMIME (RFC 6152).
+    pub eight_bit: EightBit,
+    /// Whether a permanent refusal counts as a temporary one, while a setup is being tested.
+    pub soft_bounce: bool,
     /// How long a next hop may take.
     pub timeouts: Timeouts,
+}
+
+/// What becomes of 8-bit mail for a peer that has not announced 8BITMIME (RFC 6152 section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EightBit {
+    /// It is sent as it is, as other servers do: peers of today take it.
+    Send,
+    /// It goes back to its sender with 5.6.3.
+    Bounce,
 }
 
 /// `[delivery] timeouts` (RFC 5321 section 4.5.3.2).
@@ -166,13 +190,16 @@ pub struct Timeouts {
     pub data: Duration,
 }
 
-/// `[queue]`.
+/// `[dns]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Queue {
-    /// The waits between attempts; at least one, the last repeats.
-    pub retry: Vec<Duration>,
-    /// The age at which a message bounces.
-    pub lifetime: Duration,
+pub struct Dns {
+    /// The name servers to ask; empty for those of the system (resolv.conf).
+    pub servers: Vec<SocketAddr>,
+    /// Servers beside those on this machine whose word counts that an answer is authentic (the
+    /// AD bit, RFC 4035 section 3.2.3).
+    pub trusted: Vec<IpAddr>,
+    /// How long one look-up may take, all servers and retries included.
+    pub timeout: Duration,
 }
 
 /// `[log]`.
@@ -319,11 +346,8 @@ impl Config {
     pub fn development(environment: &Environment) -> Config {
         let maildir = Maildir::parse("mailrace-data/mail", &environment.directory)
             .expect("the path has no braces");
-        let everything = Route {
-            recipient: "*".parse().expect("a star is a pattern"),
-            to: Target::Maildir(maildir),
-            source: None,
-        };
+        let pattern = "*".parse().expect("a star is a pattern");
+        let everything = Route::new(pattern, Target::Maildir(maildir));
         Config {
             data_dir: environment.directory.join("mailrace-data"),
             listeners: vec![Listener::new((Ipv4Addr::LOCALHOST, 2525).into(), Service::Relay)],
@@ -354,7 +378,10 @@ impl Config {
                 port: 25,
                 connections_per_site: 20,
                 messages_per_connection: 100,
+                messages_in_flight: 4,
                 idle_timeout: Duration::from_secs(5),
+                eight_bit: EightBit::Send,
+                soft_bounce: false,
                 timeouts: Timeouts {
                     connect: limits::CLIENT_CONNECT,
                     greeting: limits::CLIENT_GREETING,
@@ -362,10 +389,12 @@ impl Config {
                     data: limits::CLIENT_DATA_END,
                 },
             },
-            queue: Queue {
+            queue: Schedule {
                 retry: [5, 10, 20, 60, 120, 240].map(|m| Duration::from_secs(60 * m)).into(),
                 lifetime: Duration::from_secs(5 * 86_400),
+                delay_notice: DelayNotice::After(Duration::from_secs(4 * 3_600)),
             },
+            dns: Dns { servers: Vec::new(), trusted: Vec::new(), timeout: Duration::from_secs(5) },
             log: Log { events: Events::Stdout },
             admin: Admin { address: (Ipv4Addr::LOCALHOST, 8025).into() },
         }
@@ -397,6 +426,15 @@ impl Relay {
     pub fn contains(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();
         self.networks.iter().any(|network| network.contains(&client))
+    }
+}
+
+impl Dns {
+    /// Whether the server's word counts that an answer is authentic: it runs on this machine, so
+    /// that nobody stands between, or the operator trusts the way to it.
+    pub fn trusts(&self, server: IpAddr) -> bool {
+        let server = server.to_canonical();
+        server.is_loopback() || self.trusted.contains(&server)
     }
 }
 

@@ -1,8 +1,8 @@
 //! From the text to a [`Config`]: each value by itself.
 //!
 //! What does not fit is reported and its default stands in, so that reading reaches the end and
-//! `check` can look at the whole.  Values of features that are still to be built are refused here
-//! and nowhere else.
+//! `check` can look at the whole.  Values of features that are still to be built are refused here,
+//! targets in `check::awaited`, and nowhere else.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -16,11 +16,12 @@ use toml::de::{DeTable, DeValue};
 
 use super::pattern::domain_ascii_lower;
 use super::report::{Problem, Problems};
-use super::table::{Table, Wrong, choice, parsed, period, size, text, whole};
+use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, truth, whole};
+use super::target::TARGETS;
 use super::{
-    Admin, BareNewline, Config, Delivery, DomainPattern, Domains, Environment, Events, Limits,
-    Listener, ListenerTls, Log, Queue, Relay, Route, Routes, SESSIONS_MAX, Service, Target,
-    Timeouts, WORKERS_MAX,
+    Admin, BadTarget, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains,
+    EightBit, Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, Relay, Route,
+    Routes, SESSIONS_MAX, Service, Target, Timeouts, WORKERS_MAX,
 };
 use crate::limits;
 use crate::message::Durability;
@@ -44,7 +45,11 @@ pub(super) struct Marks {
     pub sessions_per_address: Option<Range<usize>>,
     pub has_routes: bool,
     pub routes: Vec<RouteMarks>,
-    pub retry: Option<Range<usize>>,
+    pub queue: ScheduleMarks,
+    pub soft_bounce: Option<Range<usize>>,
+    pub dns_servers: Option<Range<usize>>,
+    /// One for each of `dns.trusted`.
+    pub dns_trusted: Vec<Range<usize>>,
     pub admin: Option<Range<usize>>,
 }
 
@@ -59,12 +64,27 @@ pub(super) struct RouteMarks {
     pub recipient: Range<usize>,
     pub to: Range<usize>,
     pub source: Option<Range<usize>>,
+    pub schedule: ScheduleMarks,
+    pub verp: Option<Range<usize>>,
+}
+
+/// Of `[queue]` and of each route.
+#[derive(Debug, Default)]
+pub(super) struct ScheduleMarks {
+    pub retry: Option<Range<usize>>,
+    pub lifetime: Option<Range<usize>>,
+    pub delay_notice: Option<Range<usize>>,
 }
 
 /// Durations that make sense for a peer or a wait; short ones are for tests.
 const WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
 const LIFETIME: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(90 * 86_400);
+/// A look-up that takes longer holds up deliveries for an answer that hardly comes any more.
+const LOOK_UP: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+/// The most messages that `[delivery] messages_in_flight` may ask for.
+const MESSAGES_IN_FLIGHT_MAX: usize = 16;
+const DNS_PORT: u16 = 53;
 const MESSAGE_SIZE: RangeInclusive<ByteSize> = ByteSize(1 << 10)..=ByteSize(1 << 30);
 
 /// Reads every value; bad ones become problems.
@@ -82,7 +102,6 @@ pub(super) fn config(
     let user = note(table.optional("user", user), &mut marks.user);
     let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
     table.table("tls").unavailable("certificate", "encryption comes with a later version");
-    table.table("dns").unavailable("servers", "names are not looked up in this version");
     let config = Config {
         hostname: hostname.unwrap_or(defaults.hostname),
         data_dir: match table.optional("data_dir", path) {
@@ -96,8 +115,9 @@ pub(super) fn config(
         domains: domains(&table.table("domains"), &mut marks),
         limits: session_limits(&table.table("limits"), defaults.limits, &mut marks),
         routes: routes(&table, directory, &mut marks),
-        delivery: delivery(&table.table("delivery"), defaults.delivery),
-        queue: queue(&table.table("queue"), defaults.queue, &mut marks),
+        delivery: delivery(&table.table("delivery"), defaults.delivery, &mut marks),
+        queue: schedule(&table.table("queue"), &mut marks.queue).or(&defaults.queue),
+        dns: dns(&table.table("dns"), defaults.dns, &mut marks),
         log: log(&table.table("log"), directory, defaults.log),
         admin: admin(&table.table("admin"), defaults.admin, &mut marks),
     };
@@ -290,10 +310,13 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
         let mend = "add `recipient = \"*@example.com\"`, or `\"*\"` for every recipient";
         let recipient = table.required("recipient", mend, parsed("is not a pattern"));
         let target = |value: &DeValue<'_>| target(value, directory);
-        let mend = "add `to = \"smtp://10.0.0.5:25\"`, or a `maildir:PATH`";
+        let mend = "add `to = \"mx\"`, `to = \"smtp://10.0.0.5:25\"`, or a `maildir:PATH`";
         let to = table.required("to", mend, target);
         let source = table.optional("source", source_address);
         table.or("tls", (), route_tls);
+        let mut own = ScheduleMarks::default();
+        let given = schedule(&table, &mut own);
+        let verp = table.optional("verp", truth);
         let (Some(recipient), Some(to)) = (recipient, to) else {
             continue;
         };
@@ -301,11 +324,15 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             recipient: recipient.span(),
             to: to.span(),
             source: source.as_ref().map(Spanned::span),
+            schedule: own,
+            verp: verp.as_ref().map(Spanned::span),
         });
         routes.push(Route {
             recipient: recipient.into_inner(),
             to: to.into_inner(),
             source: source.map(Spanned::into_inner),
+            given,
+            verp: verp.is_some_and(Spanned::into_inner),
         });
     }
     Routes::new(routes)
@@ -314,11 +341,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
 fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {
     let given = text(value)?;
     Target::parse(given, directory).map_err(|error| match error {
-        super::BadTarget::NotYet(_) => Wrong::unavailable(
-            given,
-            "use `smtp://HOST[:PORT]`, `maildir:PATH`, `discard`, `hold` or `reject:TEXT`",
-        ),
-        super::BadTarget::HostName(_) => Wrong::new("needs an address", error.to_string()),
+        BadTarget::NotYet(_) => Wrong::unavailable(given, &format!("use {TARGETS}")),
         _ => Wrong::new("is not a target", error.to_string()),
     })
 }
@@ -337,7 +360,7 @@ fn route_tls(value: &DeValue<'_>) -> Result<(), Wrong> {
     }
 }
 
-fn delivery(table: &Table<'_>, default: Delivery) -> Delivery {
+fn delivery(table: &Table<'_>, default: Delivery, marks: &mut Marks) -> Delivery {
     let timeouts = table.table("timeouts");
     Delivery {
         port: table.or("port", default.port, whole(1..=u16::MAX)),
@@ -351,7 +374,19 @@ fn delivery(table: &Table<'_>, default: Delivery) -> Delivery {
             default.messages_per_connection,
             whole(1..=1_000_000),
         ),
+        messages_in_flight: table.or(
+            "messages_in_flight",
+            default.messages_in_flight,
+            whole(1..=MESSAGES_IN_FLIGHT_MAX),
+        ),
         idle_timeout: table.or("idle_timeout", default.idle_timeout, period(WAIT)),
+        eight_bit: table.or(
+            "eight_bit",
+            default.eight_bit,
+            choice(&[("send", EightBit::Send), ("bounce", EightBit::Bounce)]),
+        ),
+        soft_bounce: note(table.optional("soft_bounce", truth), &mut marks.soft_bounce)
+            .unwrap_or(default.soft_bounce),
         timeouts: Timeouts {
             connect: timeouts.or("connect", default.timeouts.connect, period(WAIT)),
             greeting: timeouts.or("greeting", default.timeouts.greeting, period(WAIT)),
@@ -361,16 +396,82 @@ fn delivery(table: &Table<'_>, default: Delivery) -> Delivery {
     }
 }
 
-fn queue(table: &Table<'_>, default: Queue, marks: &mut Marks) -> Queue {
-    table.unavailable("delay_notice", "notices of a delay come with a later version");
+/// `retry`, `lifetime` and `delay_notice`, of `[queue]` or of a route.
+fn schedule(table: &Table<'_>, marks: &mut ScheduleMarks) -> GivenSchedule {
     let retry = note(table.list("retry", period(WAIT)), &mut marks.retry);
-    Queue {
-        retry: match retry {
-            Some(waits) => waits.into_iter().map(Spanned::into_inner).collect(),
-            None => default.retry,
-        },
-        lifetime: table.or("lifetime", default.lifetime, period(LIFETIME)),
+    GivenSchedule {
+        retry: retry.map(|waits| waits.into_iter().map(Spanned::into_inner).collect()),
+        lifetime: note(table.optional("lifetime", period(LIFETIME)), &mut marks.lifetime),
+        delay_notice: note(table.optional("delay_notice", delay_notice), &mut marks.delay_notice),
     }
+}
+
+fn delay_notice(value: &DeValue<'_>) -> Result<DelayNotice, Wrong> {
+    let off = "write \"off\" for no notices of delays";
+    match value {
+        DeValue::String(word) if word == "off" => Ok(DelayNotice::Off),
+        DeValue::Boolean(_) => {
+            let expected = expected("a duration or \"off\"", value);
+            Err(Wrong::new("is not a duration", expected).mend(off))
+        }
+        _ => period(LIFETIME)(value).map(DelayNotice::After).map_err(|wrong| match wrong.mend {
+            None => wrong.mend(off),
+            Some(_) => wrong,
+        }),
+    }
+}
+
+fn dns(table: &Table<'_>, default: Dns, marks: &mut Marks) -> Dns {
+    let trusted = table.list("trusted", server_address).map_or(Vec::new(), Spanned::into_inner);
+    marks.dns_trusted = trusted.iter().map(Spanned::span).collect();
+    let servers = table.list("servers", name_server);
+    marks.dns_servers = servers.as_ref().map(Spanned::span);
+    Dns {
+        servers: match servers {
+            Some(servers) => servers.into_inner().into_iter().map(Spanned::into_inner).collect(),
+            None => default.servers,
+        },
+        trusted: trusted.into_iter().map(Spanned::into_inner).collect(),
+        timeout: table.or("timeout", default.timeout, period(LOOK_UP)),
+    }
+}
+
+/// `IP` or `IP:PORT`, an IPv6 address in brackets where a port follows it.
+fn name_server(value: &DeValue<'_>) -> Result<SocketAddr, Wrong> {
+    let given = text(value)?;
+    let server = given
+        .parse()
+        .or_else(|_| given.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, DNS_PORT)))
+        .map_err(|_| {
+            let expected = "expected an IP address, with a port if it is not 53, as in \
+                            \"127.0.0.1\" or \"[::1]:5353\"";
+            Wrong::new("has an entry that is not an address", expected)
+        })?;
+    if server.port() == 0 {
+        let expected = "expected a port from 1 to 65535 after the colon";
+        return Err(Wrong::new("has an entry that is not an address", expected));
+    }
+    one_host(server.ip())?;
+    Ok(server)
+}
+
+/// As answers are compared: IPv4 inside IPv6 becomes IPv4.
+fn server_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
+    let address: IpAddr = text(value)?.parse().map_err(|_| {
+        let expected = "expected the IP address of a name server, without a port";
+        Wrong::new("has an entry that is not an address", expected)
+    })?;
+    one_host(address)?;
+    Ok(address.to_canonical())
+}
+
+/// Refuses what no single server answers from.
+fn one_host(address: IpAddr) -> Result<(), Wrong> {
+    if address.is_unspecified() || address.is_multicast() {
+        let found = format!("has {address}, which is no server's address");
+        return Err(Wrong::new(found, "expected the address of one host"));
+    }
+    Ok(())
 }
 
 fn log(table: &Table<'_>, directory: &Path, default: Log) -> Log {

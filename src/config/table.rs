@@ -222,7 +222,7 @@ impl<'t> Table<'t> {
     }
 }
 
-fn expected(what: &str, found: &DeValue<'_>) -> String {
+pub(super) fn expected(what: &str, found: &DeValue<'_>) -> String {
     let found = match found {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a number",
@@ -275,6 +275,18 @@ where
             .filter(|number| bounds.contains(number))
             .ok_or_else(|| Wrong::new("is out of bounds", format!("expected {wanted}")))
     }
+}
+
+/// True or false.
+pub(super) fn truth(value: &DeValue<'_>) -> Result<bool, Wrong> {
+    value.as_bool().ok_or_else(|| {
+        let wrong = Wrong::new("is neither true nor false", expected("true or false", value));
+        match value.as_str() {
+            Some("true" | "yes" | "on") => wrong.mend("write true, without quotes"),
+            Some("false" | "no" | "off") => wrong.mend("write false, without quotes"),
+            _ => wrong,
+        }
+    })
 }
 
 /// A size within bounds.

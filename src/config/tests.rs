@@ -32,7 +32,7 @@ fn the_least_file_has_the_defaults() {
     let checked = parse(LEAST).unwrap();
     assert_eq!(checked.report.problems(), []);
     let config = checked.config;
-    let route = Route { recipient: "*".parse().unwrap(), to: Target::Discard, source: None };
+    let route = Route::new("*".parse().unwrap(), Target::Discard);
     let expected = Config {
         listeners: vec![Listener::new("127.0.0.1:0".parse().unwrap(), Service::Relay)],
         routes: Routes::new(vec![route]),
@@ -71,6 +71,10 @@ recipient = "*@example.com"
 to = "smtp://192.0.2.9:26"
 source = "192.0.2.1"
 tls = "off"
+retry = ["7s"]
+lifetime = "8m"
+delay_notice = "9s"
+verp = true
 [[route]]
 recipient = "*"
 to = "maildir:mail/{local}"
@@ -78,11 +82,19 @@ to = "maildir:mail/{local}"
 port = 26
 connections_per_site = 2
 messages_per_connection = 3
+messages_in_flight = 16
 idle_timeout = "4s"
+eight_bit = "bounce"
+soft_bounce = true
 timeouts = { connect = "1s", greeting = "2s", command = "3s", data = "4s" }
 [queue]
 retry = ["1s", "2s"]
 lifetime = "1h"
+delay_notice = "off"
+[dns]
+servers = ["192.0.2.53", "127.0.0.1:5353", "2001:db8::53", "[::1]:54"]
+trusted = ["::ffff:192.0.2.53", "2001:db8::53"]
+timeout = "6s"
 [log]
 events = "events.json"
 [admin]
@@ -117,11 +129,22 @@ address = "[::1]:80"
         ["*@example.com smtp://192.0.2.9:26", "* maildir:/etc/mailrace/mail/{local}"]
     );
     assert_eq!(config.routes[RouteIndex(0)].source, Some("192.0.2.1".parse().unwrap()));
+    let own = Schedule {
+        retry: vec![7 * second],
+        lifetime: 480 * second,
+        delay_notice: DelayNotice::After(9 * second),
+    };
+    assert_eq!(config.routes[RouteIndex(0)].schedule(&config.queue), own);
+    assert_eq!(config.routes[RouteIndex(1)].schedule(&config.queue), config.queue);
+    assert_eq!(config.routes.iter().map(|r| r.verp).collect::<Vec<_>>(), [true, false]);
     let delivery = Delivery {
         port: 26,
         connections_per_site: 2,
         messages_per_connection: 3,
+        messages_in_flight: 16,
         idle_timeout: 4 * second,
+        eight_bit: EightBit::Bounce,
+        soft_bounce: true,
         timeouts: Timeouts {
             connect: second,
             greeting: 2 * second,
@@ -130,7 +153,19 @@ address = "[::1]:80"
         },
     };
     assert_eq!(config.delivery, delivery);
-    assert_eq!(config.queue, Queue { retry: vec![second, 2 * second], lifetime: 3_600 * second });
+    let queue = Schedule {
+        retry: vec![second, 2 * second],
+        lifetime: 3_600 * second,
+        delay_notice: DelayNotice::Off,
+    };
+    assert_eq!(config.queue, queue);
+    let servers = ["192.0.2.53:53", "127.0.0.1:5353", "[2001:db8::53]:53", "[::1]:54"];
+    let dns = Dns {
+        servers: servers.map(|server| server.parse().unwrap()).into(),
+        trusted: ["192.0.2.53", "2001:db8::53"].map(|server| server.parse().unwrap()).into(),
+        timeout: 6 * second,
+    };
+    assert_eq!(config.dns, dns);
     assert_eq!(config.log.events, Events::File("/etc/mailrace/events.json".into()));
     assert_eq!(config.admin.address, "[::1]:80".parse().unwrap());
 }
@@ -179,6 +214,59 @@ fn relay_networks_see_through_mapped_addresses() {
         ("::ffff:192.0.2.1", false),
     ] {
         assert_eq!(relay.contains(client.parse().unwrap()), expected, "{client}");
+    }
+}
+
+#[test]
+fn a_route_takes_from_the_queue_what_it_does_not_give() {
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    let queue = Schedule {
+        retry: vec![minutes(5), minutes(10)],
+        lifetime: minutes(600),
+        delay_notice: DelayNotice::After(minutes(60)),
+    };
+    let table = [
+        (GivenSchedule::default(), queue.clone()),
+        (
+            GivenSchedule { retry: Some(vec![minutes(1)]), ..GivenSchedule::default() },
+            Schedule { retry: vec![minutes(1)], ..queue.clone() },
+        ),
+        (
+            GivenSchedule { lifetime: Some(minutes(9)), ..GivenSchedule::default() },
+            Schedule { lifetime: minutes(9), ..queue.clone() },
+        ),
+        (
+            GivenSchedule { delay_notice: Some(DelayNotice::Off), ..GivenSchedule::default() },
+            Schedule { delay_notice: DelayNotice::Off, ..queue.clone() },
+        ),
+    ];
+    for (given, expected) in table {
+        let route = Route { given, ..Route::new("*".parse().unwrap(), Target::Mx) };
+        assert_eq!(route.schedule(&queue), expected);
+    }
+}
+
+/// Whoever sits between us and a server could set the bit, so a server is trusted by its address
+/// only, and only where somebody said so.
+#[test]
+fn answers_are_authentic_from_this_machine_or_a_trusted_server() {
+    let dns = Dns {
+        servers: Vec::new(),
+        trusted: vec!["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()],
+        timeout: Duration::from_secs(5),
+    };
+    for (server, expected) in [
+        ("127.0.0.1", true),
+        ("127.0.0.53", true),
+        ("::1", true),
+        ("::ffff:127.0.0.1", true),
+        ("192.0.2.53", true),
+        ("::ffff:192.0.2.53", true),
+        ("2001:db8::53", true),
+        ("192.0.2.54", false),
+        ("8.8.8.8", false),
+    ] {
+        assert_eq!(dns.trusts(server.parse().unwrap()), expected, "{server}");
     }
 }
 

@@ -39,7 +39,11 @@ async fn deliver(way: &Way, target: &Target, slot: Slot) {
             Target::Discard => Attempted::Delivered,
             Target::Reject { text } => Attempted::Failed(local_reason((5, 7, 1), text)),
             // The scheduler opens no connection for a hold, and `smtp` has a driver of its own.
-            Target::Hold | Target::Smtp { .. } => {
+            Target::Hold
+            | Target::Mx
+            | Target::Smtp { .. }
+            | Target::Lmtp { .. }
+            | Target::LmtpUnix { .. } => {
                 Attempted::Deferred(local_reason((4, 3, 5), "no way to deliver"))
             }
         };

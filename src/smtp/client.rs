@@ -29,8 +29,8 @@
 //! nothing.  After [`ClientAction::Close`] there is no further action.
 //!
 //! What it does not do: TLS and AUTH; choosing peers, retrying, judging what an outcome means for
-//! the queue; splitting recipients by the peer's limits ([`Client::split`] tells how, and the
-//! driver starts each part).
+//! the queue; splitting recipients by the peer's limits (`capabilities::Limits::split`; the driver
+//! starts each part).
 
 mod envelope;
 mod exchange;
@@ -49,12 +49,11 @@ pub use result::{
     AfterTransaction, BrokenPromise, ConnectionCause, ConnectionFailure, Deferral, Failure,
     LocalRefusal, RecipientOutcome, Stage, StagedReply, TransactionResult,
 };
-pub use settings::{
-    ClientConfig, EightBit, OneFlight, Protocol, Timeouts, Transaction, TransactionId,
-};
+pub use settings::{ClientConfig, OneFlight, Protocol, Timeouts, Transaction, TransactionId};
 
+use crate::config::EightBit;
 use crate::limits;
-use crate::message::{BodyFlags, Envelope};
+use crate::message::BodyFlags;
 use crate::smtp::body::BodyForm;
 use crate::smtp::capabilities::{Capabilities, SizeOffer};
 use crate::smtp::code::ReplyClass;
@@ -315,12 +314,6 @@ impl Client {
         matches!(self.state, State::Serving)
             && !self.is_draining
             && mail_max.is_none_or(|most| self.transactions < most)
-    }
-
-    /// Takes out of `places`, recipients of the envelope by index, those that one transaction may
-    /// have by the peer's limits (RFC 9422): at least one, if there is one.
-    pub fn split(&self, envelope: &Envelope, places: &mut Vec<u16>) -> Vec<u16> {
-        self.peer.limits.split(envelope, places)
     }
 
     /// What the peer offers; nothing before [`ClientAction::Ready`].

@@ -3,6 +3,7 @@
 //! the other lines are what the client tells its driver.
 
 use super::*;
+use crate::config::EightBit;
 use crate::message::{BodyKind, MailParameters, Notify, Recipient, Ret};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 use proptest::prelude::*;
@@ -83,7 +84,6 @@ fn outcome_line(outcome: &RecipientOutcome) -> String {
         RecipientOutcome::Deferred(Deferral::OneFlightRefused(r)) => {
             format!("- no-flight {}", r.code)
         }
-        RecipientOutcome::Deferred(Deferral::NotAsked) => "- not-asked".into(),
         RecipientOutcome::Deferred(Deferral::Connection(failure)) => {
             let twice = if failure.possible_duplicate() { " perhaps-taken" } else { "" };
             format!("- lost {}{twice}", failure_line(failure))

@@ -127,7 +127,6 @@ impl Gateway {
                 deadline: None,
             }
         });
-        let retry = RetryPolicy::new(&config.queue.retry, config.queue.lifetime);
         let server = ServerConfig {
             hostname: config.hostname.clone(),
             message_size: config.limits.message_size.0,
@@ -139,7 +138,8 @@ impl Gateway {
             workers: workers.collect(),
             shared: Shared {
                 life,
-                retry: retry.expect("the plan's configuration has waits"),
+                retry: RetryPolicy::of(&config.queue),
+                established: sites.names().iter().map(|_| Cell::new(0)).collect(),
                 server: Rc::new(server),
                 stats,
                 disk: disk.clone(),
@@ -350,6 +350,7 @@ impl Gateway {
             worker.connections.insert(id, connection);
             return;
         }
+        connection.end(&self.shared);
         self.outbound.remove(&connection.link());
         scene.close(connection.link(), End::Opener);
         let closed = Event::ConnectionClosed { site: connection.site(), connection: id };

@@ -38,6 +38,8 @@ pub struct Shared {
     pub stats: Arc<SpoolStats>,
     pub disk: Arc<TestDisk>,
     pub table: Arc<SegmentTable>,
+    /// Connections whose peer has answered, of each site.
+    pub established: Vec<Cell<u32>>,
     /// Messages between two cores.
     pub forwarding: Cell<usize>,
 }
