@@ -192,7 +192,7 @@ impl Gateway {
                 index,
                 config: config.clone(),
                 sites: sites.clone(),
-                dns: resolver_config(&config),
+                dns: ResolverConfig::new(&config.dns),
                 ourselves: ourselves.clone(),
                 counts: counts.clone(),
                 sockets,
@@ -373,18 +373,6 @@ fn ourselves(config: &Config, listeners: &[Bound]) -> Ourselves {
         Vec::new()
     });
     Ourselves::new(&config.hostname, &addresses, &interfaces, config.delivery.port)
-}
-
-/// The name servers of the configuration, else those of the system.
-fn resolver_config(config: &Config) -> ResolverConfig {
-    let dns = &config.dns;
-    let mut resolver = match dns.servers.is_empty() {
-        true => ResolverConfig::system(),
-        false => ResolverConfig::with_servers(dns.servers.clone()),
-    };
-    resolver.trusted.clone_from(&dns.trusted);
-    resolver.timeout = dns.timeout;
-    resolver
 }
 
 /// Which event loop the workers run on.

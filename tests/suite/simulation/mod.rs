@@ -236,7 +236,8 @@ impl World {
     fn is_at_rest(&self) -> bool {
         !self.scene.is_rough
             && self.unsent.iter().all(Vec::is_empty)
-            && self.gateway.as_ref().is_some_and(Gateway::is_quiet)
+            // One whose log has stopped is quiet too, and an operator will start it again.
+            && self.gateway.as_ref().is_some_and(|gateway| gateway.is_quiet() && !gateway.has_failed())
             && self.scene.books.is_settled()
     }
 

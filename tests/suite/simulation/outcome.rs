@@ -7,13 +7,16 @@ use std::sync::Arc;
 
 use mailrace::delivery::notice::RETURNED_OCTETS;
 use mailrace::delivery::outcome::Attempted;
+use mailrace::delivery::outcome::Reason;
 use mailrace::delivery::settlement::parcel::Parcel;
 use mailrace::delivery::settlement::site::{SiteFacts, SiteVerdict, after_failed_connection};
 use mailrace::delivery::settlement::{Effect, Hop, Judge, Paper, Part, Record, Settlement};
 use mailrace::queue::arena::Slot;
+use mailrace::queue::destination::Verdict;
 use mailrace::queue::handle::Handle;
 use mailrace::queue::scheduler::Event;
-use mailrace::queue::site::SiteIndex;
+use mailrace::queue::site::{SiteIndex, SiteShared};
+use mailrace::smtp::code::EnhancedCode;
 use mailrace::spool::{NewRecord, Ticket};
 use mailrace::worker::log::Filing;
 
@@ -53,7 +56,7 @@ impl Attempt {
         hop: Hop,
         outcomes: Vec<(u16, Attempted)>,
     ) {
-        let judge = shared.judge(scene);
+        let judge = shared.judge(scene, worker, &self.handle);
         let settlement = Settlement::of_attempt(self.part(message), &judge, hop, outcomes);
         self.conclude(scene, worker, shared, message, settlement);
     }
@@ -199,7 +202,8 @@ fn append_notice(
 ) -> Ticket {
     scene.trace(|| format!("notice {} about {cause:?}", notice.id));
     let routes = notice.routes(&shared.config).expect("every sender of a world has a route");
-    let filing = Filing { id: notice.id, groups: shared.sites.group(&routes) };
+    let groups = shared.sites.group(&routes, &notice.notice.envelope.recipients);
+    let filing = Filing { id: notice.id, groups };
     let records = [NewRecord::Message(notice.message()), cause];
     let ticket = worker.appender.append_group(&records, scene.now());
     let ticket = ticket.expect("a notice is far shorter than a record may be");
@@ -208,9 +212,11 @@ fn append_notice(
 }
 
 impl Shared {
-    fn judge(&self, scene: &mut Scene) -> Judge<'_> {
+    fn judge(&self, scene: &mut Scene, worker: &Worker, handle: &Handle) -> Judge<'_> {
+        let destination = worker.queue.destination(handle.destination());
+        let course = destination.expect("one with messages stays").course;
         Judge {
-            retry: &self.retry,
+            retry: &self.sites.course(course).retry,
             soft_bounce: self.config.delivery.soft_bounce,
             now_unix_ms: scene.now_unix_ms(),
             random: scene.random.u32(..),
@@ -221,12 +227,7 @@ impl Shared {
 impl Worker {
     /// The message's lifetime is over: its sender hears of it.
     pub fn expire(&mut self, shared: &Shared, scene: &mut Scene, slot: Slot) {
-        let Some(handle) = self.queue.get(slot).cloned() else { return };
-        let attempt = Attempt { slot, handle };
-        let message = match load(self, shared, attempt.handle.id, attempt.handle.place) {
-            Ok(message) => message,
-            Err(words) => return attempt.unreadable(scene, self, shared, &words),
-        };
+        let Some((attempt, message)) = self.unattempted(shared, scene, slot) else { return };
         let places = attempt.handle.recipients.places();
         scene.books.attempt(&keys(&message, &places));
         let part = attempt.part(&message);
@@ -234,23 +235,68 @@ impl Worker {
         attempt.conclude(scene, self, shared, &message, settlement);
     }
 
+    /// The message can never be delivered, as its domain's DNS says.
+    pub fn refuse(&mut self, shared: &Shared, scene: &mut Scene, slot: Slot, verdict: &Verdict) {
+        let Some((attempt, message)) = self.unattempted(shared, scene, slot) else { return };
+        let places = attempt.handle.recipients.places();
+        scene.books.attempt(&keys(&message, &places));
+        let reason = Reason::Local { status: verdict.status, text: verdict.text.clone() };
+        let judge = shared.judge(scene, self, &attempt.handle);
+        let settlement = Settlement::of_refusal(attempt.part(&message), &places, &reason, &judge);
+        attempt.conclude(scene, self, shared, &message, settlement);
+    }
+
+    /// The message waits for a destination that cannot be reached, and is late.
+    pub fn delay(&mut self, shared: &Shared, scene: &mut Scene, slot: Slot, due_unix_ms: u64) {
+        let Some((attempt, message)) = self.unattempted(shared, scene, slot) else { return };
+        let places = attempt.handle.recipients.places();
+        let status = EnhancedCode::new(4, 4, 1).expect("a status of RFC 3463");
+        let reason = Reason::Local { status, text: "nobody answers".into() };
+        let judge = shared.judge(scene, self, &attempt.handle);
+        let part = attempt.part(&message);
+        match Settlement::of_delay(part, &places, &reason, due_unix_ms, &judge) {
+            Some(settlement) => attempt.conclude(scene, self, shared, &message, settlement),
+            None => {
+                self.queue.delay_told(slot);
+                self.queue_event(shared, scene, Event::Returned { slot });
+            }
+        }
+    }
+
+    /// A handle that the scheduler has taken out of its lists, and its message.
+    fn unattempted(
+        &mut self,
+        shared: &Shared,
+        scene: &mut Scene,
+        slot: Slot,
+    ) -> Option<(Attempt, Loaded)> {
+        let attempt = Attempt { slot, handle: self.queue.get(slot).cloned()? };
+        match load(self, shared, attempt.handle.id, attempt.handle.place) {
+            Ok(message) => Some((attempt, message)),
+            Err(words) => {
+                attempt.unreadable(scene, self, shared, &words);
+                None
+            }
+        }
+    }
+
     /// A site could not be reached or does not take mail: it rests for a while.
     pub fn site_failed(
         &mut self,
         shared: &Shared,
         scene: &mut Scene,
-        site: SiteIndex,
+        (site, state): (SiteIndex, &SiteShared),
         words: &str,
     ) {
-        let state = &shared.sites.shared()[site.0 as usize];
         let now_unix_ms = scene.now_unix_ms();
         let facts = SiteFacts {
             rests: state.rests_until(now_unix_ms).is_some(),
-            established: shared.established[site.0 as usize].get(),
+            established: shared.established.borrow().get(&state.id()).copied().unwrap_or(0),
             failures: state.failures(),
         };
-        let random = scene.random.u32(..);
-        match after_failed_connection(facts, &shared.retry, now_unix_ms, random) {
+        let course = self.queue.course_of_site(site).unwrap_or(shared.sites.unrouted().course);
+        let (retry, random) = (&shared.sites.course(course).retry, scene.random.u32(..));
+        match after_failed_connection(facts, retry, now_unix_ms, random) {
             SiteVerdict::Nothing => {}
             SiteVerdict::Pause { until_unix_ms } => state.pause(until_unix_ms),
             SiteVerdict::Rest { until_unix_ms, .. } => state.fail(until_unix_ms, words),

@@ -42,6 +42,8 @@ pub struct Offer {
     pub size: bool,
     /// It offers CHUNKING and does not know BDAT.
     pub is_wrong: bool,
+    /// Its domain has to be asked for.
+    pub by_mx: bool,
 }
 
 /// See the module's text.
@@ -85,6 +87,7 @@ impl Plan {
             eight_bit: random.u8(0..4) > 0,
             size: random.bool(),
             is_wrong: random.u8(0..8) == 0,
+            by_mx: random.bool(),
         });
         let offers = offers.collect();
         let has_large = random.u8(0..8) == 0;
@@ -140,11 +143,12 @@ impl Plan {
              timeouts = {{ connect = \"3s\", greeting = \"5s\", command = \"5s\", data = \"8s\" }}\n",
             self.connections_per_site
         );
-        for site in 0..self.offers.len() {
-            text += &format!(
-                "[[route]]\nrecipient = \"*@site{site}.example\"\nto = \"smtp://127.0.0.1:{}\"\n",
-                SITE_PORT + site
-            );
+        for (site, offer) in self.offers.iter().enumerate() {
+            let to = match offer.by_mx {
+                true => "mx".to_owned(),
+                false => format!("smtp://127.0.0.1:{}", SITE_PORT + site),
+            };
+            text += &format!("[[route]]\nrecipient = \"*@site{site}.example\"\nto = \"{to}\"\n");
         }
         let environment = Environment {
             host_name: "gateway.example".to_owned(),

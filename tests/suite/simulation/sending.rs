@@ -11,7 +11,7 @@ use mailrace::delivery::verp;
 use mailrace::queue::arena::Slot;
 use mailrace::queue::handle::State as HandleState;
 use mailrace::queue::scheduler::{ConnectionId, Event};
-use mailrace::queue::site::SiteIndex;
+use mailrace::queue::site::{SiteIndex, SiteShared};
 use mailrace::smtp::body::{BodyForm, Reshape};
 use mailrace::smtp::client::{
     BrokenPromise, Client, ClientAction, ClientConfig, OneFlight, Protocol, Timeouts,
@@ -22,6 +22,7 @@ use mailrace::spool::{ChunkPlace, Kind, RecordView, StoredBody};
 use super::gateway::Errand;
 use super::message::{Loaded, keys, load, octets_unstuffed, read};
 use super::outcome::Attempt;
+use super::plan::SITE_PORT;
 use super::scene::{Between, End, LinkId, Scene, Task};
 use super::worker::{Shared, Worker};
 
@@ -29,6 +30,7 @@ use super::worker::{Shared, Worker};
 pub struct Connection {
     id: ConnectionId,
     site: SiteIndex,
+    state_of_site: Arc<SiteShared>,
     link: LinkId,
     client: Client,
     state: State,
@@ -74,10 +76,10 @@ impl Connection {
     pub fn open(
         scene: &mut Scene,
         shared: &Shared,
-        site: SiteIndex,
+        (site, state_of_site): (SiteIndex, Arc<SiteShared>),
         id: ConnectionId,
     ) -> Option<Connection> {
-        let place = site.0 as usize;
+        let place = place_of(&state_of_site);
         if scene.plan.dead_site == Some(place) || scene.trouble(scene.plan.peer_trouble) {
             return None;
         }
@@ -91,7 +93,7 @@ impl Connection {
                 data: delivery.timeouts.data,
             },
             protocol: Protocol::Smtp,
-            use_chunking: !shared.sites.shared()[place].chunking_is_broken(),
+            use_chunking: !state_of_site.chunking_is_broken(),
             one_flight: OneFlight::Never,
             messages_in_flight: 1,
             eight_bit: EightBit::Send,
@@ -100,6 +102,7 @@ impl Connection {
         Some(Connection {
             id,
             site,
+            state_of_site,
             link,
             client: Client::new(config, scene.now()),
             state: State::Opening,
@@ -122,6 +125,16 @@ impl Connection {
 
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Over)
+    }
+
+    /// Other cores need it more.
+    pub fn leave(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared) {
+        if matches!(self.state, State::Idle) {
+            let (site, connection) = (self.site, self.id);
+            worker.queue_event(shared, scene, Event::ConnectionLeaving { site, connection });
+            self.quit(scene);
+            self.look(scene, worker, shared);
+        }
     }
 
     /// Octets arrive, or the peer closes.
@@ -198,7 +211,7 @@ impl Connection {
     fn begin(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared, slot: Slot) {
         self.messages += 1;
         let handle = worker.queue.get(slot).cloned();
-        let ours = handle.filter(|h| h.state == HandleState::Active && h.site == self.site);
+        let ours = handle.filter(|handle| handle.state == HandleState::Active);
         let Some(handle) = ours else {
             scene.books.problem(format!("{slot:?} was given to {:?} and is not its", self.id));
             return self.next(scene, worker, shared);
@@ -245,13 +258,15 @@ impl Connection {
                 }
                 ClientAction::Ready => {
                     self.is_established = true;
-                    shared.established[self.site.0 as usize].update(|count| count + 1);
+                    let id = self.state_of_site.id();
+                    *shared.established.borrow_mut().entry(id).or_default() += 1;
                     self.next(scene, worker, shared);
                 }
                 ClientAction::TransactionDone(result) => self.done(scene, worker, shared, result),
                 ClientAction::Failed(failure) => {
                     if matches!(self.state, State::Opening) {
-                        worker.site_failed(shared, scene, self.site, &failure.to_string());
+                        let site = (self.site, &*self.state_of_site);
+                        worker.site_failed(shared, scene, site, &failure.to_string());
                     }
                     self.state = State::Over;
                 }
@@ -288,9 +303,8 @@ impl Connection {
         let State::Sending(mut job) = std::mem::replace(&mut self.state, State::Over) else {
             return scene.books.problem(format!("{:?} ended what it had not begun", self.link));
         };
-        let site = &shared.sites.shared()[self.site.0 as usize];
         if result.broken_promise == Some(BrokenPromise::Chunking) {
-            site.remember_broken_chunking();
+            self.state_of_site.remember_broken_chunking();
         }
         let keys = keys(&job.message, job.rounds.asked());
         for (key, outcome) in keys.iter().zip(&result.outcomes) {
@@ -305,7 +319,7 @@ impl Connection {
             let slot = job.attempt.slot;
             return worker.queue_event(shared, scene, Event::Returned { slot });
         };
-        site.recover();
+        self.state_of_site.recover();
         let has_dsn = self.client.capabilities().dsn;
         let hop = Hop {
             remote_mta: Some("[127.0.0.1]".into()),
@@ -321,7 +335,8 @@ impl Connection {
     /// It is over: it counts no more.
     pub fn end(&mut self, shared: &Shared) {
         if std::mem::take(&mut self.is_established) {
-            shared.established[self.site.0 as usize].update(|count| count - 1);
+            let id = self.state_of_site.id();
+            *shared.established.borrow_mut().entry(id).or_default() -= 1;
         }
     }
 
@@ -388,5 +403,15 @@ impl Connection {
                 self.look(scene, worker, shared);
             }
         }
+    }
+}
+
+/// The number of the next hop that a site stands for.
+fn place_of(site: &SiteShared) -> usize {
+    let hosts = site.reach().hosts();
+    let number = hosts.first().and_then(|host| host.name.strip_prefix("mx")?.split('.').next());
+    match number.and_then(|number| number.parse().ok()) {
+        Some(place) => place,
+        None => usize::from(site.reach().port) - SITE_PORT,
     }
 }

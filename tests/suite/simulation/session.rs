@@ -331,7 +331,8 @@ impl Session {
                 return self.server.stored(scene.now(), Err(Refusal::from(refused)));
             }
         };
-        let filing = Filing { id, groups: shared.sites.group(&message.routes) };
+        let groups = shared.sites.group(&message.routes, &message.envelope.recipients);
+        let filing = Filing { id, groups };
         worker.waiting.insert(ticket, Waiting::Message { link: self.link, filing });
         let path = |recipient: &mailrace::message::Recipient| recipient.path.as_str().to_owned();
         let recipients = message.envelope.recipients.iter().map(path).collect();

@@ -93,7 +93,7 @@ impl Books {
         let (is_old, is_late) = (has_age(LIFETIME_S), has_age(LATE_S / 2));
         match action {
             "failed" => {
-                if !is_old && !self.refused.contains(address) {
+                if !is_old && !self.is_refused(address) {
                     self.problem(format!("notice {id} gives {address} up, whom nobody refused"));
                 }
                 let first = self.named.entry(address.clone()).or_insert_with(|| id.to_owned());
@@ -136,6 +136,17 @@ impl Books {
         self.refused.insert(address.to_owned());
     }
 
+    /// The DNS says that a next hop's domain takes no mail.
+    pub fn takes_no_mail(&mut self, site: usize) {
+        self.no_mail.insert(site);
+    }
+
+    /// Whether a recipient was ever refused for good.
+    pub(super) fn is_refused(&self, address: &str) -> bool {
+        let site = next_hop(address);
+        self.refused.contains(address) || site.is_some_and(|site| self.no_mail.contains(&site))
+    }
+
     /// A next hop refuses a sender, and thereby every recipient, for good.
     pub fn sender_refused(&mut self, sender: &str) {
         let sender = (!sender.is_empty()).then_some(sender);
@@ -153,7 +164,7 @@ pub(super) fn numbers(address: &str) -> Option<(usize, usize)> {
 }
 
 /// The number of the next hop of an address.
-pub(super) fn next_hop(address: &str) -> Option<usize> {
+pub fn next_hop(address: &str) -> Option<usize> {
     let (_, domain) = address.split_once("@site")?;
     domain.split('.').next()?.parse().ok()
 }
