@@ -377,7 +377,7 @@ pub fn site_failed(way: &Way, words: &str) {
             shared.fail(until_unix_ms, words);
             let site = way.site_name();
             worker.events.emit(&LogEvent {
-                site: Some(&site),
+                site: Some(site),
                 reply: Some(words),
                 reason: Some("site_unreachable"),
                 attempts: Some(u32::from(failures)),

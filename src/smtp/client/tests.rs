@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::config::EightBit;
-use crate::message::{BodyKind, MailParameters, Notify, Recipient, Ret};
+use crate::message::{BodyKind, Envelope, MailParameters, Notify, Recipient, Ret};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 use proptest::prelude::*;
 use std::time::Duration;
