@@ -307,3 +307,130 @@ const SMTP_PORT: u16 = 25;
 /// How long a site is remembered that nobody holds: its rests and the habits of its hosts.
 const SITE_REMEMBERED_MS: u64 = 600_000;
 const SWEEP_EVERY_MS: u64 = 60_000;
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::config::Environment;
+    use crate::message::Notify;
+    use crate::smtp::address::Utf8;
+
+    const ROUTES: &str = r#"
+hostname = "mx.example.com"
+[[listener]]
+address = "127.0.0.1:0"
+service = "relay"
+[[route]]
+recipient = "*@smart.test"
+to = "smtp://192.0.2.1"
+[[route]]
+recipient = "*@patient.test"
+to = "smtp://192.0.2.1"
+lifetime = "9d"
+[[route]]
+recipient = "*@same.test"
+to = "smtp://192.0.2.1"
+[[route]]
+recipient = "*@held.test"
+to = "hold"
+[[route]]
+recipient = "*"
+to = "mx"
+"#;
+
+    fn config() -> Config {
+        let environment = Environment {
+            host_name: "host".into(),
+            cores: 2,
+            descriptors: 1_000,
+            directory: PathBuf::from("/"),
+            user_exists: |_| true,
+        };
+        let checked = Config::parse(ROUTES, Path::new("/mailrace.toml"), &environment);
+        checked.expect("a configuration").config
+    }
+
+    fn recipient(text: &str) -> Recipient {
+        let path = ForwardPath::parse(text.as_bytes(), Utf8::Allowed).expect("a path");
+        Recipient { path, notify: Notify::UNSPECIFIED, orcpt: None }
+    }
+
+    /// What recipients are grouped into: `course/domain: places`.
+    fn groups(recipients: &[&str]) -> Vec<String> {
+        let config = config();
+        let sites = Sites::new(&config);
+        let recipients: Vec<Recipient> = recipients.iter().map(|text| recipient(text)).collect();
+        let route = |recipient: &Recipient| route_of(&config, &recipient.path, false);
+        let routes: Vec<RouteIndex> =
+            recipients.iter().map(|recipient| route(recipient).expect("a route")).collect();
+        let groups = sites.group(&routes, &recipients);
+        let named = |(destination, recipients): SiteGroup| {
+            let Destination { course, domain } = destination;
+            format!("{}/{}: {:?}", course.0, domain.as_deref().unwrap_or("-"), recipients.places())
+        };
+        groups.into_iter().map(named).collect()
+    }
+
+    #[test]
+    fn recipients_are_grouped_by_course_and_where_exchangers_take_them_by_domain() {
+        assert_eq!(groups(&["<a@b.test>"]), ["3/b.test: [0]"]);
+        assert_eq!(groups(&["<a@B.test>", "<c@b.TEST>"]), ["3/b.test: [0, 1]"]);
+        // Routes that say the same are one course; another lifetime makes another one.
+        assert_eq!(
+            groups(&["<a@smart.test>", "<b@patient.test>", "<c@same.test>", "<d@smart.test>"]),
+            ["0/-: [0, 2, 3]", "1/-: [1]"]
+        );
+        assert_eq!(
+            groups(&["<a@x.test>", "<a@held.test>", "<a@y.test>", "<b@x.test>", "<Postmaster>"]),
+            ["3/x.test: [0, 3]", "2/-: [1]", "3/y.test: [2]", "3/mx.example.com: [4]"]
+        );
+        assert_eq!(groups(&["<a@b\u{fc}cher.test>"]), ["3/xn--bcher-kva.test: [0]"]);
+        assert_eq!(groups(&["<a@[192.0.2.1]>"]), ["3/[192.0.2.1]: [0]"]);
+    }
+
+    fn hosts(names: &[(u16, &str)]) -> Vec<MailHost> {
+        let host = |&(preference, name): &(u16, &str)| MailHost {
+            preference,
+            name: name.into(),
+            addresses: Vec::new(),
+            expires: Instant::now(),
+            authentic: false,
+        };
+        names.iter().map(host).collect()
+    }
+
+    #[test]
+    fn the_same_hosts_are_one_site_and_one_that_nobody_uses_is_forgotten() {
+        let sites = Sites::new(&config());
+        let mx = CourseIndex(3);
+        let first = sites.of_hosts(mx, hosts(&[(10, "a.test"), (20, "b.test")]), 0);
+        let again = sites.of_hosts(mx, hosts(&[(10, "a.test"), (20, "b.test")]), 1);
+        let other = sites.of_hosts(mx, hosts(&[(20, "a.test"), (10, "b.test")]), 2);
+        assert_eq!(first.id(), again.id());
+        assert_ne!(first.id(), other.id());
+        assert_eq!((first.name(), sites.exchanger_sites()), ("a.test,b.test", 2));
+        drop((again, other));
+        let later = SITE_REMEMBERED_MS + SWEEP_EVERY_MS;
+        sites.of_hosts(mx, hosts(&[(0, "c.test")]), later);
+        let still = sites.of_hosts(mx, hosts(&[(10, "a.test"), (20, "b.test")]), later);
+        assert_eq!(first.id(), still.id(), "somebody holds it");
+        assert_eq!(sites.exchanger_sites(), 2, "the other one is gone");
+        let many: Vec<(u16, String)> = (0..5).map(|number| (0, format!("{number}.test"))).collect();
+        let many: Vec<(u16, &str)> = many.iter().map(|(at, name)| (*at, &**name)).collect();
+        assert_eq!(sites.of_hosts(mx, hosts(&many), later).name(), "0.test,1.test,2.test,+2");
+    }
+
+    #[test]
+    fn courses_to_the_same_next_hop_share_its_site() {
+        let sites = Sites::new(&config());
+        let id = |course| sites.fixed(CourseIndex(course)).map(|site| site.id());
+        assert_eq!(id(0), id(1));
+        assert_eq!((id(2), id(3)), (None, None));
+        let rules = sites.rules();
+        assert!(matches!(rules[2].lead, Lead::Hold) && matches!(rules[3].lead, Lead::Exchangers));
+        assert!(rules[1].lifetime_ms > rules[0].lifetime_ms);
+    }
+}

@@ -133,9 +133,12 @@ impl Way {
     }
 
     /// The host has connected and then not taken us, at its greeting or at EHLO: the next
-    /// connection goes to another host.  Without one the site rests.
+    /// connection goes to another host.  Without one the site rests, or pauses.
     pub fn host_failed(&self, peer: Option<SocketAddr>, words: &str) {
-        if let Some(peer) = peer
+        // A site that serves other connections has enough of them: no reason to trouble the hosts
+        // that stand in for it.
+        let is_lone = self.shared.established() == 0;
+        if let Some(peer) = peer.filter(|_| is_lone)
             && self.shared.reach().host_failed(peer, Instant::now())
         {
             self.worker.metrics.connections_failed.count();

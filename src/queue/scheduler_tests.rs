@@ -645,7 +645,8 @@ pub(super) fn check(scheduler: &mut Scheduler) {
         let mut expected = by_site.remove(&SiteIndex(slot.0)).unwrap_or_default().2;
         let ring = &scheduler.sites.get(slot).unwrap().ring;
         let mut found = ring.slots(scheduler.destinations.entries());
-        (found.sort_unstable(), expected.sort_unstable());
+        found.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(found, expected, "the ring has those with ready messages");
     }
     for &(due, slot) in &scheduler.timers {
