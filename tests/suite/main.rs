@@ -15,6 +15,7 @@ mod durability;
 mod gateway;
 mod interop;
 mod limits_and_floods;
+mod lmtp;
 mod notices;
 mod one_flight;
 mod postfix;
