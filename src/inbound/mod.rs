@@ -75,7 +75,10 @@ pub async fn serve(
     peer: SocketAddr,
     id: SessionId,
 ) {
-    let server = Server::new(listener.server.clone(), Instant::now());
+    let mut server = Server::new(listener.server.clone(), Instant::now());
+    if relay::may_start_queues(&worker.config, peer.ip()) {
+        server.permit_etrn();
+    }
     let intake = Intake::default();
     let mut session =
         Session { worker, listener, stream, peer, id, server, intake, upload: None, messages: 0 };
@@ -123,6 +126,7 @@ impl Session {
                 Step::DropBody => self.drop_body(),
                 Step::CheckRecipient => self.check_recipient(Instant::now()),
                 Step::Store => self.store().await,
+                Step::StartQueue => self.start_queue().await,
                 Step::Close => {
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -147,6 +151,13 @@ impl Session {
             Some(refusal) => Err(refusal),
         });
         self.server.recipient_checked(now, verdict);
+    }
+
+    async fn start_queue(&mut self) {
+        let Some(node) = self.server.node_in_question().cloned() else { return };
+        tracing::info!(session = %self.id, peer = %self.peer, ?node, "ETRN");
+        let result = self.worker.start_queue(node).await;
+        self.server.queue_started(Instant::now(), result);
     }
 
     fn drop_body(&mut self) {

@@ -24,6 +24,8 @@ pub enum Step {
     CheckRecipient,
     /// Store the message.
     Store,
+    /// Start the queue for the node in question.
+    StartQueue,
     /// Send what replies there are, and close.
     Close,
 }
@@ -52,6 +54,7 @@ pub fn step(server: &mut Server, intake: &mut Intake, now: Instant) -> Step {
             Event::DropBody => return Step::DropBody,
             Event::CheckRecipient => return Step::CheckRecipient,
             Event::EndOfMessage => return Step::Store,
+            Event::StartQueue => return Step::StartQueue,
             Event::Close => return Step::Close,
         }
     }

@@ -281,3 +281,51 @@ fn a_long_line_ends_the_session_if_its_octets_are_not_ours_to_read() {
         }
     }
 }
+
+#[test]
+fn etrn_waits_for_its_answer_and_is_offered_to_whom_it_is_permitted() {
+    let now = Instant::now();
+    let mut stranger = session(now, b"EHLO c\r\nETRN d.example\r\n");
+    let said = replies(&mut stranger);
+    assert!(!said.contains("ETRN\r\n") && said.ends_with("550 5.7.1 ETRN denied\r\n"), "{said}");
+
+    for (result, line) in [
+        (Ok(QueueStart::Unknown), "250 2.0.0 Queue started"),
+        (Ok(QueueStart::Nothing), "251 2.0.0 No messages waiting"),
+        (Ok(QueueStart::Something), "252 2.0.0 Pending messages started"),
+        (Ok(QueueStart::Messages(7)), "253 2.0.0 7 pending messages started"),
+        (Err(Refusal::QueueBusy), "458 4.3.2 Cannot start the queue now, try later"),
+    ] {
+        let mut server = Server::new(config(), now);
+        server.permit_etrn();
+        let flight = b"EHLO c\r\nETRN @D.example\r\nNOOP\r\n";
+        let (event, rest) = say(&mut server, now, flight);
+        assert_eq!((event, rest.as_slice()), (Event::StartQueue, &b"NOOP\r\n"[..]));
+        assert!(replies(&mut server).contains("250-ETRN\r\n"));
+        assert_eq!(server.node_in_question(), Some(&Node::Subdomains("d.example".into())));
+        // Not ended by a stop while it waits, as little as a message that is being stored.
+        assert!(!server.handle_shutdown());
+        let later = now + seconds(60);
+        server.queue_started(later, result);
+        assert_eq!(server.deadline(), later + limits::SERVER_COMMAND);
+        assert_eq!(server.node_in_question(), None);
+        say(&mut server, later, &rest);
+        assert_eq!(replies(&mut server), format!("{line}\r\n250 2.0.0 Ok\r\n"));
+        // An answer that nobody waits for changes nothing.
+        server.queue_started(later, Ok(QueueStart::Nothing));
+        assert_eq!(replies(&mut server), "");
+    }
+}
+
+#[test]
+fn etrn_without_end_ends_the_session() {
+    let now = Instant::now();
+    let mut server = Server::new(config(), now);
+    server.permit_etrn();
+    say(&mut server, now, b"EHLO c\r\n");
+    for _ in 0..limits::IDLE_COMMANDS {
+        say(&mut server, now, b"ETRN d.example\r\n");
+        server.queue_started(now, Ok(QueueStart::Nothing));
+    }
+    assert!(replies(&mut server).ends_with("421 4.7.0 Too many errors\r\n"));
+}

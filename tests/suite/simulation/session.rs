@@ -155,6 +155,7 @@ impl Session {
                     }
                     Step::CheckRecipient => self.check_recipient(scene.now(), shared),
                     Step::Store => self.store(scene, worker, shared),
+                    Step::StartQueue => unreachable!("no client of the simulation may send ETRN"),
                     Step::Close => {
                         self.flush(scene);
                         return false;
