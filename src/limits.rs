@@ -50,6 +50,12 @@ pub const SERVER_WRITE: Duration = Duration::from_secs(5 * 60);
 /// The longest one transaction's data may take in all, so that a trickle ends.
 pub const SERVER_DATA_TOTAL: Duration = Duration::from_secs(60 * 60);
 
+/// The least octets a second of a large body on average, from [`UPLOAD_GRACE`] on: each one that
+/// is under way holds chunks, of which a worker has a bounded number, and keeps its segments.
+pub const UPLOAD_RATE_LEAST: u64 = 1024;
+/// What a large body may take before its rate counts.
+pub const UPLOAD_GRACE: Duration = Duration::from_secs(60);
+
 /// Client time-outs of RFC 5321 4.5.3.2; `[delivery] timeouts` may change them.
 pub const CLIENT_CONNECT: Duration = Duration::from_secs(30);
 /// 4.5.3.2.1: the 220 greeting.

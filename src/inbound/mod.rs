@@ -205,7 +205,8 @@ impl Session {
     }
 
     async fn read(&mut self) -> Result<usize, StreamError> {
-        let deadline = self.server.deadline();
+        let slowest = |upload: &Upload| upload.deadline().min(self.server.deadline());
+        let deadline = self.upload.as_deref().map_or_else(|| self.server.deadline(), slowest);
         self.stream.allow_interrupt(!self.server.in_transaction());
         loop {
             match self.intake.make_room(self.server.in_body()) {
@@ -214,6 +215,9 @@ impl Session {
                     let Some((chunk, kept)) = self.intake.take_chunk() else { continue };
                     let (result, chunk) = self.stream.read(chunk, deadline).await;
                     self.intake.put_chunk(chunk, kept);
+                    if let (Ok(octets), Some(upload)) = (&result, &mut self.upload) {
+                        upload.received(*octets);
+                    }
                     return result;
                 }
                 Room::Buffer => {
