@@ -215,6 +215,7 @@ impl World {
                 }
                 Event::EndOfMessage => self.store(),
                 Event::Continue => {}
+                Event::StartQueue => unreachable!("the client never asks for it"),
                 Event::NeedInput | Event::Close => break,
             }
         }
