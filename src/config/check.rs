@@ -162,25 +162,10 @@ fn route_order(config: &Config, marks: &Marks, problems: &Problems) {
 
 fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
     for (route, mark) in config.routes.iter().zip(&marks.routes) {
-        if let Some(why) = awaited(&route.to) {
-            let title = format!("`route.to = \"{}\"` is not available in this version", route.to);
-            problems
-                .push(Problem::error(title, mark.to.clone()).label("use another target").help(why));
-        }
         loop_to_ourselves(config, route, mark, problems);
         source_family(route, mark, problems);
         needless_keys(route, mark, problems);
         schedule("route", &route.schedule(&config.queue), &mark.schedule, problems);
-    }
-}
-
-/// What is still to be built for a target that can be written already: a line goes when its part
-/// is there, and with the last one the function.
-fn awaited(target: &Target) -> Option<&'static str> {
-    match target {
-        Target::Lmtp { .. } => Some("LMTP comes with a later version"),
-        Target::LmtpUnix { .. } => Some("LMTP comes with a later version"),
-        _ => None,
     }
 }
 

@@ -186,7 +186,9 @@ impl From<RecipientOutcome> for Attempted {
             RecipientOutcome::Delivered(_) => Attempted::Delivered,
             RecipientOutcome::Deferred(deferral) => match deferral {
                 Deferral::Reply(staged) => Attempted::Deferred(Reason::Reply(staged)),
-                Deferral::TooManyRecipients(_) | Deferral::ChunkingRefused(_) => Attempted::AtOnce,
+                Deferral::TooManyRecipients(_)
+                | Deferral::ChunkingRefused(_)
+                | Deferral::OneFlightRefused(_) => Attempted::AtOnce,
                 Deferral::Connection(failure) => Attempted::Deferred(Reason::Connection(failure)),
             },
             RecipientOutcome::Failed(Failure::Reply(staged)) => {
@@ -205,6 +207,7 @@ impl From<LocalRefusal> for Reason {
             LocalRefusal::TooLarge { .. } => status(5, 3, 4),
             LocalRefusal::NeedsSmtputf8 => status(5, 6, 7),
             LocalRefusal::BareNewlines => status(5, 6, 0),
+            LocalRefusal::NeedsEightBitMime => status(5, 6, 3),
         };
         Reason::Local { status, text: refusal.to_string().into() }
     }

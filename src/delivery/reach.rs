@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::config::Target;
 use crate::dns::mail::{MailHost, fixed_host};
 use crate::pool::dial::{self, HostHealth};
+use crate::smtp::client::Protocol;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -26,15 +27,6 @@ pub struct Reach {
     hosts: Mutex<Arc<[MailHost]>>,
     /// Hosts that did not take us since one did.
     failures: AtomicU32,
-}
-
-/// What takes messages at the other end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// RFC 5321.
-    Smtp,
-    /// RFC 2033.
-    Lmtp,
 }
 
 impl Reach {

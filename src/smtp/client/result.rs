@@ -4,25 +4,36 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::settings::TransactionId;
 use crate::smtp::reply_reader::{PeerReply, ReplyError};
 
 /// The end of a transaction.
 #[derive(Debug)]
 pub struct TransactionResult {
+    /// Which one; they end in the order in which they were started.
+    pub id: TransactionId,
     /// One for each of the transaction's recipients, in their order.
     pub outcomes: Vec<RecipientOutcome>,
     /// What may be done with the connection.
     pub connection: AfterTransaction,
+    /// Whether the peer has DSN, so that the requests of RFC 3461 were passed on to it.
+    pub peer_has_dsn: bool,
+    /// What the peer announces and does not keep, to be remembered for its site.
+    pub broken_promise: Option<BrokenPromise>,
+    /// The message went the strict way, its envelope in one group and its body by BDAT, and was
+    /// taken: the next ones may go in one flight
+    /// ([`ClientConfig::one_flight`](super::ClientConfig)).
+    pub has_behaved: bool,
 }
 
-impl TransactionResult {
-    /// Whether the peer announces CHUNKING and does not know BDAT, which the driver remembers
-    /// for the site ([`ClientConfig::use_chunking`](super::ClientConfig)).
-    pub fn chunking_broken(&self) -> bool {
-        self.outcomes.iter().any(|outcome| {
-            matches!(outcome, RecipientOutcome::Deferred(Deferral::ChunkingRefused(_)))
-        })
-    }
+/// What a peer announces and does not keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokenPromise {
+    /// It does not know BDAT ([`ClientConfig::use_chunking`](super::ClientConfig)).
+    Chunking,
+    /// It loses count when an envelope comes together with its body
+    /// ([`ClientConfig::one_flight`](super::ClientConfig)).
+    OneFlight,
 }
 
 /// What may be done with a connection after a transaction.
@@ -45,6 +56,23 @@ pub enum RecipientOutcome {
     Failed(Failure),
 }
 
+impl RecipientOutcome {
+    /// Whether the peer had enough recipients in this transaction.
+    pub fn is_too_many(&self) -> bool {
+        matches!(self, RecipientOutcome::Deferred(Deferral::TooManyRecipients(_)))
+    }
+
+    /// Whether the connection failed before the peer was asked about this recipient.
+    pub fn never_began(&self) -> bool {
+        match self {
+            RecipientOutcome::Deferred(Deferral::Connection(failure)) => {
+                matches!(failure.stage, Stage::Idle | Stage::Reset | Stage::Mail)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Why a recipient is to be tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deferral {
@@ -56,6 +84,9 @@ pub enum Deferral {
     /// The peer announced CHUNKING and refused BDAT as unknown: a fresh connection may try DATA
     /// at once.
     ChunkingRefused(Arc<PeerReply>),
+    /// The peer was out of step when envelope and body came in one flight: a fresh connection may
+    /// try the strict way at once.
+    OneFlightRefused(Arc<PeerReply>),
     /// The connection ended before the peer said anything about this recipient.
     Connection(ConnectionFailure),
 }
@@ -107,6 +138,9 @@ pub enum LocalRefusal {
         "the message has bare newlines, which need CHUNKING, and the mail server does not offer it"
     )]
     BareNewlines,
+    /// RFC 6152 section 3: not converted here, and by policy not sent as it is.
+    #[error("the message has 8-bit data and the mail server does not offer 8BITMIME")]
+    NeedsEightBitMime,
 }
 
 /// The connection failed; this says nothing about the message.
