@@ -68,6 +68,21 @@ pub struct LogOptions {
     pub compact_after_ticks: u32,
     /// Octets that a compaction may write a tick, besides an eighth of what others write.
     pub compact_octets_per_tick: u32,
+    /// For the simulation, which must find it; nothing otherwise.
+    #[doc(hidden)]
+    pub mistake: Option<Mistake>,
+}
+
+/// A rule that the compaction leaves out, so that a test can see what the rule is for.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mistake {
+    /// The segment of a copy may die before the one that it was copied from.
+    NoSuccessor,
+    /// A copy is committed although an outcome of its message came since it was read.
+    Outdated,
+    /// The recipients that are done are left out of a copy.
+    ForgottenDone,
 }
 
 impl Default for LogOptions {
@@ -78,6 +93,7 @@ impl Default for LogOptions {
             spares_max: 16,
             compact_after_ticks: 600,
             compact_octets_per_tick: 32 * 1024 * 1024,
+            mistake: None,
         }
     }
 }
