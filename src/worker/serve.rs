@@ -213,7 +213,7 @@ async fn shut_down(worker: &Rc<Worker>, canceller: Canceller, doors: &[TcpListen
     worker.pool.end_waiting();
     let end = Instant::now() + GRACE;
     while Instant::now() < end {
-        let is_quiet = worker.sessions() == 0 && worker.pool.is_empty();
+        let is_quiet = worker.sessions() == 0 && worker.pool.is_quiet();
         if worker.log.drain() && is_quiet {
             break;
         }
