@@ -122,7 +122,6 @@ impl Plan {
                     _ => None,
                 },
                 compact_octets_per_tick: [1, 64, 32 * 1024][random.usize(0..3)] * 1024,
-                ..LogOptions::default()
             },
             appender: AppenderOptions {
                 batch_bytes,
