@@ -422,6 +422,29 @@ fn a_resolution_that_has_run_out_is_renewed_and_a_domain_moves_with_its_messages
 }
 
 #[test]
+fn a_core_joins_a_busy_site_of_a_domain_that_it_took_for_anothers() {
+    let rules = rules(&[Kind::Mail], 8, 2);
+    let mut other = Scheduler::new(1, 2, rules);
+    let site = site_of(10, 8, 2);
+    let filed = |number| Event::Filed {
+        destination: domain("a.example"),
+        handle: handle(number),
+        stay: false,
+    };
+    other.handle(filed(0), START);
+    let to = asked(&actions(&mut other))[0];
+    resolve(&mut other, to, to_site(&site, LONG), START);
+    assert_eq!(actions(&mut other), [Action::Forward { core: 0 }]);
+    // The home has joined, and has more than it can send soon.
+    site.join();
+    site.report_backlog(true);
+    other.handle(filed(1), START);
+    assert_eq!(opened(&actions(&mut other)).len(), 1, "it joins in");
+    assert_eq!((other.len(), site.members()), (1, 2));
+    check(&mut other);
+}
+
+#[test]
 fn nothing_to_send_means_nothing_to_ask() {
     let mut scheduler = scheduler(1, 4, &[Kind::Mail]);
     file_to(&mut scheduler, 0, "a.example", START);

@@ -20,7 +20,7 @@ impl Scheduler {
             self.leaving.push_back((destination, handle));
             return self.actions.push_back(Action::Forward { core });
         }
-        if stay {
+        if stay || self.joins(index, now_unix_ms) {
             self.serve_here(index);
         }
         let is_hold = matches!(self.destinations.entry(index).standing, Standing::Hold);
@@ -66,6 +66,18 @@ impl Scheduler {
             return None;
         }
         Some(shared.core_for(self.core, self.cores)).filter(|&core| core != self.core)
+    }
+
+    /// Whether this core joins those that serve a destination's site: it keeps a message for it
+    /// though the site was another core's business when it was asked for.
+    fn joins(&self, index: DestinationIndex, now_unix_ms: u64) -> bool {
+        let Some(entry) = self.destinations.get(index) else { return false };
+        match &entry.standing {
+            Standing::Elsewhere { shared, until_unix_ms } => {
+                *until_unix_ms > now_unix_ms && shared.core_for(self.core, self.cores) == self.core
+            }
+            _ => false,
+        }
     }
 
     fn insert(&mut self, handle: Handle) -> Slot {
