@@ -300,6 +300,24 @@ fn with_one_connection_one_core_serves_whatever_the_others_have() {
     assert!(other.is_empty());
 }
 
+/// A connection that had others under way takes note of nothing but that there is no message.
+#[test]
+fn a_connection_that_missed_its_end_is_told_again() {
+    let rules = rules(&[Kind::Open], 2, 2);
+    let mut scheduler = Scheduler::new(0, 2, rules.clone());
+    (0..2).for_each(|number| file(&mut scheduler, number, 0, START));
+    let connections = opened(&actions(&mut scheduler));
+    connections.iter().for_each(|&connection| drop(ready(&mut scheduler, connection, START)));
+    // Another core joins: one connection is too many.
+    shared(&scheduler).join();
+    let end = [Action::Close { connection: connections[0] }];
+    assert_eq!(ready(&mut scheduler, connections[0], START), end);
+    let leaving = Event::ConnectionLeaving { site: SITE, connection: connections[0] };
+    scheduler.handle(leaving, START);
+    assert_eq!(actions(&mut scheduler), []);
+    assert_eq!(ready(&mut scheduler, connections[0], START), end, "once it has ended the others");
+}
+
 // ---- mail exchangers -------------------------------------------------------------------------
 
 fn domain(name: &str) -> Destination {
