@@ -148,6 +148,8 @@ pub(super) struct DestinationQueue {
     pub(super) asking: Asking,
     /// Times in a row that it could not be found out where its mail goes.
     pub(super) failures: u32,
+    /// Until when the answer held by which it has its site.
+    pub(super) held_until_unix_ms: u64,
     /// Messages that wait for a connection, or for it to be known where they go.
     pub(super) ready: List,
     /// Messages that wait for their next attempt.
@@ -181,6 +183,7 @@ impl DestinationQueue {
             standing,
             asking: Asking::No,
             failures: 0,
+            held_until_unix_ms: 0,
             ready: List::default(),
             deferred: List::default(),
             handles: 0,

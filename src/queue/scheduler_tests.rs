@@ -463,6 +463,36 @@ fn a_core_joins_a_busy_site_of_a_domain_that_it_took_for_anothers() {
 }
 
 #[test]
+fn a_working_site_outlasts_name_servers_that_do_not() {
+    const HOUR: u64 = 3_600_000;
+    let mut scheduler = scheduler(1, 1, &[Kind::Mail]);
+    let site = site_of(9, 1, 1);
+    file_to(&mut scheduler, 0, "a.example", START);
+    let to = asked(&actions(&mut scheduler))[0];
+    resolve(&mut scheduler, to, to_site(&site, START + 1_000), START);
+    let connection = opened(&actions(&mut scheduler))[0];
+    let mut now = START + 1_000;
+    let mut looks = 0;
+    while now < START + 1_000 + 4 * HOUR {
+        looks += 1;
+        file_to(&mut scheduler, looks, "a.example", now);
+        assert_eq!(asked(&actions(&mut scheduler)), [to]);
+        resolve(&mut scheduler, to, later(now + 300_000 + looks), now);
+        assert_eq!((scheduler.resolution_failures(to), scheduler.rest_of(to, now)), (0, None));
+        scheduler.handle(Event::Tick, now + 29_999);
+        assert_eq!(asked(&actions(&mut scheduler)), [], "not at once");
+        now += 60_000;
+    }
+    assert_eq!(looks, 240);
+    let given = ready(&mut scheduler, connection, now);
+    assert_eq!(delivered(&given).len(), 1, "it is used to the end");
+    assert_eq!(asked(&given), [to]);
+    resolve(&mut scheduler, to, later(now + 300_000), now);
+    assert!(scheduler.rest_of(to, now).is_some(), "and not for ever");
+    check(&mut scheduler);
+}
+
+#[test]
 fn nothing_to_send_means_nothing_to_ask() {
     let mut scheduler = scheduler(1, 4, &[Kind::Mail]);
     file_to(&mut scheduler, 0, "a.example", START);
