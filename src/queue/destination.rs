@@ -313,6 +313,11 @@ impl Destinations {
         self.by_key.remove(&entry.expect("it was in a list").key);
     }
 
+    /// The places of the table, free ones too.
+    pub(super) fn places(&self) -> u32 {
+        self.entries.places()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

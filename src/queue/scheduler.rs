@@ -437,6 +437,22 @@ impl Scheduler {
         self.expiry(handle.destination, handle.id)
     }
 
+    /// The places of this core's table of destinations, free ones too: for those who walk it.
+    pub fn destination_places(&self) -> u32 {
+        self.destinations.places()
+    }
+
+    /// The destination at a place, with how many of its messages wait for a time; `None` if none
+    /// does.
+    pub fn waiting_at(&self, place: u32, now_unix_ms: u64) -> Option<(&Destination, u64)> {
+        let index = DestinationIndex(place);
+        let entry = self.destinations.get(index)?;
+        let is_resting = !entry.ready.is_empty() && self.rests(index, now_unix_ms);
+        let ready = if is_resting { entry.ready.len() } else { 0 };
+        let waiting = u64::from(entry.deferred.len()) + u64::from(ready);
+        (waiting > 0).then_some((&entry.key, waiting))
+    }
+
     // ---- what operators change -----------------------------------------------------------
 
     /// An operator leaves only some recipients to a message that is not being sent; the others

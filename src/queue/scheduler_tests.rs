@@ -493,6 +493,22 @@ fn a_working_site_outlasts_name_servers_that_do_not() {
 }
 
 #[test]
+fn what_waits_is_counted_by_destinations() {
+    let mut scheduler = scheduler(1, 1, &[Kind::Mail, Kind::Hold]);
+    (0..3).for_each(|number| file_to(&mut scheduler, number, "a.example", START));
+    file(&mut scheduler, 9, 1, START);
+    let waiting = |scheduler: &Scheduler| -> Vec<(Destination, u64)> {
+        let at = |place| scheduler.waiting_at(place, START);
+        let found = (0..scheduler.destination_places()).filter_map(at);
+        found.map(|(destination, waiting)| (destination.clone(), waiting)).collect()
+    };
+    assert_eq!(waiting(&scheduler), [], "they are ready, or held");
+    let to = asked(&actions(&mut scheduler))[0];
+    resolve(&mut scheduler, to, later(START + 5_000), START);
+    assert_eq!(waiting(&scheduler), [(domain("a.example"), 3)]);
+}
+
+#[test]
 fn nothing_to_send_means_nothing_to_ask() {
     let mut scheduler = scheduler(1, 4, &[Kind::Mail]);
     file_to(&mut scheduler, 0, "a.example", START);

@@ -167,7 +167,7 @@ async fn read_letters(worker: Rc<Worker>, letters: Inbox<Letter>, stop: Rc<Notif
         Letter::Asked(request, answer) => {
             runtime::spawn(super::admin::answer(worker.clone(), request, answer));
         }
-        Letter::Etrn(errand) => worker.run_errand(&errand),
+        Letter::Etrn(errand) => runtime::spawn(worker.clone().run_errand(errand)),
         Letter::EtrnDone(found) => worker.errand_done(&found),
         Letter::Stop => stop.notify(),
     };
