@@ -156,8 +156,8 @@ pub(super) struct DestinationQueue {
     pub(super) deferred: List,
     /// All messages of this destination, held and active ones too.
     pub(super) handles: u32,
-    /// The latest time at which the age of any of those matters that were ever put at the end of
-    /// `ready`: what comes behind them and matters sooner has a timer of its own.
+    /// The latest time at which the age of any of those matters that were put into `ready` since
+    /// it was empty: what comes behind them and matters sooner has a timer of its own.
     pub(super) newest_unix_ms: u64,
     /// When it is to be looked at: at the latest when the first in `ready` expires.
     pub(super) alarm_unix_ms: Option<u64>,

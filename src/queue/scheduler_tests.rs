@@ -318,6 +318,29 @@ fn a_connection_that_missed_its_end_is_told_again() {
     assert_eq!(ready(&mut scheduler, connections[0], START), end, "once it has ended the others");
 }
 
+#[test]
+fn an_age_that_is_long_gone_costs_the_next_messages_no_timers() {
+    let mut scheduler = scheduler(1, 1, &[Kind::Open]);
+    file(&mut scheduler, 1_000 << 23, 0, START);
+    let gone = scheduler.iter().next().expect("it was filed").0;
+    scheduler.finish(gone);
+    (0..3).for_each(|number| file(&mut scheduler, number, 0, START));
+    assert_eq!(scheduler.timers.len(), 0, "they are in the order of their age");
+    check(&mut scheduler);
+}
+
+#[test]
+fn what_comes_back_to_an_empty_list_is_not_overlooked_by_what_comes_behind() {
+    let mut scheduler = scheduler(1, 1, &[Kind::Open]);
+    let late = u64::from(u32::MAX);
+    file(&mut scheduler, late << 23, 0, START);
+    let connection = opened(&actions(&mut scheduler))[0];
+    let slot = delivered(&ready(&mut scheduler, connection, START))[0].1;
+    scheduler.handle(Event::Returned { slot }, START);
+    file(&mut scheduler, 0, 0, START);
+    assert_eq!(scheduler.timers.len(), 1, "the older one, which stands behind");
+}
+
 // ---- mail exchangers -------------------------------------------------------------------------
 
 fn domain(name: &str) -> Destination {

@@ -154,6 +154,9 @@ impl Scheduler {
             }
             End::Front => {
                 entry.ready.push_front(&mut self.handles, slot);
+                if head.is_none() {
+                    entry.newest_unix_ms = look;
+                }
                 if let Some(head) = head {
                     let behind = self.look_unix_ms(head);
                     if behind < look {
@@ -179,6 +182,9 @@ impl Scheduler {
         let entry = self.destinations.entry(index);
         entry.ready.remove(&mut self.handles, slot);
         let (is_empty, site) = (entry.ready.is_empty(), entry.site());
+        if is_empty {
+            entry.newest_unix_ms = 0;
+        }
         if let Some(site) = site {
             self.site_queue(site).ready -= 1;
             if is_empty {
