@@ -189,8 +189,10 @@ pub struct Scheduler {
     timers: BTreeSet<(u64, Slot)>,
     /// When a destination or a site is to be looked at, earliest first.
     alarms: BTreeSet<(u64, Alarm)>,
-    /// Destinations whose site is to be asked for; those that are, are counted.
+    /// Destinations whose site is to be asked for, and those for which nobody could tell the last
+    /// time: they come last.  Those that are asked for are counted.
     to_ask: VecDeque<DestinationIndex>,
+    to_ask_again: VecDeque<DestinationIndex>,
     asked: u32,
     /// Destinations whose messages go back.
     refused: VecDeque<DestinationIndex>,
@@ -257,6 +259,7 @@ impl Scheduler {
             timers: BTreeSet::new(),
             alarms: BTreeSet::new(),
             to_ask: VecDeque::new(),
+            to_ask_again: VecDeque::new(),
             asked: 0,
             refused: VecDeque::new(),
             hurried: VecDeque::new(),

@@ -532,6 +532,27 @@ fn what_waits_is_counted_by_destinations() {
 }
 
 #[test]
+fn domains_that_nobody_can_tell_about_leave_room_for_others() {
+    let mut scheduler = scheduler(1, 1, &[Kind::Mail]);
+    let most = crate::limits::RESOLUTIONS_AT_ONCE as usize;
+    (0..most as u64)
+        .for_each(|number| file_to(&mut scheduler, number, &format!("{number}.example"), START));
+    let dead = asked(&actions(&mut scheduler));
+    assert_eq!(dead.len(), most);
+    dead.iter().for_each(|&to| resolve(&mut scheduler, to, later(START + 1_000), START));
+    scheduler.handle(Event::Tick, START + 1_000);
+    let again = asked(&actions(&mut scheduler));
+    assert_eq!(again.len(), most - crate::limits::RESOLUTIONS_RESERVED as usize);
+    file_to(&mut scheduler, 5_000, "new.example", START + 1_000);
+    assert_eq!(asked(&actions(&mut scheduler)).len(), 1, "at once");
+    // The others have their turn.
+    again.iter().for_each(|&to| resolve(&mut scheduler, to, later(LONG), START + 1_001));
+    let left = most - again.len();
+    assert_eq!(asked(&actions(&mut scheduler)).len(), left - 1, "the new one is still at it");
+    check(&mut scheduler);
+}
+
+#[test]
 fn nothing_to_send_means_nothing_to_ask() {
     let mut scheduler = scheduler(1, 4, &[Kind::Mail]);
     file_to(&mut scheduler, 0, "a.example", START);

@@ -81,19 +81,30 @@ impl Scheduler {
             return;
         }
         entry.asking = Asking::Waiting;
-        self.to_ask.push_back(index);
+        match entry.failures {
+            0 => self.to_ask.push_back(index),
+            _ => self.to_ask_again.push_back(index),
+        }
         self.ask_more();
     }
 
     fn ask_more(&mut self) {
-        while self.asked < limits::RESOLUTIONS_AT_ONCE
-            && let Some(index) = self.to_ask.pop_front()
-        {
+        while let Some(index) = self.next_to_ask() {
             self.step();
             self.destinations.entry(index).asking = Asking::Asked;
             self.asked += 1;
             self.actions.push_back(Action::Resolve { destination: index });
         }
+    }
+
+    fn next_to_ask(&mut self) -> Option<DestinationIndex> {
+        let left = limits::RESOLUTIONS_AT_ONCE.saturating_sub(self.asked);
+        if left > 0
+            && let Some(index) = self.to_ask.pop_front()
+        {
+            return Some(index);
+        }
+        (left > limits::RESOLUTIONS_RESERVED).then(|| self.to_ask_again.pop_front()).flatten()
     }
 
     pub(super) fn resolved(
