@@ -5,7 +5,8 @@
 //! its stream; [`local`] writes Maildirs and whatever else needs no peer.
 //!
 //! However it ends, the scheduler hears `ConnectionClosed`, and a message that was being sent is
-//! settled or returned: nothing is left active.  A host that cannot be reached or does not greet
+//! settled or returned: nothing is left active.  A panic in here aborts the process, since it may
+//! have come from the middle of the scheduler's or the log's work; recovery does the rest.  A host that cannot be reached or does not greet
 //! well is avoided for a while; only when no other one is left does the site rest.
 
 pub mod local;
@@ -36,7 +37,9 @@ pub async fn run(worker: Rc<Worker>, site: SiteIndex, connection: ConnectionId, 
     if let Some(shared) = worker.with_queue(|queue| queue.site(site).cloned()) {
         let way = Way { worker: worker.clone(), site, shared, connection, lane };
         if let Err(words) = guarded(go(&way)).await {
-            tracing::error!(site = way.site_name(), "a delivery ended by a bug of ours: {words}");
+            let site = way.site_name();
+            tracing::error!(site, "a delivery met a bug of ours; the process ends: {words}");
+            std::process::abort();
         }
     }
     worker.pool.close(connection);
