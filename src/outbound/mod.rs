@@ -16,11 +16,12 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::{Host, Target};
 use crate::delivery::outcome::RetryPolicy;
 use crate::delivery::settle;
+use crate::dns::{Addresses, Name};
 use crate::pool::Lane;
 use crate::pool::dial::{DialError, Dialled, dial};
 use crate::queue::arena::Slot;
@@ -78,7 +79,8 @@ async fn connect(way: &Way) -> Result<Dialled, DialError> {
         };
     }
     let hosts = reach.hosts();
-    dial(&worker.resolver, &hosts, reach.port, reach.source, limit, &reach.health).await
+    let learned = |name: &Name, found: &Addresses| reach.learn(name, found);
+    dial(&worker.resolver, &hosts, reach.port, reach.source, limit, &reach.health, &learned).await
 }
 
 fn describe_connect(peer: impl Display, error: &StreamError) -> String {
@@ -146,6 +148,11 @@ impl Way {
             return;
         }
         settle::site_failed(self, words);
+        let now_unix_ms = self.worker.now_unix_ms();
+        if let (Some(peer), Some(until)) = (peer, self.shared.rests_until(now_unix_ms)) {
+            let rest = Duration::from_millis(until.saturating_sub(now_unix_ms));
+            self.shared.reach().rests(peer, Instant::now() + rest);
+        }
     }
 
     /// The next message, once the connection is ready for one.  After `None` none will come: the

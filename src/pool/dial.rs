@@ -50,7 +50,8 @@ pub struct DialError {
 /// Connects to one of `hosts`, which are in the order of their preference, from the address
 /// `source` if one is given.
 ///
-/// From the first attempt on it takes `connect_limit` at most; before that only the resolver's
+/// What is looked up on the way is told to `learned`, so that it is known to whoever judges the
+/// connection.  From the first attempt on it takes `connect_limit` at most; before that only the resolver's
 /// own time.
 ///
 /// # Errors
@@ -62,6 +63,7 @@ pub async fn dial(
     source: Option<IpAddr>,
     connect_limit: Duration,
     health: &Mutex<HostHealth>,
+    learned: &dyn Fn(&Name, &Addresses),
 ) -> Result<Dialled, DialError> {
     let mut rng = fastrand::Rng::new();
     let plan = DialPlan::new(hosts, port, source, Instant::now(), &mut rng);
@@ -69,6 +71,7 @@ pub async fn dial(
         resolver,
         plan,
         health,
+        learned,
         rng,
         source,
         connect_limit,
@@ -95,6 +98,7 @@ struct Race<'a, L> {
     resolver: &'a L,
     plan: DialPlan,
     health: &'a Mutex<HostHealth>,
+    learned: &'a dyn Fn(&Name, &Addresses),
     rng: fastrand::Rng,
     source: Option<IpAddr>,
     connect_limit: Duration,
@@ -172,6 +176,7 @@ impl<'a, L: Lookup> Race<'a, L> {
             if let Err(error) = &addresses.result {
                 self.problems.of_dns(format!("no address of {name}: {error}"));
             }
+            (self.learned)(name, addresses);
             self.plan.looked_up(name, addresses);
         }
     }

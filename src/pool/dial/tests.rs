@@ -79,7 +79,7 @@ fn dial_now(
     health: &Mutex<HostHealth>,
 ) -> Outcome {
     let began = Instant::now();
-    let dialled = crate::runtime::run(dial(&Nobody, hosts, port, source, limit, health));
+    let dialled = crate::runtime::run(dial(&Nobody, hosts, port, source, limit, health, &|_, _| {}));
     let result = dialled.expect("an event loop").map(|dialled| (dialled.peer, dialled.host));
     Outcome { result, took: began.elapsed() }
 }
