@@ -3,9 +3,10 @@
 //! One for each site, shared by its cores.  The locks in here are taken a few times a connection
 //! and once a resolution, never for a message.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::Target;
@@ -28,6 +29,9 @@ pub struct Reach {
     hosts: Mutex<Arc<[MailHost]>>,
     /// Hosts that did not take us since one did.
     failures: AtomicU32,
+    /// The addresses of connections that have shown themselves well, and how many lead to each;
+    /// bounded by the site's connections.
+    serving: Mutex<HashMap<SocketAddr, u32>>,
 }
 
 impl Reach {
@@ -56,6 +60,7 @@ impl Reach {
             health: Mutex::default(),
             hosts: Mutex::new(hosts),
             failures: AtomicU32::new(0),
+            serving: Mutex::default(),
         }
     }
 
@@ -119,10 +124,49 @@ impl Reach {
         }
     }
 
-    /// A host has greeted us well.
-    pub fn host_succeeded(&self, address: SocketAddr) {
+    /// A host did not take us while others serve the site; it is avoided unless it is one of
+    /// them.
+    pub fn host_refused(&self, address: SocketAddr, now: Instant) {
+        if !self.serves(address) {
+            dial::lock(&self.health).failed(address, now);
+        }
+    }
+
+    /// A host has had its word on a message: not at its greeting, since one that greets and then
+    /// drops every transaction is not well.  It serves until the value is dropped.
+    pub fn host_succeeded(&self, address: SocketAddr) -> Serving<'_> {
         self.failures.store(0, Ordering::Relaxed);
         dial::lock(&self.health).succeeded(address);
+        *self.serving().entry(address).or_default() += 1;
+        Serving { reach: self, address }
+    }
+
+    /// Whether a connection to this address stands that has shown itself well.
+    pub fn serves(&self, address: SocketAddr) -> bool {
+        self.serving().contains_key(&address)
+    }
+
+    fn serving(&self) -> MutexGuard<'_, HashMap<SocketAddr, u32>> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection whose host has had its word on a message.
+#[derive(Debug)]
+pub struct Serving<'a> {
+    reach: &'a Reach,
+    address: SocketAddr,
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        let mut serving = self.reach.serving();
+        if let Some(count) = serving.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                serving.remove(&self.address);
+            }
+        }
     }
 }
 
@@ -160,6 +204,24 @@ mod tests {
         assert!(!reach.host_failed(at(3), now));
         reach.host_succeeded(at(2));
         assert!(reach.host_failed(at(1), now));
+    }
+
+    #[test]
+    fn a_host_that_serves_is_not_avoided_for_refusing_more() {
+        let now = Instant::now();
+        let reach = reach(&[("192.0.2.1", now), ("192.0.2.2", now)]);
+        let is_avoided =
+            |last| dial::lock(&reach.health).avoid_until(at(last), now).is_some();
+        let serving = [reach.host_succeeded(at(2)), reach.host_succeeded(at(2))];
+        (1..=2).for_each(|last| reach.host_refused(at(last), now));
+        assert!(is_avoided(1) && !is_avoided(2));
+        let [one, other] = serving;
+        drop(one);
+        assert!(reach.serves(at(2)));
+        drop(other);
+        assert!(!reach.serves(at(2)));
+        reach.host_refused(at(2), now);
+        assert!(is_avoided(2));
     }
 
     fn found(addresses: &[&str], expires: Instant) -> Addresses {

@@ -5,8 +5,9 @@
 //! its stream; [`local`] writes Maildirs and whatever else needs no peer.
 //!
 //! However it ends, the scheduler hears `ConnectionClosed`, and a message that was being sent is
-//! settled or returned: nothing is left active.  A host that cannot be reached or does not greet
-//! well is avoided for a while; only when no other one is left does the site rest.
+//! settled or returned: nothing is left active.  A host that cannot be reached, does not greet
+//! well, or ends a fresh connection without a word on a message is avoided for a while; only when
+//! no other one is left does the site rest, or the message wait.
 
 pub mod local;
 pub mod maildir;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Host, Target};
 use crate::delivery::outcome::RetryPolicy;
+use crate::delivery::reach::Serving;
 use crate::delivery::settle;
 use crate::dns::{Addresses, Name};
 use crate::pool::Lane;
@@ -127,21 +129,36 @@ impl Way {
         &self.worker.sites.course(course.unwrap_or(fallback)).retry
     }
 
-    /// The host has greeted us well.
-    pub fn host_succeeded(&self, peer: Option<SocketAddr>) {
-        if let Some(peer) = peer {
-            self.shared.reach().host_succeeded(peer);
+    /// The host has had its word on a message; said once a connection, for as long as it lasts.
+    pub fn host_succeeded(&self, peer: Option<SocketAddr>) -> Option<Serving<'_>> {
+        peer.map(|peer| self.shared.reach().host_succeeded(peer))
+    }
+
+    /// The host has greeted us and then ended the connection without a word on its first message.
+    /// Tells whether another host is left, which is to have the message at once.
+    ///
+    /// Not if other connections to it are well: then it is the message that it does not like.
+    pub fn is_passed_over(&self, peer: Option<SocketAddr>) -> bool {
+        let reach = self.shared.reach();
+        let Some(peer) = peer.filter(|peer| !reach.serves(*peer)) else { return false };
+        let is_passed_over = reach.host_failed(peer, Instant::now());
+        if is_passed_over {
+            let words = "no word on its first message";
+            tracing::info!(site = self.site_name(), %peer, words, "the next host is tried");
         }
+        is_passed_over
     }
 
     /// The host has connected and then not taken us, at its greeting or at EHLO: the next
     /// connection goes to another host.  Without one the site rests, or pauses.
     pub fn host_failed(&self, peer: Option<SocketAddr>, words: &str) {
-        // A site that serves other connections has enough of them: no reason to trouble the hosts
-        // that stand in for it.
-        let is_lone = self.shared.established() == 0;
-        if let Some(peer) = peer.filter(|_| is_lone)
-            && self.shared.reach().host_failed(peer, Instant::now())
+        // A site that serves other connections most likely has enough of them: it pauses, and the
+        // hosts that stand in are not troubled at once.
+        let (is_lone, reach) = (self.shared.established() == 0, self.shared.reach());
+        if let Some(peer) = peer.filter(|_| !is_lone) {
+            reach.host_refused(peer, Instant::now());
+        } else if let Some(peer) = peer
+            && reach.host_failed(peer, Instant::now())
         {
             self.worker.metrics.connections_failed.count();
             tracing::info!(site = self.site_name(), %peer, words, "the next host is tried");
@@ -151,7 +168,7 @@ impl Way {
         let now_unix_ms = self.worker.now_unix_ms();
         if let (Some(peer), Some(until)) = (peer, self.shared.rests_until(now_unix_ms)) {
             let rest = Duration::from_millis(until.saturating_sub(now_unix_ms));
-            self.shared.reach().rests(peer, Instant::now() + rest);
+            reach.rests(peer, Instant::now() + rest);
         }
     }
 
