@@ -210,8 +210,7 @@ mod tests {
     fn a_host_that_serves_is_not_avoided_for_refusing_more() {
         let now = Instant::now();
         let reach = reach(&[("192.0.2.1", now), ("192.0.2.2", now)]);
-        let is_avoided =
-            |last| dial::lock(&reach.health).avoid_until(at(last), now).is_some();
+        let is_avoided = |last| dial::lock(&reach.health).avoid_until(at(last), now).is_some();
         let serving = [reach.host_succeeded(at(2)), reach.host_succeeded(at(2))];
         (1..=2).for_each(|last| reach.host_refused(at(last), now));
         assert!(is_avoided(1) && !is_avoided(2));

@@ -25,7 +25,7 @@ use crate::delivery::reach::Serving;
 use crate::delivery::settle;
 use crate::dns::{Addresses, Name};
 use crate::pool::Lane;
-use crate::pool::dial::{DialError, Dialled, dial};
+use crate::pool::dial::{DialError, Dialled, dial, is_own_shortage};
 use crate::queue::arena::Slot;
 use crate::queue::scheduler::{ConnectionId, Event};
 use crate::queue::site::{SiteIndex, SiteShared};
@@ -60,6 +60,7 @@ async fn go(way: &Way) {
     }
     match connect(way).await {
         Ok(dialled) => smtp::run(way, dialled.stream, Some(dialled.peer)).await,
+        Err(error) if error.is_own_shortage => settle::own_shortage(way, &error.words),
         Err(error) => settle::site_failed(way, &error.words),
     }
 }
@@ -76,7 +77,9 @@ async fn connect(way: &Way) -> Result<Dialled, DialError> {
         return match Stream::connect(peer, reach.source, limit).await {
             Ok(stream) => Ok(Dialled { stream, peer, host: ip.to_string().into() }),
             Err(error) => {
-                Err(DialError { words: describe_connect(peer, &error).into(), dns_only: false })
+                let words = describe_connect(peer, &error).into();
+                let is_own_shortage = is_own_shortage(&error, peer, reach.source);
+                Err(DialError { words, dns_only: false, is_own_shortage })
             }
         };
     }
