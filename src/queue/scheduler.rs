@@ -474,6 +474,13 @@ impl Scheduler {
         }
     }
 
+    /// Notes that an operator has let it go.
+    pub fn released(&mut self, slot: Slot) {
+        if let Some(handle) = self.handles.get_mut(slot) {
+            handle.released = true;
+        }
+    }
+
     /// Takes out a handle whose recipients are all done, or that an operator deletes.
     pub fn finish(&mut self, slot: Slot) -> Option<Handle> {
         let state = self.handles.get(slot)?.state;

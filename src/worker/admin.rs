@@ -404,11 +404,15 @@ impl Target {
         let mut groups = groups.into_iter();
         let (destination, kept) = groups.next()?;
         let kept = Recipients::of(kept, recipients.len());
-        worker.with_queue(|queue| queue.split(slot, kept, parts.clone()));
+        worker.with_queue(|queue| {
+            queue.split(slot, kept, parts.clone());
+            queue.released(slot);
+        });
         worker.queue_event(Event::Reroute { slot, destination });
         for (destination, places) in groups {
             let recipients = Recipients::of(places, recipients.len());
-            let handle = Handle::new(handle.id, handle.place, recipients, parts.clone());
+            let mut handle = Handle::new(handle.id, handle.place, recipients, parts.clone());
+            handle.released = true;
             worker.queue_event(Event::Filed { destination, handle, stay: true });
         }
         Some(Some(record))
