@@ -1,5 +1,5 @@
 //! What becomes of a message after an attempt: carries out what
-//! [`settlement`](super::settlement) decides - appends to the log, events, the scheduler.
+//! [`settlement`] decides - appends to the log, events, the scheduler.
 //!
 //! Nothing is decided here, so that the simulation, which has a shell of its own, runs the same
 //! decisions.  The order of the effects matters and is theirs: the outcome is appended first; the

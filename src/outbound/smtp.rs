@@ -3,7 +3,7 @@
 //!
 //! A small message leaves in one write with its trace header and, in one flight, its envelope; what
 //! goes in one flight leaves together, up to a bound.  A large message goes chunk by chunk as the
-//! reader brings it.  While anything is written, replies are read ([`duplex`]).  The peer's word
+//! reader brings it.  While anything is written, replies are read (`duplex`).  The peer's word
 //! for each recipient goes to [`crate::delivery::settle`].
 //!
 //! Invariant: every slot that the lane gave is settled or returned before [`run`] ends, those that

@@ -1,7 +1,7 @@
 //! Where messages are filed: destinations, and one core's table of them.
 //!
 //! A destination is known as soon as a recipient's route is, so filing never waits for DNS.  What
-//! it resolves to is its [`Standing`], which belongs to the whole destination: a million messages
+//! it resolves to is its `Standing`, which belongs to the whole destination: a million messages
 //! for a domain that is dead, or that has moved, are one entry here.
 //!
 //! Each core has a table of its own, and a destination's identity is its content, not its place
