@@ -258,6 +258,53 @@ fn an_outcome_that_comes_meanwhile_is_not_undone() {
     }
 }
 
+/// Does all chores until the compaction is to copy something; gives that chore.
+fn until_copy(bench: &mut Bench) -> Chore {
+    bench.is_lazy = true;
+    for _ in 0..40 {
+        while let Some(chore) = bench.log.poll_chore() {
+            if matches!(chore, Chore::Copy { .. }) {
+                return chore;
+            }
+            bench.do_chore(chore);
+        }
+        bench.tick();
+    }
+    panic!("there was nothing to copy");
+}
+
+/// An outcome comes while a batch is made, or the disk refuses the batch: whatever stays behind
+/// must be tried again, though nothing more dies.
+#[test]
+fn what_a_job_left_behind_is_tried_again() {
+    for is_refused in [false, true] {
+        let mut bench = bench();
+        let first = bench.accept(&Mail::new(1, 1, 500));
+        let second = bench.accept(&Mail::new(2, 1, 500));
+        traffic(&mut bench, 100..140);
+        let copy = until_copy(&mut bench);
+        if is_refused {
+            bench.disk.fail_next_write();
+        } else {
+            let wait = defer(1, first, Recipients::All, "meanwhile");
+            bench.appender.append_defer(&wait, bench.now);
+            bench.commit();
+        }
+        bench.do_chore(copy);
+        bench.is_lazy = false;
+        bench.do_chores();
+        let moved = |bench: &Bench, id, place| {
+            bench.log.table().place_of(MessageId(id), place) != place
+        };
+        // What was not touched goes with the same job.
+        assert_eq!(moved(&bench, 2, second), !is_refused);
+        assert!(!moved(&bench, 1, first));
+        settle(&mut bench);
+        assert!(moved(&bench, 1, first) && moved(&bench, 2, second), "refused: {is_refused}");
+        assert_eq!(bench.reborn(true).kept.messages.len(), 2);
+    }
+}
+
 #[test]
 fn a_large_message_moves_with_its_chunks() {
     let mut bench = bench();

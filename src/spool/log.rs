@@ -402,7 +402,7 @@ impl<D: Disk> Log<D> {
                 }
                 if self.is_outdated(batch) {
                     let written = self.waiting.pop_front().and_then(|batch| batch.compaction);
-                    written.into_iter().for_each(|written| self.compaction_refused(written, false));
+                    written.into_iter().for_each(|written| self.compaction_withdrawn(written));
                     continue;
                 }
             }

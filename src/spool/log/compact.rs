@@ -39,8 +39,10 @@ pub(super) struct Job {
     chosen: BTreeSet<SegmentNo>,
     /// Messages of which an outcome was committed since the job began.
     touched: HashSet<MessageId>,
-    /// Candidates of which something could not be written again.
+    /// Candidates of whose outcomes some could not be written again.
     not_clean: BTreeSet<SegmentNo>,
+    /// Segments that were to be emptied of something that stays: another job is to try again.
+    unfinished: BTreeSet<SegmentNo>,
     /// Nothing more is begun; what is under way is waited for.
     is_given_up: bool,
 }
@@ -110,6 +112,7 @@ impl<D: Disk> Log<D> {
             chosen: BTreeSet::new(),
             touched: HashSet::new(),
             not_clean: BTreeSet::new(),
+            unfinished: BTreeSet::new(),
             is_given_up: false,
         });
         self.survey_next(Box::new(survey));
@@ -168,6 +171,7 @@ impl<D: Disk> Log<D> {
             Err(_) if !self.segments.contains_key(&segment) => self.survey_next(survey),
             Err(error) => {
                 self.stats.chore_failures.fetch_add(1, Relaxed);
+                job.is_given_up = true;
                 let candidates = job.candidates.clone();
                 if error.kind() == io::ErrorKind::InvalidData {
                     tracing::error!(%segment, %error, "a segment is damaged; what stands before \
@@ -204,7 +208,7 @@ impl<D: Disk> Log<D> {
         }
         if job.is_given_up || self.has_failed {
             for item in std::mem::take(left) {
-                job.not_clean.extend(&item.holders);
+                leave(&mut job.not_clean, &mut job.unfinished, &item);
                 forget_copies(&mut self.accounts, &item);
             }
         }
@@ -229,7 +233,7 @@ impl<D: Disk> Log<D> {
             }
             let item = left.pop_front().expect("looked at above");
             if is_touched {
-                job.not_clean.extend(&item.holders);
+                leave(&mut job.not_clean, &mut job.unfinished, &item);
                 forget_copies(&mut self.accounts, &item);
                 continue;
             }
@@ -256,7 +260,7 @@ impl<D: Disk> Log<D> {
             self.stats.chore_failures.fetch_add(1, Relaxed);
             forget_copies(&mut self.accounts, &item);
             let Some(job) = &mut self.job else { continue };
-            job.not_clean.extend(&item.holders);
+            leave(&mut job.not_clean, &mut job.unfinished, &item);
             // It has ended, and its segment may be in use again.
             if job.touched.contains(&item.id) {
                 continue;
@@ -357,7 +361,7 @@ impl<D: Disk> Log<D> {
                 Ok(place) => self.compacted(written, place),
                 Err(error) => {
                     tracing::warn!(%error, "compaction: a batch was refused");
-                    self.compaction_refused(written, true);
+                    self.compaction_refused(written);
                 }
             }
         }
@@ -369,6 +373,7 @@ impl<D: Disk> Log<D> {
                 message.to_copy.pop();
                 message.copies.push(place.segment);
                 let copy = &mut message.chunks[index].place;
+                message.copied_from.push(copy.segment);
                 (copy.segment, copy.offset) = (place.segment, place.offset + BATCH_HEADER as u32);
             }
             match &mut self.job {
@@ -380,12 +385,24 @@ impl<D: Disk> Log<D> {
     }
 
     /// What was to be written again stays where it is, until another job.
-    pub(super) fn compaction_refused(&mut self, written: Written, is_over: bool) {
+    pub(super) fn compaction_refused(&mut self, written: Written) {
         for item in written.into_items() {
             forget_copies(&mut self.accounts, &item);
             if let Some(job) = &mut self.job {
-                job.not_clean.extend(&item.holders);
-                job.is_given_up |= is_over;
+                leave(&mut job.not_clean, &mut job.unfinished, &item);
+                job.is_given_up = true;
+            }
+        }
+        self.compaction_is_free();
+    }
+
+    /// A batch says something that is no longer true: its items are gone through once more, and
+    /// those that are still as they were surveyed are put into another one.
+    pub(super) fn compaction_withdrawn(&mut self, written: Written) {
+        for item in written.into_items().into_iter().rev() {
+            match &mut self.job {
+                Some(Job { stage: Stage::Copying { left, .. }, .. }) => left.push_front(item),
+                _ => forget_copies(&mut self.accounts, &item),
             }
         }
         self.compaction_is_free();
@@ -396,13 +413,14 @@ impl<D: Disk> Log<D> {
         let fills: BTreeMap<SegmentNo, u32> =
             self.accounts.fills().map(|fill| (fill.segment, fill.live)).collect();
         for segment in job.candidates {
-            let is_clean = !job.not_clean.contains(&segment);
-            if is_clean && !job.is_given_up && job.chosen.contains(&segment) {
+            let is_clean = !job.is_given_up && !job.not_clean.contains(&segment);
+            if is_clean && job.chosen.contains(&segment) {
                 self.accounts.carried(segment, &job.chosen);
             }
+            let is_finished = is_clean && !job.unfinished.contains(&segment);
             if let Some(file) = self.segments.get_mut(&segment) {
                 // What was not done is to be tried again, whether or not more has died.
-                let live = match is_clean {
+                let live = match is_finished {
                     true => fills.get(&segment).copied().unwrap_or(0),
                     false => u32::MAX,
                 };
@@ -411,6 +429,12 @@ impl<D: Disk> Log<D> {
         }
         self.stats.compactions.fetch_add(1, Relaxed);
     }
+}
+
+/// Nothing of the item is written again by this job.
+fn leave(not_clean: &mut BTreeSet<SegmentNo>, unfinished: &mut BTreeSet<SegmentNo>, item: &Item) {
+    not_clean.extend(&item.holders);
+    unfinished.extend(item.sources());
 }
 
 /// Copies of chunks that no MESSAGE will name.
