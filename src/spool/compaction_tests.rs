@@ -405,6 +405,47 @@ fn a_full_disk_is_compacted_at_once() {
     assert_eq!(bench.reborn(true).kept.ids(), [1]);
 }
 
+/// The disk fills while a job is under way that needs several segments before it frees one.
+#[test]
+fn a_job_on_a_disk_that_fills_leaves_room_for_outcomes() {
+    let mut bench = bench();
+    // These stay where they are, and each segment that comes after holds an outcome of one.
+    let firm: Vec<_> = (1..=18).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    let mut waiting = Vec::new();
+    for id in 100..240 {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        match id % 3 {
+            0 => waiting.push((id, place)),
+            _ => bench.done(id, place),
+        }
+        if id % 20 == 10 {
+            let (id, place) = firm[(id as usize - 100) / 20];
+            bench.done(id, place);
+        }
+    }
+    let used = bench.log.accounts().segments();
+    bench.disk.set_faults(Faults { files_max: used + 3, ..Faults::default() });
+    let copy = until_copy(&mut bench);
+    bench.do_chore(copy);
+    bench.is_lazy = false;
+    for _ in 0..3 {
+        bench.do_chores();
+        bench.tick();
+    }
+    // What waits is bound to end, whatever the compaction is about.
+    while Mail::new(999, 1, 3000).append(&mut bench.appender, bench.now).is_ok()
+        && bench.commit().iter().all(|settled| settled.result.is_ok())
+    {}
+    for (id, place) in waiting {
+        bench.done(id, place);
+        assert!(!bench.log.is_waiting(), "the end of {id} waits");
+    }
+    settle(&mut bench);
+    let mut bench = bench.reborn(true);
+    bench.kept.messages.retain(|found| found.message.id.0 < 999);
+    assert_eq!(bench.kept.ids().len(), firm.len() - 7);
+}
+
 #[test]
 fn disk_use_stays_in_proportion_to_what_is_live() {
     for seed in 1..=3u64 {

@@ -365,8 +365,14 @@ impl<D: Disk> Log<D> {
             let Some(first) = self.waiting.front() else {
                 break;
             };
-            match self.turn(first.has_messages) {
+            let is_compaction = first.compaction.is_some();
+            match self.turn(first.has_messages, is_compaction) {
                 Turn::Rolled => {}
+                // There is no room to come before something dies, and outcomes wait behind it.
+                Turn::Wait if is_compaction && self.is_full => {
+                    let written = self.waiting.pop_front().and_then(|batch| batch.compaction);
+                    written.into_iter().for_each(|written| self.compaction_lacks_room(written));
+                }
                 Turn::Wait => break,
                 Turn::Refuse(error) => self.refuse_messages(error, done),
             }
@@ -547,12 +553,14 @@ impl<D: Disk> Log<D> {
     }
 
     /// Goes on to the next segment if a batch may make it.
-    fn turn(&mut self, has_messages: bool) -> Turn {
-        let kept_back = if has_messages { KEPT_FOR_OUTCOMES } else { KEPT_FOR_FAILURE };
+    fn turn(&mut self, has_messages: bool, is_compaction: bool) -> Turn {
+        // Of the outcomes' spare a compaction may only have what it is sure to give back.
+        let is_outcomes = !has_messages && (!is_compaction || self.job_makes_room());
+        let kept_back = if is_outcomes { KEPT_FOR_FAILURE } else { KEPT_FOR_OUTCOMES };
         if self.spares.len() > kept_back {
             return self.roll();
         }
-        if self.is_full && self.waiting.iter().any(|batch| batch.has_messages) {
+        if self.is_full && !is_compaction && self.waiting.iter().any(|batch| batch.has_messages) {
             return Turn::Refuse(CommitError::Full);
         }
         Turn::Wait

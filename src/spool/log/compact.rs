@@ -45,6 +45,10 @@ pub(super) struct Job {
     unfinished: BTreeSet<SegmentNo>,
     /// Nothing more is begun; what is under way is waited for.
     is_given_up: bool,
+    /// It was planned for a full disk: it needs no more room than it makes.
+    makes_room: bool,
+    /// It was given up because the disk is full; one that makes room may begin at once.
+    lacks_room: bool,
 }
 
 #[derive(Debug)]
@@ -82,7 +86,7 @@ impl<D: Disk> Log<D> {
     }
 
     fn begin_compaction(&mut self) {
-        let is_full = self.is_full && self.spares.len() <= KEPT_FOR_OUTCOMES;
+        let is_full = self.is_short_of_room();
         if self.has_failed || (is_full && self.spares.len() < KEPT_FOR_OUTCOMES) {
             return;
         }
@@ -114,8 +118,20 @@ impl<D: Disk> Log<D> {
             not_clean: BTreeSet::new(),
             unfinished: BTreeSet::new(),
             is_given_up: false,
+            makes_room: is_full,
+            lacks_room: false,
         });
         self.survey_next(Box::new(survey));
+    }
+
+    /// The disk is full, and what spares there are is kept back.
+    pub(super) fn is_short_of_room(&self) -> bool {
+        self.is_full && self.spares.len() <= KEPT_FOR_OUTCOMES
+    }
+
+    /// Whether the job under way needs no more room than it makes.
+    pub(super) fn job_makes_room(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.makes_room)
     }
 
     fn compaction_candidates(&self, is_full: bool) -> BTreeSet<SegmentNo> {
@@ -201,7 +217,10 @@ impl<D: Disk> Log<D> {
     /// Hands out the next batch to be made, if the share of the disk allows it; ends the job when
     /// there is none.
     pub(super) fn compact_step(&mut self) {
+        let is_short_of_room = self.is_short_of_room();
         let Some(job) = &mut self.job else { return };
+        job.lacks_room |= is_short_of_room && !job.makes_room;
+        job.is_given_up |= job.lacks_room;
         let Stage::Copying { left, is_busy } = &mut job.stage else { return };
         if *is_busy {
             return;
@@ -396,6 +415,14 @@ impl<D: Disk> Log<D> {
         self.compaction_is_free();
     }
 
+    /// A batch finds no room on a full disk.
+    pub(super) fn compaction_lacks_room(&mut self, written: Written) {
+        if let Some(job) = &mut self.job {
+            job.lacks_room = true;
+        }
+        self.compaction_refused(written);
+    }
+
     /// A batch says something that is no longer true: its items are gone through once more, and
     /// those that are still as they were surveyed are put into another one.
     pub(super) fn compaction_withdrawn(&mut self, written: Written) {
@@ -418,6 +445,9 @@ impl<D: Disk> Log<D> {
                 self.accounts.carried(segment, &job.chosen);
             }
             let is_finished = is_clean && !job.unfinished.contains(&segment);
+            if job.lacks_room {
+                continue;
+            }
             if let Some(file) = self.segments.get_mut(&segment) {
                 // What was not done is to be tried again, whether or not more has died.
                 let live = match is_finished {
