@@ -181,6 +181,46 @@ fn outcomes_of_full_segments_are_carried_and_their_holders_freed() {
     }
 }
 
+/// Its end is said by two DONEs in two segments, of which one goes; the one that would have said
+/// `last` never came.
+#[test]
+fn an_end_that_several_outcomes_say_together_is_not_torn_apart() {
+    let mut bench = bench();
+    let place = bench.accept(&Mail::new(1, 3, 3000));
+    // Its segment is looked at, since something in it is dead.
+    let dead = bench.accept(&Mail::new(2, 1, 3000));
+    bench.done(2, dead);
+    let fill = |bench: &mut Bench, ids: std::ops::Range<u64>| {
+        ids.for_each(|id| drop(bench.accept(&Mail::new(id, 1, 3000))));
+    };
+    let done = |bench: &mut Bench, recipients: &[u16]| {
+        let recipients = Recipients::Some(recipients);
+        let segment = place.segment;
+        let done = Done { id: MessageId(1), segment, recipients, last: false };
+        bench.appender.append_done(&done, bench.now);
+        bench.commit()[0].result.unwrap().segment
+    };
+    // Two segments that are more than half live, and one between them that is dead.
+    fill(&mut bench, 10..40);
+    for id in 100..110 {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+    }
+    let first = done(&mut bench, &[0]);
+    for id in 110..120 {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+    }
+    fill(&mut bench, 200..212);
+    let second = done(&mut bench, &[1, 2]);
+    fill(&mut bench, 212..240);
+    settle(&mut bench);
+    let file = |segment| bench.log.table().file(segment);
+    assert!(file(place.segment).is_some() && file(second).is_some(), "they are needed");
+    assert!(first != second && file(first).is_none(), "compacted");
+    assert!(!bench.reborn(true).kept.ids().contains(&1), "all recipients were done");
+}
+
 #[test]
 fn what_became_of_each_recipient_goes_with_the_message() {
     let mut bench = bench();
@@ -410,7 +450,7 @@ fn a_full_disk_is_compacted_at_once() {
 fn a_job_on_a_disk_that_fills_leaves_room_for_outcomes() {
     let mut bench = bench();
     // These stay where they are, and each segment that comes after holds an outcome of one.
-    let firm: Vec<_> = (1..=18).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    let firm: Vec<_> = (1..=28).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
     let mut waiting = Vec::new();
     for id in 100..240 {
         let place = bench.accept(&Mail::new(id, 1, 3000));
@@ -418,9 +458,10 @@ fn a_job_on_a_disk_that_fills_leaves_room_for_outcomes() {
             0 => waiting.push((id, place)),
             _ => bench.done(id, place),
         }
-        if id % 20 == 10 {
-            let (id, place) = firm[(id as usize - 100) / 20];
-            bench.done(id, place);
+        if id % 5 == 0 {
+            let (id, place) = firm[(id as usize - 100) / 5];
+            bench.appender.append_defer(&defer(id, place, Recipients::All, "wait"), bench.now);
+            bench.commit();
         }
     }
     let used = bench.log.accounts().segments();
@@ -433,17 +474,20 @@ fn a_job_on_a_disk_that_fills_leaves_room_for_outcomes() {
         bench.tick();
     }
     // What waits is bound to end, whatever the compaction is about.
-    while Mail::new(999, 1, 3000).append(&mut bench.appender, bench.now).is_ok()
-        && bench.commit().iter().all(|settled| settled.result.is_ok())
-    {}
-    for (id, place) in waiting {
-        bench.done(id, place);
-        assert!(!bench.log.is_waiting(), "the end of {id} waits");
+    let is_refused = (1000..).any(|id| {
+        let appended = Mail::new(id, 1, 3000).append(&mut bench.appender, bench.now);
+        appended.is_err() || bench.commit().iter().any(|settled| settled.result.is_err())
+    });
+    assert!(is_refused);
+    for &(id, RecordPlace { segment, .. }) in &waiting {
+        let recipients = Recipients::All;
+        let done = Done { id: MessageId(id), segment, recipients, last: true };
+        bench.appender.append_done(&done, bench.now);
     }
+    assert_eq!(bench.commit().len(), waiting.len(), "their ends wait");
     settle(&mut bench);
-    let mut bench = bench.reborn(true);
-    bench.kept.messages.retain(|found| found.message.id.0 < 999);
-    assert_eq!(bench.kept.ids().len(), firm.len() - 7);
+    let ids = bench.reborn(true).kept.ids();
+    assert_eq!(ids.iter().filter(|&&id| id < 1000).count(), firm.len());
 }
 
 #[test]

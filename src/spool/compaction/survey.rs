@@ -63,7 +63,8 @@ struct Surveyed {
     fold: Outcomes,
     /// Candidates that hold DONEs of it.
     done_holders: Vec<SegmentNo>,
-    /// The segment where the message's end is said first.
+    /// The segment where one DONE first says the message's end by itself.  Several may come to it
+    /// together; then none of them may go without the others.
     ended_in: Option<SegmentNo>,
 }
 
@@ -235,7 +236,7 @@ impl Survey {
         let all = known.all();
         let outcomes = known.outcomes.get_or_insert_default();
         outcomes.fold.done(done, all);
-        if outcomes.fold.is_ended {
+        if done.last || done.recipients == StoredRecipients::All {
             outcomes.ended_in.get_or_insert(holder);
         }
         if is_candidate && !outcomes.done_holders.contains(&holder) {
@@ -374,8 +375,10 @@ impl Known {
             return None;
         }
         if surveyed.fold.is_ended {
-            // An end that stands elsewhere says all there is to say.
-            surveyed.ended_in.filter(|segment| chosen.contains(segment))?;
+            // An end that stands elsewhere in one piece says all there is to say.
+            if surveyed.ended_in.is_some_and(|segment| !chosen.contains(&segment)) {
+                return None;
+            }
             let done = Some((StoredRecipients::All, surveyed.fold.is_last_said));
             return Some(Item { id, message: None, of, done, deferrals: Vec::new(), holders });
         }
