@@ -96,18 +96,23 @@ fn retire_dead<D: Disk>(
     random: &mut dyn FnMut() -> u64,
 ) -> Option<Spare> {
     for segment in found.accounts.take_dead() {
-        let SegmentFile { file, header, is_damaged, .. } = *found.segments.get(&segment)?;
+        let Some(dead) = found.segments.get_mut(&segment) else { continue };
+        // One more for each attempt, so that a header of which half was written loses.
+        dead.header.revision += 1;
+        let SegmentFile { file, header, is_damaged, .. } = *dead;
         let retire = Chore::Retire {
             segment,
             file,
             segment_bytes: options.segment_bytes,
-            revision: header.revision + 1,
+            revision: header.revision,
             quarantine: is_damaged,
         };
         if let ChoreDone::Retired { segment, spare } = retire.perform(disk, random) {
             found.accounts.retired(segment);
             found.segments.remove(&segment);
             found.spares.extend(spare);
+        } else {
+            found.accounts.not_retired(segment);
         }
     }
     found.spares.pop_front()

@@ -518,6 +518,33 @@ fn foreign_files_are_refused_and_unreadable_ones_set_aside() {
     assert!(matches!(error, RecoveryError::SegmentSize { .. }), "{error}");
 }
 
+#[test]
+fn a_retirement_that_fails_at_the_start_is_tried_again() {
+    let mut bench = Bench::new();
+    let places: Vec<_> =
+        (1..=60).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    bench.is_lazy = true;
+    for (id, RecordPlace { segment, .. }) in places {
+        let done = Done { id: MessageId(id), segment, recipients: Recipients::All, last: true };
+        bench.appender.append_done(&done, bench.now);
+    }
+    bench.commit();
+    // No spare is left, so that the start looks for one among the dead.
+    for file in bench.disk.files().unwrap() {
+        let header = SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
+        if header.state == SegmentState::Free {
+            bench.disk.remove(file).unwrap();
+        }
+    }
+    let before = bench.log.accounts().segments();
+    bench.disk.fail_next_write();
+    bench = Bench::with(&bench.disk, OPTIONS).unwrap();
+    bench.tick();
+    // The head, and the one with the ends until the others are gone.
+    let after = bench.log.accounts().segments();
+    assert!(before > 4 && after <= 2, "{before}, {after}");
+}
+
 /// Keeps what recovery says, and spoils blocks between its two passes.
 struct Spoiling {
     disk: SimDisk,
