@@ -191,7 +191,9 @@ fn an_end_that_several_outcomes_say_together_is_not_torn_apart() {
     let dead = bench.accept(&Mail::new(2, 1, 3000));
     bench.done(2, dead);
     let fill = |bench: &mut Bench, ids: std::ops::Range<u64>| {
-        ids.for_each(|id| drop(bench.accept(&Mail::new(id, 1, 3000))));
+        for id in ids {
+            bench.accept(&Mail::new(id, 1, 3000));
+        }
     };
     let done = |bench: &mut Bench, recipients: &[u16]| {
         let recipients = Recipients::Some(recipients);
@@ -333,9 +335,8 @@ fn what_a_job_left_behind_is_tried_again() {
         bench.do_chore(copy);
         bench.is_lazy = false;
         bench.do_chores();
-        let moved = |bench: &Bench, id, place| {
-            bench.log.table().place_of(MessageId(id), place) != place
-        };
+        let moved =
+            |bench: &Bench, id, place| bench.log.table().place_of(MessageId(id), place) != place;
         // What was not touched goes with the same job.
         assert_eq!(moved(&bench, 2, second), !is_refused);
         assert!(!moved(&bench, 1, first));

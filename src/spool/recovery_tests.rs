@@ -521,8 +521,7 @@ fn foreign_files_are_refused_and_unreadable_ones_set_aside() {
 #[test]
 fn a_retirement_that_fails_at_the_start_is_tried_again() {
     let mut bench = Bench::new();
-    let places: Vec<_> =
-        (1..=60).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    let places: Vec<_> = (1..=60).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
     bench.is_lazy = true;
     for (id, RecordPlace { segment, .. }) in places {
         let done = Done { id: MessageId(id), segment, recipients: Recipients::All, last: true };
@@ -596,8 +595,7 @@ fn a_block_that_cannot_be_read_costs_what_stands_in_it() {
         }
         let mut visitor = Spoiling { disk: bench.disk.clone(), blocks, kept: Kept::default() };
         let disk = Arc::new(bench.disk.clone());
-        let (_, report) =
-            recover(disk, OPTIONS, Arc::default(), &mut || 77, &mut visitor).unwrap();
+        let (_, report) = recover(disk, OPTIONS, Arc::default(), &mut || 77, &mut visitor).unwrap();
         let expected: Vec<u64> = (1..=41).filter(|id| !lost.contains(id)).collect();
         assert_eq!(visitor.kept.ids(), expected, "case {case}");
         assert_eq!(report.damage_count, damage, "case {case}: {:?}", report.damage);

@@ -353,7 +353,8 @@ impl Known {
         let (done, deferrals) = surveyed.fold.waits(all);
         let done = (!done.is_empty()).then(|| (StoredRecipients::Some(done.into()), false));
         let chunks = self.chunks.into_vec();
-        let message = Some(Move { place, chunks, to_copy, copies: Vec::new(), copied_from: Vec::new() });
+        let message =
+            Some(Move { place, chunks, to_copy, copies: Vec::new(), copied_from: Vec::new() });
         Item { id, message, of: SegmentNo(0), done, deferrals, holders }
     }
 
