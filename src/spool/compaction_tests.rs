@@ -323,7 +323,10 @@ fn what_a_job_left_behind_is_tried_again() {
         let mut bench = bench();
         let first = bench.accept(&Mail::new(1, 1, 500));
         let second = bench.accept(&Mail::new(2, 1, 500));
-        traffic(&mut bench, 100..140);
+        for id in 100..140 {
+            let place = bench.accept(&Mail::new(id, 1, 3000));
+            bench.done(id, place);
+        }
         let copy = until_copy(&mut bench);
         if is_refused {
             bench.disk.fail_next_write();
@@ -529,6 +532,62 @@ fn disk_use_stays_in_proportion_to_what_is_live() {
         let ids: BTreeSet<u64> = waiting.iter().map(|(id, _)| *id).collect();
         let bench = bench.reborn(true);
         assert_eq!(bench.kept.ids().into_iter().collect::<BTreeSet<_>>(), ids);
+    }
+}
+
+/// More than half of a segment are outcomes that others need: it stays, and nothing that one of
+/// its jobs could find has changed until these others are gone.
+#[test]
+fn a_segment_that_must_stay_is_not_surveyed_for_ever() {
+    let mut bench = bench();
+    let live: Vec<_> = (1..=70).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    let dead = |bench: &mut Bench, ids: std::ops::Range<u64>| {
+        for id in ids {
+            let place = bench.accept(&Mail::new(id, 1, 3000));
+            bench.done(id, place);
+        }
+    };
+    dead(&mut bench, 100..110);
+    for &(id, place) in &live[..60] {
+        bench.appender.append_defer(&defer(id, place, Recipients::All, "wait"), bench.now);
+    }
+    let holder = bench.commit()[0].result.unwrap().segment;
+    dead(&mut bench, 110..130);
+    (0..4).for_each(|_| settle(&mut bench));
+    let fill = bench.log.accounts().fills().find(|fill| fill.segment == holder).unwrap();
+    assert_eq!(fill.live, 0);
+    assert!(fill.pins > 0 && fill.outcomes >= 60, "{fill:?}");
+    let jobs =
+        |bench: &Bench| bench.log.stats().compactions.load(std::sync::atomic::Ordering::Relaxed);
+    let before = jobs(&bench);
+    settle(&mut bench);
+    assert_eq!(jobs(&bench), before);
+    // Less of it is needed once one of these is gone.
+    live[..28].iter().for_each(|&(id, place)| bench.done(id, place));
+    settle(&mut bench);
+    assert!(bench.log.table().file(holder).is_none());
+    assert_eq!(bench.reborn(true).kept.ids().len(), 42);
+}
+
+#[test]
+fn a_survey_of_too_many_messages_is_given_up() {
+    let mut bench = bench();
+    let places: Vec<_> = (1..=40).map(|id| bench.accept(&Mail::new(id, 1, 3000))).collect();
+    let segment = places[0].segment;
+    let file = bench.log.table().file(segment).unwrap();
+    let header =
+        crate::spool::format::header::SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
+    for is_closed in [false, true] {
+        let end = header.segment_bytes;
+        let task = Task { file, header, end, is_closed, is_damaged: true };
+        let in_use: BTreeSet<SegmentNo> = bench.log.accounts().in_use().collect();
+        let table = bench.log.table().clone();
+        let mut survey = Survey::new([segment].into(), in_use, table, end, u64::MAX);
+        survey.messages_max = 5;
+        let error = survey.read(&bench.disk, &task).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory);
+        survey.messages_max = 40;
+        survey.read(&bench.disk, &task).unwrap();
     }
 }
 

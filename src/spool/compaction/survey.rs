@@ -16,6 +16,7 @@ use super::super::scan::{self, Window};
 use super::super::segments::SegmentTable;
 use super::super::{BLOCK, RecordPlace, SegmentNo};
 use super::{Item, Move, Plan};
+use crate::limits;
 use crate::message::MessageId;
 
 /// One segment to be read.
@@ -37,7 +38,9 @@ pub struct Survey {
     candidates: BTreeSet<SegmentNo>,
     in_use: BTreeSet<SegmentNo>,
     table: Arc<SegmentTable>,
+    /// At most `messages_max`, and those of one batch.
     known: HashMap<MessageId, Known>,
+    pub(super) messages_max: usize,
     segment_bytes: u32,
     /// Octets that may be written by this job.
     octets_max: u64,
@@ -76,13 +79,15 @@ impl Survey {
         segment_bytes: u32,
         octets_max: u64,
     ) -> Survey {
-        Survey { candidates, in_use, table, known: HashMap::new(), segment_bytes, octets_max }
+        let (known, messages_max) = (HashMap::new(), limits::COMPACTION_MESSAGES);
+        Survey { candidates, in_use, table, known, messages_max, segment_bytes, octets_max }
     }
 
     /// Reads one segment.
     ///
     /// # Errors
-    /// The disk refuses, or what was durable is damaged; nothing may be concluded then.
+    /// The disk refuses, what was durable is damaged, or more messages matter than may be known at
+    /// a time ([`io::ErrorKind::OutOfMemory`]); nothing may be concluded then.
     pub(crate) fn read<D: Disk>(&mut self, disk: &D, task: &Task) -> io::Result<()> {
         if task.is_closed
             && let Some(index) = scan::load_index(disk, task.file, &task.header)?
@@ -90,10 +95,18 @@ impl Survey {
             for entry in index.entries() {
                 let (offset, record) = entry.map_err(damaged)?;
                 self.apply(task.header.segment, offset, &record).map_err(damaged)?;
+                self.bound()?;
             }
             return Ok(());
         }
         self.walk(disk, task)
+    }
+
+    /// To be called after each record or few.
+    fn bound(&self) -> io::Result<()> {
+        let count = self.known.len();
+        let error = || io::Error::new(io::ErrorKind::OutOfMemory, format!("{count} messages"));
+        if count > self.messages_max { Err(error()) } else { Ok(()) }
     }
 
     /// Reads the heads of the records in one batch after the other.
@@ -120,6 +133,7 @@ impl Survey {
                 Err(error) => return Err(damaged(error)),
             };
             last_sequence = batch.sequence;
+            self.bound()?;
             let walked = self.walk_batch(&mut window, task, offset, &batch)?;
             match walked {
                 Err(error) if !task.is_damaged => return Err(damaged(error)),

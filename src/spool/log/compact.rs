@@ -21,8 +21,8 @@ use crate::message::MessageId;
 
 /// Segments that one job empties at most.
 const SEGMENTS_MAX: usize = 64;
-/// Messages and chunks that the segments of one job may hold: each costs some 130 octets while
-/// they are surveyed.
+/// Records that the segments of one job may hold, save for the first segment: a message costs some
+/// 130 octets while they are surveyed, one with outcomes some 300.
 const RECORDS_MAX: u64 = 128 * 1024;
 /// Messages whose outcomes may come in while a job runs; beyond that it is given up.
 const TOUCHED_MAX: usize = 1 << 20;
@@ -43,6 +43,8 @@ pub(super) struct Job {
     not_clean: BTreeSet<SegmentNo>,
     /// Segments that were to be emptied of something that stays: another job is to try again.
     unfinished: BTreeSet<SegmentNo>,
+    /// Candidates for which the job had no room; another one may begin at once.
+    postponed: BTreeSet<SegmentNo>,
     /// Nothing more is begun; what is under way is waited for.
     is_given_up: bool,
     /// It was planned for a full disk: it needs no more room than it makes.
@@ -64,6 +66,7 @@ enum Stage {
 pub(crate) struct Look {
     at_tick: i64,
     live: u32,
+    pins: u32,
 }
 
 impl<D: Disk> Log<D> {
@@ -117,6 +120,7 @@ impl<D: Disk> Log<D> {
             touched: HashSet::new(),
             not_clean: BTreeSet::new(),
             unfinished: BTreeSet::new(),
+            postponed: BTreeSet::new(),
             is_given_up: false,
             makes_room: is_full,
             lacks_room: false,
@@ -142,18 +146,21 @@ impl<D: Disk> Log<D> {
         for fill in self.accounts.fills() {
             let Some(file) = self.segments.get(&fill.segment) else { continue };
             let has_died = match file.look {
-                None => fill.live < fill.counted,
-                Some(look) => look.live.saturating_sub(fill.live) > fill.counted / DIED_PART,
+                None => fill.live < fill.counted || fill.live == 0,
+                Some(look) => {
+                    // Where nothing is live, what is needed can only become less with what it is
+                    // needed for.
+                    let is_freer = fill.live == 0 && fill.pins < look.pins;
+                    look.live.saturating_sub(fill.live) > fill.counted / DIED_PART || is_freer
+                }
             };
-            // What keeps it may have been waited for in vain.
-            let has_died = has_died || fill.live == 0;
             let is_rested = file.look.is_none_or(|look| now - look.at_tick >= after);
             let is_old = is_full || now - file.closed_at_tick >= after;
             let is_needed = fill.live > 0 || fill.pins > 0;
             if !(has_died && is_rested && is_old && is_needed) || file.is_stuck {
                 continue;
             }
-            records += u64::from(fill.counted);
+            records += u64::from(fill.counted) + u64::from(fill.outcomes);
             if !candidates.is_empty() && (records > RECORDS_MAX || candidates.len() >= SEGMENTS_MAX)
             {
                 break;
@@ -185,6 +192,12 @@ impl<D: Disk> Log<D> {
             Ok(()) => self.survey_next(survey),
             // Retired in the meantime, and perhaps used again: nobody needs what it said.
             Err(_) if !self.segments.contains_key(&segment) => self.survey_next(survey),
+            // Segments of little more than outcomes; others need not wait for them.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                tracing::warn!(%segment, %error, "a compaction was given up");
+                job.is_given_up = true;
+                self.end_compaction();
+            }
             Err(error) => {
                 self.stats.chore_failures.fetch_add(1, Relaxed);
                 job.is_given_up = true;
@@ -209,6 +222,11 @@ impl<D: Disk> Log<D> {
     /// The survey is over.
     pub(super) fn planned(&mut self, plan: Plan) {
         let Some(job) = &mut self.job else { return };
+        // What fits a segment and not this job is for the next one.
+        let half = u64::from(self.options.segment_bytes) / 2;
+        let fitting = plan.needed_octets.iter().filter(|(_, octets)| **octets <= half);
+        let postponed = fitting.map(|(&segment, _)| segment);
+        job.postponed = postponed.filter(|segment| !plan.chosen.contains(segment)).collect();
         job.chosen = plan.chosen;
         job.stage = Stage::Copying { left: plan.items.into(), is_busy: false };
         self.compact_step();
@@ -437,24 +455,25 @@ impl<D: Disk> Log<D> {
 
     fn end_compaction(&mut self) {
         let Some(job) = self.job.take() else { return };
-        let fills: BTreeMap<SegmentNo, u32> =
-            self.accounts.fills().map(|fill| (fill.segment, fill.live)).collect();
-        for segment in job.candidates {
-            let is_clean = !job.is_given_up && !job.not_clean.contains(&segment);
-            if is_clean && job.chosen.contains(&segment) {
-                self.accounts.carried(segment, &job.chosen);
+        for segment in &job.chosen {
+            if !job.is_given_up && !job.not_clean.contains(segment) {
+                self.accounts.carried(*segment, &job.chosen);
             }
-            let is_finished = is_clean && !job.unfinished.contains(&segment);
-            if job.lacks_room {
+        }
+        let fills: BTreeMap<SegmentNo, (u32, u32)> =
+            self.accounts.fills().map(|fill| (fill.segment, (fill.live, fill.pins))).collect();
+        for segment in job.candidates {
+            let is_left = job.not_clean.contains(&segment) || job.unfinished.contains(&segment);
+            if job.lacks_room || (!job.is_given_up && job.postponed.contains(&segment)) {
                 continue;
             }
             if let Some(file) = self.segments.get_mut(&segment) {
                 // What was not done is to be tried again, whether or not more has died.
-                let live = match is_finished {
-                    true => fills.get(&segment).copied().unwrap_or(0),
-                    false => u32::MAX,
+                let (live, pins) = match job.is_given_up || is_left {
+                    true => (u32::MAX, u32::MAX),
+                    false => fills.get(&segment).copied().unwrap_or_default(),
                 };
-                file.look = Some(Look { at_tick: self.ticks, live });
+                file.look = Some(Look { at_tick: self.ticks, live, pins });
             }
         }
         self.stats.compactions.fetch_add(1, Relaxed);
