@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::message::Durability;
 use crate::spool::chore::Chore;
 use crate::spool::format::record::RecordView;
 use crate::spool::recovery::RecoveredMessage;
@@ -533,6 +534,50 @@ fn disk_use_stays_in_proportion_to_what_is_live() {
         let bench = bench.reborn(true);
         assert_eq!(bench.kept.ids().into_iter().collect::<BTreeSet<_>>(), ids);
     }
+}
+
+/// A message whose last chunk may be lost stays where it is, and keeps nobody else.
+#[test]
+fn a_message_with_a_chunk_whose_sync_failed_does_not_stop_the_others() {
+    let mut bench = bench();
+    let mut id = 100;
+    let mut dead = |bench: &mut Bench| {
+        id += 1;
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+        place.segment
+    };
+    let mut chunks = Vec::new();
+    let mut chunk = |bench: &mut Bench, index| {
+        let mut chunk = bench.appender.chunk_buffer().unwrap();
+        chunk.push(&[7; 9000]);
+        let chunk = bench.appender.append_chunk(chunk, MessageId(1), index);
+        let place = bench.commit()[0].result.unwrap();
+        chunks.push(ChunkPlace { place, octets: chunk.octets, crc32c: chunk.crc32c });
+        place.segment
+    };
+    let first = chunk(&mut bench, 0);
+    while dead(&mut bench) == first {}
+    // More than half of the second segment is live, so it is not emptied.
+    (2..10).for_each(|id| assert_ne!(bench.accept(&Mail::new(id, 1, 3000)).segment, first));
+    let second = chunk(&mut bench, 1);
+    let mail = Mail { body: vec![7; 18_000], durability: Durability::Os, ..Mail::new(1, 1, 0) };
+    mail.with(NewBody::Chunks(&chunks), |message| {
+        bench.appender.append_message(message, bench.now).unwrap()
+    });
+    assert_eq!(bench.commit()[0].result.unwrap().segment, second);
+    bench.disk.fail_next_sync();
+    bench.tick();
+    assert!(!bench.log.has_unsynced());
+    let other = bench.accept(&Mail::new(50, 1, 100));
+    assert_ne!(other.segment, second);
+    for _ in 0..20 {
+        dead(&mut bench);
+    }
+    settle(&mut bench);
+    let file = |segment| bench.log.table().file(segment);
+    assert!(file(first).is_some() && file(second).is_some(), "they are named");
+    assert!(file(other.segment).is_none(), "it goes with all that is in it");
 }
 
 /// More than half of a segment are outcomes that others need: it stays, and nothing that one of

@@ -406,7 +406,7 @@ impl<D: Disk> Log<D> {
                 if !group.is_empty() {
                     break;
                 }
-                if self.is_outdated(batch) {
+                if self.is_outdated(batch) || self.names_suspect(batch) {
                     let written = self.waiting.pop_front().and_then(|batch| batch.compaction);
                     written.into_iter().for_each(|written| self.compaction_withdrawn(written));
                     continue;

@@ -1,7 +1,7 @@
 //! The log's side of the compaction: which segments are looked at and when, what is handed to the
 //! maintenance, what becomes of the batches that it makes.  See [`super::super::compaction`].
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -260,7 +260,9 @@ impl<D: Disk> Log<D> {
         let mut items = Vec::new();
         let mut chunk = None;
         while let Some(item) = left.front() {
-            let is_touched = job.touched.contains(&item.id);
+            // A copy must not name a chunk whose sync failed, so such a message stays.
+            let is_suspect = names_suspect(&self.suspect, item);
+            let is_touched = is_suspect || job.touched.contains(&item.id);
             let next_chunk =
                 item.message.as_ref().and_then(|message| message.to_copy.last().copied());
             let needed = item.octets_max();
@@ -441,7 +443,7 @@ impl<D: Disk> Log<D> {
         self.compaction_refused(written);
     }
 
-    /// A batch says something that is no longer true: its items are gone through once more, and
+    /// A batch says something that is no longer true, or not for sure: its items are gone through once more, and
     /// those that are still as they were surveyed are put into another one.
     pub(super) fn compaction_withdrawn(&mut self, written: Written) {
         for item in written.into_items().into_iter().rev() {
@@ -478,6 +480,18 @@ impl<D: Disk> Log<D> {
         }
         self.stats.compactions.fetch_add(1, Relaxed);
     }
+}
+
+/// Whether a copy of the item would name a chunk, not copied itself, whose sync failed.
+fn names_suspect(suspect: &HashMap<SegmentNo, u32>, item: &Item) -> bool {
+    let is_suspect =
+        |place: RecordPlace| suspect.get(&place.segment).is_some_and(|&from| place.offset >= from);
+    !suspect.is_empty()
+        && item.message.as_ref().is_some_and(|message| {
+            let chunks = message.chunks.iter().enumerate();
+            let mut named = chunks.filter(|(index, _)| !message.to_copy.contains(index));
+            named.any(|(_, chunk)| is_suspect(chunk.place))
+        })
 }
 
 /// Nothing of the item is written again by this job.
