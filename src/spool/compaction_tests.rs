@@ -536,6 +536,31 @@ fn disk_use_stays_in_proportion_to_what_is_live() {
     }
 }
 
+/// A busy gateway's outcomes are nearly all of messages that came since the job began.
+#[test]
+fn a_job_remembers_only_outcomes_of_what_it_may_have_surveyed() {
+    let mut bench = bench();
+    bench.accept(&Mail::new(1, 1, 500));
+    for id in 100..120 {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+    }
+    let old = bench.accept(&Mail::new(2, 1, 500));
+    let copy = until_copy(&mut bench);
+    let new: Vec<_> = (200..235).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    bench.done(2, old);
+    let before = bench.log.touched();
+    assert!(before >= 1);
+    let later = new.iter().filter(|(_, place)| place.segment > old.segment);
+    assert!(later.clone().count() > 10);
+    later.for_each(|&(id, place)| bench.done(id, place));
+    assert_eq!(bench.log.touched(), before);
+    bench.do_chore(copy);
+    bench.is_lazy = false;
+    settle(&mut bench);
+    assert!(bench.reborn(true).kept.ids().contains(&1));
+}
+
 /// A message whose last chunk may be lost stays where it is, and keeps nobody else.
 #[test]
 fn a_message_with_a_chunk_whose_sync_failed_does_not_stop_the_others() {

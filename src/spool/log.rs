@@ -33,6 +33,7 @@ use super::format::batch::{self, BatchHeader};
 use super::format::header::{SegmentHeader, SegmentState};
 use super::format::index::IndexBuilder;
 use super::format::message::{self, ChunkPlace};
+use super::format::outcome;
 use super::format::record::Kind;
 use super::sealed::{BatchPlace, CommitError, Completion, SealedBatch};
 use super::segments::SegmentTable;
@@ -532,12 +533,15 @@ impl<D: Disk> Log<D> {
         for record in batch::records(batch.payload()) {
             let (offset, record) = record.expect("the appender writes sound records");
             let moved = |id| self.table.moved(id).map(|place| place.segment);
+            if matches!(record.kind(), Kind::Done | Kind::Defer) {
+                let subject = outcome::subject(&record);
+                let (named, _) = subject.expect("the appender writes sound records");
+                self.touch(record.id(), moved(record.id()).unwrap_or(named));
+            }
+            let moved = |id| self.table.moved(id).map(|place| place.segment);
             self.accounts
                 .record(place.segment, &record, moved)
                 .expect("the appender writes sound records");
-            if matches!(record.kind(), Kind::Done | Kind::Defer) {
-                self.touch(record.id());
-            }
             if let Some(index) = &mut self.head.index {
                 index.add(place.offset + (BATCH_HEADER + offset) as u32, &record);
             }

@@ -37,7 +37,10 @@ pub(super) struct Job {
     stage: Stage,
     candidates: BTreeSet<SegmentNo>,
     chosen: BTreeSet<SegmentNo>,
-    /// Messages of which an outcome was committed since the job began.
+    /// The log's head when the job began.
+    head: SegmentNo,
+    /// Messages that may have been surveyed and of which an outcome was committed since the job
+    /// began.
     touched: HashSet<MessageId>,
     /// Candidates of whose outcomes some could not be written again.
     not_clean: BTreeSet<SegmentNo>,
@@ -117,6 +120,7 @@ impl<D: Disk> Log<D> {
             stage: Stage::Surveying { left: tasks },
             candidates,
             chosen: BTreeSet::new(),
+            head: self.head.header.segment,
             touched: HashSet::new(),
             not_clean: BTreeSet::new(),
             unfinished: BTreeSet::new(),
@@ -342,11 +346,21 @@ impl<D: Disk> Log<D> {
         written.items().iter().any(|item| job.touched.contains(&item.id))
     }
 
-    /// An outcome was committed.
-    pub(super) fn touch(&mut self, id: MessageId) {
+    /// An outcome was committed of a message that stands in segment `of`.
+    pub(super) fn touch(&mut self, id: MessageId, of: SegmentNo) {
         let Some(job) = &mut self.job else { return };
+        // Nothing that came since has been surveyed.
+        if of > job.head {
+            return;
+        }
         job.touched.insert(id);
         job.is_given_up |= job.touched.len() > TOUCHED_MAX;
+    }
+
+    /// How many outcomes the job under way has to remember.
+    #[cfg(test)]
+    pub(crate) fn touched(&self) -> usize {
+        self.job.as_ref().map_or(0, |job| job.touched.len())
     }
 
     /// Takes a committed batch of the compaction into the accounts and the index.
