@@ -193,7 +193,7 @@ fn an_end_that_several_outcomes_say_together_is_not_torn_apart() {
     bench.done(2, dead);
     let fill = |bench: &mut Bench, ids: std::ops::Range<u64>| {
         for id in ids {
-            bench.accept(&Mail::new(id, 1, 3000));
+            bench.accept(&Mail::new(id, 1, 3500));
         }
     };
     let done = |bench: &mut Bench, recipients: &[u16]| {
@@ -584,7 +584,7 @@ fn a_message_with_a_chunk_whose_sync_failed_does_not_stop_the_others() {
     let first = chunk(&mut bench, 0);
     while dead(&mut bench) == first {}
     // More than half of the second segment is live, so it is not emptied.
-    (2..10).for_each(|id| assert_ne!(bench.accept(&Mail::new(id, 1, 3000)).segment, first));
+    (2..9).for_each(|id| assert_ne!(bench.accept(&Mail::new(id, 1, 3500)).segment, first));
     let second = chunk(&mut bench, 1);
     let mail = Mail { body: vec![7; 18_000], durability: Durability::Os, ..Mail::new(1, 1, 0) };
     mail.with(NewBody::Chunks(&chunks), |message| {

@@ -571,12 +571,13 @@ fn a_block_that_cannot_be_read_costs_what_stands_in_it() {
     let footer = OPTIONS.segment_bytes as usize - BLOCK;
     // Of a sealed segment: its footer, message 3, both, in one pass or between the two; then
     // message 40, which stands in the newest one.
-    let cases: [(&[u64], bool, bool, &[u64], u64); 6] = [
-        (&[], true, false, &[], 1),
-        (&[3], false, false, &[], 0),
+    let none: &[u64] = &[];
+    let cases = [
+        (none, true, false, none, 1),
+        (&[3], false, false, none, 0),
         (&[3], true, false, &[3], 2),
         (&[3], true, true, &[3], 1),
-        (&[], true, true, &[], 0),
+        (none, true, true, none, 0),
         (&[40], false, false, &[40], 2),
     ];
     for (case, (ids, is_footer, is_between, lost, damage)) in cases.into_iter().enumerate() {

@@ -489,6 +489,8 @@ impl<D: Disk> Log<D> {
                     true => (u32::MAX, u32::MAX),
                     false => fills.get(&segment).copied().unwrap_or_default(),
                 };
+                // What still needs a segment that was emptied is about to die, and may not.
+                let pins = if job.chosen.contains(&segment) { u32::MAX } else { pins };
                 file.look = Some(Look { at_tick: self.ticks, live, pins });
             }
         }
