@@ -9,6 +9,7 @@
 //! - A batch counts if it verifies, its sequence is in order and no header has voided it.
 //! - In the newest segment, the first sequence that is missing above every `durable_through` is
 //!   where the last crash tore the log; from there on nothing was acknowledged, and it is cut.
+//! - Blocks that the disk cannot read are as if they had never been written, and told.
 //! - Every other gap is damage: told, skipped over, and the file is set aside when it is dead.
 //!
 //! It fails, and touches nothing, when a file is foreign, of another format version or holds
@@ -46,6 +47,7 @@ use crate::message::MessageId;
 const DAMAGE_MAX: usize = 1000;
 /// A torn write may have held this many batches whose sequences cannot be read.
 const TORN_SEQUENCES: u64 = 1024;
+const UNREADABLE: FormatError = FormatError::Malformed("header, which the disk cannot read,");
 
 /// Recovers the log on `disk` and opens it for appending.  `random` gives generations.
 ///
@@ -94,18 +96,23 @@ fn retire_dead<D: Disk>(
     random: &mut dyn FnMut() -> u64,
 ) -> Option<Spare> {
     for segment in found.accounts.take_dead() {
-        let SegmentFile { file, header, is_damaged, .. } = *found.segments.get(&segment)?;
+        let Some(dead) = found.segments.get_mut(&segment) else { continue };
+        // One more for each attempt, so that a header of which half was written loses.
+        dead.header.revision += 1;
+        let SegmentFile { file, header, is_damaged, .. } = *dead;
         let retire = Chore::Retire {
             segment,
             file,
             segment_bytes: options.segment_bytes,
-            revision: header.revision + 1,
+            revision: header.revision,
             quarantine: is_damaged,
         };
         if let ChoreDone::Retired { segment, spare } = retire.perform(disk, random) {
             found.accounts.retired(segment);
             found.segments.remove(&segment);
             found.spares.extend(spare);
+        } else {
+            found.accounts.not_retired(segment);
         }
     }
     found.spares.pop_front()
@@ -203,11 +210,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
     }
 
     fn read_header(&mut self, file: FileNo) -> Result<(), RecoveryError> {
-        if self.disk.length(file)? < BLOCK as u64 {
+        if self.disk.length(file).map_err(refused(file))? < BLOCK as u64 {
             return self.set_aside(file, FormatError::Truncated);
         }
         let mut block = AlignedBuf::new(BLOCK);
-        self.disk.read(file, 0, &mut block)?;
+        let lost = scan::read_salvaging(self.disk, file, 0, &mut block).map_err(refused(file))?;
+        if lost > 0 {
+            return self.set_aside(file, UNREADABLE);
+        }
         let header = match SegmentHeader::decode(&block) {
             Ok(header) => header,
             Err(error @ (FormatError::Magic | FormatError::Version(_))) => {
@@ -226,12 +236,12 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 // A crash of the process may have come between the write of this header and its
                 // sync.  From now on outcomes that others hold for the segment's messages count no
                 // more, so it must not come back after a power cut.
-                self.disk.sync(file)?;
+                self.disk.sync(file).map_err(refused(file))?;
                 let SegmentHeader { generation, revision, .. } = header;
                 self.spares.push_back(Spare { file, generation, revision });
             }
             // It was to be renamed when the last run ended.
-            SegmentState::Quarantined => self.disk.quarantine(file)?,
+            SegmentState::Quarantined => self.disk.quarantine(file).map_err(refused(file))?,
             SegmentState::Open => {
                 let segment = Segment {
                     header,
@@ -251,7 +261,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
     }
 
     fn set_aside(&mut self, file: FileNo, error: FormatError) -> Result<(), RecoveryError> {
-        self.disk.quarantine(file)?;
+        self.disk.quarantine(file).map_err(refused(file))?;
         self.damage(Damage::Header { file, error });
         Ok(())
     }
@@ -271,7 +281,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         if let Some(newest) = newest {
             // A crash of the process alone leaves writes that no sync has covered; what is found
             // now must still be there after the next power cut.
-            self.disk.sync(self.segments[&newest].file)?;
+            let file = self.segments[&newest].file;
+            self.disk.sync(file).map_err(refused(file))?;
         }
         let voided: Vec<(u64, u64)> =
             self.segments.values().filter_map(|segment| segment.header.voided).collect();
@@ -295,7 +306,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
     /// Applies a sealed segment's index, if it has a sound one.
     fn read_index(&mut self, no: SegmentNo) -> Result<bool, RecoveryError> {
         let (file, header) = (self.segments[&no].file, self.segments[&no].header);
-        let Some(index) = scan::load_index(self.disk, file, &header)? else {
+        let index = scan::load_index(self.disk, file, &header).map_err(refused(file))?;
+        let Some(index) = index else {
             return Ok(false);
         };
         for entry in index.entries() {
@@ -321,8 +333,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
     ) -> Result<(), RecoveryError> {
         let (file, header) = (self.segments[&no].file, self.segments[&no].header);
         let mut whole = std::mem::replace(&mut self.whole, AlignedBuf::new(0));
-        let length = self.disk.length(file)?.min(whole.len() as u64) as usize / BLOCK * BLOCK;
-        self.disk.read(file, 0, &mut whole[..length])?;
+        let length = self.disk.length(file).map_err(refused(file))?.min(whole.len() as u64);
+        let length = length as usize / BLOCK * BLOCK;
+        let octets = scan::read_salvaging(self.disk, file, 0, &mut whole[..length])
+            .map_err(refused(file))?;
+        if octets > 0 {
+            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
+            self.damage(Damage::Unreadable { segment: no, file, octets });
+        }
         let scanned =
             scan::scan(&whole[..length], &header, voided).map_err(|error| foreign(file, error))?;
         let (last_valid, is_end_known) = if is_newest {
@@ -501,8 +519,15 @@ impl<'a, D: Disk> Recovery<'a, D> {
 
     fn visit_indexed(&mut self, no: SegmentNo) -> Result<(), RecoveryError> {
         let (file, header) = (self.segments[&no].file, self.segments[&no].header);
-        let index = scan::load_index(self.disk, file, &header)?
-            .ok_or_else(|| io::Error::other("an index changed while it was read"))?;
+        let index = scan::load_index(self.disk, file, &header).map_err(refused(file))?;
+        let Some(index) = index else {
+            // It could be read a moment ago.  What it said of the records is known, so these are
+            // asked themselves.
+            let places = self.live.iter().map(|(&id, live)| (live.place, id));
+            let mut places: Vec<_> = places.filter(|(place, _)| place.segment == no).collect();
+            places.sort_unstable();
+            return self.visit_places(no, &places);
+        };
         for entry in index.entries() {
             let (offset, record) = entry.map_err(|error| foreign(file, error))?;
             if record.kind() == Kind::Message {
@@ -520,7 +545,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let file = self.segments[&no].file;
         let mut window = scan::Window::new(self.disk, file, self.options.segment_bytes);
         for &(place, id) in places {
-            let head = window.record_head(place)?;
+            let head = window.record_head(place).map_err(refused(file))?;
             match RecordView::parse_head(head) {
                 Ok(record) => self.visit(no, place.offset, &record)?,
                 Err(error) => self.lose(id, place, error)?,
@@ -606,6 +631,10 @@ impl Live {
         let (done, deferrals) = outcomes.waits(Some(self.recipients));
         RecoveredMessage { place: self.place, message, done, deferrals }
     }
+}
+
+fn refused(file: FileNo) -> impl Fn(io::Error) -> RecoveryError {
+    move |source| RecoveryError::File { file: file.0, source }
 }
 
 fn foreign(file: FileNo, error: FormatError) -> RecoveryError {
