@@ -33,6 +33,7 @@ use super::disk::{Disk, FileNo};
 use super::fold::Outcomes;
 use super::format::FormatError;
 use super::format::header::{SegmentHeader, SegmentState};
+use super::format::index::IndexBuilder;
 use super::format::message::{self, StoredBody, StoredMessage};
 use super::format::outcome::{StoredDefer, StoredDone};
 use super::format::record::{Kind, RecordView};
@@ -45,6 +46,8 @@ use crate::message::MessageId;
 
 /// Damage that is told one by one; more is only counted.
 const DAMAGE_MAX: usize = 1000;
+/// Octets of heads that are kept from pass one for pass two.
+const HEADS_MAX: usize = 128 * 1024 * 1024;
 /// A torn write may have held this many batches whose sequences cannot be read.
 const TORN_SEQUENCES: u64 = 1024;
 const UNREADABLE: FormatError = FormatError::Malformed("header, which the disk cannot read,");
@@ -147,6 +150,10 @@ struct Recovery<'a, D> {
     live: BTreeMap<MessageId, Live>,
     /// Messages, live or ended, that do not stand where an outcome says.
     moved: HashMap<MessageId, RecordPlace>,
+    /// The heads of messages in segments that were scanned, so that pass two need not read those
+    /// again; not of all, if there are many.
+    heads: HashMap<SegmentNo, IndexBuilder>,
+    heads_octets: usize,
     last_sequence: u64,
     next_sequence: u64,
     /// One segment at most, reused.
@@ -186,6 +193,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
             last_segment: SegmentNo(0),
             live: BTreeMap::new(),
             moved: HashMap::new(),
+            heads: HashMap::new(),
+            heads_octets: 0,
             last_sequence: 0,
             next_sequence: 1,
             whole: AlignedBuf::new(options.segment_bytes as usize),
@@ -353,11 +362,19 @@ impl<'a, D: Disk> Recovery<'a, D> {
             self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
             self.damage(Damage::Batches { segment: no, file, sequences });
         }
+        let mut heads = IndexBuilder::default();
         for batch in scanned.batches.iter().filter(|batch| batch.header.sequence <= last_valid) {
             for (offset, record) in batch.records(&whole) {
                 self.apply(no, offset, &record)?;
+                if record.kind() == Kind::Message && self.heads_octets < HEADS_MAX {
+                    heads.add(offset, &record);
+                }
             }
             self.saw_sequence(batch.header.sequence);
+        }
+        if self.heads_octets < HEADS_MAX {
+            self.heads_octets += heads.len();
+            self.heads.insert(no, heads);
         }
         let counting =
             scanned.batches.iter().rev().find(|batch| batch.header.sequence <= last_valid);
@@ -500,7 +517,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
     fn visit_live(&mut self) -> Result<(), RecoveryError> {
         let mut by_scan: BTreeMap<SegmentNo, Vec<(RecordPlace, MessageId)>> = BTreeMap::new();
         for (&id, live) in &self.live {
-            if !self.segments[&live.place.segment].is_indexed {
+            let segment = live.place.segment;
+            if !self.segments[&segment].is_indexed && !self.heads.contains_key(&segment) {
                 by_scan.entry(live.place.segment).or_default().push((live.place, id));
             }
         }
@@ -508,6 +526,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         for no in order {
             if self.segments[&no].is_indexed {
                 self.visit_indexed(no)?;
+            } else if let Some(heads) = self.heads.remove(&no) {
+                self.visit_heads(no, &heads)?;
             } else if let Some(mut places) = by_scan.remove(&no) {
                 places.sort_unstable();
                 self.visit_places(no, &places)?;
@@ -533,6 +553,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
             if record.kind() == Kind::Message {
                 self.visit(no, offset, &record)?;
             }
+        }
+        Ok(())
+    }
+
+    fn visit_heads(&mut self, no: SegmentNo, heads: &IndexBuilder) -> Result<(), RecoveryError> {
+        for entry in heads.entries() {
+            let (offset, record) = entry.expect("it was taken from a record that verified");
+            self.visit(no, offset, &record)?;
         }
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! Reading segments back: scanning one for its batches, loading its index, reading heads here and
 //! there.  Shared by recovery and by the tools; knows bytes, not messages.
 
-use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 
@@ -211,8 +210,25 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
 
 /// A sealed segment's index, verified.
 pub(crate) struct Index<'a> {
-    blocks: Cow<'a, [u8]>,
+    blocks: Blocks<'a>,
     footer: Footer,
+}
+
+/// The octets of an index.
+enum Blocks<'a> {
+    /// So many of what was read.
+    Read(AlignedBuf, usize),
+    /// Part of a segment.
+    Borrowed(&'a [u8]),
+}
+
+impl Blocks<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Blocks::Read(blocks, octets) => &blocks[..*octets],
+            Blocks::Borrowed(bytes) => bytes,
+        }
+    }
 }
 
 /// Loads a segment's index; nothing where it has none, or it cannot be read or does not verify.
@@ -236,7 +252,7 @@ pub(crate) fn load_index<D: Disk>(
     if read_salvaging(disk, file, footer.index_offset, &mut blocks[..filled])? > 0 {
         return Ok(None);
     }
-    Ok(Index::verified(footer, Cow::Owned(blocks[..range.len()].to_vec())))
+    Ok(Index::verified(footer, Blocks::Read(blocks, range.len())))
 }
 
 /// The index in a segment that has been read whole; nothing where it has none or it does not
@@ -244,7 +260,7 @@ pub(crate) fn load_index<D: Disk>(
 pub(crate) fn index_in<'a>(file: &'a [u8], header: &SegmentHeader) -> Option<Index<'a>> {
     let end = header.segment_bytes as usize;
     let (footer, range) = footer_in(file.get(end.checked_sub(BLOCK)?..end)?, header)?;
-    Index::verified(footer, Cow::Borrowed(file.get(range)?))
+    Index::verified(footer, Blocks::Borrowed(file.get(range)?))
 }
 
 /// The footer in a segment's last block, and where its index stands.
@@ -259,15 +275,15 @@ fn footer_in(last: &[u8], header: &SegmentHeader) -> Option<(Footer, Range<usize
 }
 
 impl<'a> Index<'a> {
-    fn verified(footer: Footer, blocks: Cow<'a, [u8]>) -> Option<Index<'a>> {
-        (crc32c::crc32c(&blocks) == footer.index_crc32c).then_some(Index { blocks, footer })
+    fn verified(footer: Footer, blocks: Blocks<'a>) -> Option<Index<'a>> {
+        (crc32c::crc32c(blocks.bytes()) == footer.index_crc32c).then_some(Index { blocks, footer })
     }
 
     /// The records: offset in the file, and head.
     pub(crate) fn entries(
         &self,
     ) -> impl Iterator<Item = Result<(u32, RecordView<'_>), FormatError>> {
-        index::entries(&self.blocks)
+        index::entries(self.blocks.bytes())
     }
 
     /// The last sequence in the segment.
