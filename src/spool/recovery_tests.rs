@@ -519,6 +519,103 @@ fn foreign_files_are_refused_and_unreadable_ones_set_aside() {
 }
 
 #[test]
+fn a_retirement_that_fails_at_the_start_is_tried_again() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (1..=60).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    bench.is_lazy = true;
+    for (id, RecordPlace { segment, .. }) in places {
+        let done = Done { id: MessageId(id), segment, recipients: Recipients::All, last: true };
+        bench.appender.append_done(&done, bench.now);
+    }
+    bench.commit();
+    // No spare is left, so that the start looks for one among the dead.
+    for file in bench.disk.files().unwrap() {
+        let header = SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
+        if header.state == SegmentState::Free {
+            bench.disk.remove(file).unwrap();
+        }
+    }
+    let before = bench.log.accounts().segments();
+    bench.disk.fail_next_write();
+    bench = Bench::with(&bench.disk, OPTIONS).unwrap();
+    bench.tick();
+    // The head, and the one with the ends until the others are gone.
+    let after = bench.log.accounts().segments();
+    assert!(before > 4 && after <= 2, "{before}, {after}");
+}
+
+/// Keeps what recovery says, and spoils blocks between its two passes.
+struct Spoiling {
+    disk: SimDisk,
+    blocks: Vec<(FileNo, usize)>,
+    kept: Kept,
+}
+
+impl RecoveryVisitor for Spoiling {
+    fn message(&mut self, message: RecoveredMessage) {
+        self.kept.message(message);
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        if progress.segments_done * 2 == progress.segments {
+            for (file, offset) in self.blocks.drain(..) {
+                self.disk.make_unreadable(file, offset);
+            }
+        }
+    }
+}
+
+/// One bad sector costs the messages that stand in it, and nothing else; not the start.
+#[test]
+fn a_block_that_cannot_be_read_costs_what_stands_in_it() {
+    let footer = OPTIONS.segment_bytes as usize - BLOCK;
+    // Of a sealed segment: its footer, message 3, both, in one pass or between the two; then
+    // message 40, which stands in the newest one.
+    let none: &[u64] = &[];
+    let cases = [
+        (none, true, false, none, 1),
+        (&[3], false, false, none, 0),
+        (&[3], true, false, &[3], 2),
+        (&[3], true, true, &[3], 1),
+        (none, true, true, none, 0),
+        (&[40], false, false, &[40], 2),
+    ];
+    for (case, (ids, is_footer, is_between, lost, damage)) in cases.into_iter().enumerate() {
+        let mut bench = Bench::new();
+        let places: Vec<RecordPlace> =
+            (1..=41).map(|id| bench.accept(&Mail::new(id, 1, 3000))).collect();
+        let file = |no: usize| bench.log.table().file(places[no].segment).unwrap();
+        assert_ne!(file(2), file(39));
+        let mut blocks: Vec<(FileNo, usize)> = ids
+            .iter()
+            .map(|&id| (file(id as usize - 1), places[id as usize - 1].offset as usize))
+            .collect();
+        blocks.extend(is_footer.then_some((file(2), footer)));
+        if !is_between {
+            blocks.drain(..).for_each(|(file, at)| bench.disk.make_unreadable(file, at));
+        }
+        let mut visitor = Spoiling { disk: bench.disk.clone(), blocks, kept: Kept::default() };
+        let disk = Arc::new(bench.disk.clone());
+        let (_, report) = recover(disk, OPTIONS, Arc::default(), &mut || 77, &mut visitor).unwrap();
+        let expected: Vec<u64> = (1..=41).filter(|id| !lost.contains(id)).collect();
+        assert_eq!(visitor.kept.ids(), expected, "case {case}");
+        assert_eq!(report.damage_count, damage, "case {case}: {:?}", report.damage);
+    }
+}
+
+#[test]
+fn a_header_that_cannot_be_read_is_set_aside() {
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    let file = head_file(&bench, place);
+    bench.disk.make_unreadable(file, 0);
+    let bench = bench.reborn(true);
+    assert!(bench.kept.messages.is_empty());
+    assert!(matches!(bench.report.damage[..], [Damage::Header { .. }]));
+    assert_eq!(bench.disk.quarantined(), [file]);
+}
+
+#[test]
 fn a_message_written_twice_counts_once_where_it_stands_last() {
     let mut bench = Bench::new();
     let first = bench.accept(&Mail::new(1, 1, 100));
