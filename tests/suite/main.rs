@@ -13,6 +13,7 @@ mod dialogues;
 mod dns;
 mod durability;
 mod etrn;
+mod fuzz;
 mod gateway;
 mod interop;
 mod limits_and_floods;

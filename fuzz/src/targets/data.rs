@@ -134,7 +134,8 @@ fn stuffing(body: &[u8]) {
     let mut back = Vec::new();
     write_unstuffed(&on_the_wire, &mut back);
     assert_eq!(back, body);
-    let ending: &[u8] = if body.is_empty() || body.ends_with(b"\r\n") { b".\r\n" } else { b"\r\n.\r\n" };
+    let ending: &[u8] =
+        if body.is_empty() || body.ends_with(b"\r\n") { b".\r\n" } else { b"\r\n.\r\n" };
     on_the_wire.extend_from_slice(ending);
     let scanned = DataScanner::new().scan(&on_the_wire);
     assert!(scanned.end, "the end is not found");

@@ -85,7 +85,7 @@ fn judge(disk: &SimDisk, accepted: &BTreeMap<u64, Accepted>, damage: Damage) {
     if damage == Damage::Forged {
         return;
     }
-    assert_eq!(seen, Some(report.live_messages), "the tools and recovery disagree");
+    assert_eq!(seen.0, report.live_messages, "{report:?}, and the tools: {}", seen.1);
     for message in &messages {
         check(message, accepted);
     }
@@ -118,8 +118,9 @@ fn contents(disk: &SimDisk) -> BTreeMap<FileNo, Vec<u8>> {
     files.into_iter().map(|file| (file, disk.contents(file))).collect()
 }
 
-/// Looks at the files with the tools; gives how many live messages they find.
-fn look(files: &BTreeMap<FileNo, Vec<u8>>) -> Option<u64> {
+/// Looks at the files with the tools; gives how many live messages they find, and what
+/// they say.
+fn look(files: &BTreeMap<FileNo, Vec<u8>>) -> (u64, String) {
     let directory = directory().expect("a directory for the tools");
     for (file, octets) in files {
         fs::write(directory.join(format!("{:08x}.seg", file.0)), octets).expect("a small file");
@@ -129,7 +130,7 @@ fn look(files: &BTreeMap<FileNo, Vec<u8>>) -> Option<u64> {
     tools::dump(&directory, None, Form::Json, &mut io::sink()).expect("files can be read");
     tools::repair(&directory, Repair::DryRun, &mut told).expect("files can be read");
     assert!(verdict.damage == 0 || !told.is_empty(), "damage that nobody is told of");
-    Some(verdict.live_messages)
+    (verdict.live_messages, String::from_utf8(told).expect("text"))
 }
 
 /// An empty directory of this process, in memory where there is such a place.

@@ -29,7 +29,10 @@ fn replies(stream: &[u8], seed: u8, after_ehlo: bool) -> Vec<Result<PeerReply, R
     for mut piece in cut(stream, seed) {
         while !piece.is_empty() {
             let (consumed, reply) = reader.read(piece);
-            assert!(consumed <= piece.len() && (consumed > 0 || reply.is_some()), "no step forward");
+            assert!(
+                consumed <= piece.len() && (consumed > 0 || reply.is_some()),
+                "no step forward"
+            );
             piece = &piece[consumed..];
             if let Some(reply) = reply {
                 let is_over = reply.is_err();

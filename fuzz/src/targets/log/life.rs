@@ -12,7 +12,7 @@ use mailrace::smtp::address::{ForwardPath, ReversePath, Utf8};
 use mailrace::spool::sim_disk::SimDisk;
 use mailrace::spool::{
     Appender, AppenderOptions, ChunkPlace, Completion, Defer, DeferState, Done, Log, LogOptions,
-    NewBody, NewMessage, RecordPlace, Recipients, SegmentNo, SettledRecord, Ticket,
+    NewBody, NewMessage, Recipients, RecordPlace, SegmentNo, SettledRecord, Ticket,
 };
 
 use super::super::Input;
@@ -166,8 +166,12 @@ impl Life {
     fn append(&mut self, mail: &Accepted, body: NewBody<'_>) -> Ticket {
         let id = self.next_id();
         let address = ([192, 0, 2, 1], 25).into();
-        let origin =
-            Origin { client: address, listener: address, helo: "client".into(), accepted_unix_ms: id };
+        let origin = Origin {
+            client: address,
+            listener: address,
+            helo: "client".into(),
+            accepted_unix_ms: id,
+        };
         let message = NewMessage {
             id: MessageId(id),
             durability: Durability::Fsync,
