@@ -11,6 +11,7 @@ pub mod units;
 
 pub mod runtime;
 pub mod smtp;
+pub mod tls;
 
 pub mod listener;
 

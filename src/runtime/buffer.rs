@@ -61,6 +61,16 @@ impl Buffer {
         fits
     }
 
+    /// Adds `octets` zeroes to be written over; `None` if they do not fit.
+    pub fn extend_zeroed(&mut self, octets: usize) -> Option<&mut [u8]> {
+        if octets > self.room() {
+            return None;
+        }
+        let start = self.bytes.len();
+        self.bytes.resize(start + octets, 0);
+        Some(&mut self.bytes[start..])
+    }
+
     /// Takes out `range`; what stood behind it moves up.
     pub fn remove(&mut self, range: std::ops::Range<usize>) {
         let end = self.bytes.len();
@@ -102,6 +112,9 @@ pub unsafe trait Fill: Unpin + 'static {
     /// Where the room begins and how many octets it has.
     fn spare(&mut self) -> (*mut u8, usize);
 
+    /// Appends what fits and tells how much that was.
+    fn push(&mut self, octets: &[u8]) -> usize;
+
     /// The first `octets` of the room now hold bytes.
     ///
     /// # Safety
@@ -114,6 +127,10 @@ unsafe impl Fill for Buffer {
     fn spare(&mut self) -> (*mut u8, usize) {
         let room = self.bytes.spare_capacity_mut();
         (room.as_mut_ptr().cast(), room.len())
+    }
+
+    fn push(&mut self, octets: &[u8]) -> usize {
+        Buffer::push(self, octets)
     }
 
     unsafe fn filled(&mut self, octets: usize) {
@@ -129,6 +146,10 @@ unsafe impl Fill for ChunkBuffer {
         let room = ChunkBuffer::spare(self);
         // What came behind a body must fit a buffer; see `inbound::intake`.
         (room.as_mut_ptr(), room.len().min(LARGE))
+    }
+
+    fn push(&mut self, octets: &[u8]) -> usize {
+        ChunkBuffer::push(self, octets)
     }
 
     unsafe fn filled(&mut self, octets: usize) {
