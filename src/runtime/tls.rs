@@ -20,6 +20,7 @@
 
 pub mod exporter;
 pub mod inflow;
+pub mod link;
 #[cfg(test)]
 mod tests;
 
@@ -246,6 +247,11 @@ impl Records {
     /// The encoded records that wait: to be sent before anything else, in this order.
     pub fn take_outgoing(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.outgoing)
+    }
+
+    /// How many octets of them there are.
+    pub fn outgoing_octets(&self) -> usize {
+        self.outgoing.len()
     }
 
     /// Whether the handshake is over and octets can be sent.
