@@ -11,7 +11,9 @@ use ipnet::IpNet;
 
 use super::read::{Marks, RouteMarks, ScheduleMarks};
 use super::report::{Problem, Problems};
-use super::{Config, DelayNotice, Environment, Host, Route, Schedule, Service, Target};
+use super::{
+    Config, DelayNotice, Environment, Host, Listener, ListenerTls, Route, Schedule, Service, Target,
+};
 use crate::units::Period;
 
 pub(super) fn config(
@@ -22,6 +24,7 @@ pub(super) fn config(
 ) {
     presence(marks, problems);
     listeners(config, marks, problems);
+    certificates(config, marks, problems);
     open_relay(config, marks, problems);
     route_order(config, marks, problems);
     route_targets(config, marks, problems);
@@ -58,6 +61,14 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
                 ),
             );
         }
+        if listener.tls != ListenerTls::Off && config.tls.certificates.is_empty() {
+            let title = "`listener.tls` needs a certificate, and there is none";
+            let span = mark.tls.clone().unwrap_or(mark.address.clone());
+            problems.push(Problem::error(title, span).help(
+                "add `[[tls.certificate]]` with `chain` and `key`; `mailrace cert self-signed` \
+                 makes one for a first try",
+            ));
+        }
         let address = listener.address;
         let taken = seen.insert(address, "another `[[listener]]`");
         if let Some(other) = taken.filter(|_| address.port() != 0) {
@@ -66,6 +77,22 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
                 Problem::error(title, mark.address.clone()).label("expected an address of its own"),
             );
         }
+    }
+}
+
+/// Identities that no listener can ever see.
+fn certificates(config: &Config, marks: &Marks, problems: &Problems) {
+    let sees = |listener: &Listener| {
+        listener.tls != ListenerTls::Off && listener.service == Service::Relay
+    };
+    if let Some(span) = &marks.certificates
+        && !config.listeners.iter().any(sees)
+    {
+        let title = "`relay.certificates` is of no use: no `relay` listener is encrypted";
+        problems.push(
+            Problem::warning(title, span.clone())
+                .help("give a listener with `service = \"relay\"` a `tls` other than \"off\""),
+        );
     }
 }
 

@@ -66,6 +66,10 @@ pub struct WorkerMetrics {
     pub sessions_open: Gauge,
     /// `accept` failed: no descriptors, most of the time.
     pub accept_errors: Counter,
+    /// Sessions that TLS began in.
+    pub sessions_secured: Counter,
+    /// TLS handshakes of clients that came to nothing.
+    pub handshakes_failed: Counter,
     /// Refusals by the name of their reason.
     pub refused: LabelledCounters,
     /// Messages that got their 250.
@@ -251,6 +255,8 @@ impl Default for WorkerMetrics {
             sessions_opened: Counter::default(),
             sessions_open: Gauge::default(),
             accept_errors: Counter::default(),
+            sessions_secured: Counter::default(),
+            handshakes_failed: Counter::default(),
             refused: LabelledCounters::new(),
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),

@@ -33,6 +33,7 @@ use crate::runtime;
 use crate::runtime::blocking::Blocking;
 use crate::runtime::mailbox::Mailbox;
 use crate::spool::{Completion, ReadAnswer, RecordPlace, WeakBatch};
+use crate::tls::Acceptor;
 use log::{Filing, LocalLog};
 
 pub use serve::{Seat, serve};
@@ -43,6 +44,8 @@ pub struct Worker {
     pub index: usize,
     /// What the operator asked for.
     pub config: Arc<Config>,
+    /// What sessions are encrypted with; none where no listener asks for it.
+    pub acceptor: Option<Arc<Acceptor>>,
     /// Every site, and which core shares what of it.
     pub sites: Arc<Sites>,
     /// Sessions of all workers.

@@ -27,6 +27,7 @@ use crate::runtime::socket::{self, Canceller};
 use crate::runtime::{self, deadline};
 use crate::smtp::server::ServerConfig;
 use crate::spool::{CommitterHandle, ReaderHandle, SpoolStats};
+use crate::tls::Acceptor;
 
 /// Everything that a worker's thread is given at its start.
 pub struct Seat {
@@ -34,6 +35,8 @@ pub struct Seat {
     pub index: usize,
     /// What the operator asked for.
     pub config: Arc<Config>,
+    /// What sessions are encrypted with; none where no listener asks for it.
+    pub acceptor: Option<Arc<Acceptor>>,
     /// Every site.
     pub sites: Arc<Sites>,
     /// Sessions of all workers.
@@ -112,6 +115,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         stopping: Cell::new(false),
         date: RefCell::new((0, "".into())),
         config: seat.config,
+        acceptor: seat.acceptor,
         sites: seat.sites,
     });
     let stop = Rc::new(Notify::default());
@@ -149,6 +153,7 @@ fn server_config(config: &Config, listener: &Listener) -> ServerConfig {
         recipients: config.limits.recipients,
         received: config.limits.received as u32,
         bare_newline: listener.bare_newline,
+        tls: listener.tls,
     }
 }
 

@@ -109,6 +109,10 @@ impl Everything {
         page.gauge("sessions_open", None, "Sessions that there are", open)?;
         let errors = self.sum(|worker| &worker.accept_errors);
         page.counter("accept_errors", None, "Connections that could not be accepted", errors)?;
+        let secured = self.sum(|worker| &worker.sessions_secured);
+        page.counter("sessions_secured", None, "Sessions that TLS began in", secured)?;
+        let failed = self.sum(|worker| &worker.handshakes_failed);
+        page.counter("tls_handshakes_failed", None, "TLS handshakes that failed", failed)?;
         page.by_label("refused", "Refusals by reason", "reason", &self.refusals())?;
         let messages = self.sum(|worker| &worker.messages_accepted);
         page.counter("messages_accepted", None, "Messages that got their 250", messages)?;

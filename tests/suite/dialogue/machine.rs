@@ -95,6 +95,7 @@ impl Machine {
             Event::DropBody => self.body.clear(),
             Event::CheckRecipient => self.check_recipient(),
             Event::EndOfMessage => self.store(),
+            Event::StartTls => panic!("no dialogue has TLS"),
             Event::Close => self.closed = true,
             Event::Continue | Event::NeedInput => {}
         }
@@ -109,6 +110,7 @@ impl Machine {
         let facts = Facts {
             service: self.config.listeners[0].service,
             client: self.client,
+            certificate: None,
             authenticated: false,
         };
         let path = self.server.recipient_in_question().expect("there is one");

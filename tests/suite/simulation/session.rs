@@ -247,6 +247,7 @@ impl Session {
                 }
                 Event::CheckRecipient => self.check_recipient(now, shared),
                 Event::EndOfMessage => return Next::Store,
+                Event::StartTls => panic!("no simulated listener has TLS"),
                 Event::Close => return Next::Close,
             }
             if self.server.replies().len() >= 16 * 1024 {
@@ -257,7 +258,12 @@ impl Session {
 
     fn check_recipient(&mut self, now: Instant, shared: &Shared) {
         let client: SocketAddr = CLIENT.parse().expect("an address");
-        let facts = Facts { service: Service::Relay, client: client.ip(), authenticated: false };
+        let facts = Facts {
+            service: Service::Relay,
+            client: client.ip(),
+            certificate: None,
+            authenticated: false,
+        };
         let path = self.server.recipient_in_question().expect("the server asks");
         let verdict = relay::decide(&shared.config, facts, path);
         let verdict = verdict.and_then(|route| match shared.stats.refusal() {
@@ -386,7 +392,7 @@ impl Session {
             client: CLIENT.parse().expect("an address"),
             hostname: &shared.config.hostname,
             extended: true,
-            secured: false,
+            secured: None,
             authenticated: false,
             id,
             envelope: &message.envelope,
