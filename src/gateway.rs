@@ -36,7 +36,7 @@ use crate::spool::{
     RecoveryError, SpoolStats, recover,
 };
 use crate::tls::acceptor::Expiry;
-use crate::tls::{Acceptor, AcceptorSettings, CertificateError};
+use crate::tls::{Acceptor, AcceptorSettings, CertificateError, Connector};
 use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat};
 
 /// A gateway that runs.
@@ -156,6 +156,7 @@ impl Gateway {
         become_user(&config)?;
         // As the user that must be able to read them again at a reload.
         let acceptor = acceptor(&config)?;
+        let connector = Arc::new(Connector::new().map_err(CertificateError::Setup)?);
         tell_driver();
 
         let target = match &config.log.events {
@@ -197,6 +198,7 @@ impl Gateway {
                 index,
                 config: config.clone(),
                 acceptor: acceptor.as_ref().map(|(acceptor, _)| acceptor.clone()),
+                connector: connector.clone(),
                 sites: sites.clone(),
                 counts: counts.clone(),
                 sockets,

@@ -65,6 +65,15 @@ pub const CLIENT_QUIT: Duration = Duration::from_secs(5);
 /// 3.1: commands and replies in flight must fit the windows, or both sides wait in a write.
 /// The 100 recipients of an ordinary transaction fit.
 pub const CLIENT_GROUP: usize = 16 * 1024;
+/// The largest message that goes out in one flight with its envelope; a larger one waits for the
+/// replies to its envelope first.
+pub const ONE_FLIGHT_OCTETS: u64 = CHUNK as u64;
+/// The most recipients of such a message.
+pub const ONE_FLIGHT_RECIPIENTS: usize = 100;
+/// What is gathered of messages in flight before it is written.
+pub const CLIENT_WRITE: usize = 64 * 1024;
+/// Messages under way on one connection, where the peer allows more than one.
+pub const MESSAGES_IN_FLIGHT: usize = 4;
 
 /// The reply text that is kept with a deferral and shown in a notice.
 pub const KEPT_REPLY: usize = 512;

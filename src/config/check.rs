@@ -14,6 +14,7 @@ use super::report::{Problem, Problems};
 use super::{
     Config, DelayNotice, Environment, Host, Listener, ListenerTls, Route, Schedule, Service, Target,
 };
+use crate::tls::TlsPolicy;
 use crate::units::Period;
 
 pub(super) fn config(
@@ -197,6 +198,7 @@ fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
         loop_to_ourselves(config, route, mark, problems);
         source_family(route, mark, problems);
         needless_keys(route, mark, problems);
+        clear_smtps(route, mark, problems);
         schedule("route", &route.schedule(&config.queue), &mark.schedule, problems);
     }
 }
@@ -206,7 +208,7 @@ fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
 fn awaited(target: &Target) -> Option<&'static str> {
     match target {
         Target::Mx => Some("mail exchangers are not looked up in this version"),
-        Target::Smtp { host, .. } if needs_dns(host) => {
+        Target::Smtp { host, .. } | Target::Smtps { host, .. } if needs_dns(host) => {
             Some("names are not looked up in this version; an IP address or `localhost` is taken")
         }
         Target::Lmtp { .. } => Some("LMTP comes with a later version"),
@@ -221,7 +223,7 @@ fn needs_dns(host: &Host) -> bool {
 
 /// A next hop that is one of our listeners, as far as addresses written in the file tell.
 fn loop_to_ourselves(config: &Config, route: &Route, mark: &RouteMarks, problems: &Problems) {
-    let Target::Smtp { host, port } = &route.to else { return };
+    let (Target::Smtp { host, port } | Target::Smtps { host, port }) = &route.to else { return };
     let mut addresses = host.fixed_addresses().iter().map(|ip| SocketAddr::new(*ip, *port));
     let ours = addresses.find(|&next| config.listeners.iter().any(|l| reaches(l.address, next)));
     if let Some(address) = ours {
@@ -236,7 +238,11 @@ fn loop_to_ourselves(config: &Config, route: &Route, mark: &RouteMarks, problems
 
 /// A source from which no address of the next hop can be reached.
 fn source_family(route: &Route, mark: &RouteMarks, problems: &Problems) {
-    let (Target::Smtp { host, port } | Target::Lmtp { host, port }) = &route.to else { return };
+    let (Target::Smtp { host, port } | Target::Smtps { host, port } | Target::Lmtp { host, port }) =
+        &route.to
+    else {
+        return;
+    };
     let Some((source, span)) = route.source.zip(mark.source.clone()) else { return };
     let addresses = host.fixed_addresses();
     let Some(&first) = addresses.first() else { return };
@@ -255,7 +261,9 @@ fn needless_keys(route: &Route, mark: &RouteMarks, problems: &Problems) {
     let tries = waits && *to != Target::Hold;
     let talks = tries && !matches!(to, Target::Maildir(_));
     let connects = talks && !matches!(to, Target::LmtpUnix { .. });
+    let encrypts = matches!(to, Target::Mx | Target::Smtp { .. } | Target::Smtps { .. });
     let keys = [
+        ("tls", encrypts || route.given_tls == Some(TlsPolicy::Off), &mark.tls),
         ("source", connects, &mark.source),
         ("verp", talks || !route.verp, &mark.verp),
         ("retry", tries, &mark.schedule.retry),
@@ -267,6 +275,18 @@ fn needless_keys(route: &Route, mark: &RouteMarks, problems: &Problems) {
             let title = format!("`route.{key}` means nothing for `{to}`");
             problems.push(Problem::error(title, span.clone()).label("remove it"));
         }
+    }
+}
+
+/// `smtps://` is TLS, and nothing less.
+fn clear_smtps(route: &Route, mark: &RouteMarks, problems: &Problems) {
+    if let (Target::Smtps { .. }, Some(span)) = (&route.to, &mark.tls)
+        && route.tls().allows_clear()
+    {
+        let title = "`route.tls` contradicts `smtps://`, which never goes in clear";
+        problems.push(
+            Problem::error(title, span.clone()).label("expected \"required\" or \"verified\""),
+        );
     }
 }
 

@@ -17,15 +17,14 @@ use toml::de::{DeTable, DeValue};
 use super::pattern::domain_ascii_lower;
 use super::report::{Problem, Problems};
 use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, truth, whole};
-use super::target::TARGETS;
 use super::{
-    Admin, BadTarget, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains,
-    EightBit, Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, Relay, Route,
-    Routes, SESSIONS_MAX, Service, Target, Timeouts, Tls, WORKERS_MAX,
+    Admin, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
+    Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, Relay, Route, Routes,
+    SESSIONS_MAX, Service, Target, Timeouts, Tls, WORKERS_MAX,
 };
 use crate::limits;
 use crate::message::Durability;
-use crate::tls::CertificateFiles;
+use crate::tls::{CertificateFiles, TlsPolicy};
 use crate::units::ByteSize;
 
 /// Where things stand in the text, for what `check` has to say; `None` where they do not.
@@ -67,6 +66,7 @@ pub(super) struct RouteMarks {
     pub recipient: Range<usize>,
     pub to: Range<usize>,
     pub source: Option<Range<usize>>,
+    pub tls: Option<Range<usize>>,
     pub schedule: ScheduleMarks,
     pub verp: Option<Range<usize>>,
 }
@@ -333,7 +333,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
         let mend = "add `to = \"mx\"`, `to = \"smtp://10.0.0.5:25\"`, or a `maildir:PATH`";
         let to = table.required("to", mend, target);
         let source = table.optional("source", source_address);
-        table.or("tls", (), route_tls);
+        let tls = table.optional("tls", choice(&ROUTE_TLS));
         let mut own = ScheduleMarks::default();
         let given = schedule(&table, &mut own);
         let verp = table.optional("verp", truth);
@@ -344,6 +344,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             recipient: recipient.span(),
             to: to.span(),
             source: source.as_ref().map(Spanned::span),
+            tls: tls.as_ref().map(Spanned::span),
             schedule: own,
             verp: verp.as_ref().map(Spanned::span),
         });
@@ -351,6 +352,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             recipient: recipient.into_inner(),
             to: to.into_inner(),
             source: source.map(Spanned::into_inner),
+            given_tls: tls.map(Spanned::into_inner),
             given,
             verp: verp.is_some_and(Spanned::into_inner),
         });
@@ -360,10 +362,8 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
 
 fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {
     let given = text(value)?;
-    Target::parse(given, directory).map_err(|error| match error {
-        BadTarget::NotYet(_) => Wrong::unavailable(given, &format!("use {TARGETS}")),
-        _ => Wrong::new("is not a target", error.to_string()),
-    })
+    Target::parse(given, directory)
+        .map_err(|error| Wrong::new("is not a target", error.to_string()))
 }
 
 fn source_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
@@ -372,13 +372,12 @@ fn source_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
     })
 }
 
-fn route_tls(value: &DeValue<'_>) -> Result<(), Wrong> {
-    let words = ["off", "opportunistic", "required", "verified"].map(|word| (word, word));
-    match choice(&words)(value)? {
-        "off" => Ok(()),
-        word => Err(Wrong::unavailable(word, "use \"off\"")),
-    }
-}
+const ROUTE_TLS: [(&str, TlsPolicy); 4] = [
+    ("off", TlsPolicy::Off),
+    ("opportunistic", TlsPolicy::Opportunistic),
+    ("required", TlsPolicy::Required),
+    ("verified", TlsPolicy::Verified),
+];
 
 fn delivery(table: &Table<'_>, default: Delivery, marks: &mut Marks) -> Delivery {
     let timeouts = table.table("timeouts");

@@ -98,6 +98,8 @@ pub struct WorkerMetrics {
     pub connections_opened: Counter,
     /// Connections to next hops that did not come about.
     pub connections_failed: Counter,
+    /// Connections to next hops that TLS failed on.
+    pub tls_failed: Counter,
     /// Connections to next hops that there are.
     pub connections_open: Gauge,
     /// Handles, one for each message and site, that wait for a connection.
@@ -271,6 +273,7 @@ impl Default for WorkerMetrics {
             delivery_delay: Histogram::new(DELIVERY_DELAY_US),
             connections_opened: Counter::default(),
             connections_failed: Counter::default(),
+            tls_failed: Counter::default(),
             connections_open: Gauge::default(),
             handles_ready: Gauge::default(),
             handles_active: Gauge::default(),

@@ -12,11 +12,12 @@ use crate::queue::handle::Recipients;
 use crate::queue::scheduler::SiteKind;
 use crate::queue::site::{SiteIndex, SiteShared};
 use crate::smtp::address::{ForwardPath, Mailbox};
+use crate::tls::TlsPolicy;
 
 /// Every site, and the one of each route.
 pub struct Sites {
-    /// Where each site's mail goes, and from which address.
-    targets: Vec<(Target, Option<IpAddr>)>,
+    /// Where each site's mail goes, from which address, and how its connections are encrypted.
+    targets: Vec<(Target, Option<IpAddr>, TlsPolicy)>,
     of_route: Vec<SiteIndex>,
     shared: Arc<[SiteShared]>,
 }
@@ -27,10 +28,10 @@ pub type SiteGroup = (SiteIndex, Recipients);
 impl Sites {
     /// The sites of a configuration; routes to the same target share one.
     pub fn new(config: &Config) -> Sites {
-        let mut targets: Vec<(Target, Option<IpAddr>)> = Vec::new();
+        let mut targets: Vec<(Target, Option<IpAddr>, TlsPolicy)> = Vec::new();
         let mut of_route = Vec::new();
         for route in config.routes.iter() {
-            let way = (route.to.clone(), route.source);
+            let way = (route.to.clone(), route.source, route.tls());
             let known = targets.iter().position(|target| *target == way);
             let site = known.unwrap_or_else(|| {
                 targets.push(way);
@@ -38,16 +39,18 @@ impl Sites {
             });
             of_route.push(SiteIndex(site as u32));
         }
-        targets.push((Target::Hold, None));
+        targets.push((Target::Hold, None, TlsPolicy::Off));
         let cores = config.workers as u32;
         let limit = |target: &Target| match target {
-            Target::Mx | Target::Smtp { .. } | Target::Lmtp { .. } | Target::LmtpUnix { .. } => {
-                config.delivery.connections_per_site as u32
-            }
+            Target::Mx
+            | Target::Smtp { .. }
+            | Target::Smtps { .. }
+            | Target::Lmtp { .. }
+            | Target::LmtpUnix { .. } => config.delivery.connections_per_site as u32,
             // Writers of files: more of them would only wait for the same disk.
             _ => LOCAL_WRITERS * cores,
         };
-        let shared = targets.iter().enumerate().map(|(index, (target, _))| {
+        let shared = targets.iter().enumerate().map(|(index, (target, ..))| {
             SiteShared::new(SiteIndex(index as u32), limit(target), cores)
         });
         Sites { shared: shared.collect(), targets, of_route }
@@ -61,6 +64,11 @@ impl Sites {
     /// The address that connections to a site are made from.
     pub fn source(&self, site: SiteIndex) -> Option<IpAddr> {
         self.targets[site.0 as usize].1
+    }
+
+    /// How connections to a site are encrypted.
+    pub fn tls(&self, site: SiteIndex) -> TlsPolicy {
+        self.targets[site.0 as usize].2
     }
 
     /// Where messages wait to which no route leads since the configuration changed.
@@ -85,7 +93,7 @@ impl Sites {
 
     /// How each site takes mail.
     pub fn kinds(&self) -> impl Iterator<Item = SiteKind> {
-        self.targets.iter().map(|(target, _)| match target {
+        self.targets.iter().map(|(target, ..)| match target {
             Target::Hold => SiteKind::Hold,
             _ => SiteKind::Open,
         })

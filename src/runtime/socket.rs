@@ -618,3 +618,98 @@ const BACKLOG: i32 = 4_096;
 
 /// A file descriptor's number, for the deadline sweep.
 pub(super) type Fd = RawFd;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::thread;
+
+    use super::*;
+    use crate::runtime::buffer::{Buffer, SMALL};
+    use crate::runtime::{self};
+
+    /// More than both windows hold.
+    const MUCH: usize = 32 << 20;
+
+    /// A peer that writes all that it has before it reads anything.
+    fn stubborn(mut peer: impl Read + Write + Send + 'static) -> thread::JoinHandle<usize> {
+        thread::spawn(move || {
+            peer.write_all(&vec![b'p'; MUCH]).expect("the other side reads");
+            let mut octets = 0;
+            let mut piece = vec![0; 1 << 16];
+            while octets < MUCH {
+                octets += peer.read(&mut piece).expect("the other side writes");
+            }
+            octets
+        })
+    }
+
+    async fn write_and_read(stream: Stream) -> usize {
+        let (mut receiving, mut sending, limit) = stream.split();
+        limit.set(Some(Instant::now() + Duration::from_secs(60)));
+        let writing = async {
+            let (mut bytes, mut written) = (vec![b'w'; MUCH], 0);
+            while written < MUCH {
+                let result;
+                (result, bytes) = sending.write(bytes, written).await;
+                written += result.expect("the peer reads in the end");
+            }
+        };
+        let reading = async {
+            let mut octets = 0;
+            while octets < MUCH {
+                octets += receiving.read(Buffer::new(SMALL)).await.0.expect("the peer writes");
+            }
+            octets
+        };
+        tokio::join!(writing, reading).1
+    }
+
+    #[test]
+    fn two_sides_that_write_at_once_do_not_wait_for_each_other() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let peer = thread::spawn(move || stubborn(listener.accept().expect("a connection").0));
+        let read = runtime::run(async move {
+            let stream = Stream::connect(address, None, Duration::from_secs(30)).await;
+            write_and_read(stream.expect("it listens")).await
+        });
+        assert_eq!(read.expect("a loop"), MUCH);
+        assert_eq!(peer.join().expect("no panic").join().expect("no panic"), MUCH);
+    }
+
+    #[test]
+    fn a_unix_socket_does_the_same() {
+        let home = tempfile::TempDir::new().expect("a directory");
+        let path = home.path().join("lmtp");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("a path");
+        let peer = thread::spawn(move || stubborn(listener.accept().expect("a connection").0));
+        let read = runtime::run(async move {
+            let stream = Stream::connect_unix(&path, Duration::from_secs(30)).await;
+            write_and_read(stream.expect("it listens")).await
+        });
+        assert_eq!(read.expect("a loop"), MUCH);
+        assert_eq!(peer.join().expect("no panic").join().expect("no panic"), MUCH);
+    }
+
+    /// Nothing is left of a connection whose read waits, once its limit is dropped.
+    #[test]
+    fn a_read_that_waits_ends_with_the_connection() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let result = runtime::run(async move {
+            let socket = UnixStream::from_std(ours).expect("the loop takes it");
+            let watch = watch(socket.as_raw_fd());
+            let (mut receiving, sending, limit) =
+                Stream { watch, socket: Socket::Unix(socket), tls: None }.split();
+            let ending = async {
+                runtime::sleep(Duration::from_millis(20)).await;
+                drop(limit);
+            };
+            let (read, ()) = tokio::join!(receiving.read(Buffer::new(SMALL)), ending);
+            drop(sending);
+            read.0.map_err(|error| error.to_string())
+        });
+        assert_eq!(result.expect("a loop"), Ok(0));
+        drop(theirs);
+    }
+}

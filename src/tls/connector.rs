@@ -102,14 +102,3 @@ fn client_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Erro
 
 /// Next hops whose sessions are kept.
 const SESSIONS_KEPT: usize = 1_024;
-
-#[cfg(test)]
-impl Connector {
-    /// One that trusts these authorities instead of the system's.
-    pub(crate) fn trusting(roots: RootCertStore) -> Connector {
-        let connector = Connector::new().unwrap();
-        let config = client_config(roots).map_err(|error| NoAuthorities(error.to_string().into()));
-        connector.verified.set(config).expect("it is new");
-        connector
-    }
-}

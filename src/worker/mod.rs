@@ -33,7 +33,7 @@ use crate::runtime;
 use crate::runtime::blocking::Blocking;
 use crate::runtime::mailbox::Mailbox;
 use crate::spool::{Completion, ReadAnswer, RecordPlace, WeakBatch};
-use crate::tls::Acceptor;
+use crate::tls::{Acceptor, Connector};
 use log::{Filing, LocalLog};
 
 pub use serve::{Seat, serve};
@@ -46,6 +46,8 @@ pub struct Worker {
     pub config: Arc<Config>,
     /// What sessions are encrypted with; none where no listener asks for it.
     pub acceptor: Option<Arc<Acceptor>>,
+    /// What connections to next hops are encrypted with.
+    pub connector: Arc<Connector>,
     /// Every site, and which core shares what of it.
     pub sites: Arc<Sites>,
     /// Sessions of all workers.

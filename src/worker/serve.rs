@@ -27,7 +27,7 @@ use crate::runtime::socket::{self, Canceller};
 use crate::runtime::{self, deadline};
 use crate::smtp::server::ServerConfig;
 use crate::spool::{CommitterHandle, ReaderHandle, SpoolStats};
-use crate::tls::Acceptor;
+use crate::tls::{Acceptor, Connector};
 
 /// Everything that a worker's thread is given at its start.
 pub struct Seat {
@@ -37,6 +37,8 @@ pub struct Seat {
     pub config: Arc<Config>,
     /// What sessions are encrypted with; none where no listener asks for it.
     pub acceptor: Option<Arc<Acceptor>>,
+    /// What connections to next hops are encrypted with.
+    pub connector: Arc<Connector>,
     /// Every site.
     pub sites: Arc<Sites>,
     /// Sessions of all workers.
@@ -116,6 +118,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         date: RefCell::new((0, "".into())),
         config: seat.config,
         acceptor: seat.acceptor,
+        connector: seat.connector,
         sites: seat.sites,
     });
     let stop = Rc::new(Notify::default());

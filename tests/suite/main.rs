@@ -13,6 +13,7 @@ mod durability;
 mod gateway;
 mod interop;
 mod limits_and_floods;
+mod one_flight;
 mod postfix;
 mod queue;
 mod relay;

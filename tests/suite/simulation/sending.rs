@@ -10,8 +10,9 @@ use mailrace::queue::scheduler::{ConnectionId, Event};
 use mailrace::queue::site::SiteIndex;
 use mailrace::smtp::body::{BodyForm, Reshape};
 use mailrace::smtp::client::{
-    AfterTransaction, Client, ClientAction, ClientConfig, Deferral, RecipientOutcome, Stage,
-    Timeouts, Transaction, TransactionResult,
+    AfterTransaction, BrokenPromise, Client, ClientAction, ClientConfig, Deferral, EightBit,
+    OneFlight, Protocol, RecipientOutcome, Stage, Timeouts, Transaction, TransactionId,
+    TransactionResult,
 };
 use mailrace::spool::{ChunkPlace, Kind, RecordView, StoredBody};
 
@@ -60,6 +61,7 @@ struct Job {
 
 /// What of a large body is still to be sent.
 struct Body {
+    id: TransactionId,
     reshape: Reshape,
     left: Vec<ChunkPlace>,
     suffix: &'static [u8],
@@ -80,13 +82,18 @@ impl Connection {
         let link = scene.connect(Between::Peer { site: place }, shared.life);
         let delivery = &shared.config.delivery;
         let config = ClientConfig {
+            starttls: Default::default(),
             ehlo_name: "gateway.example".into(),
+            protocol: Protocol::Smtp,
             timeouts: Timeouts {
                 greeting: delivery.timeouts.greeting,
                 command: delivery.timeouts.command,
                 data: delivery.timeouts.data,
             },
             use_chunking: !shared.sites.shared()[place].chunking_is_broken(),
+            one_flight: OneFlight::Never,
+            messages_in_flight: 1,
+            eight_bit: EightBit::Send,
         };
         scene.trace(|| format!("{link:?} is {id:?} to {site:?}"));
         Some(Connection {
@@ -218,7 +225,8 @@ impl Connection {
         let job = Job { attempt, message, size_octets, is_first, asked, outcomes, body: None };
         self.state = State::Sending(Box::new(job));
         let transaction = Transaction::new(envelope, asked_now, size_octets, flags);
-        self.client.start(scene.now(), transaction.expect("the places are the message's"));
+        let transaction = transaction.expect("the places are the message's");
+        self.client.start(scene.now(), transaction);
     }
 
     /// Does what the machine wants done.
@@ -226,8 +234,8 @@ impl Connection {
         while let Some(action) = self.client.poll_action() {
             match action {
                 ClientAction::Send(octets) => scene.send(self.link, End::Opener, &octets),
-                ClientAction::SendBody { prefix, form, suffix } => {
-                    self.send_body(scene, worker, shared, prefix, form, suffix);
+                ClientAction::SendBody { id, prefix, form, suffix } => {
+                    self.send_body(scene, worker, shared, id, prefix, form, suffix);
                 }
                 ClientAction::Ready => {
                     shared.sites.shared()[self.site.0 as usize].recover();
@@ -240,6 +248,7 @@ impl Connection {
                     }
                     self.state = State::Over;
                 }
+                ClientAction::StartTls => panic!("no simulated peer has TLS"),
                 ClientAction::Close => self.state = State::Over,
             }
         }
@@ -274,7 +283,7 @@ impl Connection {
             return scene.books.problem(format!("{:?} ended what it had not begun", self.link));
         };
         let site = &shared.sites.shared()[self.site.0 as usize];
-        if result.chunking_broken() {
+        if result.broken_promise == Some(BrokenPromise::Chunking) {
             site.remember_broken_chunking();
         }
         let usable = result.connection == AfterTransaction::Usable;
@@ -300,7 +309,8 @@ impl Connection {
             let again = Transaction::new(envelope, left.clone(), job.size_octets, flags);
             job.asked = left;
             self.state = State::Sending(job);
-            return self.client.start(scene.now(), again.expect("the places are the message's"));
+            self.client.start(scene.now(), again.expect("the places are the message's"));
+            return;
         }
         if never_began(&job.outcomes) {
             if job.is_first {
@@ -322,6 +332,7 @@ impl Connection {
         scene: &mut Scene,
         worker: &mut Worker,
         shared: &Shared,
+        id: TransactionId,
         prefix: Vec<u8>,
         form: BodyForm,
         suffix: &'static [u8],
@@ -336,11 +347,11 @@ impl Connection {
                 reshape.write(&job.message.inline, &mut out);
                 out.extend_from_slice(suffix);
                 scene.send(self.link, End::Opener, &out);
-                self.client.body_sent(scene.now());
+                self.client.body_sent(scene.now(), id);
             }
             StoredBody::Chunks(chunks) => {
                 scene.send(self.link, End::Opener, &out);
-                job.body = Some(Body { reshape, left: chunks.to_vec(), suffix });
+                job.body = Some(Body { id, reshape, left: chunks.to_vec(), suffix });
                 self.call_for_piece(scene, worker, shared);
             }
         }
@@ -369,8 +380,9 @@ impl Connection {
                 }
                 out.extend_from_slice(body.suffix);
                 scene.send(self.link, End::Opener, &out);
+                let id = body.id;
                 job.body = None;
-                self.client.body_sent(scene.now());
+                self.client.body_sent(scene.now(), id);
             }
             Err(words) => {
                 scene.books.problem(format!("a chunk is gone: {words}"));
