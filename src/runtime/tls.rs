@@ -180,7 +180,11 @@ impl Records {
             consumed += octets;
             match turn {
                 Ok(Turn::Again) => {}
-                Ok(Turn::Plaintext) => break Progress::Plaintext,
+                Ok(Turn::Plaintext) => {
+                    // It may come with the last message of the handshake.
+                    self.is_established = true;
+                    break Progress::Plaintext;
+                }
                 Ok(Turn::Blocked) => break Progress::NeedsInput,
                 Ok(Turn::Ended) => break Progress::Ended,
                 Ok(Turn::Ready) => {

@@ -21,3 +21,4 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod tls;

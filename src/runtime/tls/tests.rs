@@ -266,6 +266,25 @@ fn nothing_comes_after_the_peers_end() {
     }
 }
 
+/// A client of TLS 1.3 may speak right behind its Finished: both in one read.
+#[test]
+fn words_behind_the_last_message_of_the_handshake_are_kept() {
+    let (mut ours, mut peer) = (Ours::server(), Peer::client(&TLS13));
+    let hello = peer.pending();
+    ours.hear(&hello, usize::MAX, SMALL).unwrap();
+    peer.hear(&ours.records.take_outgoing()).unwrap();
+    let mut said = peer.pending();
+    said.extend(peer.say(b"EHLO early.test\r\n"));
+    let mut buffer = ours.inflow.take_buffer().unwrap();
+    buffer.push(&said);
+    ours.inflow.put_buffer(buffer);
+    assert!(!ours.inflow.shake_hands(&mut ours.records).unwrap());
+    assert!(ours.records.is_established() && ours.inflow.has_plain());
+    ours.take_plain(SMALL).unwrap();
+    assert_eq!(ours.heard, b"EHLO early.test\r\n");
+    assert_eq!(peer.hear(&ours.say(b"250 ok")).unwrap(), b"250 ok");
+}
+
 #[test]
 fn a_cut_stream_has_no_end() {
     let (mut ours, mut peer) = established(&TLS13);
