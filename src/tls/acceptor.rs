@@ -204,7 +204,7 @@ mod tests {
         let files = Files::new();
         let now = Timestamp::now();
         let (first, second) = (files.pair("a.example", now), files.pair("b.example", now));
-        let (acceptor, expiries) = Acceptor::new(&settings(&[first.clone()])).unwrap();
+        let (acceptor, expiries) = Acceptor::new(&settings(std::slice::from_ref(&first))).unwrap();
         assert_eq!(expiries, []);
         let before = acceptor.config();
         let mixed = CertificateFiles { key: second.key.clone(), ..first };

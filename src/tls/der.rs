@@ -158,7 +158,7 @@ mod tests {
             assert_eq!(reader.expect(tag::OCTET_STRING).map(<[u8]>::len), Some(length));
             assert!(reader.next().is_none());
             let cut = Reader(&written[..written.len() - 1]).next();
-            assert_eq!(cut.is_none(), true, "{length}");
+            assert!(cut.is_none(), "{length}");
         }
     }
 

@@ -26,7 +26,7 @@ pub(crate) fn certificate(names: &[&str]) -> Certificate {
 
 /// What a server of these tests runs with: a certificate for `mx.example.com`.
 pub(crate) fn acceptor_config(asks_for_certificates: bool) -> Arc<ServerConfig> {
-    Arc::new(config_of(&[OURS.clone()], asks_for_certificates).unwrap())
+    Arc::new(config_of(std::slice::from_ref(&OURS), asks_for_certificates).unwrap())
 }
 
 /// A client that takes that certificate and no other.

@@ -279,18 +279,17 @@ fn mail_goes_out_encrypted_where_it_can() {
     let server = Server::start("");
     let (plain, implicit) = (server.gateway.smtp(STARTTLS), server.gateway.smtp(IMPLICIT));
     let trust = format!("SSL_CERT_FILE={}", server.home.path().join("mx.test.pem").display());
-    let mut arrived = 0;
-    for (to, tls) in [
+    let ways = [
         (format!("smtp://{plain}"), ""),
         (format!("smtp://{plain}"), "tls = \"required\""),
         (format!("smtp://{plain}"), "tls = \"verified\""),
         (format!("smtps://{implicit}"), ""),
         (format!("smtps://{implicit}"), "tls = \"verified\""),
-    ] {
+    ];
+    for ((to, tls), arrived) in ways.into_iter().zip(1..) {
         let gateway = Gateway::start_under(&["env", &trust], &route(&to, tls));
         send_through(&gateway);
         gateway.wait_event("delivered", |event| event["event"] == "delivered");
-        arrived += 1;
         let is_it = |event: &serde_json::Value| event["event"] == "secured";
         server.gateway.wait_until(&format!("{to} {tls} in TLS"), || {
             let secured = server.gateway.events().iter().filter(|event| is_it(event)).count();
