@@ -22,8 +22,11 @@ use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
 use crate::control::workers::{Times, Workers};
 use crate::delivery::recovery::Recovered;
 use crate::delivery::sites::Sites;
+use crate::dns::ResolverConfig;
+use crate::dns::ourselves::{Ourselves, interface_addresses};
 use crate::listener::SessionCounts;
 use crate::message::MessageId;
+use crate::queue::destination::Destination;
 use crate::queue::handle::Handle;
 use crate::runtime;
 use crate::runtime::blocking::BlockingPool;
@@ -179,6 +182,7 @@ impl Gateway {
         let admin = admin.serve(&config.hostname, asked)?;
 
         let sites = Arc::new(Sites::new(&config));
+        let ourselves = Arc::new(ourselves(&config, &listeners));
         let (log, recovered, highest) = open_log(&config, &sites, stats.clone())?;
         let disk = log.disk().clone();
         let table = log.table().clone();
@@ -200,6 +204,8 @@ impl Gateway {
                 acceptor: acceptor.as_ref().map(|(acceptor, _)| acceptor.clone()),
                 connector: connector.clone(),
                 sites: sites.clone(),
+                dns: ResolverConfig::new(&config.dns),
+                ourselves: ourselves.clone(),
                 counts: counts.clone(),
                 sockets,
                 committer: committer.handle(),
@@ -408,6 +414,16 @@ fn give_admin_socket(config: &Config) -> Result<(), StartError> {
         .map_err(|source| StartError::DataDirectory { path: path.display().to_string(), source })
 }
 
+/// What mail is not to be sent to, since it would come back.
+fn ourselves(config: &Config, listeners: &[Bound]) -> Ourselves {
+    let addresses: Vec<SocketAddr> = listeners.iter().map(|(_, address)| *address).collect();
+    let interfaces = interface_addresses().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the addresses of this host are not to be had: a loop is only found by its name");
+        Vec::new()
+    });
+    Ourselves::new(&config.hostname, &addresses, &interfaces, config.delivery.port)
+}
+
 /// Which event loop the workers run on.
 fn tell_driver() {
     match runtime::driver_name() {
@@ -483,7 +499,7 @@ fn spool_figures(stats: Arc<SpoolStats>) -> impl Fn() -> SpoolFigures + Send + S
 }
 
 /// What recovery leaves: the log, each core's handles, the highest message id.
-type Opened = (Log<FileDisk>, Vec<Vec<Handle>>, MessageId);
+type Opened = (Log<FileDisk>, Vec<Vec<(Destination, Handle)>>, MessageId);
 
 fn open_log(config: &Config, sites: &Sites, stats: Arc<SpoolStats>) -> Result<Opened, StartError> {
     let started = Instant::now();

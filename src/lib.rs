@@ -9,6 +9,7 @@ pub mod limits;
 pub mod message;
 pub mod units;
 
+pub mod dns;
 pub mod runtime;
 pub mod smtp;
 pub mod tls;

@@ -72,8 +72,35 @@ pub const ONE_FLIGHT_OCTETS: u64 = CHUNK as u64;
 pub const ONE_FLIGHT_RECIPIENTS: usize = 100;
 /// What is gathered of messages in flight before it is written.
 pub const CLIENT_WRITE: usize = 64 * 1024;
-/// Messages under way on one connection, where the peer allows more than one.
-pub const MESSAGES_IN_FLIGHT: usize = 4;
+
+/// Answers that a core's DNS cache holds.
+pub const DNS_CACHE_ENTRIES: usize = 65_536;
+/// What they may take of memory, in octets: an answer over TCP may hold 64 KiB.
+pub const DNS_CACHE_OCTETS: usize = 32 * 1024 * 1024;
+/// Questions that a core has under way with its name servers; more wait for their turn.
+pub const DNS_QUERIES: usize = 256;
+/// Questions that wait for their turn; beyond, the answer is a temporary failure at once.
+pub const DNS_QUERIES_WAITING: usize = 16_384;
+/// The aliases that are followed from one name (RFC 1034 section 5.2.2 wants loops to be found).
+pub const DNS_ALIASES: usize = 8;
+/// An answer that fits one datagram unfragmented on nearly every path (EDNS, RFC 6891).
+pub const DNS_DATAGRAM: usize = 1_232;
+/// Datagrams that answer something else and are passed over while waiting for an answer.
+pub const DNS_STRAY_DATAGRAMS: usize = 64;
+/// The longest that an answer is believed.
+pub const DNS_TTL_MAX: Duration = Duration::from_secs(86_400);
+/// The longest that an absence is believed (RFC 2308 section 5).
+pub const DNS_NEGATIVE_TTL_MAX: Duration = Duration::from_secs(3_600);
+/// The shortest that any answer is kept, so that a burst of messages asks once.
+pub const DNS_TTL_MIN: Duration = Duration::from_secs(1);
+/// How long a failure is remembered at first; it doubles with each in a row.
+pub const DNS_FAILURE_TTL: Duration = Duration::from_secs(5);
+/// The longest that a failure is remembered (RFC 9520 section 3.2).
+pub const DNS_FAILURE_TTL_MAX: Duration = Duration::from_secs(300);
+/// Mail hosts of one domain that are looked at, the most preferred first.
+pub const MAIL_HOSTS: usize = 32;
+/// Addresses of one host that are looked at.
+pub const HOST_ADDRESSES: usize = 32;
 
 /// The reply text that is kept with a deferral and shown in a notice.
 pub const KEPT_REPLY: usize = 512;
@@ -88,6 +115,12 @@ pub const HEADER_LOOK: usize = 64 * 1024;
 pub const CHUNK: usize = 256 * 1024;
 /// Chunks of one upload that may wait for the disk.
 pub const CHUNKS_IN_FLIGHT: usize = 2;
+
+/// Destinations without messages that a core remembers, so that the next message to them need
+/// not wait for a look-up: some 200 octets each.
+pub const DESTINATIONS_REMEMBERED: u32 = 16_384;
+/// Destinations whose mail exchangers a core asks for at a time; others wait for their turn.
+pub const RESOLUTIONS_AT_ONCE: u32 = 128;
 
 /// Events that a worker hands to the event log at a time, in octets.
 pub const EVENT_BLOCK: usize = 32 * 1024;

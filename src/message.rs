@@ -100,6 +100,16 @@ impl Notify {
         self.0 & (Self::FAILURE.0 | Self::UNSPECIFIED.0) != 0
     }
 
+    /// Whether a delay of this recipient is told to the originator.
+    pub fn on_delay(self) -> bool {
+        self.0 & (Self::DELAY.0 | Self::UNSPECIFIED.0) != 0
+    }
+
+    /// Whether the delivery to this recipient is told to the originator.
+    pub fn on_success(self) -> bool {
+        self.0 & Self::SUCCESS.0 != 0
+    }
+
     /// Whether the parameter was given, so that it must be passed on.
     pub fn is_given(self) -> bool {
         self != Self::UNSPECIFIED

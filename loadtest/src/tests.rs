@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::ledger::compare::{Comparison, compare};
 use crate::ledger::record::{Side, read};
-use crate::report::sink::Counts;
+use crate::report::sink::{Counts, Summary};
 use crate::report::tally::{Step, Tally};
 use crate::signal::Signals;
 use crate::sink::settings::SinkSettings;
@@ -28,6 +28,11 @@ fn span(millis: u64) -> Option<Span> {
 
 /// A run to `to`; messages and time are bounded unless the settings say otherwise.
 fn send(to: SocketAddr, settings: Settings) -> Tally {
+    send_as(7, to, settings)
+}
+
+/// The same under another number of run.
+fn send_as(run: u16, to: SocketAddr, settings: Settings) -> Tally {
     let settings = Settings {
         to: Some(to.to_string()),
         messages: settings.messages.or(Some(200)),
@@ -37,7 +42,7 @@ fn send(to: SocketAddr, settings: Settings) -> Tally {
         seed: Some(1),
         ..settings
     };
-    let plan = Plan::new(settings, 7).unwrap();
+    let plan = Plan::new(settings, run).unwrap();
     crate::source::run(plan, &Signals::take_over().unwrap(), true).unwrap().0
 }
 
@@ -47,13 +52,25 @@ fn with_sink<T>(
     world: &str,
     work: impl FnOnce(SocketAddr) -> T,
 ) -> (T, Counts) {
+    let (worked, summary) = with_sink_at(free_address(), ledger, world, None, work);
+    (worked, *summary.counts())
+}
+
+/// The same on a given address, with names if an address is given for them.
+fn with_sink_at<T>(
+    address: SocketAddr,
+    ledger: Option<&Path>,
+    world: &str,
+    dns: Option<SocketAddr>,
+    work: impl FnOnce(SocketAddr) -> T,
+) -> (T, Summary) {
     let folder = tempfile::tempdir().unwrap();
     let world_path = folder.path().join("world.toml");
     std::fs::write(&world_path, world).unwrap();
-    let address = free_address();
     let settings = SinkSettings {
         listen: vec![address],
         world: Some(world_path),
+        dns,
         ledger: ledger.map(Path::to_path_buf),
         threads: Some(1),
         time: span(60_000),
@@ -73,8 +90,7 @@ fn with_sink<T>(
     }
     let worked = work(address);
     live.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let summary = sink.join().unwrap();
-    (worked, *summary.counts())
+    (worked, sink.join().unwrap())
 }
 
 fn settle(sent: &Path, arrived: &Path) -> Comparison {
@@ -85,20 +101,24 @@ fn settle(sent: &Path, arrived: &Path) -> Comparison {
 
 #[test]
 fn every_conduct_brings_every_message_home() {
-    let conducts: [(bool, Option<Bdat>, Option<u32>); 6] = [
-        (false, None, None),
-        (true, None, Some(7)),
-        (false, Some(Bdat::Strict), None),
-        (true, Some(Bdat::Strict), Some(1)),
-        (true, Some(Bdat::Flight), None),
-        (false, None, Some(1)),
+    let conducts: [(bool, bool, Option<Bdat>, Option<u32>); 9] = [
+        (false, false, None, None),
+        (true, false, None, Some(7)),
+        (false, false, Some(Bdat::Strict), None),
+        (true, false, Some(Bdat::Strict), Some(1)),
+        (true, false, Some(Bdat::Flight), None),
+        (false, false, None, Some(1)),
+        (true, true, None, None),
+        (true, true, None, Some(7)),
+        (true, true, None, Some(1)),
     ];
-    for (pipeline, bdat, per_connection) in conducts {
+    for (pipeline, ahead, bdat, per_connection) in conducts {
         let folder = tempfile::tempdir().unwrap();
         let (sent, arrived) = (folder.path().join("sent"), folder.path().join("arrived"));
         let settings = Settings {
             sessions: Some(9),
             pipeline,
+            ahead,
             bdat,
             per_connection,
             threads: Some(2),
@@ -122,27 +142,134 @@ fn every_conduct_brings_every_message_home() {
 }
 
 #[test]
-fn the_books_find_what_a_sink_lost_damaged_and_doubled() {
+fn the_books_find_exactly_what_a_sink_was_told_to_do() {
+    for (pipeline, ahead) in [(false, false), (true, false), (true, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (sent, arrived) = (folder.path().join("sent"), folder.path().join("arrived"));
+        let settings = Settings {
+            messages: Some(1_000),
+            ledger: Some(sent.clone()),
+            size: Some(vec!["1KiB".parse().unwrap()]),
+            pipeline,
+            ahead,
+            ..Settings::default()
+        };
+        let world = "[default]\nlose = 0.05\ndamage = 0.05\ndouble = 0.05\nreorder = 0.05\n\
+            data = [{ share = 0.05, reply = \"spam\" }]";
+        let (tally, counts) = with_sink(Some(&arrived), world, |to| send(to, settings));
+        let found = settle(&sent, &arrived);
+        assert!(!found.is_clean());
+        for (kind, told) in [
+            (&found.lost, counts.lost),
+            (&found.damaged, counts.damaged),
+            (&found.duplicated, counts.doubled),
+            (&found.reordered, counts.reordered),
+        ] {
+            assert_eq!(kind.count, told, "{kind:?}");
+            assert!((15..110).contains(&told), "{told}");
+        }
+        assert_eq!(found.refused, counts.refused);
+        assert_eq!(found.refused_but_arrived.count + found.misdirected.count, 0);
+        assert_eq!(found.unknown_but_arrived.count + found.foreign, 0);
+        assert_eq!(tally.counts.refused_for_good, counts.refused);
+        assert_eq!(found.acknowledged, tally.counts.acknowledged);
+    }
+}
+
+#[test]
+fn the_books_of_several_runs_and_sinks_go_together() {
     let folder = tempfile::tempdir().unwrap();
     let (sent, arrived) = (folder.path().join("sent"), folder.path().join("arrived"));
-    let settings = Settings {
-        messages: Some(1_000),
+    let settings = || Settings { ledger: Some(sent.clone()), ..Settings::default() };
+    for run in [7, 8] {
+        // Each with a sink of its own, as after a restart.
+        let (tally, _) = with_sink(Some(&arrived), "", |to| send_as(run, to, settings()));
+        assert_eq!(tally.counts.acknowledged, 200);
+    }
+    let found = settle(&sent, &arrived);
+    assert!(found.is_clean(), "{found:?}");
+    assert_eq!((found.acknowledged, found.arrived, found.foreign), (400, 400, 0));
+    // A run that takes the number of another makes books that say nothing.
+    with_sink(Some(&arrived), "", |to| send_as(8, to, settings()));
+    let found = settle(&sent, &arrived);
+    assert_eq!((found.repeated_ids, found.is_clean()), (200, false));
+}
+
+#[test]
+fn sites_are_told_apart_by_address_and_keep_their_limits() {
+    let world = "[[sites]]\nname = \"bulk.example\"\ndomains = 40\ncount = 4\n\
+        address = \"127.77.0.1\"\nsessions = 2\n\
+        [[sites]]\nname = \"dead.example\"\naddress = \"127.78.0.1\"\n\
+        except = [{ share = 1, connect = \"554 5.7.1 Not here\" }]";
+    let folder = tempfile::tempdir().unwrap();
+    let (sent, arrived) = (folder.path().join("sent"), folder.path().join("arrived"));
+    let listen = SocketAddr::from(([0, 0, 0, 0], free_address().port()));
+    let at = |host: [u8; 4]| SocketAddr::from((host, listen.port()));
+    let settings = || Settings {
+        sessions: Some(2),
+        messages: Some(50),
         ledger: Some(sent.clone()),
-        size: Some(vec!["1KiB".parse().unwrap()]),
+        rcpt: Some(vec!["a@d2.bulk.example".parse().unwrap()]),
         ..Settings::default()
     };
-    let world = "[default]\nlose = 0.05\ndamage = 0.05\ndouble = 0.05\n\
-        data = [{ share = 0.05, reply = \"spam\" }]";
-    let (tally, counts) = with_sink(Some(&arrived), world, |to| send(to, settings));
+    let ((), summary) = with_sink_at(listen, Some(&arrived), world, None, |_| {
+        assert_eq!(send(at([127, 77, 0, 3]), settings()).counts.acknowledged, 50);
+        let crowd = Settings { sessions: Some(9), hold: span(300), ..Settings::default() };
+        let crowd = send(at([127, 77, 0, 3]), crowd);
+        assert_eq!(crowd.counts.refused_for_now, 7, "{:?}", crowd.counts);
+        let refused = send_as(8, at([127, 78, 0, 1]), settings());
+        assert_eq!(refused.counts.refused_for_good, 50, "{:?}", refused.texts);
+        // For d2, but to the site of d3.
+        assert_eq!(send_as(9, at([127, 77, 0, 4]), settings()).counts.acknowledged, 50);
+    });
+    assert_eq!(summary.counts().misrouted, 50);
+    let place = |name: &str| {
+        let found = summary.places().iter().find(|place| place.name.starts_with(name)).unwrap();
+        (found.sessions_max, found.messages)
+    };
+    assert_eq!(place("mx2.bulk.example"), (2, 50));
+    assert_eq!(place("mx3.bulk.example"), (2, 50));
+    assert_eq!(place("mx1.bulk.example"), (0, 0));
     let found = settle(&sent, &arrived);
-    assert!(!found.is_clean());
-    for kind in [&found.lost, &found.damaged, &found.duplicated] {
-        assert!((15..110).contains(&kind.count), "{kind:?}");
-    }
-    assert_eq!(found.refused, counts.refused);
-    assert_eq!(found.refused_but_arrived.count + found.misdirected.count, 0);
-    assert_eq!(tally.counts.refused_for_good, counts.refused);
-    assert_eq!(found.acknowledged, tally.counts.acknowledged);
+    let mut addresses: Vec<_> = found.by_address.into_iter().collect();
+    addresses.sort_unstable();
+    assert_eq!(addresses, [(0x7f4d_0003, 50), (0x7f4d_0004, 50)]);
+}
+
+#[test]
+fn names_are_answered_by_udp_and_tcp() {
+    use hickory_proto::op::{Message, Query};
+    use hickory_proto::rr::{Name, RecordType};
+    use std::io::Read;
+    let world = "[[sites]]\nname = \"bulk.example\"\ndomains = 40\ncount = 4\n\
+        address = \"127.77.1.1\"\naddresses = 60";
+    let dns = free_address();
+    let mut asked = Message::query();
+    let host = Name::from_ascii("mx3.bulk.example.").unwrap();
+    asked.add_query(Query::query(host, RecordType::A));
+    let packet = asked.to_vec().unwrap();
+    let ((), _) = with_sink_at(free_address(), None, world, Some(dns), |_| {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        udp.send_to(&packet, dns).unwrap();
+        let mut buffer = [0; 2_000];
+        let length = udp.recv(&mut buffer).unwrap();
+        assert!(Message::from_vec(&buffer[..length]).unwrap().metadata.truncation);
+        let mut tcp = std::net::TcpStream::connect(dns).unwrap();
+        tcp.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let framed = [&(packet.len() as u16).to_be_bytes()[..], &packet].concat();
+        // Two questions, the second in pieces.
+        tcp.write_all(&framed).unwrap();
+        tcp.write_all(&framed[..5]).unwrap();
+        for _ in 0..2 {
+            let mut length = [0; 2];
+            tcp.read_exact(&mut length).unwrap();
+            let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+            tcp.read_exact(&mut reply).unwrap();
+            assert_eq!(Message::from_vec(&reply).unwrap().answers.len(), 60);
+            let _ = tcp.write_all(&framed[5..]);
+        }
+    });
 }
 
 #[test]

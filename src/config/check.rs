@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::read::{Marks, RouteMarks, ScheduleMarks};
 use super::report::{Problem, Problems};
 use super::{
-    Config, DelayNotice, Environment, Host, Listener, ListenerTls, Route, Schedule, Service, Target,
+    Config, DelayNotice, Environment, Listener, ListenerTls, Route, Schedule, Service, Target,
 };
 use crate::tls::TlsPolicy;
 use crate::units::Period;
@@ -190,35 +190,12 @@ fn route_order(config: &Config, marks: &Marks, problems: &Problems) {
 
 fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
     for (route, mark) in config.routes.iter().zip(&marks.routes) {
-        if let Some(why) = awaited(&route.to) {
-            let title = format!("`route.to = \"{}\"` is not available in this version", route.to);
-            problems
-                .push(Problem::error(title, mark.to.clone()).label("use another target").help(why));
-        }
         loop_to_ourselves(config, route, mark, problems);
         source_family(route, mark, problems);
         needless_keys(route, mark, problems);
         clear_smtps(route, mark, problems);
         schedule("route", &route.schedule(&config.queue), &mark.schedule, problems);
     }
-}
-
-/// What is still to be built for a target that can be written already: a line goes when its part
-/// is there, and with the last one the function.
-fn awaited(target: &Target) -> Option<&'static str> {
-    match target {
-        Target::Mx => Some("mail exchangers are not looked up in this version"),
-        Target::Smtp { host, .. } | Target::Smtps { host, .. } if needs_dns(host) => {
-            Some("names are not looked up in this version; an IP address or `localhost` is taken")
-        }
-        Target::Lmtp { .. } => Some("LMTP comes with a later version"),
-        Target::LmtpUnix { .. } => Some("LMTP comes with a later version"),
-        _ => None,
-    }
-}
-
-fn needs_dns(host: &Host) -> bool {
-    host.fixed_addresses().is_empty()
 }
 
 /// A next hop that is one of our listeners, as far as addresses written in the file tell.

@@ -48,6 +48,8 @@ pub enum EventKind {
     Delivered,
     /// Recipients will be tried again.
     Deferred,
+    /// Recipients are late; whoever of their originators wants to know is told.
+    Delayed,
     /// Recipients failed for good.
     Bounced,
     /// Recipients were given up at the end of the message's lifetime.
@@ -79,6 +81,7 @@ impl EventKind {
             EventKind::Accepted => "accepted",
             EventKind::Delivered => "delivered",
             EventKind::Deferred => "deferred",
+            EventKind::Delayed => "delayed",
             EventKind::Bounced => "bounced",
             EventKind::Expired => "expired",
             EventKind::Held => "held",
@@ -119,6 +122,8 @@ pub struct Event<'a> {
     pub size: Option<u64>,
     /// Where the recipients go.
     pub site: Option<&'a str>,
+    /// Their domain, where its mail exchangers take it.
+    pub domain: Option<&'a str>,
     /// Attempts made so far, this one counted.
     pub attempts: Option<u32>,
     /// The reply of the side that decided: the next hop's for an attempt, else ours.
@@ -127,6 +132,8 @@ pub struct Event<'a> {
     pub reason: Option<&'a str>,
     /// From acceptance to now, in milliseconds.
     pub delay_ms: Option<u64>,
+    /// Without `[delivery] soft_bounce` these recipients would have bounced.
+    pub soft_bounce: Option<bool>,
     /// When recipients are tried again.
     pub next_attempt: Option<Moment>,
     /// Where the gateway can be reached.
@@ -232,9 +239,11 @@ impl<'a> Event<'a> {
             to: Addressees::None,
             size: None,
             site: None,
+            domain: None,
             attempts: None,
             reply: None,
             reason: None,
+            soft_bounce: None,
             delay_ms: None,
             next_attempt: None,
             addresses: None,

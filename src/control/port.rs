@@ -84,7 +84,7 @@ pub struct Filter {
     /// Entries in this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// Entries for this site.
+    /// Entries for this site, or for this domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<Box<str>>,
 }
@@ -182,8 +182,11 @@ pub struct Entry {
     pub from: String,
     /// Recipients that are not done, without brackets.
     pub to: Vec<String>,
-    /// Where they go.
+    /// Where they go: the site, or as long as it is not known, the destination.
     pub site: String,
+    /// Their domain, where its mail exchangers take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
     /// The message's size in octets.
     pub size: u64,
     /// Attempts made.
@@ -266,13 +269,19 @@ impl Filter {
 
     /// Whether it fits an entry as far as the entry itself tells.  What is left needs the
     /// envelope; see [`Filter::needs_envelope`].
-    pub fn fits_entry(&self, state: State, site: &str) -> bool {
+    pub fn fits_entry(&self, state: State, site: &str, domain: Option<&str>) -> bool {
         let state_fits = match self.state {
             Some(State::Ready) => matches!(state, State::Ready | State::Active),
             Some(wanted) => wanted == state,
             None => true,
         };
-        state_fits && self.site.as_deref().is_none_or(|wanted| is_site(wanted, site))
+        state_fits && self.fits_site(site, domain)
+    }
+
+    /// Whether it fits what goes to this site, or to this domain by whatever site.
+    pub fn fits_site(&self, site: &str, domain: Option<&str>) -> bool {
+        let is_domain = |wanted: &str| domain.is_some_and(|it| wanted.eq_ignore_ascii_case(it));
+        self.site.as_deref().is_none_or(|wanted| is_site(wanted, site) || is_domain(wanted))
     }
 
     /// Whether the envelope must be looked at.
@@ -576,9 +585,11 @@ mod tests {
             ("site=y.example&state=held", State::Held, "x.example", false),
             ("site=10.0.0.5:25", State::Ready, "smtp://10.0.0.5:25", true),
             ("site=smtp://10.0.0.5:25", State::Ready, "smtp://10.0.0.5:25", true),
+            ("site=Some.Example", State::Ready, "mx.example", true),
             ("site=10.0.0.5:26", State::Ready, "smtp://10.0.0.5:25", false),
         ] {
-            assert_eq!(filter(text).fits_entry(state, site), fits, "{text} {state:?} {site}");
+            let fitted = filter(text).fits_entry(state, site, Some("some.example"));
+            assert_eq!(fitted, fits, "{text} {state:?} {site}");
         }
     }
 }

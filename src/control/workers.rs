@@ -266,6 +266,7 @@ mod tests {
             from: String::new(),
             to: vec!["a@example.com".to_owned()],
             site: site.to_string(),
+            domain: None,
             size: 1,
             attempts: 0,
             accepted: Moment(0),

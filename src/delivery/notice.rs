@@ -1,16 +1,16 @@
-//! Builds the failure notice that an originator gets for the recipients that are given up: a
-//! multipart/report of three parts (RFC 6522) with the fields of RFC 3464, or of RFC 6533 where
-//! an address is not ASCII.
+//! Builds the notice that an originator gets for recipients that are given up, late, or
+//! delivered: a multipart/report of three parts (RFC 6522) with the fields of RFC 3464, or of
+//! RFC 6533 where an address is not ASCII.
 //!
-//! It stands behind [`outcome`](crate::delivery::outcome), and what it builds is a message like
-//! any other: it goes to the log and the queue.  Pure: the clock and the id are arguments, and
-//! the same arguments give the same octets.
+//! It stands behind [`settlement`](crate::delivery::settlement), which says whom a notice is
+//! about, and what it builds is a message like any other: it goes to the log and the queue.
+//! Pure: the clock and the id are arguments, and the same arguments give the same octets.
 //!
 //! Invariants: nobody gets a notice for a null reverse-path, or for a recipient whose NOTIFY does
 //! not ask for it, so that no loop of notices can arise (RFC 5321 section 6.1, RFC 3461 section
-//! 6.2); lines end in CRLF and have at most 998 octets; nothing that the original's originator, its recipients or
-//! a peer wrote can add a field or a part; size is bounded for each recipient and for what is
-//! returned.  It cannot fail.  What it does not do: notices of delay and of success.
+//! 6.2); lines end in CRLF and have at most 998 octets; nothing that the original's originator,
+//! its recipients or a peer wrote can add a field or a part; size is bounded for each recipient
+//! and for what is returned.  It cannot fail.  When one is due is not decided here.
 
 mod returned;
 mod status;
@@ -21,9 +21,10 @@ mod text;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 
-use crate::delivery::outcome::BounceCause;
+use crate::delivery::outcome::{BounceCause, Reason};
 use crate::message::{BodyKind, Envelope, MailParameters, MessageId, Notify, Recipient, Ret};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
+use crate::smtp::code::EnhancedCode;
 use returned::Returned;
 
 /// More recipients are told in further notices: the caller cuts its list.
@@ -55,17 +56,42 @@ pub struct Original<'a> {
     pub complete: bool,
 }
 
-/// A recipient that is given up.
+/// What a notice tells, of all its recipients alike (`Action` of RFC 3464 section 2.3.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `failed`.
+    Failure,
+    /// `delayed`.
+    Delay {
+        /// The end of the message's lifetime, in milliseconds since 1970 UTC.
+        until_unix_ms: u64,
+    },
+    /// `delivered`: it is where the recipient's mail is kept.
+    Delivery,
+    /// `relayed`: it is with a next hop that knows nothing of notices, so this is the last word.
+    Relay,
+}
+
+/// A recipient that a notice is about.
 #[derive(Debug, Clone, Copy)]
-pub struct FailedRecipient<'a> {
+pub struct ToldRecipient<'a> {
     /// Its index in the envelope.
     pub index: u16,
-    /// Why.
-    pub cause: &'a BounceCause,
-    /// The next hop's name, or address, if there was one.
+    /// What was said last: why it is given up, or what delays it.
+    pub cause: Option<Cause<'a>>,
+    /// The next hop's name, or address as a literal, if there was one.
     pub remote_mta: Option<&'a str>,
     /// When it was last tried, in milliseconds since 1970 UTC.
     pub last_attempt_unix_ms: Option<u64>,
+}
+
+/// Why a recipient is given up or late.
+#[derive(Debug, Clone, Copy)]
+pub enum Cause<'a> {
+    /// It failed.
+    Bounced(&'a BounceCause),
+    /// It waits.
+    Waits(&'a Reason),
 }
 
 /// A notice, ready to be stored.
@@ -80,30 +106,72 @@ pub struct Notice {
 /// A recipient as the parts of a notice show it.
 struct Shown<'a> {
     recipient: &'a Recipient,
-    failed: FailedRecipient<'a>,
+    told: ToldRecipient<'a>,
+}
+
+impl Kind {
+    /// Whether the originator of `envelope` is to hear of this recipient (RFC 3461 section 4.1).
+    pub fn is_wanted(self, envelope: &Envelope, index: u16) -> bool {
+        let Some(recipient) = envelope.recipients.get(usize::from(index)) else { return false };
+        envelope.reverse_path != ReversePath::Null
+            && match self {
+                Kind::Failure => recipient.notify.on_failure(),
+                Kind::Delay { .. } => recipient.notify.on_delay(),
+                Kind::Delivery | Kind::Relay => recipient.notify.on_success(),
+            }
+    }
 }
 
 /// The notice for these recipients of a message, or `None` where nobody wants one.
-pub fn failure_notice(
+pub fn notice(
+    kind: Kind,
     reporter: &Reporter<'_>,
     original: &Original<'_>,
-    failed: &[FailedRecipient<'_>],
+    told: &[ToldRecipient<'_>],
 ) -> Option<Notice> {
     let ReversePath::Mailbox(originator) = &original.envelope.reverse_path else {
         return None;
     };
-    let shown: Vec<Shown<'_>> = failed
-        .iter()
-        .filter_map(|&failed| {
-            let recipient = original.envelope.recipients.get(usize::from(failed.index))?;
-            recipient.notify.on_failure().then_some(Shown { recipient, failed })
+    let wanted = told.iter().filter(|told| kind.is_wanted(original.envelope, told.index));
+    let shown: Vec<Shown<'_>> = wanted
+        .map(|&told| {
+            let recipient = &original.envelope.recipients[usize::from(told.index)];
+            Shown { recipient, told }
         })
         .collect();
     if shown.is_empty() {
         return None;
     }
-    let content = assemble(reporter, original, originator, &shown);
+    let content = assemble(kind, reporter, original, originator, &shown);
     Some(Notice { envelope: envelope(originator, &content), content })
+}
+
+impl<'a> Cause<'a> {
+    fn reason(self) -> Option<&'a Reason> {
+        match self {
+            Cause::Bounced(cause) => cause.reason(),
+            Cause::Waits(reason) => Some(reason),
+        }
+    }
+}
+
+impl Shown<'_> {
+    /// The status of RFC 3463; its class has to agree with the action (RFC 3464 section 2.3.4).
+    fn status(&self, kind: Kind) -> EnhancedCode {
+        let own = |class, subject, detail| {
+            EnhancedCode::new(class, subject, detail).expect("a status of RFC 3463")
+        };
+        match (kind, self.told.cause) {
+            (Kind::Delivery | Kind::Relay, _) => own(2, 0, 0),
+            (Kind::Failure, Some(Cause::Bounced(cause))) => cause.status(),
+            (Kind::Failure, _) => own(5, 0, 0),
+            // What a refusal that only `soft_bounce` makes a delay said is its reply's business.
+            (Kind::Delay { .. }, Some(Cause::Waits(reason))) if reason.status().class() == 4 => {
+                reason.status()
+            }
+            (Kind::Delay { .. }, _) => own(4, 0, 0),
+        }
+    }
 }
 
 /// From nobody, and with NOTIFY=NEVER, which says the same to next hops (RFC 3461 section 6.2).
@@ -121,21 +189,22 @@ fn envelope(originator: &Mailbox, content: &[u8]) -> Envelope {
 }
 
 fn assemble(
+    kind: Kind,
     reporter: &Reporter<'_>,
     original: &Original<'_>,
     originator: &Mailbox,
     shown: &[Shown<'_>],
 ) -> Vec<u8> {
-    let returned = Returned::of(original);
-    let text = text::part(reporter, shown, &returned);
-    let status = status::part(reporter, original, shown);
+    let returned = Returned::of(kind, original);
+    let text = text::part(kind, reporter, shown, &returned);
+    let status = status::part(kind, reporter, original, shown);
     let parts: [(&str, &[u8]); 3] = [
         ("text/plain; charset=utf-8", text.as_bytes()),
         (status.media_type, status.fields.as_bytes()),
         (returned.media_type, &returned.octets),
     ];
     let boundary = boundary(reporter.id, &parts.map(|(_, octets)| octets));
-    let mut content = header(reporter, originator, &boundary).into_bytes();
+    let mut content = header(kind, reporter, originator, &boundary).into_bytes();
     for (media_type, octets) in parts {
         let encoding = if octets.is_ascii() { "7bit" } else { "8bit" };
         let head = format!(
@@ -149,13 +218,14 @@ fn assemble(
     content
 }
 
-fn header(reporter: &Reporter<'_>, originator: &Mailbox, boundary: &str) -> String {
+fn header(kind: Kind, reporter: &Reporter<'_>, originator: &Mailbox, boundary: &str) -> String {
     let Reporter { hostname, id, now_unix_ms } = reporter;
+    let subject = text::subject(kind);
     // RFC 3834 section 5: a responder that minds Auto-Submitted does not answer this.
     format!(
         "From: Mail Delivery System <MAILER-DAEMON@{hostname}>\r\n\
          To: <{originator}>\r\n\
-         Subject: Your message could not be delivered\r\n\
+         Subject: {subject}\r\n\
          Date: {}\r\n\
          Message-ID: <{id}@{hostname}>\r\n\
          Auto-Submitted: auto-replied\r\n\
@@ -216,7 +286,8 @@ fn wrap(out: &mut String, first: &str, indent: &str, text: &str) {
     out.push_str("\r\n");
 }
 
-/// Whether the originator asked for the whole message back (RFC 3461 section 4.3).
-fn wants_all(envelope: &Envelope) -> bool {
-    envelope.parameters.ret == Some(Ret::Full)
+/// Whether the originator gets the whole message back: RET is about failures and about nothing
+/// else (RFC 3461 section 4.3).
+fn wants_all(kind: Kind, envelope: &Envelope) -> bool {
+    kind == Kind::Failure && envelope.parameters.ret == Some(Ret::Full)
 }

@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::Schedule;
 use crate::smtp::client::{
     ConnectionCause, ConnectionFailure, Deferral, Failure, LocalRefusal, RecipientOutcome,
     StagedReply, TlsTrouble,
@@ -59,6 +60,8 @@ pub enum Decision {
     Defer {
         /// When to try again, in milliseconds since 1970 UTC.
         next_attempt_unix_ms: u64,
+        /// What it waits for.
+        reason: Reason,
     },
     /// Record it as done, with a failure notice if the originator wants one.
     Bounce(BounceCause),
@@ -85,12 +88,14 @@ pub struct Progress {
     pub attempts: u16,
 }
 
-/// `[queue] retry` and `lifetime`.
+/// `retry`, `lifetime` and `delay_notice` of `[queue]` or of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// The waits after the first, second, .. attempt; not empty, and the last one repeats.
     delays: Box<[Duration]>,
     lifetime: Duration,
+    /// The age at which a sender is told that the message is late; `None`: never.
+    delay_notice: Option<Duration>,
 }
 
 impl RetryPolicy {
@@ -98,7 +103,20 @@ impl RetryPolicy {
     /// ever.
     pub fn new(delays: &[Duration], lifetime: Duration) -> Option<RetryPolicy> {
         let valid = !delays.is_empty() && delays.iter().all(|delay| delay.as_millis() > 0);
-        valid.then(|| RetryPolicy { delays: delays.into(), lifetime })
+        valid.then(|| RetryPolicy { delays: delays.into(), lifetime, delay_notice: None })
+    }
+
+    /// The policy of a schedule.
+    pub fn of(schedule: &Schedule) -> RetryPolicy {
+        let policy = RetryPolicy::new(&schedule.retry, schedule.lifetime);
+        let policy = policy.expect("a schedule has at least one wait, none of them empty");
+        policy.with_delay_notice(schedule.delay_notice.after())
+    }
+
+    /// The same, with notices of delay at this age.
+    #[must_use]
+    pub fn with_delay_notice(self, delay_notice: Option<Duration>) -> RetryPolicy {
+        RetryPolicy { delay_notice, ..self }
     }
 
     /// What is to be done after an attempt.  `random` spreads the next attempt over seven to nine
@@ -122,7 +140,7 @@ impl RetryPolicy {
                 // Cut at the end of the lifetime: one last attempt then, and not a wait beyond.
                 let next_attempt_unix_ms =
                     self.next_attempt(progress.attempts, now_unix_ms, random).min(expires_unix_ms);
-                Decision::Defer { next_attempt_unix_ms }
+                Decision::Defer { next_attempt_unix_ms, reason }
             }
         }
     }
@@ -136,6 +154,12 @@ impl RetryPolicy {
     /// When a message's lifetime ends, in milliseconds since 1970 UTC.
     pub fn expires_unix_ms(&self, accepted_unix_ms: u64) -> u64 {
         accepted_unix_ms.saturating_add(milliseconds(self.lifetime))
+    }
+
+    /// When a sender is to hear that a message is late, in milliseconds since 1970 UTC; `None`
+    /// where that is switched off.
+    pub fn late_unix_ms(&self, accepted_unix_ms: u64) -> Option<u64> {
+        self.delay_notice.map(|age| accepted_unix_ms.saturating_add(milliseconds(age)))
     }
 
     /// The wait after so many attempts, before jitter.
@@ -164,8 +188,7 @@ impl From<RecipientOutcome> for Attempted {
                 Deferral::Reply(staged) => Attempted::Deferred(Reason::Reply(staged)),
                 Deferral::TooManyRecipients(_)
                 | Deferral::ChunkingRefused(_)
-                | Deferral::OneFlightRefused(_)
-                | Deferral::NotAsked => Attempted::AtOnce,
+                | Deferral::OneFlightRefused(_) => Attempted::AtOnce,
                 Deferral::Connection(failure) => Attempted::Deferred(Reason::Connection(failure)),
             },
             RecipientOutcome::Failed(Failure::Reply(staged)) => {
@@ -295,7 +318,7 @@ mod tests {
         for (attempts, minutes) in [(0, 5), (1, 5), (2, 10), (3, 60), (4, 60), (u16::MAX, 60)] {
             for (random, from, to) in [(0, 7, 7), (1 << 31, 8, 8), (u32::MAX, 8, 9)] {
                 let decision = policy().judge(deferred(), progress(attempts), ACCEPTED, random);
-                let Decision::Defer { next_attempt_unix_ms } = decision else {
+                let Decision::Defer { next_attempt_unix_ms, .. } = decision else {
                     panic!("{decision:?}")
                 };
                 let wait_ms = next_attempt_unix_ms - ACCEPTED;
@@ -309,7 +332,8 @@ mod tests {
     fn what_expires_after_an_attempt_bounces_with_its_reason() {
         let end = ACCEPTED + 600 * MINUTE_MS;
         let almost = policy().judge(deferred(), progress(9), end - 1, 0);
-        assert_eq!(almost, Decision::Defer { next_attempt_unix_ms: end });
+        let Decision::Defer { next_attempt_unix_ms, .. } = almost else { panic!("{almost:?}") };
+        assert_eq!(next_attempt_unix_ms, end);
         let decision = policy().judge(deferred(), progress(9), end, 0);
         let Decision::Bounce(cause) = decision else { panic!("{decision:?}") };
         assert_eq!(cause.status().to_string(), "4.4.7");
@@ -344,16 +368,10 @@ mod tests {
         ];
         for (outcome, expected) in cases {
             let attempted = Attempted::from(outcome);
-            let reason = match &attempted {
-                Attempted::Deferred(reason) | Attempted::Failed(reason) => Some(reason.clone()),
-                _ => None,
-            };
             let said = match policy().judge(attempted, progress(1), ACCEPTED, 0) {
                 Decision::Done => "done".to_string(),
                 Decision::AtOnce => "at once".to_string(),
-                Decision::Defer { .. } => {
-                    format!("{} later", reason.expect("a deferral has a reason").status())
-                }
+                Decision::Defer { reason, .. } => format!("{} later", reason.status()),
                 Decision::Bounce(cause) => format!("{} never", cause.status()),
             };
             assert_eq!(said, expected);
@@ -386,7 +404,7 @@ mod tests {
             let policy = RetryPolicy::new(&delays, Duration::from_secs(lifetime_s)).expect("valid");
             let progress = Progress { accepted_unix_ms, attempts };
             match policy.judge(deferred(), progress, now, random) {
-                Decision::Defer { next_attempt_unix_ms: next } => {
+                Decision::Defer { next_attempt_unix_ms: next, .. } => {
                     prop_assert!(next > now);
                     prop_assert!(next <= policy.expires_unix_ms(accepted_unix_ms));
                 }

@@ -1,7 +1,7 @@
-//! What recovery finds becomes handles: each message's recipients that are left, by site and by
-//! what they wait for.
+//! What recovery finds becomes handles: each message's recipients that are left, by destination
+//! and by what they wait for.  Nothing is looked up: a start needs no DNS.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::sites::{Sites, route_of};
 use crate::config::Config;
+use crate::queue::destination::Destination;
 use crate::queue::handle::{Handle, Reasons, Recipients, State};
-use crate::queue::site::SiteIndex;
 use crate::spool::recovery::{Damage, Progress};
 use crate::spool::{DeferState, RecoveredMessage, RecoveryVisitor, StoredDefer};
 
@@ -18,16 +18,23 @@ use crate::spool::{DeferState, RecoveredMessage, RecoveryVisitor, StoredDefer};
 pub struct Recovered<'a> {
     config: &'a Config,
     sites: &'a Sites,
-    cores: Vec<Vec<Handle>>,
+    cores: Vec<Vec<(Destination, Handle)>>,
     messages: u64,
-    reasons: Reasons,
+    known: Known,
     told: Instant,
 }
 
+/// What many handles have in common, so that they share it.
+#[derive(Default)]
+struct Known {
+    reasons: Reasons,
+    domains: HashSet<Arc<str>>,
+}
+
 /// What makes recipients of one message wait together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Wait {
-    site: SiteIndex,
+    destination: Destination,
     /// The place of its DEFER among the message's.
     deferral: Option<usize>,
 }
@@ -41,13 +48,13 @@ impl<'a> Recovered<'a> {
             sites,
             cores,
             messages: 0,
-            reasons: Reasons::default(),
+            known: Known::default(),
             told: Instant::now(),
         }
     }
 
     /// The handles of each core.
-    pub fn into_handles(self) -> Vec<Vec<Handle>> {
+    pub fn into_handles(self) -> Vec<Vec<(Destination, Handle)>> {
         self.cores
     }
 }
@@ -57,7 +64,7 @@ impl RecoveryVisitor for Recovered<'_> {
         // Spread evenly: whatever destination has a backlog then uses every core at once.
         let core = (self.messages % self.cores.len() as u64) as usize;
         self.messages += 1;
-        let handles = handles(self.config, self.sites, &mut self.reasons, &message);
+        let handles = handles(self.config, self.sites, &mut self.known, &message);
         self.cores[core].extend(handles);
     }
 
@@ -83,9 +90,9 @@ impl RecoveryVisitor for Recovered<'_> {
 fn handles(
     config: &Config,
     sites: &Sites,
-    reasons: &mut Reasons,
+    known: &mut Known,
     recovered: &RecoveredMessage,
-) -> Vec<Handle> {
+) -> Vec<(Destination, Handle)> {
     let envelope = &recovered.message.envelope;
     let mut groups: HashMap<Wait, Vec<u16>> = HashMap::new();
     for (place, recipient) in envelope.recipients.iter().enumerate() {
@@ -98,8 +105,11 @@ fn handles(
         let is_released = deferral
             .is_some_and(|deferral| recovered.deferrals[deferral].state == DeferState::Released);
         let route = route_of(config, &recipient.path, is_released);
-        let site = route.map_or_else(|| sites.unrouted(), |route| sites.of(route));
-        groups.entry(Wait { site, deferral }).or_default().push(place);
+        let destination = match route {
+            Some(route) => known.share(sites.destination(route, &recipient.path)),
+            None => sites.unrouted(),
+        };
+        groups.entry(Wait { destination, deferral }).or_default().push(place);
     }
     let mut groups: Vec<(Wait, Vec<u16>)> = groups.into_iter().collect();
     groups.sort_unstable();
@@ -107,19 +117,33 @@ fn handles(
     let handle = |(wait, places): (Wait, Vec<u16>)| {
         let recipients = Recipients::of(places, envelope.recipients.len());
         let id = recovered.message.id;
-        let mut handle = Handle::new(id, recovered.place, wait.site, recipients, parts.clone());
+        let mut handle = Handle::new(id, recovered.place, recipients, parts.clone());
         if let Some(deferral) = wait.deferral {
             let deferral = &recovered.deferrals[deferral];
             restore(&mut handle, deferral);
-            handle.reason = Some(reasons.share(&deferral.reply));
+            handle.reason = Some(known.reasons.share(&deferral.reply));
         }
-        handle
+        (wait.destination, handle)
     };
     groups.into_iter().map(handle).collect()
 }
 
+impl Known {
+    /// The same destination with a domain that others share.
+    fn share(&mut self, mut destination: Destination) -> Destination {
+        if let Some(domain) = &mut destination.domain {
+            match self.domains.get(domain) {
+                Some(known) => *domain = known.clone(),
+                None => drop(self.domains.insert(domain.clone())),
+            }
+        }
+        destination
+    }
+}
+
 fn restore(handle: &mut Handle, deferral: &StoredDefer) {
     handle.attempts = deferral.attempts;
+    handle.delay_told = deferral.delay_told;
     match deferral.state {
         DeferState::Deferred => handle.due_unix_ms = deferral.next_attempt_unix_ms,
         DeferState::Held => handle.state = State::Held,

@@ -1,54 +1,47 @@
-//! What becomes of a message after an attempt: outcomes are judged, written to the log, told in
-//! the events, and given back to the scheduler.
+//! What becomes of a message after an attempt: carries out what
+//! [`settlement`](super::settlement) decides - appends to the log, events, the scheduler.
 //!
-//! The order matters.  The outcome is appended first; the handle goes only then, so that nothing
-//! is ever both out of the queue and not on its way to the log.  A bounce's notice and the DONE
-//! of its cause are appended as one, and count together or not at all.
+//! Nothing is decided here, so that the simulation, which has a shell of its own, runs the same
+//! decisions.  The order of the effects matters and is theirs: the outcome is appended first; the
+//! handle goes only then.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::{LoadError, LoadedMessage};
-use super::notice::{self, Notice};
-use super::outcome::{Attempted, BounceCause, Decision, Progress, Reason};
-use super::sites::route_of;
-use crate::config::Target;
+use super::notice;
+use super::outcome::{Attempted, Reason};
+use super::settlement::parcel::Parcel;
+use super::settlement::site::{SiteFacts, SiteVerdict, after_failed_connection};
+use super::settlement::{self, Effect, Handover, Hop, Judge, Paper, Part, Settlement, Told};
 use crate::control::events::{Addressees, Event as LogEvent, EventKind};
 use crate::control::moment::Moment;
-use crate::message::{Durability, MessageId, Origin};
+use crate::message::MessageId;
 use crate::outbound::Way;
 use crate::queue::arena::Slot;
-use crate::queue::handle::{Handle, Recipients, State};
+use crate::queue::handle::{Handle, State};
 use crate::queue::scheduler::Event;
-use crate::queue::site::SiteIndex;
+use crate::queue::site::{SiteIndex, SiteShared};
 use crate::runtime;
-use crate::smtp::client::{ConnectionFailure, RecipientOutcome};
-use crate::smtp::data::ChunkScanner;
-use crate::spool::{self, Defer, DeferState, Done, NewBody, NewMessage, RecordPlace, Ticket};
+use crate::smtp::client::ConnectionFailure;
+use crate::smtp::code::EnhancedCode;
+use crate::spool::appender::NewRecord;
+use crate::spool::{self, Done, RecordPlace, Ticket};
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Receipt};
 
-/// One message on its way to one site.
+pub use super::settlement::spool_recipients;
+
+/// One message on its way to one destination.
 pub struct Attempt {
     slot: Slot,
     handle: Handle,
+    /// Where the connection leads, which the destination may have left since; `None` without one.
+    site: Option<Arc<SiteShared>>,
     peer: Option<SocketAddr>,
-    /// What the peer said to the recipients that it took.
-    taken: Option<String>,
-}
-
-/// A notice and the id under which it will be stored.
-type Identified = (MessageId, Notice);
-
-/// The recipients of an attempt by what is to be done about them.
-#[derive(Default)]
-struct Judged {
-    delivered: Vec<u16>,
-    bounced: Vec<(u16, BounceCause)>,
-    deferred: Vec<(u16, Reason)>,
-    due_unix_ms: u64,
-    at_once: Vec<u16>,
+    hop: Hop,
 }
 
 impl Attempt {
@@ -59,9 +52,15 @@ impl Attempt {
         peer: Option<SocketAddr>,
         slot: Slot,
     ) -> Option<Attempt> {
-        let handle = worker.with_queue(|queue| queue.get(slot).cloned())?;
-        let is_ours = handle.state == State::Active && handle.site == site;
-        is_ours.then_some(Attempt { slot, handle, peer, taken: None })
+        let (handle, site) = worker
+            .with_queue(|queue| Some((queue.get(slot).cloned()?, queue.site(site).cloned())))?;
+        let is_ours = handle.state == State::Active;
+        let hop = Hop {
+            remote_mta: peer.map(|peer| settlement::remote_mta(peer.ip())),
+            handover: if peer.is_some() { Handover::Relayed } else { Handover::Final },
+            taken: None,
+        };
+        is_ours.then_some(Attempt { slot, handle, site, peer, hop })
     }
 
     /// The message.
@@ -84,6 +83,12 @@ impl Attempt {
         self.handle.recipients.places()
     }
 
+    /// What the next hop said when it took the message, and what that means for notices.
+    /// Without this word a peer is one without DSN, known by its address.
+    pub fn led_to(&mut self, hop: Hop) {
+        self.hop = hop;
+    }
+
     /// The message could not be read: it stays, and somebody has to look.
     pub fn unreadable(self, worker: &Rc<Worker>, error: &LoadError) {
         let message = self.handle.id;
@@ -94,234 +99,160 @@ impl Attempt {
         worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason });
     }
 
-    /// Keeps what the peer said when it took the message, for the events.
-    pub fn taken_with(&mut self, outcomes: &[(u16, RecipientOutcome)]) {
-        self.taken = outcomes.iter().find_map(|(_, outcome)| match outcome {
-            RecipientOutcome::Delivered(reply) => Some(reply.to_string()),
-            _ => None,
-        });
-    }
-
     /// Takes one outcome for each recipient of the attempt.
     pub async fn settle<A: Into<Attempted>>(
-        self,
+        mut self,
         worker: &Rc<Worker>,
         message: &LoadedMessage,
         outcomes: Vec<(u16, A)>,
     ) {
-        let now_unix_ms = worker.now_unix_ms();
-        let attempts = self.handle.attempts.saturating_add(1);
-        let progress = Progress { accepted_unix_ms: self.handle.id.unix_ms(), attempts };
-        let random = fastrand::u32(..);
-        let mut judged = Judged::default();
-        for (place, outcome) in outcomes {
-            judged.add(place, outcome.into(), |attempted| {
-                worker.retry.judge(attempted, progress, now_unix_ms, random)
-            });
-        }
-        self.finish(worker, message, judged).await;
+        let hop = std::mem::take(&mut self.hop);
+        let outcomes = outcomes.into_iter().map(|(place, outcome)| (place, outcome.into()));
+        let settlement =
+            Settlement::of_attempt(self.part(message), &self.judge(worker), hop, outcomes);
+        self.conclude(worker, message, settlement).await;
     }
 
-    /// Writes down what was judged.
-    async fn finish(self, worker: &Rc<Worker>, message: &LoadedMessage, mut judged: Judged) {
-        let notices = self.notices(worker, message, &judged.bounced).await;
-        self.report(worker, message, &judged);
-        let deferred = judged.deferred.iter().map(|(place, _)| *place);
-        let mut left: Vec<u16> = deferred.chain(judged.at_once.iter().copied()).collect();
-        left.sort_unstable();
-        let is_last = left.is_empty() && self.handle.is_only_part();
-        judged.delivered.sort_unstable();
-        let ends = self.append_done(worker, message, &judged.delivered, notices, is_last);
-        self.append_defer(worker, &judged);
-        if left.is_empty() {
-            if !is_last {
-                end_part(worker, &self.handle, &ends);
-            }
-            worker.with_queue(|queue| queue.finish(self.slot));
-            return;
-        }
-        // Those that could go at once wait with the others, if there are any: else what the peer may
-        // have taken without a word would be sent again and again.
-        let due_unix_ms = if judged.deferred.is_empty() { 0 } else { judged.due_unix_ms };
-        let recipients = Recipients::of(left, message.envelope().recipients.len());
-        let reason =
-            judged.deferred.first().map(|(_, reason)| worker.shared_reason(&reason.to_string()));
-        worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason });
-    }
-
-    /// One DONE for those that were delivered, and one with each notice for those that failed;
-    /// gives the tickets of these.
-    fn append_done(
-        &self,
-        worker: &Rc<Worker>,
-        message: &LoadedMessage,
-        delivered: &[u16],
-        notices: Vec<(Vec<u16>, Option<Identified>)>,
-        is_last: bool,
-    ) -> Vec<Ticket> {
-        let mut ends = Vec::new();
-        let recipients = message.envelope().recipients.len();
-        let (id, segment) = (self.handle.id, self.handle.place.segment);
-        if !delivered.is_empty() {
-            let last = is_last && notices.is_empty();
-            let recipients = spool_recipients(delivered, recipients);
-            ends.push(worker.log.append_done(&Done { id, segment, recipients, last }));
-        }
-        let count = notices.len();
-        for (number, (places, notice)) in notices.into_iter().enumerate() {
-            let last = is_last && number + 1 == count;
-            let recipients = spool_recipients(&places, recipients);
-            let done = Done { id, segment, recipients, last };
-            let told = notice.and_then(|notice| append_notice(worker, &notice, &done));
-            ends.push(told.unwrap_or_else(|| worker.log.append_done(&done)));
-        }
-        ends
-    }
-
-    /// The notices for recipients that failed, a bounded number of them in each; none where
-    /// nobody wants one.
-    async fn notices(
-        &self,
-        worker: &Rc<Worker>,
-        message: &LoadedMessage,
-        bounced: &[(u16, BounceCause)],
-    ) -> Vec<(Vec<u16>, Option<Identified>)> {
-        if bounced.is_empty() {
-            return Vec::new();
-        }
-        let trace = message.trace();
-        let beginning = message.beginning(&worker.log, notice::RETURNED_OCTETS + 1).await;
-        // A notice without the message is better than none.
-        let (body, is_whole) = beginning.unwrap_or_default();
-        let content = [trace, &body].concat();
-        let original = notice::Original {
+    fn part<'a>(&self, message: &'a LoadedMessage) -> Part<'a> {
+        Part {
+            id: self.handle.id,
             envelope: message.envelope(),
+            attempts_before: self.handle.attempts,
+            delay_told: self.handle.delay_told,
+        }
+    }
+
+    /// Does what was decided.
+    async fn conclude(
+        &self,
+        worker: &Rc<Worker>,
+        message: &LoadedMessage,
+        settlement: Settlement<'_>,
+    ) {
+        let (content, complete) = match settlement.needs_content() {
+            true => content(worker, message).await,
+            false => (Vec::new(), false),
+        };
+        let paper = Paper {
+            hostname: &worker.config.hostname,
             accepted_unix_ms: message.origin().accepted_unix_ms,
             content: &content,
-            complete: is_whole,
+            complete,
         };
-        let now_unix_ms = worker.now_unix_ms();
-        let peer = self.peer.map(|peer| peer.ip().to_string());
-        let group = |group: &[(u16, BounceCause)]| {
-            let id = worker.next_id();
-            let reporter = notice::Reporter { hostname: &worker.config.hostname, id, now_unix_ms };
-            let failed: Vec<_> = group
-                .iter()
-                .map(|(place, cause)| notice::FailedRecipient {
-                    index: *place,
-                    cause,
-                    remote_mta: peer.as_deref(),
-                    last_attempt_unix_ms: self.peer.map(|_| now_unix_ms),
-                })
-                .collect();
-            let mut places: Vec<u16> = group.iter().map(|(place, _)| *place).collect();
-            places.sort_unstable();
-            let notice = notice::failure_notice(&reporter, &original, &failed);
-            (places, notice.map(|notice| (id, notice)))
-        };
-        bounced.chunks(notice::RECIPIENTS_PER_NOTICE).map(group).collect()
+        // From here on nothing is awaited: nobody sees the message between two effects.
+        let is_only_part = self.handle.is_only_part();
+        let effects = settlement.effects(is_only_part, &paper, || worker.next_id());
+        let mut appended = Vec::new();
+        for effect in effects {
+            self.carry_out(worker, message, effect, &mut appended);
+        }
     }
 
-    /// One DEFER for those that heard the same.
-    fn append_defer(&self, worker: &Rc<Worker>, judged: &Judged) {
-        for (reply, places) in judged.deferred_alike() {
-            worker.log.append_defer(&Defer {
-                id: self.handle.id,
-                segment: self.handle.place.segment,
-                recipients: spool::Recipients::Some(&places),
-                state: DeferState::Deferred,
-                next_attempt_unix_ms: judged.due_unix_ms,
-                attempts: self.handle.attempts.saturating_add(1),
-                reply: &reply,
-            });
+    fn carry_out(
+        &self,
+        worker: &Rc<Worker>,
+        message: &LoadedMessage,
+        effect: Effect,
+        appended: &mut Vec<Ticket>,
+    ) {
+        let slot = self.slot;
+        match effect {
+            Effect::Report(report) => self.report(worker, message, &report),
+            Effect::Append { record, notice } => {
+                let (id, segment) = (self.handle.id, self.handle.place.segment);
+                let record = record.for_log(id, segment, message.envelope().recipients.len());
+                let told = notice.and_then(|notice| append_notice(worker, &notice, record));
+                appended.push(told.unwrap_or_else(|| append(worker, record)));
+            }
+            Effect::EndPart => end_part(worker, &self.handle, appended),
+            Effect::Finish => drop(worker.with_queue(|queue| queue.finish(slot))),
+            Effect::Wait { recipients, due_unix_ms, reason, delay_told } => {
+                if delay_told {
+                    worker.with_queue(|queue| queue.delay_told(slot));
+                }
+                let reason = reason.map(|reason| worker.shared_reason(&reason));
+                worker.queue_event(Event::Deferred { slot, recipients, due_unix_ms, reason });
+            }
         }
     }
 
     // ---- telling -------------------------------------------------------------------------
 
-    fn report(&self, worker: &Rc<Worker>, message: &LoadedMessage, judged: &Judged) {
+    fn report(&self, worker: &Rc<Worker>, message: &LoadedMessage, report: &settlement::Report) {
         let delay_ms = worker.now_unix_ms().saturating_sub(message.origin().accepted_unix_ms);
-        let site = worker.sites.name(self.handle.site);
-        let event = LogEvent {
+        let (site, domain) = self.names(worker);
+        let count = report.places.len() as u64;
+        let mut event = LogEvent {
             message: Some(self.handle.id),
             from: Some(message.envelope().reverse_path.as_str()),
+            to: Addressees::Some(&message.envelope().recipients, &report.places),
             peer: self.peer,
             site: Some(&site),
-            attempts: Some(u32::from(self.handle.attempts) + 1),
+            domain: domain.as_deref(),
+            attempts: Some(u32::from(report.attempts)),
             size: Some(message.summary().octets),
             delay_ms: Some(delay_ms),
+            reply: report.reply.as_deref(),
             ..LogEvent::new(EventKind::Delivered)
         };
-        let recipients = &message.envelope().recipients;
-        if !judged.delivered.is_empty() {
-            let to = Addressees::Some(recipients, &judged.delivered);
-            let reply = self.taken.as_deref();
-            worker.events.emit(&LogEvent { to, reply, ..event });
-            worker.metrics.messages_delivered.count();
-            worker.metrics.recipients_delivered.add(judged.delivered.len() as u64);
-            worker.metrics.delivery_delay.observe(Duration::from_millis(delay_ms));
-        }
-        for (reply, places) in judged.deferred_alike() {
-            worker.events.emit(&LogEvent {
-                kind: EventKind::Deferred,
-                to: Addressees::Some(recipients, &places),
-                reply: Some(&reply),
-                next_attempt: Some(Moment(judged.due_unix_ms)),
-                ..event
-            });
-            worker.metrics.recipients_deferred.add(places.len() as u64);
-        }
-        for (place, cause) in &judged.bounced {
-            let (kind, attempts) = match cause {
-                BounceCause::Failed(_) => (EventKind::Bounced, event.attempts),
-                // What brought it to its end was the clock.
-                BounceCause::Expired { .. } => {
-                    (EventKind::Expired, Some(u32::from(self.handle.attempts)))
-                }
-            };
-            let reply = cause.reason().map(ToString::to_string);
-            let places = [*place];
-            let to = Addressees::Some(recipients, &places);
-            let reply = reply.as_deref();
-            worker.events.emit(&LogEvent { kind, to, reply, attempts, ..event });
-            match cause {
-                BounceCause::Failed(_) => worker.metrics.recipients_bounced.count(),
-                BounceCause::Expired { .. } => worker.metrics.recipients_expired.count(),
+        match report.told {
+            Told::Delivered => {
+                worker.metrics.messages_delivered.count();
+                worker.metrics.recipients_delivered.add(count);
+                worker.metrics.delivery_delay.observe(Duration::from_millis(delay_ms));
+            }
+            Told::Deferred { next_attempt_unix_ms, soft_bounce } => {
+                event.kind = EventKind::Deferred;
+                event.next_attempt = Some(Moment(next_attempt_unix_ms));
+                event.soft_bounce = soft_bounce.then_some(true);
+                worker.metrics.recipients_deferred.add(count);
+            }
+            Told::Delayed => event.kind = EventKind::Delayed,
+            Told::Bounced => {
+                event.kind = EventKind::Bounced;
+                worker.metrics.recipients_bounced.add(count);
+            }
+            Told::Expired => {
+                event.kind = EventKind::Expired;
+                worker.metrics.recipients_expired.add(count);
             }
         }
+        worker.events.emit(&event);
     }
 }
 
-impl Judged {
-    /// Those that were deferred, by what they heard; places ascending.
-    fn deferred_alike(&self) -> Vec<(String, Vec<u16>)> {
-        let mut alike: Vec<(String, Vec<u16>)> = Vec::new();
-        for (place, reason) in &self.deferred {
-            let reply = reason.to_string();
-            match alike.iter_mut().find(|group| group.0 == reply) {
-                Some(group) => group.1.push(*place),
-                None => alike.push((reply, vec![*place])),
-            }
+impl Attempt {
+    fn judge<'a>(&self, worker: &'a Worker) -> Judge<'a> {
+        Judge {
+            retry: &worker.course_of(&self.handle).retry,
+            soft_bounce: worker.config.delivery.soft_bounce,
+            now_unix_ms: worker.now_unix_ms(),
+            random: fastrand::u32(..),
         }
-        alike.iter_mut().for_each(|group| group.1.sort_unstable());
-        alike
     }
 
-    fn add(&mut self, place: u16, attempted: Attempted, judge: impl FnOnce(Attempted) -> Decision) {
-        let reason = match &attempted {
-            Attempted::Deferred(reason) => Some(reason.clone()),
-            _ => None,
-        };
-        match judge(attempted) {
-            Decision::Done => self.delivered.push(place),
-            Decision::Bounce(cause) => self.bounced.push((place, cause)),
-            Decision::AtOnce => self.at_once.push(place),
-            Decision::Defer { next_attempt_unix_ms } => {
-                self.due_unix_ms = next_attempt_unix_ms;
-                let reason = reason.expect("only what was deferred is tried again");
-                self.deferred.push((place, reason));
-            }
-        }
+    /// Its site's name, or its destination's where there was no connection, and its domain where
+    /// mail exchangers take it.
+    fn names(&self, worker: &Worker) -> (String, Option<Arc<str>>) {
+        let (name, domain) = worker.names_of(&self.handle);
+        let site = self.site.as_ref().map(|site| site.name().to_owned());
+        (site.unwrap_or(name), domain)
+    }
+}
+
+/// The beginning of a message as a notice may return it, and whether it is all of it.
+async fn content(worker: &Worker, message: &LoadedMessage) -> (Vec<u8>, bool) {
+    // A notice without the message is better than none.
+    let beginning = message.beginning(&worker.log, notice::RETURNED_OCTETS + 1).await;
+    let (body, is_whole) = beginning.unwrap_or_default();
+    ([message.trace(), &body].concat(), is_whole)
+}
+
+fn append(worker: &Worker, record: NewRecord<'_>) -> Ticket {
+    match record {
+        NewRecord::Done(done) => worker.log.append_done(&done),
+        NewRecord::Defer(defer) => worker.log.append_defer(&defer),
+        NewRecord::Message(_) => unreachable!("an outcome is no message"),
     }
 }
 
@@ -345,78 +276,84 @@ pub fn end_part(worker: &Rc<Worker>, handle: &Handle, ends: &[Ticket]) {
     });
 }
 
-/// Appends a notice together with the end of its cause, whose ticket it gives; `None` if it
-/// cannot be sent anywhere.
-fn append_notice(
-    worker: &Rc<Worker>,
-    (id, notice): &Identified,
-    cause: &Done<'_>,
-) -> Option<Ticket> {
-    let routes: Option<Vec<_>> = notice
-        .envelope
-        .recipients
-        .iter()
-        .map(|recipient| {
-            let route = route_of(&worker.config, &recipient.path, false)?;
-            let takes_mail = !matches!(worker.config.routes[route].to, Target::Reject { .. });
-            takes_mail.then_some(route)
-        })
-        .collect();
-    let Some(routes) = routes else {
-        tracing::warn!(message = %cause.id, "no route leads to the sender; its notice is not sent");
+/// Appends a notice together with its cause, whose ticket it gives; `None` if it cannot be sent
+/// anywhere.
+fn append_notice(worker: &Worker, notice: &Parcel, cause: NewRecord<'_>) -> Option<Ticket> {
+    let message = notice.id;
+    let Some(routes) = notice.routes(&worker.config) else {
+        tracing::warn!(%message, "no route leads to the sender; this notice is not sent");
         return None;
     };
-    let mut scanner = ChunkScanner::new();
-    scanner.begin_chunk(notice.content.len() as u64);
-    scanner.scan(&notice.content);
-    let local = SocketAddr::from(([127, 0, 0, 1], 0));
-    let new = NewMessage {
-        id: *id,
-        durability: Durability::Fsync,
-        envelope: &notice.envelope,
-        origin: &Origin {
-            client: local,
-            listener: local,
-            helo: worker.config.hostname.clone(),
-            accepted_unix_ms: worker.now_unix_ms(),
-        },
-        summary: &scanner.summary(),
-        trace: &[],
-        not_before_unix_ms: None,
-        extensions: &[],
-        body: NewBody::Inline(&notice.content),
-    };
-    let filing = Filing { id: *id, groups: worker.sites.group(&routes) };
-    let appended = worker.log.append_notice(&new, filing, cause);
+    let groups = worker.sites.group(&routes, &notice.notice.envelope.recipients);
+    let filing = Filing { id: notice.id, groups };
+    let appended = worker.log.append_notice(&notice.message(), filing, cause);
     if appended.is_err() {
-        tracing::warn!(message = %cause.id, "a notice is too large for the log; it is not sent");
+        tracing::warn!(%message, "a notice is too large for the log; it is not sent");
     }
     appended.ok()
 }
 
-/// Recipients as the log names them.
-pub fn spool_recipients(places: &[u16], count: usize) -> spool::Recipients<'_> {
-    if places.len() == count { spool::Recipients::All } else { spool::Recipients::Some(places) }
-}
+// ---- without an attempt ----------------------------------------------------------------------
 
 /// The message's lifetime is over: its sender hears of it.
 pub async fn expire(worker: Rc<Worker>, slot: Slot) {
-    let Some(handle) = worker.with_queue(|queue| queue.get(slot).cloned()) else { return };
-    let site = handle.site;
-    let attempt = Attempt { slot, handle, peer: None, taken: None };
-    let message = match worker.load(attempt.id(), attempt.place()).await {
-        Ok(message) => message,
-        Err(error) => return attempt.unreadable(&worker, &error),
-    };
-    // What was said of this message, else what became of its site.
-    let own = attempt.handle.reason.as_ref().map(|reason| reason.to_string());
-    let last = own.unwrap_or_else(|| worker.sites.shared()[site.0 as usize].last_failure());
-    let last = (!last.is_empty()).then(|| site_reason(&last));
-    let mut judged = Judged::default();
-    for place in attempt.recipients() {
-        judged.bounced.push((place, BounceCause::Expired { last: last.clone() }));
+    let Some((attempt, message)) = unattempted(&worker, slot).await else { return };
+    let last = attempt.last_words(&worker);
+    let places = attempt.recipients();
+    let part = attempt.part(&message);
+    let settlement = Settlement::of_end(part, &places, last.as_ref(), worker.now_unix_ms());
+    attempt.conclude(&worker, &message, settlement).await;
+}
+
+/// The message can never be delivered, as was found without an attempt: its domain does not exist
+/// or takes no mail (RFC 7505), say.  `text` is a clause that says why.
+pub async fn refuse(worker: Rc<Worker>, slot: Slot, status: EnhancedCode, text: Box<str>) {
+    let Some((attempt, message)) = unattempted(&worker, slot).await else { return };
+    let (part, places) = (attempt.part(&message), attempt.recipients());
+    let reason = Reason::Local { status, text };
+    let settlement = Settlement::of_refusal(part, &places, &reason, &attempt.judge(&worker));
+    attempt.conclude(&worker, &message, settlement).await;
+}
+
+/// The message has waited for long and no attempt comes: its sender hears of it if he wants to.
+/// It then waits until `due_unix_ms`.
+pub async fn delay(worker: Rc<Worker>, slot: Slot, due_unix_ms: u64) {
+    let Some((attempt, message)) = unattempted(&worker, slot).await else { return };
+    let (part, places) = (attempt.part(&message), attempt.recipients());
+    let reason = attempt.last_words(&worker).unwrap_or_else(|| site_reason("it could not be sent"));
+    let judge = attempt.judge(&worker);
+    match Settlement::of_delay(part, &places, &reason, due_unix_ms, &judge) {
+        Some(settlement) => attempt.conclude(&worker, &message, settlement).await,
+        None => {
+            // Else the scheduler would ask again.
+            worker.with_queue(|queue| queue.delay_told(slot));
+            worker.queue_event(Event::Returned { slot });
+        }
     }
-    attempt.finish(&worker, &message, judged).await;
+}
+
+/// A handle that the scheduler has taken out of its lists, and its message.
+async fn unattempted(worker: &Rc<Worker>, slot: Slot) -> Option<(Attempt, LoadedMessage)> {
+    let handle = worker.with_queue(|queue| queue.get(slot).cloned())?;
+    let attempt = Attempt { slot, handle, site: None, peer: None, hop: Hop::default() };
+    match worker.load(attempt.id(), attempt.place()).await {
+        Ok(message) => Some((attempt, message)),
+        Err(error) => {
+            attempt.unreadable(worker, &error);
+            None
+        }
+    }
+}
+
+impl Attempt {
+    /// What was said of this message, else what became of its site.
+    fn last_words(&self, worker: &Worker) -> Option<Reason> {
+        let own = self.handle.reason.as_ref().map(|reason| reason.to_string());
+        let destination = self.handle.destination();
+        let last =
+            own.unwrap_or_else(|| worker.with_queue(|queue| queue.last_failure_of(destination)));
+        (!last.is_empty()).then(|| site_reason(&last))
+    }
 }
 
 /// A site could not be reached or does not take mail: no connection is tried for a while.
@@ -425,27 +362,30 @@ pub fn site_failed(way: &Way, words: &str) {
     let shared = way.shared();
     let now_unix_ms = worker.now_unix_ms();
     worker.metrics.connections_failed.count();
-    // The connections that were opened together fail together: that is one failure of the site.
-    if shared.rests_until(now_unix_ms).is_some() {
-        return;
+    let facts = SiteFacts {
+        rests: shared.rests_until(now_unix_ms).is_some(),
+        established: shared.established(),
+        failures: shared.failures(),
+    };
+    match after_failed_connection(facts, way.retry(), now_unix_ms, fastrand::u32(..)) {
+        SiteVerdict::Nothing => {}
+        SiteVerdict::Pause { until_unix_ms } => {
+            tracing::info!(site = %way.site_name(), words, "no further connection for now");
+            shared.pause(until_unix_ms);
+        }
+        SiteVerdict::Rest { until_unix_ms, failures } => {
+            shared.fail(until_unix_ms, words);
+            let site = way.site_name();
+            worker.events.emit(&LogEvent {
+                site: Some(site),
+                reply: Some(words),
+                reason: Some("site_unreachable"),
+                attempts: Some(u32::from(failures)),
+                next_attempt: Some(Moment(until_unix_ms)),
+                ..LogEvent::new(EventKind::Deferred)
+            });
+        }
     }
-    // A site that serves other connections is well: it has enough of them (421, most likely).
-    if shared.established() > 0 {
-        tracing::info!(site = %way.site_name(), words, "no further connection for now");
-        return shared.pause(now_unix_ms + CONNECTION_PAUSE_MS);
-    }
-    let attempts = u16::try_from(shared.failures() + 1).unwrap_or(u16::MAX);
-    let until_unix_ms = worker.retry.next_attempt(attempts, now_unix_ms, fastrand::u32(..));
-    shared.fail(until_unix_ms, words);
-    let site = way.site_name();
-    worker.events.emit(&LogEvent {
-        site: Some(&site),
-        reply: Some(words),
-        reason: Some("site_unreachable"),
-        attempts: Some(u32::from(attempts)),
-        next_attempt: Some(Moment(until_unix_ms)),
-        ..LogEvent::new(EventKind::Deferred)
-    });
 }
 
 /// A connection's failure in one line.
@@ -454,12 +394,9 @@ pub fn words_of_failure(failure: &ConnectionFailure) -> String {
 }
 
 fn site_reason(words: &str) -> Reason {
-    use crate::smtp::code::EnhancedCode;
     let status = EnhancedCode::new(4, 4, 1).expect("a status of RFC 3463");
     Reason::Local { status, text: words.into() }
 }
 
-/// How long a site that has connections enough is asked for no further one.
-const CONNECTION_PAUSE_MS: u64 = 2_000;
 /// The wait before a message is looked at again that could not be read.
 const UNREADABLE_WAIT_MS: u64 = 3_600_000;

@@ -13,6 +13,7 @@
 
 pub mod intake;
 pub mod relay;
+pub mod step;
 pub mod trace;
 
 use std::net::SocketAddr;
@@ -25,13 +26,14 @@ use crate::limits;
 use crate::message::{MessageId, Origin};
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::reply::Refusal;
-use crate::smtp::server::{Event, ReceivedMessage, Server, ServerConfig};
+use crate::smtp::server::{ReceivedMessage, Server, ServerConfig};
 use crate::spool::{NewBody, NewMessage};
 use crate::tls::Fingerprint;
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Upload};
 use intake::{Intake, Room};
 use relay::Facts;
+use step::{Step, step};
 
 /// What all sessions of a listener share.
 pub struct ListenerState {
@@ -57,16 +59,6 @@ struct Session {
     /// The parts of a large body that are on their way to the disk.
     upload: Option<Box<Upload>>,
     messages: u32,
-}
-
-/// What the session does next.
-enum Next {
-    Read,
-    Flush,
-    FullChunk,
-    Store,
-    StartTls,
-    Close,
 }
 
 /// Why a session ended, for the events.
@@ -112,8 +104,8 @@ impl Session {
             return End::TlsFailed;
         }
         loop {
-            match self.advance() {
-                Next::Read => {
+            match step(&mut self.server, &mut self.intake, Instant::now()) {
+                Step::Read => {
                     let stops = self.worker.is_stopping() && self.server.handle_shutdown();
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -139,14 +131,16 @@ impl Session {
                         Err(StreamError::Io(_)) => return End::Broken,
                     }
                 }
-                Next::Flush => {
+                Step::Flush => {
                     if self.flush().await.is_err() {
                         return End::Broken;
                     }
                 }
-                Next::FullChunk => self.next_chunk().await,
-                Next::Store => self.store().await,
-                Next::StartTls => {
+                Step::FullChunk => self.next_chunk().await,
+                Step::DropBody => self.drop_body(),
+                Step::CheckRecipient => self.check_recipient(Instant::now()),
+                Step::Store => self.store().await,
+                Step::StartTls => {
                     if self.flush().await.is_err() {
                         return End::Broken;
                     }
@@ -154,44 +148,12 @@ impl Session {
                         return End::TlsFailed;
                     }
                 }
-                Next::Close => {
+                Step::Close => {
                     if self.flush().await.is_err() {
                         return End::Broken;
                     }
                     return self.linger(end).await;
                 }
-            }
-        }
-    }
-
-    /// Lets the server have what has come, until it needs somebody.
-    fn advance(&mut self) -> Next {
-        let now = Instant::now();
-        loop {
-            let in_body = self.server.in_body();
-            let room = self.intake.body_room();
-            let input = self.intake.unconsumed();
-            let available = if in_body { input.len().min(room) } else { input.len() };
-            let is_all = available == input.len();
-            let handled = self.server.handle_bytes(now, &mut input[..available]);
-            match handled.event {
-                Event::Body => self.intake.keep(handled.consumed),
-                _ if handled.consumed > 0 => self.intake.consume(handled.consumed),
-                _ => {}
-            }
-            match handled.event {
-                Event::Body | Event::Continue => {}
-                Event::NeedInput if is_all => return Next::Read,
-                // The chunk is full and more of the body lies in the buffer.
-                Event::NeedInput => return Next::FullChunk,
-                Event::DropBody => self.drop_body(),
-                Event::CheckRecipient => self.check_recipient(now),
-                Event::EndOfMessage => return Next::Store,
-                Event::StartTls => return Next::StartTls,
-                Event::Close => return Next::Close,
-            }
-            if self.server.replies().len() >= limits::REPLIES_WAITING {
-                return Next::Flush;
             }
         }
     }
@@ -414,7 +376,8 @@ impl Session {
             extensions: &[],
             body,
         };
-        let filing = Filing { id, groups: self.worker.sites.group(&message.routes) };
+        let groups = self.worker.sites.group(&message.routes, &message.envelope.recipients);
+        let filing = Filing { id, groups };
         let receipt = self.worker.log.append_message(&new, filing)?;
         // The body is in the batch; the buffer need not wait for the disk.
         self.intake.drop_body();

@@ -1,104 +1,171 @@
 //! Sending: one task for each connection to a site.
 //!
 //! A connection is opened on the scheduler's word, takes one message after the other from its
-//! lane, and says what became of each.  [`smtp`] drives `smtp::client` over a stream; [`local`]
-//! writes Maildirs and whatever else needs no peer.
+//! lane, and says what became of each.  Here it is dialled; [`smtp`] drives `smtp::client` over
+//! its stream; [`local`] writes Maildirs and whatever else needs no peer.
 //!
 //! However it ends, the scheduler hears `ConnectionClosed`, and a message that was being sent is
-//! settled or returned: nothing is left active.
+//! settled or returned: nothing is left active.  A host that cannot be reached or does not greet
+//! well is avoided for a while; only when no other one is left does the site rest.
 
 pub mod local;
 pub mod maildir;
 pub mod smtp;
 
-use std::net::{IpAddr, SocketAddr};
+use std::fmt::Display;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
 
 use rustls::pki_types::ServerName;
 
-use crate::config::Target;
+use crate::config::{Host, Target};
+use crate::delivery::outcome::RetryPolicy;
+use crate::delivery::settle;
 use crate::pool::Lane;
+use crate::pool::dial::{DialError, Dialled, dial};
+use crate::queue::arena::Slot;
 use crate::queue::scheduler::{ConnectionId, Event};
 use crate::queue::site::{SiteIndex, SiteShared};
 use crate::runtime::guard::guarded;
+use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::client::Protocol;
 use crate::worker::Worker;
 
 /// Runs one connection to its end.
 pub async fn run(worker: Rc<Worker>, site: SiteIndex, connection: ConnectionId, lane: Rc<Lane>) {
-    let protocol = Protocol::Smtp;
-    let way = Way { worker: worker.clone(), site, connection, lane, protocol };
-    let target = worker.sites.target(site).clone();
-    let result = match fixed_peer(&target, worker.sites.source(site)) {
-        Some(peer) => {
-            let sending = async {
-                if let Some(stream) = smtp::connect(&way, peer).await {
-                    smtp::run(&way, stream, Some(peer)).await;
-                }
-            };
-            guarded(sending).await
+    if let Some(shared) = worker.with_queue(|queue| queue.site(site).cloned()) {
+        let way = Way { worker: worker.clone(), site, shared, connection, lane };
+        if let Err(words) = guarded(go(&way)).await {
+            tracing::error!(site = way.site_name(), "a delivery ended by a bug of ours: {words}");
         }
-        None => guarded(local::run(&way, target)).await,
-    };
-    if let Err(words) = result {
-        tracing::error!(site = site.0, "a delivery ended by a bug of ours: {words}");
     }
     worker.pool.close(connection);
     worker.queue_event(Event::ConnectionClosed { site, connection });
 }
 
-/// The next hop's address, of the family of `source`; `None` where there is no next hop, or only
-/// a name that must be looked up.
-fn fixed_peer(target: &Target, source: Option<IpAddr>) -> Option<SocketAddr> {
-    let (Target::Smtp { host, port } | Target::Smtps { host, port }) = target else { return None };
-    let fits = |address: &&IpAddr| source.is_none_or(|s| s.is_ipv4() == address.is_ipv4());
-    Some(SocketAddr::new(*host.fixed_addresses().iter().find(fits)?, *port))
+async fn go(way: &Way) {
+    let reach = way.shared.reach();
+    if reach.protocol().is_none() {
+        return local::run(way, reach.target.clone()).await;
+    }
+    if let Target::LmtpUnix { path } = &reach.target {
+        let limit = way.worker.config.delivery.timeouts.connect;
+        return match Stream::connect_unix(path, limit).await {
+            Ok(stream) => smtp::run(way, stream, None, way.security("")).await,
+            Err(error) => settle::site_failed(way, &describe_connect(path.display(), &error)),
+        };
+    }
+    match connect(way).await {
+        Ok(Dialled { stream, peer, host }) => {
+            smtp::run(way, stream, Some(peer), way.security(&host)).await;
+        }
+        Err(error) => settle::site_failed(way, &error.words),
+    }
+}
+
+/// A connection to the site: to the address that its target names, else to the first of its hosts
+/// that answers.
+async fn connect(way: &Way) -> Result<Dialled, DialError> {
+    let (worker, reach) = (&way.worker, way.shared.reach());
+    let limit = worker.config.delivery.timeouts.connect;
+    if let Target::Smtp { host: Host::Address(ip), port }
+    | Target::Smtps { host: Host::Address(ip), port }
+    | Target::Lmtp { host: Host::Address(ip), port } = &reach.target
+    {
+        let peer = SocketAddr::new(*ip, *port);
+        return match Stream::connect(peer, reach.source, limit).await {
+            Ok(stream) => Ok(Dialled { stream, peer, host: ip.to_string().into() }),
+            Err(error) => {
+                Err(DialError { words: describe_connect(peer, &error).into(), dns_only: false })
+            }
+        };
+    }
+    let hosts = reach.hosts();
+    dial(&worker.resolver, &hosts, reach.port, reach.source, limit, &reach.health).await
+}
+
+fn describe_connect(peer: impl Display, error: &StreamError) -> String {
+    match error {
+        StreamError::TimedOut => format!("no connection to {peer} in time"),
+        StreamError::Io(error) => format!("no connection to {peer}: {error}"),
+    }
 }
 
 /// What a connection is to its core.
 pub struct Way {
     /// The core.
     pub worker: Rc<Worker>,
-    /// Where it leads.
+    /// Where it leads, in the scheduler's table.
     pub site: SiteIndex,
+    /// What the cores share of its site.
+    shared: Arc<SiteShared>,
     /// Its name.
     pub connection: ConnectionId,
     /// Where its messages come from.
     pub lane: Rc<Lane>,
-    /// What is spoken there, where there is a peer.
-    pub protocol: Protocol,
 }
 
 impl Way {
     /// What the cores share of its site.
     pub fn shared(&self) -> &SiteShared {
-        &self.worker.sites.shared()[self.site.0 as usize]
+        &self.shared
     }
 
-    /// How its connections are encrypted.
-    pub fn security(&self) -> smtp::Security {
-        let target = self.worker.sites.target(self.site);
-        let name = match target {
-            Target::Smtp { host, .. } | Target::Smtps { host, .. } => {
-                ServerName::try_from(host.to_string()).ok()
-            }
-            _ => None,
-        };
+    /// How a connection to `host`, one of its hosts, is encrypted.
+    fn security(&self, host: &str) -> smtp::Security {
+        let reach = self.shared.reach();
         smtp::Security {
-            policy: self.worker.sites.tls(self.site),
-            is_implicit: matches!(target, Target::Smtps { .. }),
-            name,
+            policy: reach.tls,
+            is_implicit: matches!(reach.target, Target::Smtps { .. }),
+            name: ServerName::try_from(host.trim_end_matches('.').to_owned()).ok(),
         }
     }
 
     /// Its site's name for people.
-    pub fn site_name(&self) -> String {
-        self.worker.sites.name(self.site)
+    pub fn site_name(&self) -> &str {
+        self.shared.name()
+    }
+
+    /// What is spoken there.
+    pub fn protocol(&self) -> Protocol {
+        self.shared.reach().protocol().unwrap_or(Protocol::Smtp)
+    }
+
+    /// When its site is tried again: the schedule of the message that waits first for it.
+    pub fn retry(&self) -> &RetryPolicy {
+        let course = self.worker.with_queue(|queue| queue.course_of_site(self.site));
+        let fallback = self.worker.sites.unrouted().course;
+        &self.worker.sites.course(course.unwrap_or(fallback)).retry
+    }
+
+    /// The host has greeted us well.
+    pub fn host_succeeded(&self, peer: Option<SocketAddr>) {
+        if let Some(peer) = peer {
+            self.shared.reach().host_succeeded(peer);
+        }
+    }
+
+    /// The host has connected and then not taken us, at its greeting or at EHLO: the next
+    /// connection goes to another host.  Without one the site rests, or pauses.
+    pub fn host_failed(&self, peer: Option<SocketAddr>, words: &str) {
+        // A site that serves other connections has enough of them: no reason to trouble the hosts
+        // that stand in for it.
+        let is_lone = self.shared.established() == 0;
+        if let Some(peer) = peer.filter(|_| is_lone)
+            && self.shared.reach().host_failed(peer, Instant::now())
+        {
+            self.worker.metrics.connections_failed.count();
+            tracing::info!(site = self.site_name(), %peer, words, "the next host is tried");
+            return;
+        }
+        settle::site_failed(self, words);
     }
 
     /// The next message, once the connection is ready for one.  After `None` none will come: the
     /// connection is to close.
-    pub async fn next(&self) -> Option<crate::queue::arena::Slot> {
+    pub async fn next(&self) -> Option<Slot> {
         if self.worker.is_stopping() || self.worker.log.has_failed() {
             return None;
         }
@@ -115,7 +182,7 @@ impl Way {
 
     /// The next message, if there is one at this moment: for a connection that has others under
     /// way.
-    pub fn next_at_once(&self) -> Option<crate::queue::arena::Slot> {
+    pub fn next_at_once(&self) -> Option<Slot> {
         if self.worker.is_stopping() || self.worker.log.has_failed() {
             return None;
         }

@@ -18,20 +18,23 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::Way;
 use crate::delivery::settle::{self, Attempt};
-use crate::limits;
+use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
+use crate::delivery::settlement::{Handover, Hop, remote_mta};
+use crate::delivery::verp;
 use crate::queue::arena::Slot;
 use crate::queue::scheduler::Event;
 use crate::queue::site::SiteShared;
-use crate::runtime::socket::{Sending, Stream, StreamError, TimeLimit};
+use crate::runtime::socket::{Sending, Stream, TimeLimit};
 use crate::smtp::client::{
     BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure,
-    EightBit, OneFlight, Timeouts, TransactionResult,
+    OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
 };
 use duplex::Inbox;
 use job::Job;
@@ -68,28 +71,18 @@ enum Next {
     Peer,
 }
 
-/// Connects to a next hop; a failure is the site's, which hears of it.
-pub async fn connect(way: &Way, peer: SocketAddr) -> Option<Stream> {
-    let worker = &way.worker;
-    let limit = worker.config.delivery.timeouts.connect;
-    match Stream::connect(peer, worker.sites.source(way.site), limit).await {
-        Ok(stream) => Some(stream),
-        Err(error) => {
-            settle::site_failed(way, &describe_connect(peer, &error));
-            None
-        }
-    }
-}
-
-/// Introduces itself on a connection that stands and sends what the scheduler gives it.
-pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>) {
+/// Introduces itself on a connection that stands and sends what the scheduler gives it.  `peer` is
+/// `None` where the next hop has no address: a socket of this machine.
+pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: Security) {
     let metrics = &way.worker.metrics;
     metrics.connections_opened.count();
     metrics.connections_open.raise();
-    let security = way.security();
     match opening::open(way, &security, stream, |security| new_client(way, security)).await {
-        Ok((client, stream)) => exchange(way, stream, client, peer).await,
-        Err(failure) => not_opened(way, &security, failure.as_ref()),
+        Ok((client, stream)) => {
+            way.host_succeeded(peer);
+            exchange(way, stream, client, peer).await;
+        }
+        Err(failure) => not_opened(way, peer, &security, failure.as_ref()),
     }
     metrics.connections_open.lower();
 }
@@ -107,11 +100,16 @@ async fn exchange(way: &Way, stream: Stream, client: Client, peer: Option<Socket
     duplex::both(&inbox, receiving, driver).await;
 }
 
-/// The peer takes no mail on this connection: the site's failure, unless only TLS has failed and
+/// The peer takes no mail on this connection: the host's failure, unless only TLS has failed and
 /// mail may go there in clear.
-fn not_opened(way: &Way, security: &Security, failure: Option<&ConnectionFailure>) {
+fn not_opened(
+    way: &Way,
+    peer: Option<SocketAddr>,
+    security: &Security,
+    failure: Option<&ConnectionFailure>,
+) {
     let Some(failure) = failure else {
-        return settle::site_failed(way, "the connection was closed before the greeting");
+        return way.host_failed(peer, "the connection was closed before the greeting");
     };
     let words = settle::words_of_failure(failure);
     if matches!(failure.cause, ConnectionCause::Tls(_)) {
@@ -121,7 +119,7 @@ fn not_opened(way: &Way, security: &Security, failure: Option<&ConnectionFailure
             return way.shared().remember_broken_tls(way.worker.now_unix_ms() + TLS_BROKEN_MS);
         }
     }
-    settle::site_failed(way, &words);
+    way.host_failed(peer, &words);
 }
 
 impl<'a> Connection<'a> {
@@ -200,7 +198,7 @@ impl<'a> Connection<'a> {
             self.go_on().await;
         }
         for mut job in std::mem::take(&mut self.again) {
-            job.give_up();
+            job.rounds.give_up();
             self.job_done(job).await;
         }
     }
@@ -248,14 +246,25 @@ impl<'a> Connection<'a> {
             Ok(size_octets) => size_octets,
             Err(error) => return attempt.unreadable(worker, &error),
         };
-        let job = Job::new(slot, attempt, message, size_octets, &self.client);
+        let envelope = message.envelope().clone();
+        let (together, alone) = verp::split(&worker.config, &envelope, attempt.recipients());
+        let is_fresh = self.client.transactions() == 0;
+        let limits = self.client.capabilities().limits;
+        let job = Job {
+            slot,
+            attempt,
+            message: Rc::new(message),
+            size_octets,
+            rounds: Rounds::new(envelope, together, alone, is_fresh, limits),
+            transaction: TransactionId(0),
+            peer_has_dsn: false,
+        };
         self.start(job).await;
     }
 
     /// Starts its next transaction.
     async fn start(&mut self, mut job: Job) {
-        let transaction = job.next_transaction(&self.client);
-        job.transaction = self.client.start(Instant::now(), transaction);
+        job.transaction = self.client.start(Instant::now(), job.next_transaction());
         self.jobs.push_back(job);
         self.act().await;
     }
@@ -299,20 +308,27 @@ impl<'a> Connection<'a> {
         remember(self.way.shared(), &result);
         let Some(mut job) = self.jobs.pop_front() else { return };
         debug_assert_eq!(job.transaction, result.id, "they end in their order");
-        if job.take(result, self.client.may_go_on()) {
+        job.peer_has_dsn = result.peer_has_dsn;
+        if job.rounds.ended(result) == Round::Again {
             return self.again.push_back(job);
         }
         self.job_done(job).await;
     }
 
     async fn job_done(&mut self, job: Job) {
-        if job.says_nothing() {
-            return self.returned.push(job.slot);
-        }
+        let handover = match self.way.protocol() {
+            Protocol::Lmtp => Handover::Final,
+            Protocol::Smtp if job.peer_has_dsn => Handover::PassedOn,
+            Protocol::Smtp => Handover::Relayed,
+        };
+        let Job { slot, mut attempt, message, rounds, .. } = job;
+        let Verdict::Settled { outcomes, taken } = rounds.verdict() else {
+            return self.returned.push(slot);
+        };
         // Not at its greeting: a peer that greets and then drops every transaction is not well.
         self.way.shared().recover();
-        let Job { mut attempt, message, outcomes, .. } = job;
-        attempt.taken_with(&outcomes);
+        let remote_mta = self.peer.map(|peer| remote_mta(peer.ip()));
+        attempt.led_to(Hop { remote_mta, handover, taken });
         attempt.settle(&self.way.worker, &message, outcomes).await;
     }
 }
@@ -332,7 +348,7 @@ fn client_config(way: &Way, security: &Security) -> ClientConfig {
     };
     ClientConfig {
         ehlo_name: Arc::from(&*way.worker.config.hostname),
-        protocol: way.protocol,
+        protocol: way.protocol(),
         starttls: security.starttls(shared.tls_is_broken(way.worker.now_unix_ms())),
         timeouts: Timeouts {
             greeting: delivery.timeouts.greeting,
@@ -341,8 +357,8 @@ fn client_config(way: &Way, security: &Security) -> ClientConfig {
         },
         use_chunking: !shared.chunking_is_broken(),
         one_flight,
-        messages_in_flight: limits::MESSAGES_IN_FLIGHT,
-        eight_bit: EightBit::Send,
+        messages_in_flight: delivery.messages_in_flight,
+        eight_bit: delivery.eight_bit,
     }
 }
 
@@ -355,13 +371,6 @@ fn remember(shared: &SiteShared, result: &TransactionResult) {
     }
     if result.has_behaved {
         shared.remember_behaviour();
-    }
-}
-
-fn describe_connect(peer: SocketAddr, error: &StreamError) -> String {
-    match error {
-        StreamError::TimedOut => format!("no connection to {peer} in time"),
-        StreamError::Io(error) => format!("no connection to {peer}: {error}"),
     }
 }
 

@@ -4,6 +4,8 @@
 //! ([`crate::queue::scheduler`]); here stands only the place where the message is handed over.
 //! Invariant: a lane is in the table from its opening to its `ConnectionClosed`.
 
+pub mod dial;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -37,6 +39,13 @@ impl Pool {
     pub fn give(&self, connection: ConnectionId, slot: Slot) -> bool {
         let lanes = self.lanes.borrow();
         lanes.get(&connection).map(|lane| lane.next.give(Some(slot))).is_some()
+    }
+
+    /// Tells a connection that waits for a message to end.
+    pub fn end(&self, connection: ConnectionId) {
+        if let Some(lane) = self.lanes.borrow().get(&connection) {
+            lane.next.give_if_empty(None);
+        }
     }
 
     /// The connection is gone.

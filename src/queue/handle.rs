@@ -1,4 +1,4 @@
-//! What the queue keeps of a message: one small handle for each site that it goes to.
+//! What the queue keeps of a message: one small handle for each destination that it has.
 //!
 //! Envelope and body stay in the log and are read when an attempt is due.
 
@@ -6,20 +6,20 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::arena::Slot;
-use super::site::SiteIndex;
+use super::destination::DestinationIndex;
+use super::list::{Linked, Links};
 use crate::message::MessageId;
 use crate::spool::RecordPlace;
 
-/// One message's way to one site.
+/// One message's way to one destination.
 #[derive(Debug, Clone)]
 pub struct Handle {
     /// The message.
     pub id: MessageId,
     /// Where its MESSAGE record stands in the log.
     pub place: RecordPlace,
-    /// Where it goes.
-    pub site: SiteIndex,
+    /// Where it goes, in the table of the scheduler that has it; set when it is filed.
+    pub(super) destination: DestinationIndex,
     /// Those of its recipients that go there and are not done.
     pub recipients: Recipients,
     /// How many handles of the message have not come to an end that is in the log, where it began
@@ -27,13 +27,16 @@ pub struct Handle {
     pub parts: Option<Arc<AtomicU32>>,
     /// Attempts that came to a reply or to a failure of this message.
     pub attempts: u16,
+    /// Its originator has been told of the delay, or need not be.
+    pub delay_told: bool,
     /// What it waits for.
     pub state: State,
     /// What the last attempt came to; shared by all that heard the same.
     pub reason: Option<Reason>,
-    /// The next one in its site's list.
-    pub(super) next: Option<Slot>,
-    /// When its wait is over, in milliseconds since 1970 UTC; its key among the timers.
+    /// Its neighbours in a list of its destination.
+    pub(super) links: Links,
+    /// When its wait is over, in milliseconds since 1970 UTC; its key among the timers, and 0 if it
+    /// is not among them.
     pub due_unix_ms: u64,
 }
 
@@ -118,22 +121,27 @@ impl Handle {
     pub fn new(
         id: MessageId,
         place: RecordPlace,
-        site: SiteIndex,
         recipients: Recipients,
         parts: Option<Arc<AtomicU32>>,
     ) -> Handle {
         Handle {
             id,
             place,
-            site,
+            destination: DestinationIndex::UNFILED,
             recipients,
             parts,
             attempts: 0,
+            delay_told: false,
             state: State::Ready,
             reason: None,
-            next: None,
+            links: Links::default(),
             due_unix_ms: 0,
         }
+    }
+
+    /// Where it goes, in the table of the scheduler that has it.
+    pub fn destination(&self) -> DestinationIndex {
+        self.destination
     }
 
     /// Whether the ends of all other parts are in the log.  Only then may the DONE that ends this
@@ -149,6 +157,12 @@ impl Handle {
             None => true,
             Some(parts) => parts.fetch_sub(1, Ordering::AcqRel) == 1,
         }
+    }
+}
+
+impl Linked for Handle {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
     }
 }
 

@@ -2,36 +2,61 @@
 //!
 //! A pure state machine: [`Scheduler::handle`] takes what happened and the time,
 //! [`Scheduler::poll_action`] gives what to do.  It owns the core's handles and keeps each in
-//! exactly one place: its site's list (ready), an attempt (active), or the timers (deferred,
-//! held).  What the cores share of a site is [`SiteShared`].
+//! exactly one place: a list of its destination (ready, deferred), an attempt (active), or an
+//! operator's hands (held).  Deferred and held ones have a timer besides.  What the cores share of
+//! a site is [`SiteShared`].
 //!
 //! A "connection" is whatever takes one message after the other to a site: an SMTP connection,
 //! or a writer of Maildirs.
 //!
-//! Invariant: a message's lifetime is looked at wherever it waits; nothing expires before one
-//! attempt since the start, except on hold.
+//! Invariants: a message's lifetime is looked at wherever it waits; nothing expires before one
+//! attempt since the start, except on hold; no event and no tick walks all sites, destinations or
+//! messages, so a dead destination with a million of them costs the others nothing.
+//!
+//! Where to look: `filing` puts handles into their lists, `resolving` finds out where
+//! destinations lead, `connections` gives messages to connections, `time` sees to what is due.
 
-use std::collections::{BTreeSet, VecDeque};
+mod connections;
+mod filing;
+mod resolving;
+mod time;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use super::arena::{Arena, Slot};
+use super::destination::{
+    CourseIndex, CourseRules, Destination, DestinationIndex, DestinationQueue, Destinations, Lead,
+    Resolution, Standing, Verdict,
+};
 use super::handle::{Handle, Reason, Recipients, State};
-use super::site::{SiteIndex, SiteShared};
+use super::site::{SiteId, SiteIndex, SiteShared};
+use crate::message::MessageId;
+use connections::SiteQueue;
 
 /// A connection of this core, named by the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
 
 /// What happened.
-#[derive(Debug)]
 pub enum Event {
     /// A message was accepted, recovered, or handed over by another core.
     Filed {
+        /// Where it goes.
+        destination: Destination,
         /// It.
         handle: Handle,
-        /// Whether this core must keep it: it came from another core, or by recovery.
+        /// Whether this core keeps it if it can serve the site at all: it came from another core,
+        /// or by recovery.
         stay: bool,
+    },
+    /// The answer to [`Action::Resolve`].
+    Resolved {
+        /// Whose site was asked for.
+        destination: DestinationIndex,
+        /// What was found.
+        resolution: Resolution,
     },
     /// A connection is open and can take a message.
     ConnectionReady {
@@ -75,12 +100,23 @@ pub enum Event {
         /// Its handle.
         slot: Slot,
     },
-    /// An operator moves a message to another site, from hold above all.
+    /// An operator, or ETRN (RFC 1985), wants everything for a domain tried now, where mail
+    /// exchangers take it.
+    RetryDomain {
+        /// In A-labels and lower case.
+        domain: Arc<str>,
+    },
+    /// The same for one destination.
+    RetryDestination {
+        /// Which.
+        destination: Destination,
+    },
+    /// An operator moves a message to another destination, from hold above all.
     Reroute {
         /// Its handle.
         slot: Slot,
         /// Where it goes now.
-        site: SiteIndex,
+        destination: Destination,
     },
     /// Time has passed.
     Tick,
@@ -89,6 +125,11 @@ pub enum Event {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// Find out where a destination's mail goes; answer with `Resolved`.
+    Resolve {
+        /// Which; see [`Scheduler::destination`].
+        destination: DestinationIndex,
+    },
     /// Open a connection; answer with `ConnectionReady` or `ConnectionClosed` under this id.
     Open {
         /// Where to.
@@ -103,10 +144,30 @@ pub enum Action {
         /// Which message.
         slot: Slot,
     },
+    /// End a connection that was ready: other cores need it more.
+    Close {
+        /// Which.
+        connection: ConnectionId,
+    },
     /// The message's lifetime is over: tell its sender and end it.
     Expire {
         /// Which.
         slot: Slot,
+    },
+    /// The message waits for a destination that cannot be reached, and is late: tell its sender.
+    /// It is active until `Deferred`, or `Returned` once it is noted that he need not be told.
+    Delay {
+        /// Which.
+        slot: Slot,
+        /// How long it may wait after that.
+        due_unix_ms: u64,
+    },
+    /// Nobody will ever take the message: tell its sender and end it.
+    Refuse {
+        /// Which.
+        slot: Slot,
+        /// Why.
+        verdict: Arc<Verdict>,
     },
     /// Another core serves the site; the handle is no longer ours.
     Forward {
@@ -115,32 +176,43 @@ pub enum Action {
     },
 }
 
-/// How a site takes mail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SiteKind {
-    /// Over connections.
-    Open,
-    /// Not at all until an operator says so.
-    Hold,
-}
-
 /// The scheduler of one core.
 pub struct Scheduler {
     core: u32,
     cores: u32,
-    lifetime_ms: u64,
-    shared: Arc<[SiteShared]>,
-    sites: Vec<SiteQueue>,
+    courses: Vec<CourseRules>,
+    destinations: Destinations,
+    sites: Arena<SiteQueue>,
+    site_by_id: HashMap<SiteId, SiteIndex>,
     handles: Arena<Handle>,
-    /// When something is due, earliest first.
+    /// When a handle is due, earliest first.
     timers: BTreeSet<(u64, Slot)>,
+    /// When a destination or a site is to be looked at, earliest first.
+    alarms: BTreeSet<(u64, Alarm)>,
+    /// Destinations whose site is to be asked for; those that are, are counted.
+    to_ask: VecDeque<DestinationIndex>,
+    asked: u32,
+    /// Destinations whose messages go back.
+    refused: VecDeque<DestinationIndex>,
+    /// Destinations whose deferred messages are all to be tried now.
+    hurried: VecDeque<DestinationIndex>,
     actions: VecDeque<Action>,
-    /// Expiries that the present tick may still begin.
+    /// Notices that the present tick may still begin, of either kind.
     expiries_left: u32,
+    refusals_left: u32,
     counts: Counts,
     /// Handles that go to other cores, in the order of their [`Action::Forward`].
-    leaving: VecDeque<Handle>,
+    leaving: VecDeque<(Destination, Handle)>,
     connections: u64,
+    #[cfg(test)]
+    steps: u64,
+}
+
+/// What is to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Alarm {
+    Destination(DestinationIndex),
+    Site(SiteIndex),
 }
 
 /// Handles by what they wait for.
@@ -159,73 +231,64 @@ impl Counts {
     }
 }
 
-/// What this core keeps of a site.
-struct SiteQueue {
-    kind: SiteKind,
-    first: Option<Slot>,
-    last: Option<Slot>,
-    ready: u32,
-    /// Connections of ours: opening, busy and idle.  `idle + opening <= open`
-    open: u32,
-    opening: u32,
-    idle: Vec<ConnectionId>,
+/// Why a ready message is not on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rest {
+    /// When it goes on.
+    pub until_unix_ms: u64,
+    /// What happened, for people.
+    pub reason: String,
 }
 
-/// Expiries that one tick begins: each reads its message and writes a notice, and a long queue may
-/// come to its end at one moment.
-const EXPIRIES_PER_TICK: u32 = 64;
-/// Ready messages from which a member counts as busy, so that other cores join it.
-const BUSY: u32 = 64;
-
 impl Scheduler {
-    /// An empty queue for `core` of `cores`, with the sites of `kinds`.
-    pub fn new(
-        core: u32,
-        cores: u32,
-        lifetime_ms: u64,
-        shared: Arc<[SiteShared]>,
-        kinds: impl IntoIterator<Item = SiteKind>,
-    ) -> Scheduler {
-        let site = |kind| SiteQueue {
-            kind,
-            first: None,
-            last: None,
-            ready: 0,
-            open: 0,
-            opening: 0,
-            idle: Vec::new(),
-        };
-        Scheduler {
+    /// An empty queue for `core` of `cores`.
+    pub fn new(core: u32, cores: u32, courses: Vec<CourseRules>) -> Scheduler {
+        let mut scheduler = Scheduler {
             core,
             cores,
-            lifetime_ms,
-            shared,
-            sites: kinds.into_iter().map(site).collect(),
+            destinations: Destinations::new(courses.iter().map(|course| match course.lead {
+                Lead::Hold => Standing::Hold,
+                Lead::Site(_) | Lead::Exchangers => Standing::Unresolved,
+            })),
+            courses,
+            sites: Arena::default(),
+            site_by_id: HashMap::new(),
             handles: Arena::default(),
             timers: BTreeSet::new(),
+            alarms: BTreeSet::new(),
+            to_ask: VecDeque::new(),
+            asked: 0,
+            refused: VecDeque::new(),
+            hurried: VecDeque::new(),
             actions: VecDeque::new(),
-            expiries_left: 0,
+            expiries_left: time::EXPIRIES_PER_TICK,
+            refusals_left: time::REFUSALS_PER_TICK,
             counts: Counts::default(),
             leaving: VecDeque::new(),
             // Names are unique over the cores, for the events.
             connections: u64::from(core) << 48,
-        }
+            #[cfg(test)]
+            steps: 0,
+        };
+        scheduler.resolve_fixed();
+        scheduler
     }
 
     /// Takes note of what happened.
     pub fn handle(&mut self, event: Event, now_unix_ms: u64) {
         match event {
-            Event::Filed { handle, stay } => self.file(handle, stay, now_unix_ms),
+            Event::Filed { destination, handle, stay } => {
+                self.file(destination, handle, stay, now_unix_ms);
+            }
+            Event::Resolved { destination, resolution } => {
+                self.resolved(destination, resolution, now_unix_ms);
+            }
             Event::ConnectionReady { site, connection } => {
-                let queue = self.site(site);
-                queue.opening = queue.opening.saturating_sub(1);
-                queue.idle.push(connection);
-                self.pump(site, now_unix_ms);
+                self.connection_ready(site, connection, now_unix_ms);
             }
             Event::ConnectionLeaving { site, connection } => self.leave_idle(site, connection),
             Event::ConnectionClosed { site, connection } => {
-                self.connection_closed(site, connection);
-                self.pump(site, now_unix_ms);
+                self.connection_closed(site, connection, now_unix_ms);
             }
             Event::Returned { slot } => self.give_back(slot, now_unix_ms),
             Event::Deferred { slot, recipients, due_unix_ms, reason } => {
@@ -238,9 +301,14 @@ impl Scheduler {
                 self.wait(slot, State::Deferred, due_unix_ms);
             }
             Event::Retry { slot } => self.retry(slot, now_unix_ms),
-            Event::Reroute { slot, site } => self.reroute(slot, site, now_unix_ms),
+            Event::RetryDomain { domain } => self.retry_domain(&domain, now_unix_ms),
+            Event::RetryDestination { destination } => {
+                self.retry_destination(&destination, now_unix_ms);
+            }
+            Event::Reroute { slot, destination } => self.reroute(slot, destination, now_unix_ms),
             Event::Tick => self.tick(now_unix_ms),
         }
+        self.forget_excess();
     }
 
     /// What to do next; `None` when nothing is left to do.
@@ -248,10 +316,12 @@ impl Scheduler {
         self.actions.pop_front()
     }
 
-    /// The handle that the last [`Action::Forward`] was about.
-    pub fn take_leaving(&mut self) -> Option<Handle> {
+    /// The handle that the last [`Action::Forward`] was about, and where it goes.
+    pub fn take_leaving(&mut self) -> Option<(Destination, Handle)> {
         self.leaving.pop_front()
     }
+
+    // ---- looks ---------------------------------------------------------------------------
 
     /// The handle in `slot`.
     pub fn get(&self, slot: Slot) -> Option<&Handle> {
@@ -278,15 +348,96 @@ impl Scheduler {
         self.handles.is_empty()
     }
 
+    /// Destinations that this core knows, with messages or without.
+    pub fn destination_count(&self) -> usize {
+        self.destinations.len()
+    }
+
+    /// Sites that this core knows.
+    pub fn site_count(&self) -> usize {
+        self.sites.len()
+    }
+
+    /// What messages are filed under there.
+    pub fn destination(&self, index: DestinationIndex) -> Option<&Destination> {
+        self.destinations.get(index).map(|entry| &entry.key)
+    }
+
+    /// Times in a row that it could not be found out where a destination's mail goes.
+    pub fn resolution_failures(&self, index: DestinationIndex) -> u32 {
+        self.destinations.get(index).map_or(0, |entry| entry.failures)
+    }
+
     /// What the cores share of a site.
-    pub fn shared(&self, site: SiteIndex) -> &SiteShared {
-        &self.shared[site.0 as usize]
+    pub fn site(&self, site: SiteIndex) -> Option<&Arc<SiteShared>> {
+        self.sites.get(site.slot()).map(|queue| &queue.shared)
+    }
+
+    /// Where a destination's mail goes, as far as that is known.
+    pub fn site_of(&self, index: DestinationIndex) -> Option<&Arc<SiteShared>> {
+        match &self.destinations.get(index)?.standing {
+            Standing::Resolved { site, .. } => self.site(*site),
+            Standing::Elsewhere { shared, .. } => Some(shared),
+            _ => None,
+        }
+    }
+
+    /// The course by which the message goes that is next at a site: its schedule is the site's.
+    pub fn course_of_site(&self, site: SiteIndex) -> Option<CourseIndex> {
+        let first = self.sites.get(site.slot())?.ring.first()?;
+        let entry = self.destinations.get(DestinationIndex(first.0))?;
+        Some(entry.key.course)
+    }
+
+    /// Until when nothing for a destination is tried, and why; `None` if it may be now.
+    pub fn rest_of(&self, index: DestinationIndex, now_unix_ms: u64) -> Option<Rest> {
+        match &self.destinations.get(index)?.standing {
+            Standing::Resting { until_unix_ms, reason } => (*until_unix_ms > now_unix_ms)
+                .then(|| Rest { until_unix_ms: *until_unix_ms, reason: reason.to_string() }),
+            Standing::Resolved { site, .. } => {
+                let shared = self.site(*site)?;
+                let until_unix_ms = shared.rests_until(now_unix_ms)?;
+                Some(Rest { until_unix_ms, reason: shared.last_failure() })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether nothing for a destination is tried now; see [`Scheduler::rest_of`].
+    pub fn rests(&self, index: DestinationIndex, now_unix_ms: u64) -> bool {
+        match self.destinations.get(index).map(|entry| &entry.standing) {
+            Some(Standing::Resting { until_unix_ms, .. }) => *until_unix_ms > now_unix_ms,
+            Some(Standing::Resolved { site, .. }) => {
+                self.site(*site).is_some_and(|shared| shared.rests_until(now_unix_ms).is_some())
+            }
+            _ => false,
+        }
+    }
+
+    /// What the last failure to reach a destination was; empty if there was none.
+    pub fn last_failure_of(&self, index: DestinationIndex) -> String {
+        match self.destinations.get(index).map(|entry| &entry.standing) {
+            Some(Standing::Resting { reason, .. }) => reason.to_string(),
+            Some(Standing::Resolved { site, .. }) => {
+                self.site(*site).map(|shared| shared.last_failure()).unwrap_or_default()
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// Messages of this core that wait for a domain's mail exchangers.
+    pub fn waiting_for(&self, domain: &str) -> u64 {
+        let of_course = |course| self.destinations.find(&destination(course, domain));
+        let found = self.exchanger_courses().filter_map(of_course);
+        found.filter_map(|index| self.destinations.get(index)).map(|d| u64::from(d.handles)).sum()
     }
 
     /// When a message's lifetime ends, by its id.
     pub fn expires_unix_ms(&self, handle: &Handle) -> u64 {
-        handle.id.unix_ms().saturating_add(self.lifetime_ms)
+        self.expiry(handle.destination, handle.id)
     }
+
+    // ---- what operators change -----------------------------------------------------------
 
     /// An operator leaves only some recipients to a message that is not being sent; the others
     /// are deleted, or have handles of their own.
@@ -297,291 +448,73 @@ impl Scheduler {
         }
     }
 
+    /// Notes that the originator has been told of the delay, or need not be.
+    pub fn delay_told(&mut self, slot: Slot) {
+        if let Some(handle) = self.handles.get_mut(slot) {
+            handle.delay_told = true;
+        }
+    }
+
     /// Takes out a handle whose recipients are all done, or that an operator deletes.
     pub fn finish(&mut self, slot: Slot) -> Option<Handle> {
-        let (state, due) =
-            self.handles.get(slot).map(|handle| (handle.state, handle.due_unix_ms))?;
+        let state = self.handles.get(slot)?.state;
         match state {
-            State::Deferred | State::Held => {
-                self.timers.remove(&(due, slot));
-            }
-            State::Ready => self.unlink(slot),
+            State::Deferred => self.undefer(slot),
+            State::Held => self.unset_timer(slot),
+            State::Ready => self.unready(slot),
             State::Active => {}
         }
         self.counts.0[state as usize] -= 1;
-        self.handles.remove(slot)
+        let handle = self.handles.remove(slot)?;
+        self.destinations.count_out(handle.destination);
+        Some(handle)
     }
 
-    // ---- filing --------------------------------------------------------------------------
+    // ---- parts ---------------------------------------------------------------------------
 
-    fn file(&mut self, mut handle: Handle, stay: bool, now_unix_ms: u64) {
-        let site = handle.site;
-        if self.sites[site.0 as usize].kind == SiteKind::Hold {
-            handle.state = State::Held;
-            let expires = self.expires_unix_ms(&handle);
-            let slot = self.insert(handle);
-            return self.wait(slot, State::Held, expires);
-        }
-        if !stay {
-            let member = self.shared(site).member_for(self.core, self.cores);
-            if member != self.core {
-                self.leaving.push_back(handle);
-                return self.actions.push_back(Action::Forward { core: member });
-            }
-        }
-        let held = handle.state == State::Held;
-        let expires = self.expires_unix_ms(&handle);
-        // A longer schedule of an earlier configuration may have set it beyond the end.
-        let due = handle.due_unix_ms.min(expires);
-        let slot = self.insert(handle);
-        if held {
-            self.wait(slot, State::Held, expires);
-        } else if due > now_unix_ms {
-            self.wait(slot, State::Deferred, due);
-        } else {
-            self.make_ready(slot);
-            self.pump(site, now_unix_ms);
-        }
+    fn exchanger_courses(&self) -> impl Iterator<Item = CourseIndex> {
+        let is_mail = |(place, course): (usize, &CourseRules)| {
+            matches!(course.lead, Lead::Exchangers).then_some(CourseIndex(place as u32))
+        };
+        self.courses.iter().enumerate().filter_map(is_mail)
     }
 
-    fn insert(&mut self, handle: Handle) -> Slot {
-        self.counts.0[handle.state as usize] += 1;
-        self.handles.insert(handle)
+    fn expiry(&self, index: DestinationIndex, id: MessageId) -> u64 {
+        let course = self.course_of(index);
+        id.unix_ms().saturating_add(course.map_or(u64::MAX, |course| course.lifetime_ms))
     }
 
-    fn wait(&mut self, slot: Slot, state: State, due_unix_ms: u64) {
-        let Some(handle) = self.handles.get_mut(slot) else { return };
-        self.counts.change(handle.state, state);
-        handle.state = state;
-        handle.due_unix_ms = due_unix_ms;
-        self.timers.insert((due_unix_ms, slot));
+    /// When a message's age matters next: it is late, or its lifetime is over.
+    fn look_unix_ms(&self, slot: Slot) -> u64 {
+        let Some(handle) = self.handles.get(slot) else { return u64::MAX };
+        let late_ms = self.course_of(handle.destination).and_then(|course| course.late_ms);
+        let late = late_ms.filter(|_| !handle.delay_told);
+        let late = late.map_or(u64::MAX, |ms| handle.id.unix_ms().saturating_add(ms));
+        late.min(self.expires_unix_ms(handle))
     }
 
-    fn retry(&mut self, slot: Slot, now_unix_ms: u64) {
-        let Some(handle) = self.handles.get(slot) else { return };
-        let (site, state, due) = (handle.site, handle.state, handle.due_unix_ms);
-        self.shared(site).wake();
-        if state == State::Deferred {
-            self.timers.remove(&(due, slot));
-            self.make_ready(slot);
-        }
-        self.pump(site, now_unix_ms);
+    fn course_of(&self, index: DestinationIndex) -> Option<&CourseRules> {
+        self.courses.get(self.destinations.get(index)?.key.course.0 as usize)
     }
 
-    fn reroute(&mut self, slot: Slot, site: SiteIndex, now_unix_ms: u64) {
-        let Some(handle) = self.handles.get_mut(slot) else { return };
-        if handle.state != State::Held {
-            return;
-        }
-        handle.site = site;
-        let due = handle.due_unix_ms;
-        self.timers.remove(&(due, slot));
-        self.make_ready(slot);
-        self.pump(site, now_unix_ms);
-    }
-
-    // ---- time ----------------------------------------------------------------------------
-
-    fn tick(&mut self, now_unix_ms: u64) {
-        self.expiries_left = EXPIRIES_PER_TICK;
-        while let Some(&(due, slot)) = self.timers.first() {
-            if due > now_unix_ms || self.expiries_left == 0 {
-                break;
-            }
-            self.timers.pop_first();
-            self.due(slot, now_unix_ms);
-        }
-        for index in 0..self.sites.len() {
-            let site = SiteIndex(index as u32);
-            self.expire_waiting(site, now_unix_ms);
-            self.pump(site, now_unix_ms);
-        }
-    }
-
-    fn due(&mut self, slot: Slot, now_unix_ms: u64) {
-        let Some(handle) = self.handles.get(slot) else { return };
-        let (site, expires) = (handle.site, self.expires_unix_ms(handle));
-        let held = handle.state == State::Held;
-        let tried = held || handle.attempts > 0 || self.shared(site).failures() > 0;
-        // What is due at the very end of its lifetime has one last attempt.
-        let is_late = held || handle.due_unix_ms > expires;
-        if tried && is_late && expires <= now_unix_ms {
-            return self.expire(slot);
-        }
-        if held {
-            return self.wait(slot, State::Held, expires);
-        }
-        // Behind a site that rests it would stand in a list that nobody looks through.
-        match self.shared(site).rests_until(now_unix_ms) {
-            Some(until) => {
-                let end = expires.saturating_add(1).max(now_unix_ms + 1);
-                self.wait(slot, State::Deferred, until.min(end));
-            }
-            None => self.make_ready(slot),
-        }
-    }
-
-    /// The list of a site that does not answer is in the order of age, so its head tells.
-    fn expire_waiting(&mut self, site: SiteIndex, now_unix_ms: u64) {
-        if self.shared(site).failures() == 0 {
-            return;
-        }
-        while self.expiries_left > 0
-            && let Some(slot) = self.site(site).first
+    /// Counts one step of work, so that tests can hold what an event costs against a bound.
+    #[inline]
+    fn step(&mut self) {
+        #[cfg(test)]
         {
-            let expires = self.handles.get(slot).map(|handle| self.expires_unix_ms(handle));
-            if expires.is_some_and(|expires| expires > now_unix_ms) {
-                return;
-            }
-            self.sites[site.0 as usize].pop(&self.handles);
-            self.expire(slot);
-        }
-    }
-
-    fn expire(&mut self, slot: Slot) {
-        self.expiries_left = self.expiries_left.saturating_sub(1);
-        if let Some(handle) = self.handles.get_mut(slot) {
-            self.counts.change(handle.state, State::Active);
-            handle.state = State::Active;
-            self.actions.push_back(Action::Expire { slot });
-        }
-    }
-
-    // ---- connections ---------------------------------------------------------------------
-
-    fn leave_idle(&mut self, site: SiteIndex, connection: ConnectionId) {
-        let idle = &mut self.site(site).idle;
-        if let Some(place) = idle.iter().position(|&idle| idle == connection) {
-            idle.swap_remove(place);
-        }
-    }
-
-    fn connection_closed(&mut self, site: SiteIndex, connection: ConnectionId) {
-        self.leave_idle(site, connection);
-        let shared = &self.shared[site.0 as usize];
-        let queue = &mut self.sites[site.0 as usize];
-        queue.open = queue.open.saturating_sub(1);
-        // One that never became ready was still counted as opening.
-        queue.opening = queue.opening.min(queue.open);
-        shared.release();
-        if queue.ready == 0 && queue.open == 0 {
-            shared.leave(self.core, self.cores);
-        }
-    }
-
-    /// Gives ready messages to idle connections, and opens more while that helps.
-    fn pump(&mut self, site: SiteIndex, now_unix_ms: u64) {
-        let shared = &self.shared[site.0 as usize];
-        let queue = &mut self.sites[site.0 as usize];
-        while let Some(&connection) = queue.idle.last() {
-            let Some(slot) = queue.pop(&self.handles) else { break };
-            queue.idle.pop();
-            if let Some(handle) = self.handles.get_mut(slot) {
-                self.counts.change(handle.state, State::Active);
-                handle.state = State::Active;
-            }
-            self.actions.push_back(Action::Deliver { connection, slot });
-        }
-        shared.report_backlog(queue.ready > BUSY);
-        if shared.rests_until(now_unix_ms).is_some() {
-            return;
-        }
-        // After a failure one connection finds out whether the site is back.
-        let most = if shared.failures() > 0 { 1 } else { shared.quota() };
-        loop {
-            if queue.ready <= queue.opening || queue.open >= most {
-                return;
-            }
-            if !shared.acquire() {
-                if queue.open == 0 {
-                    // The others use up the limit: as a member this core has its share of it.
-                    shared.join(self.core, self.cores);
-                }
-                return;
-            }
-            queue.open += 1;
-            queue.opening += 1;
-            self.connections += 1;
-            let connection = ConnectionId(self.connections);
-            self.actions.push_back(Action::Open { site, connection });
-        }
-    }
-
-    fn site(&mut self, site: SiteIndex) -> &mut SiteQueue {
-        &mut self.sites[site.0 as usize]
-    }
-
-    // ---- the list of ready messages ------------------------------------------------------
-
-    fn make_ready(&mut self, slot: Slot) {
-        let Some(handle) = self.handles.get_mut(slot) else { return };
-        self.counts.change(handle.state, State::Ready);
-        handle.state = State::Ready;
-        handle.next = None;
-        let queue = &mut self.sites[handle.site.0 as usize];
-        queue.ready += 1;
-        match queue.last.replace(slot) {
-            None => queue.first = Some(slot),
-            Some(last) => {
-                if let Some(last) = self.handles.get_mut(last) {
-                    last.next = Some(slot);
-                }
-            }
-        }
-    }
-
-    fn give_back(&mut self, slot: Slot, now_unix_ms: u64) {
-        let Some(handle) = self.handles.get_mut(slot) else { return };
-        let site = handle.site;
-        let queue = &mut self.sites[site.0 as usize];
-        self.counts.change(handle.state, State::Ready);
-        handle.state = State::Ready;
-        handle.next = queue.first.replace(slot);
-        queue.last.get_or_insert(slot);
-        queue.ready += 1;
-        self.pump(site, now_unix_ms);
-    }
-
-    /// Takes one out of the middle of its list; an operator's act, so a walk is good enough.
-    fn unlink(&mut self, slot: Slot) {
-        let Some(handle) = self.handles.get(slot) else { return };
-        let (site, next) = (handle.site, handle.next);
-        let mut before = None;
-        let mut at = self.site(site).first;
-        while let Some(here) = at.filter(|&here| here != slot) {
-            before = at;
-            at = self.handles.get(here).and_then(|handle| handle.next);
-        }
-        if at.is_none() {
-            return;
-        }
-        if let Some(handle) = before.and_then(|before| self.handles.get_mut(before)) {
-            handle.next = next;
-        }
-        let queue = self.site(site);
-        queue.ready -= 1;
-        if before.is_none() {
-            queue.first = next;
-        }
-        if next.is_none() {
-            queue.last = before;
+            self.steps += 1;
         }
     }
 }
 
-impl SiteQueue {
-    /// Takes the head of the list of ready messages.
-    fn pop(&mut self, handles: &Arena<Handle>) -> Option<Slot> {
-        let slot = self.first?;
-        self.first = handles.get(slot).and_then(|handle| handle.next);
-        self.ready -= 1;
-        if self.first.is_none() {
-            self.last = None;
-        }
-        Some(slot)
-    }
+fn destination(course: CourseIndex, domain: &str) -> Destination {
+    Destination { course, domain: Some(domain.into()) }
 }
 
 #[cfg(test)]
 #[path = "scheduler_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "scheduler_model_tests.rs"]
+mod model_tests;

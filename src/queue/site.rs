@@ -1,29 +1,41 @@
 //! What the cores share of a site: a few atomics, and which cores serve it.
 //!
-//! A site is served by `k` member cores, counted from its home core: one while it is quiet, more
-//! as its backlog grows, so that a quiet site keeps few connections and a busy one uses every
-//! core.
+//! A site is served by `k` member cores: those that have messages for it or connections to it.
+//! While it is quiet, messages that other cores accept go to its home core, so that a quiet site
+//! keeps few connections; with a backlog the others keep theirs and so join, up to one for each
+//! connection of the limit.  Whoever has nothing left has left.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
 
-/// A site's place in the table that all cores share.
+use crate::delivery::reach::Reach;
+
+/// A site's place in the table of one core's scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SiteIndex(pub u32);
 
+/// A site's name among all that this process has known: never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SiteId(pub u64);
+
 /// What the members of a site share.
 pub struct SiteShared {
+    id: SiteId,
+    /// For people: its hosts, or its next hop.
+    name: Box<str>,
+    /// How connections to it are made.
+    reach: Reach,
     /// The most connections of all cores together.
     limit: u32,
-    /// The first member's core.
+    /// The core that serves it while it is quiet.
     home: u32,
     /// In use, opening ones counted.  `connections <= limit`
     connections: CachePadded<AtomicU32>,
     /// Of those, the ones whose peer has answered.  `established <= connections`
     established: CachePadded<AtomicU32>,
-    /// How many cores serve the site.  `1 <= members <= min(cores, limit)`
+    /// How many cores serve the site.  `members <= min(cores, limit)`
     members: CachePadded<AtomicU32>,
     /// A member has more waiting than it can send soon.
     busy: AtomicBool,
@@ -53,14 +65,18 @@ impl Drop for Established<'_> {
 }
 
 impl SiteShared {
-    /// A site with a home chosen by its place in the table, so that homes are spread evenly.
-    pub fn new(index: SiteIndex, limit: u32, cores: u32) -> SiteShared {
+    /// A site with a home chosen by its number, so that homes are spread evenly.
+    pub fn new(id: SiteId, name: &str, limit: u32, cores: u32, reach: Reach) -> SiteShared {
+        let cores = cores.max(1);
         SiteShared {
+            id,
+            name: name.into(),
+            reach,
             limit: limit.max(1),
-            home: index.0 % cores.max(1),
+            home: (id.0 % u64::from(cores)) as u32,
             connections: CachePadded::new(AtomicU32::new(0)),
             established: CachePadded::new(AtomicU32::new(0)),
-            members: CachePadded::new(AtomicU32::new(1)),
+            members: CachePadded::new(AtomicU32::new(0)),
             busy: AtomicBool::new(false),
             rests_until_unix_ms: AtomicU64::new(0),
             failures: AtomicU32::new(0),
@@ -72,50 +88,76 @@ impl SiteShared {
         }
     }
 
-    /// The core to hand a message to that was accepted on `core`: itself if it is a member, or
-    /// becomes one because the others are busy.
-    pub(super) fn member_for(&self, core: u32, cores: u32) -> u32 {
-        let rank = (core + cores - self.home) % cores;
-        let members = self.members.load(Ordering::Relaxed);
-        if rank < members {
-            return core;
-        }
-        if self.busy.load(Ordering::Relaxed) && rank < self.limit {
-            // A race only makes one member more, or one fewer for a moment.
-            self.members.fetch_max(rank + 1, Ordering::Relaxed);
-            return core;
-        }
+    /// Its number.
+    pub fn id(&self) -> SiteId {
+        self.id
+    }
+
+    /// Its name for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How connections to it are made.
+    pub fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
+    /// The most connections of all cores together.
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// How many cores serve it.
+    pub fn members(&self) -> u32 {
+        self.members.load(Ordering::Relaxed)
+    }
+
+    /// The core to hand a message to that was accepted on `core`, which does not serve the site:
+    /// itself if it may join because the others are busy, else the home.
+    pub(super) fn core_for(&self, core: u32, cores: u32) -> u32 {
+        let joins = self.busy.load(Ordering::Relaxed) && self.can_serve(core, cores);
+        if joins { core } else { self.home }
+    }
+
+    /// Whether `core` may serve the site at all: a site has no more members than connections, and
+    /// with few connections it is the same few cores that have them, so that nobody waits for one
+    /// that another core keeps busy.
+    pub(super) fn can_serve(&self, core: u32, cores: u32) -> bool {
+        (core + cores - self.home) % cores < self.limit
+    }
+
+    /// The core that serves it while it is quiet.
+    pub(super) fn home(&self) -> u32 {
         self.home
     }
 
-    /// Makes `core` a member, if the limit has a connection for it.
-    pub(super) fn join(&self, core: u32, cores: u32) {
-        let rank = (core + cores - self.home) % cores;
-        if rank < self.limit {
-            self.members.fetch_max(rank + 1, Ordering::Relaxed);
-        }
+    /// One core more serves the site: it has messages for it, or connections to it.
+    pub(super) fn join(&self) {
+        self.members.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Says whether this member has more waiting than it can send soon.
+    /// A core that served the site has neither any more.
+    pub(super) fn leave(&self) {
+        let before = self.members.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "who leaves has joined");
+    }
+
+    /// Says whether a member has more waiting than it can send soon.
     pub(super) fn report_backlog(&self, busy: bool) {
         if self.busy.load(Ordering::Relaxed) != busy {
             self.busy.store(busy, Ordering::Relaxed);
         }
     }
 
-    /// `core` has nothing left to send: the last member leaves.
-    pub(super) fn leave(&self, core: u32, cores: u32) {
-        let rank = (core + cores - self.home) % cores;
-        if rank > 0 && !self.busy.load(Ordering::Relaxed) {
-            // Fails when another joined or left meanwhile, which is as well.
-            let _ =
-                self.members.compare_exchange(rank + 1, rank, Ordering::Relaxed, Ordering::Relaxed);
-        }
-    }
-
     /// The connections that one member may have.
     pub(super) fn quota(&self) -> u32 {
-        self.limit.div_ceil(self.members.load(Ordering::Relaxed).max(1))
+        self.limit.div_ceil(self.members().max(1))
+    }
+
+    /// Whether all cores together have as many connections as they may.
+    pub(super) fn is_full(&self) -> bool {
+        self.connections() >= self.limit
     }
 
     /// Takes one connection out of the limit.

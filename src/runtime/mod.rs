@@ -8,6 +8,7 @@
 
 pub mod blocking;
 pub mod buffer;
+pub mod datagram;
 pub mod deadline;
 pub mod guard;
 pub mod mailbox;

@@ -33,8 +33,8 @@
 //! clear behind its 220 ends the connection, since nobody knows who sent it.
 //!
 //! What it does not do: AUTH; choosing peers, retrying, judging what an outcome means for
-//! the queue; splitting recipients by the peer's limits ([`Client::split`] tells how, and the
-//! driver starts each part).
+//! the queue; splitting recipients by the peer's limits (`capabilities::Limits::split`; the driver
+//! starts each part).
 
 mod envelope;
 mod exchange;
@@ -54,11 +54,12 @@ pub use result::{
     LocalRefusal, RecipientOutcome, Stage, StagedReply, TlsTrouble, TransactionResult,
 };
 pub use settings::{
-    ClientConfig, EightBit, OneFlight, Protocol, StartTls, Timeouts, Transaction, TransactionId,
+    ClientConfig, OneFlight, Protocol, StartTls, Timeouts, Transaction, TransactionId,
 };
 
+use crate::config::EightBit;
 use crate::limits;
-use crate::message::{BodyFlags, Envelope};
+use crate::message::BodyFlags;
 use crate::smtp::body::BodyForm;
 use crate::smtp::capabilities::{Capabilities, SizeOffer};
 use crate::smtp::code::ReplyClass;
@@ -348,12 +349,6 @@ impl Client {
         matches!(self.state, State::Serving)
             && !self.is_draining
             && mail_max.is_none_or(|most| self.transactions < most)
-    }
-
-    /// Takes out of `places`, recipients of the envelope by index, those that one transaction may
-    /// have by the peer's limits (RFC 9422): at least one, if there is one.
-    pub fn split(&self, envelope: &Envelope, places: &mut Vec<u16>) -> Vec<u16> {
-        self.peer.limits.split(envelope, places)
     }
 
     /// What the peer offers; nothing before [`ClientAction::Ready`].

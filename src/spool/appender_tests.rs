@@ -105,6 +105,7 @@ fn outcomes_of_a_failed_batch_are_appended_again() {
         state: DeferState::Deferred,
         next_attempt_unix_ms: 1,
         attempts: 1,
+        delay_told: false,
         reply: "451 later",
     };
     let first = appender.append_defer(&defer, now);

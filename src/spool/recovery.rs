@@ -211,6 +211,10 @@ impl<'a, D: Disk> Recovery<'a, D> {
         self.next_sequence = self.next_sequence.max(header.first_sequence);
         match header.state {
             SegmentState::Free => {
+                // A crash of the process may have come between the write of this header and its
+                // sync.  From now on outcomes that others hold for the segment's messages count no
+                // more, so it must not come back after a power cut.
+                self.disk.sync(file)?;
                 let SegmentHeader { generation, revision, .. } = header;
                 self.spares.push_back(Spare { file, generation, revision });
             }

@@ -45,6 +45,7 @@ fn recipients_that_are_done_or_wait_are_known_one_by_one() {
         state: DeferState::Deferred,
         next_attempt_unix_ms: 7,
         attempts: 1,
+        delay_told: false,
         reply,
     };
     let now = bench.now;

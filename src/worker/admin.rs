@@ -4,7 +4,7 @@
 //! What only the envelope tells is read from the log.  A change is answered once it is in the
 //! log, so that what an operator was told is still true after a crash.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,7 +23,7 @@ use crate::limits;
 use crate::message::MessageId;
 use crate::queue::arena::Slot;
 use crate::queue::handle::{Handle, Recipients, State as Waits};
-use crate::queue::scheduler::Event;
+use crate::queue::scheduler::{Event, Scheduler};
 use crate::runtime;
 use crate::spool::{self, Defer, DeferState, Done, Ticket};
 
@@ -45,17 +45,19 @@ async fn count(worker: &Rc<Worker>, filter: &Filter) -> Result<Tally, LoadError>
     let mut tally = Tally::default();
     for (slot, id) in fitting(worker, filter, |_| true) {
         if !filter.needs_envelope() {
-            worker.with_queue(|queue| {
-                queue
-                    .get(slot)
-                    .map(|handle| add(worker, &mut tally, handle, handle.recipients.count()))
+            let found = worker.with_queue(|queue| {
+                let handle = queue.get(slot)?;
+                Some((handle.clone(), state_of(queue, handle, worker.now_unix_ms())))
             });
+            if let Some((handle, state)) = found {
+                add(&mut tally, &handle, state, handle.recipients.count());
+            }
             continue;
         }
         let Some((handle, message)) = load(worker, slot, id).await? else { continue };
         let places = fitting_places(filter, &handle, &message);
         if !places.is_empty() {
-            add(worker, &mut tally, &handle, places.len());
+            add(&mut tally, &handle, people_state(worker, &handle), places.len());
         }
     }
     finish(&mut tally);
@@ -132,11 +134,16 @@ fn fitting(
 }
 
 fn each_fitting(worker: &Rc<Worker>, filter: &Filter, mut take: impl FnMut(Slot, MessageId)) {
-    let site_names: Vec<String> = worker.sites.names();
+    let now_unix_ms = worker.now_unix_ms();
     worker.with_queue(|queue| {
+        // A name for each destination, not for each message.
+        let mut names = HashMap::new();
         for (slot, handle) in queue.iter() {
-            let site = &site_names[handle.site.0 as usize];
-            if filter.fits_entry(state_of(worker, handle), site) {
+            let (site, domain) = names
+                .entry(handle.destination())
+                .or_insert_with(|| worker.sites.names(queue, handle.destination()));
+            let state = state_of(queue, handle, now_unix_ms);
+            if filter.fits_entry(state, site, domain.as_deref()) {
                 take(slot, handle.id);
             }
         }
@@ -183,11 +190,12 @@ async fn entry(
     }
     let now_unix_ms = worker.now_unix_ms();
     let accepted_unix_ms = message.origin().accepted_unix_ms;
-    let state = state_of(worker, &handle);
-    let shared = &worker.sites.shared()[handle.site.0 as usize];
-    let rests_until = shared.rests_until(now_unix_ms);
+    let state = people_state(worker, &handle);
+    let rest = worker.with_queue(|queue| queue.rest_of(handle.destination(), now_unix_ms));
     let (next_attempt, reason) = match (state, handle.state) {
-        (State::Deferred, Waits::Ready) => (rests_until, Some(shared.last_failure())),
+        (State::Deferred, Waits::Ready) => {
+            (rest.as_ref().map(|rest| rest.until_unix_ms), rest.map(|rest| rest.reason))
+        }
         (State::Deferred, _) => {
             let reason = handle.reason.as_ref().map(|reason| reason.to_string());
             (Some(handle.due_unix_ms), reason)
@@ -200,6 +208,7 @@ async fn entry(
     };
     let recipients = &message.envelope().recipients;
     let to = handle.recipients.places();
+    let (site, domain) = worker.names_of(&handle);
     Ok(Some(Entry {
         id,
         state,
@@ -208,7 +217,8 @@ async fn entry(
             .iter()
             .map(|&place| recipients[usize::from(place)].path.as_str().to_owned())
             .collect(),
-        site: worker.sites.name(handle.site),
+        site,
+        domain: domain.map(|domain| domain.to_string()),
         size: message.summary().octets,
         attempts: u32::from(handle.attempts),
         accepted: Moment(accepted_unix_ms),
@@ -219,30 +229,30 @@ async fn entry(
     }))
 }
 
-/// What people call the state: a message that stands in the list of a site which rests is
+/// What people call the state: a message that stands in the list of a destination which rests is
 /// deferred to them.
-fn state_of(worker: &Worker, handle: &Handle) -> State {
+fn state_of(queue: &Scheduler, handle: &Handle, now_unix_ms: u64) -> State {
     match handle.state {
-        Waits::Ready => {
-            let shared = &worker.sites.shared()[handle.site.0 as usize];
-            match shared.rests_until(worker.now_unix_ms()) {
-                Some(_) => State::Deferred,
-                None => State::Ready,
-            }
-        }
+        Waits::Ready => match queue.rests(handle.destination(), now_unix_ms) {
+            true => State::Deferred,
+            false => State::Ready,
+        },
         Waits::Active => State::Active,
         Waits::Deferred => State::Deferred,
         Waits::Held => State::Held,
     }
 }
 
-fn add(worker: &Worker, tally: &mut Tally, handle: &Handle, recipients: usize) {
+fn people_state(worker: &Worker, handle: &Handle) -> State {
+    worker.with_queue(|queue| state_of(queue, handle, worker.now_unix_ms()))
+}
+
+fn add(tally: &mut Tally, handle: &Handle, state: State, recipients: usize) {
     match handle.parts {
         None => tally.messages += 1,
         Some(_) => tally.shared.push(handle.id),
     }
     tally.recipients += recipients as u64;
-    let state = state_of(worker, handle);
     tally.by_state.add(state, 1);
 }
 
@@ -266,6 +276,7 @@ async fn act(
     let (mut last, mut stuck) = (None, 0u64);
     for (slot, id) in fitting(worker, filter, is_named) {
         let Some(target) = Target::find(worker, slot, id, action, filter).await? else { continue };
+        let state = people_state(worker, &target.handle);
         let done = match action {
             Action::Retry => target.retry(worker),
             Action::Release => target.release(worker),
@@ -276,7 +287,7 @@ async fn act(
             last = record.or(last);
             let whole = target.handle.recipients.count();
             let count = if action == Action::Delete { target.places.len() } else { whole };
-            add(worker, &mut tally, &target.handle, count);
+            add(&mut tally, &target.handle, state, count);
             target.report(worker, action);
         }
     }
@@ -352,7 +363,8 @@ impl Target {
         for &place in &places {
             let path = &recipients[usize::from(place)].path;
             let route = route_of(&worker.config, path, true)?;
-            groups.entry(worker.sites.of(route)).or_default().push(place);
+            let destination = worker.sites.destination(route, path);
+            groups.entry(destination).or_default().push(place);
         }
         let record = worker.log.append_defer(&Defer {
             id: handle.id,
@@ -361,19 +373,20 @@ impl Target {
             state: DeferState::Released,
             next_attempt_unix_ms: worker.now_unix_ms(),
             attempts: handle.attempts,
+            delay_told: handle.delay_told,
             reply: "released",
         });
         let parts = more_parts(handle, groups.len() as u32 - 1);
         // The first group keeps the handle; each further one has a handle of its own.
         let mut groups = groups.into_iter();
-        let (site, kept) = groups.next()?;
+        let (destination, kept) = groups.next()?;
         let kept = Recipients::of(kept, recipients.len());
         worker.with_queue(|queue| queue.split(slot, kept, parts.clone()));
-        worker.queue_event(Event::Reroute { slot, site });
-        for (site, places) in groups {
+        worker.queue_event(Event::Reroute { slot, destination });
+        for (destination, places) in groups {
             let recipients = Recipients::of(places, recipients.len());
-            let handle = Handle::new(handle.id, handle.place, site, recipients, parts.clone());
-            worker.queue_event(Event::Filed { handle, stay: true });
+            let handle = Handle::new(handle.id, handle.place, recipients, parts.clone());
+            worker.queue_event(Event::Filed { destination, handle, stay: true });
         }
         Some(Some(record))
     }

@@ -64,7 +64,7 @@ impl Waiting {
 pub struct Filing {
     /// The message.
     pub id: MessageId,
-    /// Its recipients by site.
+    /// Its recipients by destination.
     pub groups: Vec<crate::delivery::sites::SiteGroup>,
 }
 
@@ -153,7 +153,7 @@ impl LocalLog {
         Receipt(receipt)
     }
 
-    /// Appends a notice of ours together with the end of its cause, whose ticket it gives.
+    /// Appends a notice of ours together with its cause, an outcome, whose ticket it gives.
     ///
     /// # Errors
     /// The notice is longer than a record may be; nothing was appended.
@@ -161,9 +161,9 @@ impl LocalLog {
         &self,
         notice: &NewMessage<'_>,
         filing: Filing,
-        cause: &Done<'_>,
+        cause: NewRecord<'_>,
     ) -> Result<Ticket, Refused> {
-        let records = [NewRecord::Message(*notice), NewRecord::Done(*cause)];
+        let records = [NewRecord::Message(*notice), cause];
         let ticket = self.appender.borrow_mut().append_group(&records, Instant::now())?;
         self.waiting.borrow_mut().insert(ticket, Waiting::new(None, Some(filing)));
         self.has_more.notify();

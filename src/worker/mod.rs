@@ -1,11 +1,13 @@
 //! One worker: what a core's thread owns, and how others reach it.
 //!
 //! Everything in here is the thread's own and unsynchronised but for what is behind an `Arc`:
-//! configuration, sites, counts, and the mailboxes of all workers.
+//! configuration, sites, counts, and the mailboxes of all workers.  What the scheduler wants done
+//! is done here; finding out who takes a domain's mail has a file of its own, `resolve`.
 
 pub mod admin;
 pub mod log;
 mod report;
+mod resolve;
 mod serve;
 
 use std::cell::{Cell, RefCell};
@@ -20,13 +22,17 @@ use crate::config::{Config, Target};
 use crate::control::events::{EventBuffer, SessionId, SessionIds};
 use crate::control::metrics::WorkerMetrics;
 use crate::control::port::{Answer, Request};
+use crate::delivery::course::Course;
 use crate::delivery::message::{LoadError, LoadedMessage};
-use crate::delivery::outcome::RetryPolicy;
+use crate::delivery::settle;
 use crate::delivery::sites::Sites;
+use crate::dns::Resolver;
+use crate::dns::ourselves::Ourselves;
 use crate::listener::SessionCounts;
 use crate::message::{MessageId, MessageIds};
 use crate::outbound;
 use crate::pool::Pool;
+use crate::queue::destination::Destination;
 use crate::queue::handle::{Handle, Reason, Reasons, Recipients};
 use crate::queue::scheduler::{Action, Event, Scheduler};
 use crate::runtime;
@@ -48,8 +54,12 @@ pub struct Worker {
     pub acceptor: Option<Arc<Acceptor>>,
     /// What connections to next hops are encrypted with.
     pub connector: Arc<Connector>,
-    /// Every site, and which core shares what of it.
+    /// Where mail goes, and what the cores share of it.
     pub sites: Arc<Sites>,
+    /// Who takes the mail of which domain.
+    pub resolver: Resolver,
+    /// What this gateway is called, and where it listens.
+    pub ourselves: Arc<Ourselves>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
     /// The log.
@@ -60,8 +70,6 @@ pub struct Worker {
     pub events: EventBuffer,
     /// The figures of this thread.
     pub metrics: Arc<WorkerMetrics>,
-    /// When to try again.
-    pub retry: RetryPolicy,
     /// Work that blocks.
     pub blocking: Blocking,
     /// The highest id that recovery saw: what was accepted before this start.
@@ -102,6 +110,7 @@ pub enum Letter {
 
 /// A message for another core.
 pub struct Forwarded {
+    destination: Destination,
     handle: Handle,
     /// Where its body may still be in memory.
     batch: Option<WeakBatch>,
@@ -189,6 +198,9 @@ impl Worker {
             let action = self.queue.borrow_mut().poll_action();
             match action {
                 None => return,
+                Some(Action::Resolve { destination }) => {
+                    runtime::spawn(resolve::resolve(self.clone(), destination));
+                }
                 Some(Action::Open { site, connection }) => {
                     let lane = self.pool.open(connection);
                     runtime::spawn(outbound::run(self.clone(), site, connection, lane));
@@ -199,14 +211,22 @@ impl Worker {
                         self.queue.borrow_mut().handle(returned, self.now_unix_ms());
                     }
                 }
+                Some(Action::Close { connection }) => self.pool.end(connection),
                 Some(Action::Expire { slot }) => {
-                    runtime::spawn(crate::delivery::settle::expire(self.clone(), slot));
+                    runtime::spawn(settle::expire(self.clone(), slot));
+                }
+                Some(Action::Delay { slot, due_unix_ms }) => {
+                    runtime::spawn(settle::delay(self.clone(), slot, due_unix_ms));
+                }
+                Some(Action::Refuse { slot, verdict }) => {
+                    let text = verdict.text.clone();
+                    runtime::spawn(settle::refuse(self.clone(), slot, verdict.status, text));
                 }
                 Some(Action::Forward { core }) => {
-                    let handle = self.queue.borrow_mut().take_leaving();
-                    if let Some(handle) = handle {
+                    let leaving = self.queue.borrow_mut().take_leaving();
+                    if let Some((destination, handle)) = leaving {
                         let batch = self.log.in_memory(handle.place).map(|b| b.downgrade());
-                        let forwarded = Forwarded { handle, batch };
+                        let forwarded = Forwarded { destination, handle, batch };
                         self.leaving.borrow_mut().push_back((core as usize, forwarded));
                     }
                 }
@@ -214,14 +234,27 @@ impl Worker {
         }
     }
 
-    /// Files a message that is now in the log: one handle for each site.
+    /// Files a message that is now in the log: one handle for each destination.
     fn file(self: &Rc<Self>, filing: Filing, place: RecordPlace) {
-        for handle in handles(filing, place) {
-            if *self.sites.target(handle.site) == Target::Hold {
+        for (destination, handle) in handles(filing, place) {
+            if self.sites.course(destination.course).target == Target::Hold {
                 self.report_held(&handle);
             }
-            self.queue_event(Event::Filed { handle, stay: false });
+            self.queue_event(Event::Filed { destination, handle, stay: false });
         }
+    }
+
+    /// How a message of the queue goes on.
+    pub fn course_of(&self, handle: &Handle) -> &Course {
+        let course = self
+            .with_queue(|queue| queue.destination(handle.destination()).map(|known| known.course));
+        self.sites.course(course.unwrap_or(self.sites.unrouted().course))
+    }
+
+    /// The name of the site where a message goes, or of its destination as long as no site is
+    /// known; and its domain, where mail exchangers take it.
+    pub fn names_of(&self, handle: &Handle) -> (String, Option<Arc<str>>) {
+        self.with_queue(|queue| self.sites.names(queue, handle.destination()))
     }
 
     /// Hands messages to the cores that serve their sites, as far as there is room.
@@ -247,16 +280,17 @@ impl Worker {
         if let Some(batch) = forwarded.batch {
             self.log.remember(batch);
         }
-        self.queue_event(Event::Filed { handle: forwarded.handle, stay: true });
+        let Forwarded { destination, handle, .. } = forwarded;
+        self.queue_event(Event::Filed { destination, handle, stay: true });
     }
 }
 
-/// One handle for each site of a message.
-pub fn handles(filing: Filing, place: RecordPlace) -> impl Iterator<Item = Handle> {
+/// One handle for each destination of a message.
+pub fn handles(filing: Filing, place: RecordPlace) -> impl Iterator<Item = (Destination, Handle)> {
     let count = filing.groups.len() as u32;
     let parts = (count > 1).then(|| Arc::new(std::sync::atomic::AtomicU32::new(count)));
-    filing.groups.into_iter().map(move |(site, recipients): (_, Recipients)| {
-        Handle::new(filing.id, place, site, recipients, parts.clone())
+    filing.groups.into_iter().map(move |(destination, recipients): (_, Recipients)| {
+        (destination, Handle::new(filing.id, place, recipients, parts.clone()))
     })
 }
 

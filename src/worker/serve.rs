@@ -12,12 +12,14 @@ use super::{Forwarded, Letter, Post, Worker};
 use crate::config::{Config, Listener};
 use crate::control::events::{EventBuffer, SessionIds};
 use crate::control::metrics::WorkerMetrics;
-use crate::delivery::outcome::RetryPolicy;
 use crate::delivery::sites::Sites;
+use crate::dns::ourselves::Ourselves;
+use crate::dns::{Resolver, ResolverConfig};
 use crate::inbound::ListenerState;
 use crate::listener::{self, SessionCounts};
 use crate::message::{MessageId, MessageIds};
 use crate::pool::Pool;
+use crate::queue::destination::Destination;
 use crate::queue::handle::Handle;
 use crate::queue::scheduler::{Event, Scheduler};
 use crate::runtime::blocking::{Blocking, BlockingPool};
@@ -39,8 +41,12 @@ pub struct Seat {
     pub acceptor: Option<Arc<Acceptor>>,
     /// What connections to next hops are encrypted with.
     pub connector: Arc<Connector>,
-    /// Every site.
+    /// Where mail goes.
     pub sites: Arc<Sites>,
+    /// Which name servers to ask, and how.
+    pub dns: ResolverConfig,
+    /// What this gateway is called, and where it listens.
+    pub ourselves: Arc<Ourselves>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
     /// Its own sockets, bound, one for each listener.
@@ -66,7 +72,7 @@ pub struct Seat {
     /// The highest id that recovery saw.
     pub highest: MessageId,
     /// What recovery found for this core.
-    pub recovered: Vec<Handle>,
+    pub recovered: Vec<(Destination, Handle)>,
     /// Called once it accepts.
     pub ready: Box<dyn FnOnce() + Send>,
 }
@@ -88,15 +94,7 @@ async fn run(seat: Seat) -> io::Result<()> {
             own.wake();
         }
     });
-    let lifetime_ms = u64::try_from(seat.config.queue.lifetime.as_millis()).unwrap_or(u64::MAX);
-    let scheduler = Scheduler::new(
-        index as u32,
-        posts.len() as u32,
-        lifetime_ms,
-        seat.sites.shared().clone(),
-        seat.sites.kinds(),
-    );
-    let retry = RetryPolicy::new(&seat.config.queue.retry, seat.config.queue.lifetime);
+    let scheduler = Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules());
     let worker = Rc::new(Worker {
         index,
         counts: seat.counts,
@@ -104,7 +102,8 @@ async fn run(seat: Seat) -> io::Result<()> {
         pool: Pool::default(),
         events: seat.events,
         metrics: seat.metrics,
-        retry: retry.expect("the configuration has at least one wait, none of them empty"),
+        resolver: Resolver::new(seat.dns),
+        ourselves: seat.ourselves,
         blocking: Blocking::new(seat.blocking, announce),
         highest_recovered: seat.highest,
         queue: RefCell::new(scheduler),
@@ -128,8 +127,8 @@ async fn run(seat: Seat) -> io::Result<()> {
     runtime::spawn(flush(worker.clone()));
     runtime::spawn(read_letters(worker.clone(), letters, stop.clone()));
     runtime::spawn(read_handles(worker.clone(), handles));
-    for handle in recovered {
-        worker.queue_event(Event::Filed { handle, stay: true });
+    for (destination, handle) in recovered {
+        worker.queue_event(Event::Filed { destination, handle, stay: true });
     }
     runtime::spawn(tick(worker.clone()));
     let mut doors = Vec::new();

@@ -75,7 +75,7 @@ fn fits(filter: &Filter, entry: &Entry) -> bool {
         from => ReversePath::Mailbox(mailbox(from)),
     };
     let fits_recipient = |to: &String| filter.fits_recipient(&ForwardPath::Mailbox(mailbox(to)));
-    filter.fits_entry(entry.state, &entry.site)
+    filter.fits_entry(entry.state, &entry.site, entry.domain.as_deref())
         && filter.fits_originator(&from)
         && entry.to.iter().any(fits_recipient)
 }
@@ -136,6 +136,7 @@ fn handle(queue: &mut Vec<Entry>, request: Request) -> Answer {
 
 fn entry(id: u64, state: State, to: &[&str], site: &str, parts: u32) -> Entry {
     Entry {
+        domain: None,
         id: MessageId(id),
         state,
         from: if id.is_multiple_of(2) { String::new() } else { "sender@example.com".to_owned() },

@@ -173,7 +173,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// The messages in all Maildirs, newlines as LF.
+    /// The messages in all Maildirs but notices of success, newlines as LF.
     fn delivered(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = Vec::new();
         let mut directories = vec![self.directory.path().join("mail")];
@@ -183,8 +183,10 @@ impl Gateway {
                 if path.is_dir() {
                     directories.push(path);
                 } else if is_in_new(&path) {
-                    let text = fs::read(&path).expect("it can be read");
-                    files.push((path, without_cr(&text)));
+                    let text = without_cr(&fs::read(&path).expect("it can be read"));
+                    if memchr::memmem::find(&text, b"multipart/report").is_none() {
+                        files.push((path, text));
+                    }
                 }
             }
         }

@@ -31,13 +31,13 @@ fn message() -> Vec<u8> {
 
 /// Whether the programs that a test talks to are there.  Where `MAILRACE_REQUIRE_PEERS` is set, as
 /// by `.ci/run`, one that is missing is a failure; else the test says so and is over.
-fn are_here(programs: &[&str]) -> bool {
+pub fn are_here(programs: &[&str]) -> bool {
     if std::env::var_os("MAILRACE_REQUIRE_PEERS").is_some() {
         return true;
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_here = |program: &&&str| match **program {
-        "nodemailer" | "postfix" => cache_path(program).exists(),
+        "nodemailer" | "postfix" | "dns" => cache_path(program).exists(),
         program => std::env::split_paths(&path).any(|place| place.join(program).exists()),
     };
     let missing = programs.iter().find(|program| !is_here(program));

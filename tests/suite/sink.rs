@@ -19,6 +19,8 @@ use crate::gateway::wait_until;
 pub struct Manners {
     /// Offers CHUNKING.
     pub chunking: bool,
+    /// Offers DSN (RFC 3461).
+    pub dsn: bool,
     /// Replies to RCPT by address, in place of 250.
     pub replies: HashMap<String, String>,
     /// Hashes a body and forgets it, for large ones.
@@ -58,6 +60,8 @@ pub struct Taken {
     pub from: String,
     /// The recipients that it accepted.
     pub to: Vec<String>,
+    /// What stood behind the paths of MAIL and RCPT.
+    pub parameters: Vec<String>,
     /// The message, without stuffed dots.
     pub message: Vec<u8>,
     /// Its octets, also where the message itself was forgotten.
@@ -161,6 +165,7 @@ struct Session<'a> {
     greeted: bool,
     from: Option<String>,
     to: Vec<String>,
+    parameters: Vec<String>,
     /// What BDAT has brought so far.
     chunks: Option<Body>,
 }
@@ -214,6 +219,7 @@ fn serve(shared: &Arc<Shared>, stream: TcpStream) {
         greeted: false,
         from: None,
         to: Vec::new(),
+        parameters: Vec::new(),
         chunks: None,
     };
     let ended = session.run();
@@ -257,6 +263,7 @@ impl Session<'_> {
     fn reset(&mut self) {
         (self.from, self.chunks) = (None, None);
         self.to.clear();
+        self.parameters.clear();
     }
 
     /// A whole line; `None` at the end of the connection.
@@ -299,8 +306,9 @@ impl Session<'_> {
     fn hello(&mut self) -> std::io::Result<()> {
         self.greeted = true;
         let chunking = if self.shared.manners.chunking { "250-CHUNKING\r\n" } else { "" };
+        let dsn = if self.shared.manners.dsn { "250-DSN\r\n" } else { "" };
         self.say(&format!(
-            "250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n{chunking}250 SIZE 0"
+            "250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n{chunking}{dsn}250 SIZE 0"
         ))
     }
 
@@ -313,6 +321,7 @@ impl Session<'_> {
             return self.say("451 4.3.2 Busy");
         }
         self.from = Some(from);
+        self.parameters.push(parameters(line));
         self.say("250 2.1.0 Ok")
     }
 
@@ -328,6 +337,7 @@ impl Session<'_> {
             return self.say(&reply);
         }
         self.to.push(to);
+        self.parameters.push(parameters(line));
         self.say("250 2.1.5 Ok")
     }
 
@@ -397,6 +407,7 @@ impl Session<'_> {
         let taken = Taken {
             from: self.from.clone().expect("there are recipients"),
             to: self.to.clone(),
+            parameters: self.parameters.clone(),
             message: body.kept,
             octets: body.octets,
             crc32c: body.crc32c,
@@ -429,6 +440,11 @@ fn path(line: &str, start: &str) -> std::io::Result<String> {
     let rest = line.get(start.len()..).filter(|_| line[..start.len()].eq_ignore_ascii_case(start));
     let path = rest.and_then(|rest| rest.split_once('>')).map(|(path, _)| path.to_owned());
     path.ok_or_else(|| wrong(format!("bad path: {line}")))
+}
+
+/// What stands behind the path.
+fn parameters(line: &str) -> String {
+    line.split_once('>').map(|(_, rest)| rest.trim().to_owned()).unwrap_or_default()
 }
 
 /// Lines of the trace header of a message with one recipient.

@@ -65,6 +65,8 @@ pub struct Comparison {
     /// Arrivals before the acknowledgement: the server passes on before it says so, or two
     /// machines' clocks differ.
     pub arrived_first: u64,
+    /// Arrivals by the address they came to, where that was recorded.
+    pub by_address: HashMap<u32, u64>,
     /// Records of one id in the source's ledger after the first: the books themselves are wrong.
     pub repeated_ids: u64,
 }
@@ -109,6 +111,7 @@ pub fn compare(sent: &mut [Record], arrived: &mut [Record]) -> Comparison {
         reordered: Kind::default(),
         delay_us: Histogram::new_with_max(ARRIVAL_MAX_US, 3).expect("sound bounds"),
         arrived_first: 0,
+        by_address: HashMap::new(),
         repeated_ids: 0,
     };
     arrived.sort_unstable_by_key(|record| (record.time_ns, record.id));
@@ -144,6 +147,9 @@ impl Comparison {
             _ => self.acknowledged += 1,
         }
         self.arrived += copies.len() as u64;
+        for copy in copies.iter().filter(|copy| copy.address != 0) {
+            *self.by_address.entry(copy.address).or_default() += 1;
+        }
         let Some(first) = copies.first() else {
             if sent.verdict == Verdict::Acknowledged {
                 self.lost.add(*sent);
@@ -210,7 +216,7 @@ mod tests {
     fn sent(number: u32, verdict: Verdict) -> Record {
         let id = MessageId::new(1, 0, number);
         let time_ns = 1_000_000 * u64::from(number);
-        Record { id, time_ns, recipients_sum: 9, recipients: 1, verdict }
+        Record { id, time_ns, recipients_sum: 9, recipients: 1, verdict, address: 0 }
     }
 
     fn came(number: u32) -> Record {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! header  magic "MRLEDGER", version u8, side u8, zeros
-//! record  id u64, time u64 (ns since 1970), recipients sum u32, recipients u16, verdict u8, 0xA5
+//! record  id u64, time u64 (ns since 1970), recipients sum u32, recipients u16, verdict u8, 0xA5,
+//!         address u32, zeros
 //! ```
 //! A run appends to a file that is there; the run's number is part of every id.  The constant at
 //! the end of a record tells a torn or overwritten one.
@@ -16,9 +17,9 @@ use std::time::SystemTime;
 use crate::message::MessageId;
 
 /// Octets of a record and of the header.
-pub const RECORD: usize = 24;
+pub const RECORD: usize = 32;
 const MAGIC: &[u8; 8] = b"MRLEDGER";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const MARK: u8 = 0xa5;
 /// Records that a thread keeps before it writes them.
 const BLOCK: usize = 2_048;
@@ -62,6 +63,8 @@ pub struct Record {
     pub recipients: u16,
     /// What became of it.
     pub verdict: Verdict,
+    /// The IPv4 address at which it arrived, as a number; 0 where there is none or many.
+    pub address: u32,
 }
 
 /// Adds a recipient to a sum that does not depend on their order.
@@ -92,6 +95,7 @@ impl Record {
         bytes[20..22].copy_from_slice(&self.recipients.to_le_bytes());
         bytes[22] = self.verdict as u8;
         bytes[23] = MARK;
+        bytes[24..28].copy_from_slice(&self.address.to_le_bytes());
         bytes
     }
 
@@ -114,6 +118,7 @@ impl Record {
             recipients_sum: number(16) as u32,
             recipients: (number(16) >> 32) as u16,
             verdict,
+            address: number(24) as u32,
         })
     }
 }
@@ -256,6 +261,7 @@ mod tests {
             recipients_sum: number as u32 ^ 0xdead_beef,
             recipients: 7,
             verdict: Verdict::Damaged,
+            address: 0x7f00_0001,
         }
     }
 

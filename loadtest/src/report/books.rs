@@ -1,6 +1,8 @@
 //! The summary of `ledger`.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
+use std::net::Ipv4Addr;
 
 use serde::Serialize;
 
@@ -22,6 +24,8 @@ pub struct Books {
     repeated_ids: u64,
     arrived_before_acknowledged: u64,
     kinds: Vec<Line>,
+    /// Arrivals by address, where that was recorded.
+    addresses: BTreeMap<Ipv4Addr, u64>,
     delay_us: Delay,
 }
 
@@ -71,6 +75,7 @@ impl Books {
                 line("never acknowledged but arrived", &found.unknown_but_arrived),
                 line("reordered within a session", &found.reordered),
             ],
+            addresses: found.by_address.iter().map(|(at, count)| ((*at).into(), *count)).collect(),
             delay_us: Delay {
                 count: delay.len(),
                 p50: delay.value_at_quantile(0.5),
@@ -114,6 +119,14 @@ impl Display for Books {
             if count > 0 {
                 writeln!(f, "{:>12} {what}", grouped(count))?;
             }
+        }
+        let counts = self.addresses.values();
+        if let (2.., Some(least), Some(most)) =
+            (self.addresses.len(), counts.clone().min(), counts.max())
+        {
+            let (places, least, most) =
+                (self.addresses.len() as u64, grouped(*least), grouped(*most));
+            writeln!(f, "arrived at {} addresses, {least} to {most} each", grouped(places))?;
         }
         let delay = &self.delay_us;
         if delay.count > 0 {

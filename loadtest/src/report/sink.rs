@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::usage::CpuTime;
+use crate::sink::sites::Traffic;
 use crate::units::{Octets, grouped};
 
 /// Numbers that only grow.
@@ -31,6 +32,27 @@ pub struct Counts {
     pub unmarked: u64,
     /// Messages that are not what was sent under their id, where books are kept.
     pub damaged: u64,
+    /// Messages that were not entered in the books, as they were told to be.
+    pub lost: u64,
+    /// Messages that were entered twice, as they were told to be.
+    pub doubled: u64,
+    /// Messages that were entered behind the next one, as they were told to be.
+    pub reordered: u64,
+    /// Recipients that came to another site than their domain's.
+    pub misrouted: u64,
+}
+
+/// What came to one port or site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Its name.
+    pub name: String,
+    /// Sessions that came and were not turned away.
+    pub sessions: u64,
+    /// The most of them at a time.
+    pub sessions_max: usize,
+    /// Messages that it took.
+    pub messages: u64,
 }
 
 /// What a sink came to; its JSON form is what `--json` prints.
@@ -42,6 +64,7 @@ pub struct Summary {
     counts: Counts,
     cpu_user_us: f64,
     cpu_system_us: f64,
+    places: Vec<Place>,
 }
 
 impl Summary {
@@ -58,6 +81,21 @@ impl Summary {
         counts.broken += other.broken;
         counts.unmarked += other.unmarked;
         counts.damaged += other.damaged;
+        counts.lost += other.lost;
+        counts.doubled += other.doubled;
+        counts.reordered += other.reordered;
+        counts.misrouted += other.misrouted;
+    }
+
+    /// Adds a port or a site.
+    pub fn place(&mut self, name: String, traffic: &Traffic) {
+        let (sessions_max, sessions, messages) = traffic.so_far();
+        self.places.push(Place { name, sessions, sessions_max, messages });
+    }
+
+    /// What came where.
+    pub fn places(&self) -> &[Place] {
+        &self.places
     }
 
     /// The sink was open for `elapsed`.
@@ -75,6 +113,38 @@ impl Summary {
     /// As one JSON object.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("numbers and strings only")
+    }
+}
+
+/// Places that are shown one by one.
+const SHOWN: usize = 8;
+
+impl Summary {
+    /// Those with the most sessions at a time.
+    fn tell_places(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut used: Vec<&Place> = self.places.iter().filter(|one| one.sessions > 0).collect();
+        used.sort_by_key(|one| std::cmp::Reverse((one.sessions_max, one.messages)));
+        for place in used.iter().take(SHOWN) {
+            writeln!(
+                f,
+                "  {}: at most {} sessions at a time, {} in all, {} messages",
+                place.name,
+                grouped(place.sessions_max as u64),
+                grouped(place.sessions),
+                grouped(place.messages),
+            )?;
+        }
+        match used.get(SHOWN..) {
+            None | Some([]) => Ok(()),
+            Some(others) => writeln!(
+                f,
+                "  {} others: at most {} sessions at a time, from {} to {} messages",
+                grouped(others.len() as u64),
+                grouped(others[0].sessions_max as u64),
+                grouped(others.iter().map(|one| one.messages).min().unwrap_or(0)),
+                grouped(others.iter().map(|one| one.messages).max().unwrap_or(0)),
+            ),
+        }
     }
 }
 
@@ -96,11 +166,16 @@ impl Display for Summary {
             (counts.broken, "connections broken in the middle of a message"),
             (counts.unmarked, "messages without an id"),
             (counts.damaged, "messages damaged"),
+            (counts.lost, "messages not entered in the books, as told"),
+            (counts.doubled, "messages entered twice, as told"),
+            (counts.reordered, "messages entered late, as told"),
+            (counts.misrouted, "recipients that came to another site than their domain's"),
         ] {
             if count > 0 {
                 writeln!(f, "  {} {what}", grouped(count))?;
             }
         }
+        self.tell_places(f)?;
         writeln!(
             f,
             "  this sink used {:.1} us of CPU a message ({:.1} user, {:.1} system)",

@@ -149,6 +149,11 @@ impl Link {
         let _ = linger;
     }
 
+    /// The address at this end.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        rustix::net::getsockname(self.fd()).ok()?.try_into().ok()
+    }
+
     /// Asks the kernel to keep only `octets` of what the peer sent and we did not read.
     pub fn narrow(&self, octets: usize) {
         // A hint that makes slow reading felt sooner; nothing depends on it.

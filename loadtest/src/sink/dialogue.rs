@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::world::{Extension, Manners, Port, ReplyText, World, draw};
+use super::manners::{Manners, ReplyText, draw};
+use super::world::{Extension, Port, Treatment, World};
 use crate::ledger::record::{Record, Verdict, add_recipient, now_ns};
 use crate::message::inspect::Inspection;
 use crate::report::sink::Counts;
@@ -26,12 +27,16 @@ pub const GREETING: &[u8] = b"220 sink.loadtest.example ESMTP\r\n";
 pub const TOO_MANY: &[u8] =
     b"421 4.7.0 sink.loadtest.example Too many connections, try again later\r\n";
 
-/// What all sessions of a thread on one port share.
+/// Where a session takes place.
 pub struct Surroundings<'a> {
     /// How domains behave.
     pub world: &'a World,
     /// How the port behaves.
     pub port: &'a Port,
+    /// Who treats what is for no domain that has manners of its own.
+    pub whose: Treatment,
+    /// The IPv4 address that the connection was made to; 0 where it is none.
+    pub address: u32,
     /// Chance, by the thread's seed.
     pub random: &'a mut Rng,
     /// What is counted.
@@ -61,6 +66,8 @@ pub struct Dialogue {
     client: u64,
     messages: u32,
     envelope: Option<Envelope>,
+    /// A record that is to come behind the next one.
+    late: Option<Record>,
 }
 
 #[derive(Debug)]
@@ -76,8 +83,8 @@ struct Envelope {
     from: Vec<u8>,
     recipients: u16,
     recipients_sum: u32,
-    /// The manners of the first recipient's domain hold for the message.
-    manners: usize,
+    /// Who treats the first recipient treats the message.
+    whose: Treatment,
     /// The part of the message that came in chunks before the last.
     begun: Option<Arrival>,
 }
@@ -95,7 +102,19 @@ struct Arrival {
 impl Dialogue {
     /// A client has been greeted.
     pub fn new(client: u64) -> Dialogue {
-        Dialogue { state: State::Commands, client, messages: 0, envelope: None }
+        Dialogue { state: State::Commands, client, messages: 0, envelope: None, late: None }
+    }
+
+    /// Messages that were taken so far.
+    pub fn messages(&self) -> u32 {
+        self.messages
+    }
+
+    /// The connection has ended: enters what was kept back.
+    pub fn ended(&mut self, around: &mut Surroundings) {
+        if let (Some(late), Some(ledger)) = (self.late.take(), &mut around.ledger) {
+            ledger(Record { time_ns: now_ns(), ..late });
+        }
     }
 
     /// Handles what has come; replies are added to `out`.  Gives how many octets are done with
@@ -168,7 +187,7 @@ impl Dialogue {
             Command::Mail(path) => return self.originator(path, around, out),
             Command::Data => match &self.envelope {
                 Some(envelope) if envelope.recipients > 0 && envelope.begun.is_none() => {
-                    let arrival = Arrival::new(envelope.manners, around);
+                    let arrival = Arrival::new(envelope.whose, around);
                     self.state = State::Data { scanner: DataScanner::new(), arrival };
                     b"354 End data with <CR><LF>.<CR><LF>\r\n"
                 }
@@ -234,8 +253,8 @@ impl Dialogue {
             out.extend_from_slice(b"503 5.5.1 Need MAIL first\r\n");
             return None;
         };
-        let place = around.world.find(path, around.port.manners);
-        let manners = around.world.manners(place);
+        let whose = around.world.find(path, around.whose);
+        let manners = around.world.manners(whose.manners);
         let refusal: Option<&[u8]> =
             if let Some(ReplyText(text)) = draw(&manners.rcpt, around.random) {
                 Some(text)
@@ -243,7 +262,7 @@ impl Dialogue {
                 !around.world.is_known(self.client, &envelope.from, path, wait.0)
             }) {
                 Some(b"450 4.7.1 Greylisted, please try again later\r\n")
-            } else if manners.rate.is_some_and(|rate| !around.world.is_within_rate(place, rate)) {
+            } else if manners.rate.is_some_and(|rate| !around.world.is_within_rate(whose, rate)) {
                 Some(b"451 4.7.1 Too many messages, slow down\r\n")
             } else if envelope.recipients >= RECIPIENTS_MAX {
                 Some(b"452 4.5.3 Too many recipients\r\n")
@@ -256,7 +275,10 @@ impl Dialogue {
             return refusal.starts_with(b"421").then_some(Next::Close);
         }
         if envelope.recipients == 0 {
-            envelope.manners = place;
+            envelope.whose = whose;
+        }
+        if whose.site.is_some() && whose.site != around.whose.site {
+            around.counts.misrouted += 1;
         }
         envelope.recipients += 1;
         if around.ledger.is_some() {
@@ -273,7 +295,7 @@ impl Dialogue {
         let envelope = self.envelope.as_mut().filter(|one| one.recipients > 0 && !is_liar);
         let arrival = envelope.map(|envelope| {
             let begun = envelope.begun.take();
-            begun.unwrap_or_else(|| Arrival::new(envelope.manners, around))
+            begun.unwrap_or_else(|| Arrival::new(envelope.whose, around))
         });
         self.state = State::Chunk { left, last, arrival };
     }
@@ -312,7 +334,7 @@ impl Dialogue {
         out: &mut Vec<u8>,
     ) -> Option<Next> {
         let envelope = self.envelope.take().expect("there is no message without an envelope");
-        let manners = around.world.manners(envelope.manners);
+        let manners = around.world.manners(envelope.whose.manners);
         if arrival.breaks {
             around.counts.broken += 1;
             return Some(Next::Reset);
@@ -328,46 +350,63 @@ impl Dialogue {
         around.counts.recipients += u64::from(envelope.recipients);
         around.counts.octets += arrival.octets;
         if let Some(inspection) = arrival.inspection {
-            enter(inspection, &envelope, manners, around);
+            self.enter(inspection, &envelope, manners, around);
         }
         out.extend_from_slice(b"250 2.0.0 Ok: taken\r\n");
         pause
     }
-}
 
-/// Enters an arrival into the books, or falsifies them as the world wants it.
-fn enter(
-    inspection: Inspection,
-    envelope: &Envelope,
-    manners: &Manners,
-    around: &mut Surroundings,
-) {
-    let found = inspection.finish();
-    let Some(id) = found.id else {
-        around.counts.unmarked += 1;
-        return;
-    };
-    let mut happens = |share: f64| share > 0.0 && around.random.f64() < share;
-    let (is_lost, is_damaged, is_doubled) =
-        (happens(manners.lose), happens(manners.damage), happens(manners.double));
-    let is_intact = found.is_intact && !is_damaged;
-    around.counts.damaged += u64::from(!is_intact);
-    let record = Record {
-        id,
-        time_ns: now_ns(),
-        recipients_sum: envelope.recipients_sum,
-        recipients: envelope.recipients,
-        verdict: if is_intact { Verdict::Intact } else { Verdict::Damaged },
-    };
-    let copies = if is_lost { 0 } else { 1 + usize::from(is_doubled) };
-    if let Some(ledger) = &mut around.ledger {
-        (0..copies).for_each(|_| ledger(record));
+    /// Enters an arrival into the books, or falsifies them as the world wants it.
+    fn enter(
+        &mut self,
+        inspection: Inspection,
+        envelope: &Envelope,
+        manners: &Manners,
+        around: &mut Surroundings,
+    ) {
+        let found = inspection.finish();
+        let Some(id) = found.id else {
+            around.counts.unmarked += 1;
+            return;
+        };
+        let mut happens = |share: f64| share > 0.0 && around.random.f64() < share;
+        let (is_lost, is_damaged) = (happens(manners.lose), happens(manners.damage));
+        let (is_doubled, is_late) = (happens(manners.double), happens(manners.reorder));
+        if is_lost {
+            around.counts.lost += 1;
+            return;
+        }
+        let is_intact = found.is_intact && !is_damaged;
+        around.counts.damaged += u64::from(!is_intact);
+        let record = Record {
+            id,
+            time_ns: now_ns(),
+            recipients_sum: envelope.recipients_sum,
+            recipients: envelope.recipients,
+            verdict: if is_intact { Verdict::Intact } else { Verdict::Damaged },
+            address: around.address,
+        };
+        if is_late && self.late.is_none() {
+            self.late = Some(record);
+            return;
+        }
+        let Some(ledger) = &mut around.ledger else { return };
+        ledger(record);
+        if is_doubled {
+            around.counts.doubled += 1;
+            ledger(record);
+        }
+        if let Some(late) = self.late.take() {
+            around.counts.reordered += 1;
+            // Behind the other one, whatever the clock's steps are.
+            ledger(Record { time_ns: now_ns().max(record.time_ns + 1), ..late });
+        }
     }
 }
 
 impl Arrival {
-    fn new(manners: usize, around: &mut Surroundings) -> Arrival {
-        let share = around.world.manners(manners).drop;
+    fn new(whose: Treatment, around: &mut Surroundings) -> Arrival {
+        let share = around.world.manners(whose.manners).drop;
         Arrival {
             octets: 0,
             inspection: around.ledger.is_some().then(Inspection::new),
@@ -409,6 +448,8 @@ mod tests {
                 let mut around = Surroundings {
                     world,
                     port: &port,
+                    whose: Treatment::default(),
+                    address: 0,
                     random: &mut random,
                     counts: &mut counts,
                     ledger: Some(&mut keep),
@@ -502,6 +543,8 @@ mod tests {
         let mut around = Surroundings {
             world: &world,
             port: &world.ports[0],
+            whose: Treatment::default(),
+            address: 0,
             random: &mut Rng::with_seed(1),
             counts: &mut counts,
             ledger: None,

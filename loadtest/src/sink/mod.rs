@@ -1,18 +1,24 @@
 //! The receiving side: a world of servers in one process.
 //!
-//! `settings` is what the user says, `world` how its servers behave, `dialogue` the protocol
-//! (pure: bytes in, replies and pauses out), `session` a connection, `worker` a thread.
+//! `settings` is what the user says, `world` how its servers behave (`manners` towards messages,
+//! `sites` by address), `zone` answers for their names (pure: a packet in, a packet out) and
+//! `nameserver` has its sockets, `dialogue` is the protocol (pure: bytes in, replies and pauses
+//! out), `session` a connection, `worker` a thread.
 
 pub mod dialogue;
+pub mod manners;
+mod nameserver;
 mod session;
 pub mod settings;
+pub mod sites;
 mod worker;
 pub mod world;
+pub mod zone;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +30,7 @@ use crate::runtime::link::bind;
 use crate::signal::Signals;
 use crate::units::grouped;
 use settings::SinkSettings;
+use sites::Traffic;
 use world::{Port, World};
 
 /// How often the coordinating thread looks.
@@ -45,8 +52,8 @@ pub struct Live {
 pub struct OpenPort {
     /// How it behaves.
     pub port: Port,
-    /// Sessions that are open.
-    pub sessions: AtomicUsize,
+    /// Its sessions.
+    pub traffic: Traffic,
 }
 
 /// Why a sink could not be opened or its books are worthless.
@@ -104,7 +111,11 @@ pub fn run_with(
             thread.push(socket);
         }
         eprintln!("listening on {}", port.listen);
-        ports.push(Arc::new(OpenPort { port, sessions: AtomicUsize::new(0) }));
+        ports.push(Arc::new(OpenPort { port, traffic: Traffic::default() }));
+    }
+    let names = world.naming.listen.map(nameserver::Sockets::bind).transpose()?;
+    if let Some(names) = &names {
+        eprintln!("answering for names on {}", names.address);
     }
     let world = Arc::new(world);
     let (begun, before) = (Instant::now(), CpuTime::now());
@@ -116,10 +127,29 @@ pub fn run_with(
         let name = format!("sink-{place}");
         running.push(thread::Builder::new().name(name).spawn(main).map_err(SinkError::Thread)?);
     }
+    let name_server = match names {
+        None => None,
+        Some(sockets) => {
+            let (world, live) = (world.clone(), live.clone());
+            let main = move || nameserver::run(world, live, sockets);
+            let named = thread::Builder::new().name("sink-names".into());
+            Some(named.spawn(main).map_err(SinkError::Thread)?)
+        }
+    };
     watch(settings, &live, signals, begun);
     let mut summary = Summary::default();
     for thread in running {
         summary.add(thread.join().map_err(|_| SinkError::Panicked)??);
+    }
+    if let Some(thread) = name_server {
+        thread.join().map_err(|_| SinkError::Panicked)??;
+    }
+    for port in &ports {
+        summary.place(port.port.listen.to_string(), &port.traffic);
+    }
+    for (number, site) in world.sites.all() {
+        let address = world.sites.addresses(number).next().expect("a site has an address");
+        summary.place(format!("{} {address}", world.sites.host(number)), &site.traffic);
     }
     summary.finish(begun.elapsed(), CpuTime::now().since(before));
     Ok(summary)

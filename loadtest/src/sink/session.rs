@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::dialogue::{Dialogue, GREETING, Next, TOO_MANY};
+use super::manners::ReplyText;
+use super::sites::Reception;
 use super::worker::Place;
 use crate::runtime::link::{Link, LinkError};
 use crate::runtime::sleep;
@@ -21,11 +23,22 @@ const SLOW_WINDOW: usize = 4_096;
 
 /// Serves one client to the end.
 pub async fn serve(place: Rc<Place>, mut link: Link, peer: SocketAddr) {
-    let Some(_guest) = place.admit() else {
-        link.must_end_by(Instant::now() + PATIENCE);
+    let address = place.needs_address().then(|| link.local_address()).flatten();
+    let mut guest = place.guest(address.map(|address| address.ip()));
+    link.must_end_by(Instant::now() + PATIENCE);
+    if !guest.is_admitted() {
         let _ = link.write_all(TOO_MANY).await;
         return;
-    };
+    }
+    match guest.reception() {
+        None => {}
+        Some(Reception::Reset) => return link.reset(),
+        Some(Reception::Silent) => return ignore(link).await,
+        Some(Reception::Refusal(ReplyText(text))) => {
+            let _ = link.write_all(text.clone()).await;
+            return;
+        }
+    }
     let port = &place.port.port;
     if let Some(delay) = port.greeting_delay {
         sleep(delay.0).await;
@@ -47,21 +60,21 @@ pub async fn serve(place: Rc<Place>, mut link: Link, peer: SocketAddr) {
     out.extend_from_slice(GREETING);
     let mut buffer: Vec<u8> = Vec::with_capacity(BUFFER);
     let mut done = 0;
-    loop {
-        let (used, next) = place.talk(&mut dialogue, &buffer[done..], &mut out);
+    let is_reset = loop {
+        let (used, next) = guest.talk(&mut dialogue, &buffer[done..], &mut out);
         done += used;
         match next {
             Next::Pause(time) => {
                 sleep(time).await;
                 continue;
             }
-            Next::Reset => return link.reset(),
+            Next::Reset => break true,
             Next::Read | Next::Close => {}
         }
         link.must_end_by(Instant::now() + PATIENCE);
         if next == Next::Close {
             let _ = link.write_all(out).await;
-            return;
+            break false;
         }
         if done == buffer.len() {
             buffer.clear();
@@ -80,8 +93,22 @@ pub async fn serve(place: Rc<Place>, mut link: Link, peer: SocketAddr) {
         };
         out.clear();
         if !matches!(result, Ok(1..)) {
-            return;
+            break false;
         }
+    };
+    guest.end(&mut dialogue);
+    if is_reset {
+        link.reset();
+    }
+}
+
+/// Reads and says nothing, until the client leaves.
+async fn ignore(mut link: Link) {
+    let mut buffer = Vec::with_capacity(512);
+    let mut result = Ok(1);
+    while matches!(result, Ok(1..)) {
+        buffer.clear();
+        (result, buffer) = link.read(buffer).await;
     }
 }
 

@@ -16,6 +16,9 @@ pub struct SinkSettings {
     /// How the world behaves: a TOML file.
     #[arg(long, value_name = "FILE")]
     pub world: Option<PathBuf>,
+    /// Answer questions for the names of the world here, by UDP and TCP: MX and addresses.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub dns: Option<SocketAddr>,
     /// Record what arrives in this file.
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! A thread of the sink: its sockets, its counts, its way to the ledger.
 
 use std::cell::RefCell;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,8 @@ use fastrand::Rng;
 use monoio::io::{CancelHandle, Canceller};
 
 use super::dialogue::{Dialogue, Next, Surroundings};
-use super::world::World;
+use super::sites::{Reception, Site};
+use super::world::{Treatment, World};
 use super::{Live, OpenPort, SinkError, session};
 use crate::ledger::record::{LedgerFile, Record, Writer};
 use crate::report::sink::Counts;
@@ -38,9 +39,13 @@ pub struct Place {
     worker: Rc<Worker>,
 }
 
-/// A session's place in the port's count; given back when dropped.
+/// A session where it takes place; leaves the counts when dropped.
 pub struct Guest<'a> {
-    port: &'a OpenPort,
+    place: &'a Place,
+    whose: Treatment,
+    address: u32,
+    /// Whether it was counted in at the port, and at the site.
+    is_in: (bool, bool),
 }
 
 /// Runs one thread until the sink is to end.
@@ -116,37 +121,91 @@ async fn accept_forever(
 }
 
 impl Place {
-    /// Counts a session in, unless the port has as many as it takes.
-    pub fn admit(&self) -> Option<Guest<'_>> {
-        let port = &*self.port;
-        let before = port.sessions.fetch_add(1, Ordering::Relaxed);
-        // Counted before it is judged, so that two threads cannot both take the last place.
-        let guest = Guest { port };
-        if port.port.sessions.is_some_and(|most| before >= most) {
-            self.worker.counts.borrow_mut().turned_away += 1;
-            return None;
+    /// A session on a connection to `address` (None: it does not matter which).
+    pub fn guest(&self, address: Option<IpAddr>) -> Guest<'_> {
+        let sites = &self.worker.world.sites;
+        let site = address.and_then(|address| sites.at(address));
+        let manners = site.map_or(self.port.port.manners, |site| sites.site(site).manners);
+        let address = match address {
+            Some(IpAddr::V4(address)) => u32::from(address),
+            _ => 0,
+        };
+        let whose = Treatment { manners, site };
+        Guest { place: self, whose, address, is_in: (false, false) }
+    }
+
+    /// Whether a session must ask which address it is on.
+    pub fn needs_address(&self) -> bool {
+        !self.worker.world.sites.is_empty() || self.port.port.listen.ip().is_unspecified()
+    }
+}
+
+impl Guest<'_> {
+    /// Counts the session in, unless the port or the site has as many as it takes.
+    pub fn is_admitted(&mut self) -> bool {
+        let port = &*self.place.port;
+        self.is_in.0 = port.traffic.enter(port.port.sessions);
+        if self.is_in.0 {
+            self.is_in.1 = self.site().is_none_or(|site| site.traffic.enter(site.limit));
         }
-        Some(guest)
+        let is_admitted = self.is_in == (true, true);
+        if !is_admitted {
+            self.place.worker.counts.borrow_mut().turned_away += 1;
+        }
+        is_admitted
+    }
+
+    /// What the site does instead of a greeting.
+    pub fn reception(&self) -> Option<&Reception> {
+        self.site().and_then(|site| site.reception.as_ref())
+    }
+
+    fn site(&self) -> Option<&Site> {
+        self.whose.site.map(|site| self.place.worker.world.sites.site(site))
     }
 
     /// Lets a session's dialogue handle what has come.
     pub fn talk(&self, dialogue: &mut Dialogue, bytes: &[u8], out: &mut Vec<u8>) -> (usize, Next) {
-        let worker = &*self.worker;
+        let before = dialogue.messages();
+        let taken = self.around(|around| dialogue.take(bytes, around, out));
+        let more = u64::from(dialogue.messages() - before);
+        if more > 0 {
+            self.place.port.traffic.took(more);
+            if let Some(site) = self.site() {
+                site.traffic.took(more);
+            }
+        }
+        taken
+    }
+
+    /// The connection has ended.
+    pub fn end(&self, dialogue: &mut Dialogue) {
+        self.around(|around| dialogue.ended(around));
+    }
+
+    fn around<T>(&self, act: impl FnOnce(&mut Surroundings) -> T) -> T {
+        let worker = &*self.place.worker;
         let mut writer = worker.ledger.as_ref().map(RefCell::borrow_mut);
         let mut record = writer.as_mut().map(|writer| |record: Record| writer.record(record));
-        let mut around = Surroundings {
+        act(&mut Surroundings {
             world: &worker.world,
-            port: &self.port.port,
+            port: &self.place.port.port,
+            whose: self.whose,
+            address: self.address,
             random: &mut worker.random.borrow_mut(),
             counts: &mut worker.counts.borrow_mut(),
             ledger: record.as_mut().map(|record| record as &mut dyn FnMut(Record)),
-        };
-        dialogue.take(bytes, &mut around, out)
+        })
     }
 }
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
-        self.port.sessions.fetch_sub(1, Ordering::Relaxed);
+        if self.is_in.0 {
+            self.place.port.traffic.leave();
+        }
+        if let (true, Some(site)) = (self.is_in.1, self.site()) {
+            site.traffic.leave();
+        }
     }
 }

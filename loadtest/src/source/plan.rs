@@ -66,6 +66,8 @@ pub enum Conduct {
     Plain,
     /// The envelope and DATA in one write, then the message.
     Pipelined,
+    /// The message and the envelope and DATA of the next one in one write.
+    Ahead,
     /// The envelope command by command, then the message behind BDAT.
     Chunk,
     /// The envelope in one write, then the message behind BDAT.
@@ -78,14 +80,14 @@ impl Conduct {
     /// How it frames messages.
     pub fn framing(self) -> Framing {
         match self {
-            Conduct::Plain | Conduct::Pipelined => Framing::Data,
+            Conduct::Plain | Conduct::Pipelined | Conduct::Ahead => Framing::Data,
             Conduct::Chunk | Conduct::PipelinedChunk | Conduct::Flight => Framing::Bdat,
         }
     }
 
     /// Whether the server must offer PIPELINING.
     pub fn is_pipelined(self) -> bool {
-        matches!(self, Conduct::Pipelined | Conduct::PipelinedChunk | Conduct::Flight)
+        !matches!(self, Conduct::Plain | Conduct::Chunk)
     }
 }
 
@@ -191,6 +193,11 @@ impl Plan {
         let path = "MAIL FROM:<>\r\n".len() + ADDRESS_MAX;
         path * (self.recipient_count as usize + 1) + 64
     }
+
+    /// Whether a message begins with the end of the one before it.
+    pub fn is_ahead(&self) -> bool {
+        self.conduct == Conduct::Ahead
+    }
 }
 
 fn within<T: PartialOrd>(
@@ -206,7 +213,16 @@ fn within<T: PartialOrd>(
 
 fn conduct(settings: &Settings) -> Result<Conduct, PlanError> {
     let lone = settings.no_data || settings.trickle.is_some();
+    let is_open_loop = settings.rate.is_some() || settings.stage.is_some();
     match (settings.pipeline, settings.bdat) {
+        (pipeline, bdat) if settings.ahead && (!pipeline || bdat.is_some()) => {
+            Err(PlanError::Contradiction("--ahead goes with --pipeline, and not with --bdat"))
+        }
+        _ if settings.ahead && (is_open_loop || lone) => Err(PlanError::Contradiction(
+            "--ahead begins a message with the end of another; it does not go with --rate, \
+             --no-data or --trickle",
+        )),
+        (true, None) if settings.ahead => Ok(Conduct::Ahead),
         (_, Some(Bdat::Flight)) if lone => Err(PlanError::Contradiction(
             "--bdat flight sends everything at once; it does not go with --no-data or --trickle",
         )),
@@ -348,6 +364,9 @@ mod tests {
             "source = \"127.0.0.9-127.0.0.2\"",
             "size = [\"9KiB-1KiB\"]",
             "bdat = \"flight\"\nno_data = true",
+            "ahead = true",
+            "ahead = true\npipeline = true\nrate = 5",
+            "ahead = true\npipeline = true\nbdat = \"strict\"",
             "folder = \"/nonexistent\"",
             "stage = [{ time = \"0s\", rate = 5 }]",
         ] {

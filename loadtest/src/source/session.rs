@@ -27,7 +27,16 @@ struct Session {
     /// Messages that this session has begun.
     sent: u32,
     connection: Option<Connection>,
+    /// What comes next, if its envelope leaves with the present message.
+    next: Option<Task>,
     pause: Duration,
+}
+
+/// A message on its way.
+struct Task {
+    /// The start from which its latency counts.
+    begun: Instant,
+    transaction: Transaction,
 }
 
 /// Why there is no connection.
@@ -42,8 +51,14 @@ enum NotOpen {
 
 /// Runs the session with this number until there is nothing more for it to do.
 pub async fn run(worker: Rc<Worker>, serial: u32) {
-    let pause = PAUSE;
-    let mut session = Session { worker: worker.clone(), serial, sent: 0, connection: None, pause };
+    let mut session = Session {
+        worker: worker.clone(),
+        serial,
+        sent: 0,
+        connection: None,
+        next: None,
+        pause: PAUSE,
+    };
     match worker.plan.manners.hold {
         Some(time) => session.hold(time).await,
         None => session.send_all().await,
@@ -56,14 +71,42 @@ pub async fn run(worker: Rc<Worker>, serial: u32) {
 
 impl Session {
     async fn send_all(&mut self) {
-        while let Some(errand) = self.worker.next_errand() {
-            if !self.wait_until(errand.due).await {
+        loop {
+            let mut task = match self.next.take() {
+                Some(task) => task,
+                None => {
+                    let Some(errand) = self.worker.next_errand() else { return };
+                    if !self.wait_until(errand.due).await {
+                        return;
+                    }
+                    let begun = errand.due.unwrap_or_else(Instant::now);
+                    Task { begun, transaction: self.prepare(errand, self.sent) }
+                }
+            };
+            if !self.send(&mut task).await || self.sent + 1 >= crate::message::PART_MAX {
                 return;
             }
-            let begun = errand.due.unwrap_or_else(Instant::now);
-            if !self.send(errand, begun).await || self.sent + 1 >= crate::message::PART_MAX {
-                return;
-            }
+        }
+    }
+
+    /// The session's `number`th message.
+    fn prepare(&self, errand: Errand, number: u32) -> Transaction {
+        let id = MessageId::new(self.worker.plan.run, self.serial, number);
+        Transaction::new(&self.worker, id, errand.number)
+    }
+
+    /// The message of which the envelope is to leave with the end of the present one, if the
+    /// plan and the connection have one.
+    fn prepare_next(&mut self, connection: &Connection) {
+        let plan = &self.worker.plan;
+        let is_last =
+            connection.messages >= plan.per_connection || self.sent + 2 >= crate::message::PART_MAX;
+        if !plan.is_ahead() || is_last || self.next.is_some() {
+            return;
+        }
+        if let Some(errand) = self.worker.next_errand() {
+            let transaction = self.prepare(errand, self.sent + 1);
+            self.next = Some(Task { begun: Instant::now(), transaction });
         }
     }
 
@@ -88,10 +131,10 @@ impl Session {
     }
 
     /// Sends one message, whatever it takes; false when the run ended meanwhile.
-    async fn send(&mut self, errand: Errand, begun: Instant) -> bool {
+    async fn send(&mut self, task: &mut Task) -> bool {
         loop {
             let was_open = self.connection.is_some();
-            let mut connection = match self.take_connection().await {
+            let mut connection = match self.take_connection(&mut task.transaction).await {
                 Ok(connection) => connection,
                 Err(NotOpen::Failed) => continue,
                 Err(NotOpen::Over) => return false,
@@ -100,24 +143,26 @@ impl Session {
                     return true;
                 }
             };
-            let mut transaction = Transaction::new(&self.worker, self.id(), errand.number);
             connection.messages += 1;
-            let outcome = transaction.run(&self.worker, &mut connection).await;
+            self.prepare_next(&connection);
+            let next = self.next.as_mut().map(|next| &mut next.transaction);
+            let outcome = task.transaction.run(&self.worker, &mut connection, next).await;
+            // The envelope that left with this message began the next one.
+            if let Some(next) = &mut self.next {
+                next.begun = next.transaction.envelope_sent_at().unwrap_or_else(Instant::now);
+            }
             // A server may close what was idle; the message has not begun then.
             let is_stale = was_open && connection.messages > 1;
             if let Outcome::Broken { error, sent: false, heard: false } = &outcome
                 && is_stale
                 && error.is_closed()
             {
+                task.transaction.forget_connection();
                 continue;
             }
-            self.settle(&transaction, outcome, begun, connection).await;
+            self.settle(&task.transaction, outcome, task.begun, connection).await;
             return true;
         }
-    }
-
-    fn id(&self) -> MessageId {
-        MessageId::new(self.worker.plan.run, self.serial, self.sent)
     }
 
     /// Counts what became of a message, and keeps its connection if it can serve again.
@@ -161,6 +206,7 @@ impl Session {
                 recipients_sum: transaction.recipients_sum,
                 recipients: transaction.recipients,
                 verdict,
+                address: 0,
             });
         }
         let is_used_up = connection.messages >= self.worker.plan.per_connection;
@@ -181,12 +227,20 @@ impl Session {
     }
 
     /// The connection that is there, or a new one.
-    async fn take_connection(&mut self) -> Result<Connection, NotOpen> {
+    async fn take_connection(
+        &mut self,
+        transaction: &mut Transaction,
+    ) -> Result<Connection, NotOpen> {
+        let is_begun = transaction.envelope_sent_at().is_some();
         match self.connection.take() {
             // What stands there unasked is a 421 before the end.
-            Some(connection) if !connection.is_ahead() => return Ok(connection),
-            _ => {}
+            Some(connection) if is_begun || !connection.is_ahead() => return Ok(connection),
+            _ => transaction.forget_connection(),
         }
+        self.open_connection().await
+    }
+
+    async fn open_connection(&mut self) -> Result<Connection, NotOpen> {
         if self.worker.is_over() {
             return Err(NotOpen::Over);
         }
@@ -266,7 +320,7 @@ impl Session {
     /// Connects and stays, until the time or the run is over or the server has had enough.
     async fn hold(&mut self, time: Duration) {
         let mut connection = loop {
-            match self.take_connection().await {
+            match self.open_connection().await {
                 Ok(connection) => break connection,
                 Err(NotOpen::Failed) => {}
                 Err(NotOpen::TurnedAway(code)) => return self.count_refusal(code),

@@ -52,6 +52,11 @@ pub struct Settings {
     #[arg(long)]
     #[serde(default)]
     pub pipeline: bool,
+    /// With --pipeline: the next envelope leaves in one write with the end of the message before
+    /// it (RFC 2920 section 3.1), so that a message is one round trip.
+    #[arg(long)]
+    #[serde(default)]
+    pub ahead: bool,
     /// Send by BDAT (RFC 3030) instead of DATA.
     #[arg(long, value_name = "HOW")]
     pub bdat: Option<Bdat>,
@@ -203,6 +208,7 @@ impl Settings {
             size: self.size.or(file.size),
             folder: self.folder.or(file.folder),
             pipeline: self.pipeline || file.pipeline,
+            ahead: self.ahead || file.ahead,
             bdat: self.bdat.or(file.bdat),
             rate: self.rate.or(file.rate),
             // A rate on the command line is meant instead of the file's stages.

@@ -56,6 +56,8 @@ pub struct Transaction {
     /// MAIL and RCPT, and where each command ends.
     envelope: Vec<u8>,
     ends: Vec<usize>,
+    /// When the envelope left, if it left with the message before this one.
+    envelope_sent_at: Option<Instant>,
     /// How far it has got: what a break means depends on it.
     sent: bool,
     heard: bool,
@@ -107,6 +109,7 @@ impl Transaction {
             octets,
             envelope,
             ends,
+            envelope_sent_at: None,
             sent: false,
             heard: false,
         }
@@ -117,11 +120,26 @@ impl Transaction {
         self.octets
     }
 
-    /// Runs it to its end.
-    pub async fn run(&mut self, worker: &Worker, connection: &mut Connection) -> Outcome {
+    /// When the envelope left, if it left with the message before this one.
+    pub fn envelope_sent_at(&self) -> Option<Instant> {
+        self.envelope_sent_at
+    }
+
+    /// The connection that the envelope was sent on is gone.
+    pub fn forget_connection(&mut self) {
+        self.envelope_sent_at = None;
+    }
+
+    /// Runs it to its end; the envelope of `next` leaves with the end of the message.
+    pub async fn run(
+        &mut self,
+        worker: &Worker,
+        connection: &mut Connection,
+        next: Option<&mut Transaction>,
+    ) -> Outcome {
         let ran = match worker.plan.conduct {
             Conduct::Plain => self.plain(worker, connection).await,
-            Conduct::Pipelined => self.pipelined(worker, connection).await,
+            Conduct::Pipelined | Conduct::Ahead => self.pipelined(worker, connection, next).await,
             Conduct::Chunk | Conduct::PipelinedChunk => self.chunk(worker, connection).await,
             Conduct::Flight => self.flight(worker, connection).await,
         };
@@ -160,7 +178,7 @@ impl Transaction {
         if reply.code != 354 {
             return Err(Stop::Refused(reply, InTransaction::Yes));
         }
-        self.message(worker, connection, false).await
+        self.message(worker, connection, false, None).await
     }
 
     /// MAIL and RCPT, each after the reply to the one before.
@@ -183,17 +201,26 @@ impl Transaction {
         &mut self,
         worker: &Worker,
         connection: &mut Connection,
+        next: Option<&mut Transaction>,
     ) -> Result<Outcome, Stop> {
-        connection.commands.extend_from_slice(&self.envelope);
-        connection.commands.extend_from_slice(b"DATA\r\n");
-        let begun = connection.send_commands().await?;
+        let begun = match self.envelope_sent_at {
+            Some(begun) => {
+                connection.hurry(Instant::now());
+                begun
+            }
+            None => {
+                connection.commands.extend_from_slice(&self.envelope);
+                connection.commands.extend_from_slice(DATA);
+                connection.send_commands().await?
+            }
+        };
         let envelope = self.envelope_replies(worker, connection, begun).await;
         let envelope = still_open(envelope)?;
         let reply = connection.reply().await?;
         worker.tally().took(Step::Data, begun.elapsed());
         match envelope {
             Ok(()) if reply.code != 354 => Err(Stop::Refused(reply, InTransaction::Yes)),
-            Ok(()) => self.message(worker, connection, false).await,
+            Ok(()) => self.message(worker, connection, false, next).await,
             Err(stop) if reply.code == 354 => {
                 // Nobody would get it: the data must be ended, and will be refused.
                 connection.commands.extend_from_slice(b".\r\n");
@@ -221,7 +248,7 @@ impl Transaction {
             self.reset(connection).await?;
             return Ok(Outcome::Abandoned);
         }
-        self.message(worker, connection, false).await
+        self.message(worker, connection, false, None).await
     }
 
     async fn flight(
@@ -229,7 +256,7 @@ impl Transaction {
         worker: &Worker,
         connection: &mut Connection,
     ) -> Result<Outcome, Stop> {
-        self.message(worker, connection, true).await
+        self.message(worker, connection, true, None).await
     }
 
     /// The replies to MAIL and RCPT that were sent together at `begun`.
@@ -303,13 +330,15 @@ impl Transaction {
         &self.envelope[begin..self.ends[place]]
     }
 
-    /// The message itself, with the BDAT and, in one flight, the envelope right before it; then
-    /// the replies to what was sent.
+    /// The message itself, with the BDAT and, in one flight, the envelope right before it, and
+    /// right behind it the envelope of `next` (not if the message takes more than one write
+    /// anyway); then the replies to what was sent.
     async fn message(
         &mut self,
         worker: &Worker,
         connection: &mut Connection,
         in_flight: bool,
+        next: Option<&mut Transaction>,
     ) -> Result<Outcome, Stop> {
         let template = &worker.plan.templates.choices()[self.template];
         let mut draft = worker.draft(self.template);
@@ -327,6 +356,12 @@ impl Transaction {
         }
         let begun = Instant::now();
         connection.hurry(begun);
+        let end = draft.bytes.len();
+        if let Some(next) = next.filter(|_| template.shared().is_empty()) {
+            draft.bytes.extend_from_slice(&next.envelope);
+            draft.bytes.extend_from_slice(DATA);
+            next.envelope_sent_at = Some(begun);
+        }
         let trickle = worker.plan.manners.trickle;
         // From here on the server may have all of it, for all that we know.
         self.sent = true;
@@ -338,6 +373,7 @@ impl Transaction {
             Some(octets) => connection.trickle(piece, octets).await,
         };
         draft.bytes = piece.into_inner();
+        draft.bytes.truncate(end);
         worker.give_back(self.template, draft);
         if result.is_ok() && !is_all {
             let shared = template.shared().clone();
@@ -384,3 +420,4 @@ fn still_open(envelope: Result<(), Stop>) -> Result<Result<(), Stop>, Stop> {
 }
 
 const RCPT: &[u8] = b"RCPT TO:<";
+const DATA: &[u8] = b"DATA\r\n";

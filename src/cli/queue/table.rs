@@ -111,6 +111,9 @@ impl fmt::Display for Details<'_> {
         for entry in self.0 {
             let state = entry.state.as_str();
             writeln!(f, "\nsite      {}", plain(&entry.site))?;
+            if let Some(domain) = &entry.domain {
+                writeln!(f, "domain    {}", plain(domain))?;
+            }
             match entry.next_attempt {
                 Some(next) => writeln!(f, "state     {state}, next attempt {next}")?,
                 None => writeln!(f, "state     {state}")?,
@@ -187,6 +190,7 @@ mod tests {
             from: "a@example.com".to_owned(),
             to: vec!["b@example.org".to_owned(), "c@example.org".to_owned()],
             site: "10.0.0.5:25".to_owned(),
+            domain: None,
             size: 10_240,
             attempts: 3,
             accepted: Moment(0),

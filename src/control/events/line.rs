@@ -37,9 +37,11 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("to", to, Line::addressees);
     line.field("size", event.size, Line::number);
     line.field("site", event.site, Line::string);
+    line.field("domain", event.domain, Line::string);
     line.field("attempts", event.attempts.map(u64::from), Line::number);
     line.field("reply", event.reply, Line::string);
     line.field("reason", event.reason, Line::string);
+    line.field("soft_bounce", event.soft_bounce, Line::boolean);
     line.field("delay_ms", event.delay_ms, Line::number);
     line.field("next_attempt", event.next_attempt, Line::display);
     line.field("addresses", event.addresses, Line::string);
@@ -89,6 +91,10 @@ impl Line<'_> {
         self.0.push(b':');
         self.number(address.port().into());
         self.0.push(b'"');
+    }
+
+    fn boolean(&mut self, value: bool) {
+        self.0.extend_from_slice(if value { b"true" } else { b"false" });
     }
 
     fn number(&mut self, number: u64) {

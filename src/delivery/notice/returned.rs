@@ -1,7 +1,7 @@
 //! The third part: the original's header, or all of it where RET=FULL asks for it and it is small
 //! and clean.
 
-use super::{Original, RETURNED_OCTETS, wants_all};
+use super::{Kind, Original, RETURNED_OCTETS, wants_all};
 
 /// The most of a header that is returned.
 const HEADER_OCTETS: usize = 16 * 1024;
@@ -17,9 +17,9 @@ pub(super) struct Returned {
 }
 
 impl Returned {
-    pub(super) fn of(original: &Original<'_>) -> Returned {
+    pub(super) fn of(kind: Kind, original: &Original<'_>) -> Returned {
         let content = original.content;
-        let whole = wants_all(original.envelope)
+        let whole = wants_all(kind, original.envelope)
             && original.complete
             && content.len() <= RETURNED_OCTETS
             && is_clean(content);

@@ -2,7 +2,7 @@
 
 use crate::smtp::address::ForwardPath;
 
-use super::{Original, Reporter, Shown, date, wrap};
+use super::{Kind, Original, Reporter, Shown, date, wrap};
 
 /// The fields and what they are.
 pub(super) struct Status {
@@ -12,6 +12,7 @@ pub(super) struct Status {
 
 /// The fields of the message and of each recipient.
 pub(super) fn part(
+    kind: Kind,
     reporter: &Reporter<'_>,
     original: &Original<'_>,
     shown: &[Shown<'_>],
@@ -27,14 +28,20 @@ pub(super) fn part(
     fields.push_str(&format!("Arrival-Date: {}\r\n", date(original.accepted_unix_ms)));
     for shown in shown {
         fields.push_str("\r\n");
-        recipient(&mut fields, global, reporter, shown);
+        recipient(&mut fields, kind, global, reporter, shown);
     }
     let media_type =
         if global { "message/global-delivery-status" } else { "message/delivery-status" };
     Status { media_type, fields }
 }
 
-fn recipient(fields: &mut String, global: bool, reporter: &Reporter<'_>, shown: &Shown<'_>) {
+fn recipient(
+    fields: &mut String,
+    kind: Kind,
+    global: bool,
+    reporter: &Reporter<'_>,
+    shown: &Shown<'_>,
+) {
     if let Some(original) = shown.recipient.orcpt.as_deref().and_then(original_recipient) {
         field(fields, global, "Original-Recipient:", &original);
     }
@@ -42,19 +49,32 @@ fn recipient(fields: &mut String, global: bool, reporter: &Reporter<'_>, shown: 
         ForwardPath::Postmaster => format!("Postmaster@{}", reporter.hostname),
         ForwardPath::Mailbox(mailbox) => mailbox.to_string(),
     };
-    let kind = if address.is_ascii() { "rfc822" } else { "utf-8" };
+    let address_type = if address.is_ascii() { "rfc822" } else { "utf-8" };
     // Not folded: an address with spaces in its quotes must stay what it is.
-    fields.push_str(&format!("Final-Recipient: {kind}; {address}\r\n"));
-    let cause = shown.failed.cause;
-    fields.push_str(&format!("Action: failed\r\nStatus: {}\r\n", cause.status()));
-    if let Some(name) = shown.failed.remote_mta {
+    fields.push_str(&format!("Final-Recipient: {address_type}; {address}\r\n"));
+    let (action, status) = (action(kind), shown.status(kind));
+    fields.push_str(&format!("Action: {action}\r\nStatus: {status}\r\n"));
+    if let Some(name) = shown.told.remote_mta {
         field(fields, global, "Remote-MTA: dns;", name);
     }
-    if let Some(reply) = cause.reason().and_then(|reason| reason.reply()) {
+    let reason = shown.told.cause.and_then(|cause| cause.reason());
+    if let Some(reply) = reason.and_then(|reason| reason.reply()) {
         field(fields, global, "Diagnostic-Code: smtp;", &reply.to_string());
     }
-    if let Some(unix_ms) = shown.failed.last_attempt_unix_ms {
+    if let Some(unix_ms) = shown.told.last_attempt_unix_ms {
         fields.push_str(&format!("Last-Attempt-Date: {}\r\n", date(unix_ms)));
+    }
+    if let Kind::Delay { until_unix_ms } = kind {
+        fields.push_str(&format!("Will-Retry-Until: {}\r\n", date(until_unix_ms)));
+    }
+}
+
+fn action(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Failure => "failed",
+        Kind::Delay { .. } => "delayed",
+        Kind::Delivery => "delivered",
+        Kind::Relay => "relayed",
     }
 }
 

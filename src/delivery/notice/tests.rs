@@ -36,17 +36,26 @@ fn envelope_for(recipients: &[&str]) -> Envelope {
 }
 
 fn notice_of(envelope: &Envelope, content: &[u8], cause: &BounceCause) -> Option<Notice> {
+    notice_that(Kind::Failure, envelope, content, Some(Cause::Bounced(cause)))
+}
+
+fn notice_that(
+    kind: Kind,
+    envelope: &Envelope,
+    content: &[u8],
+    cause: Option<Cause<'_>>,
+) -> Option<Notice> {
     let reporter = Reporter { hostname: "mx.test", id: MessageId(99), now_unix_ms: NOW };
     let original = Original { envelope, accepted_unix_ms: NOW - 1, content, complete: true };
-    let failed: Vec<_> = (0..envelope.recipients.len())
-        .map(|index| FailedRecipient {
+    let told: Vec<_> = (0..envelope.recipients.len())
+        .map(|index| ToldRecipient {
             index: index as u16,
             cause,
             remote_mta: Some("mx.r.test"),
             last_attempt_unix_ms: Some(NOW),
         })
         .collect();
-    let notice = failure_notice(&reporter, &original, &failed)?;
+    let notice = notice(kind, &reporter, &original, &told)?;
     assert_lines(&notice.content);
     Some(notice)
 }
@@ -124,6 +133,61 @@ fn a_notice_tells_people_and_programs_what_happened() {
     );
     assert_eq!(parts[2].0, "text/rfc822-headers");
     assert_eq!(parts[2].1.trim_end(), "Received: by mx.test\r\nSubject: hello");
+}
+
+#[test]
+fn delays_and_deliveries_are_told_with_their_own_words() {
+    let mut envelope = envelope_for(&["<bob@r.test>", "<never@r.test>"]);
+    envelope.parameters.ret = Some(Ret::Full);
+    envelope.recipients[0].notify = Notify(Notify::SUCCESS.0 | Notify::DELAY.0);
+    envelope.recipients[1].notify = Notify::NEVER;
+    let BounceCause::Failed(full) = refused("452 4.2.2 full") else { unreachable!() };
+    let BounceCause::Failed(unknown) = refused("550 5.1.1 who") else { unreachable!() };
+    let delay = Kind::Delay { until_unix_ms: NOW + 1000 };
+    let cases = [
+        (delay, Some(&full), "delayed", "4.2.2", "tried again until Sun, 15 Jun 2025"),
+        (delay, Some(&unknown), "delayed", "4.0.0", "550 5.1.1 who"),
+        (delay, None, "delayed", "4.0.0", "You need not do"),
+        (Kind::Delivery, None, "delivered", "2.0.0", "was delivered to the recipient below"),
+        (Kind::Relay, None, "relayed", "2.0.0", "does not report deliveries"),
+    ];
+    for (kind, reason, action, status, words) in cases {
+        let cause = reason.map(Cause::Waits);
+        let notice = notice_that(kind, &envelope, ORIGINAL, cause).expect("a notice");
+        let parts = parts(&notice);
+        let text = parts[0].1.replace("\r\n", " ");
+        assert!(text.contains(words), "{text}");
+        let fields = &parts[1].1;
+        assert!(fields.contains(&format!("Action: {action}\r\nStatus: {status}\r\n")), "{fields}");
+        assert_eq!(fields.matches("Final-Recipient").count(), 1, "{fields}");
+        let until = fields.contains("Will-Retry-Until: Sun, 15 Jun 2025 15:06:41 -0000");
+        assert_eq!(until, kind == delay);
+        // RET=FULL is about failures.
+        assert_eq!(parts[2].0, "text/rfc822-headers");
+    }
+    assert!(notice_that(Kind::Failure, &envelope, ORIGINAL, None).is_none());
+}
+
+/// RFC 3461 section 4.1, and section 6.2 for the null reverse-path.
+#[test]
+fn each_kind_asks_notify() {
+    let kinds = [Kind::Failure, Kind::Delay { until_unix_ms: 0 }, Kind::Delivery, Kind::Relay];
+    let cases = [
+        (Notify::UNSPECIFIED, [true, true, false, false]),
+        (Notify::NEVER, [false; 4]),
+        (Notify::SUCCESS, [false, false, true, true]),
+        (Notify::FAILURE, [true, false, false, false]),
+        (Notify::DELAY, [false, true, false, false]),
+        (Notify(7), [true; 4]),
+    ];
+    for (notify, wanted) in cases {
+        let mut envelope = envelope_for(&["<bob@r.test>"]);
+        envelope.recipients[0].notify = notify;
+        assert_eq!(kinds.map(|kind| kind.is_wanted(&envelope, 0)), wanted, "{notify:?}");
+        assert_eq!(kinds.map(|kind| kind.is_wanted(&envelope, 1)), [false; 4]);
+        envelope.reverse_path = ReversePath::Null;
+        assert_eq!(kinds.map(|kind| kind.is_wanted(&envelope, 0)), [false; 4]);
+    }
 }
 
 #[test]

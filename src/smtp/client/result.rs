@@ -68,7 +68,6 @@ impl RecipientOutcome {
             RecipientOutcome::Deferred(Deferral::Connection(failure)) => {
                 matches!(failure.stage, Stage::Idle | Stage::Reset | Stage::Mail)
             }
-            RecipientOutcome::Deferred(Deferral::NotAsked) => true,
             _ => false,
         }
     }
@@ -88,8 +87,6 @@ pub enum Deferral {
     /// The peer was out of step when envelope and body came in one flight: a fresh connection may
     /// try the strict way at once.
     OneFlightRefused(Arc<PeerReply>),
-    /// The connection was over before this recipient's turn came: the next one may ask at once.
-    NotAsked,
     /// The connection ended before the peer said anything about this recipient.
     Connection(ConnectionFailure),
 }

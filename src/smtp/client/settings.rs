@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::EightBit;
 use crate::limits;
 use crate::message::{BodyFlags, Envelope, Recipient};
 
@@ -61,16 +62,6 @@ pub enum OneFlight {
     AfterOne,
     /// Yes: a peer of this site has taken a message the strict way before.
     AtOnce,
-}
-
-/// What becomes of 8-bit mail for a peer that did not announce 8BITMIME (RFC 6152 section 3).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum EightBit {
-    /// It is sent as it is.
-    #[default]
-    Send,
-    /// It fails with 5.6.3.
-    Bounce,
 }
 
 /// How long the peer may take for a reply (RFC 5321 section 4.5.3.2).

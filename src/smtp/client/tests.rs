@@ -3,7 +3,8 @@
 //! the other lines are what the client tells its driver.
 
 use super::*;
-use crate::message::{BodyKind, MailParameters, Notify, Recipient, Ret};
+use crate::config::EightBit;
+use crate::message::{BodyKind, Envelope, MailParameters, Notify, Recipient, Ret};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -84,7 +85,6 @@ fn outcome_line(outcome: &RecipientOutcome) -> String {
         RecipientOutcome::Deferred(Deferral::OneFlightRefused(r)) => {
             format!("- no-flight {}", r.code)
         }
-        RecipientOutcome::Deferred(Deferral::NotAsked) => "- not-asked".into(),
         RecipientOutcome::Deferred(Deferral::Connection(failure)) => {
             let twice = if failure.possible_duplicate() { " perhaps-taken" } else { "" };
             format!("- lost {}{twice}", failure_line(failure))

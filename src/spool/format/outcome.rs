@@ -46,6 +46,8 @@ pub struct Defer<'a> {
     pub next_attempt_unix_ms: u64,
     /// Attempts made so far.
     pub attempts: u16,
+    /// Their originator has been told of the delay, or need not be.
+    pub delay_told: bool,
     /// What the peer said last; cut at [`limits::KEPT_REPLY`].
     pub reply: &'a str,
 }
@@ -101,11 +103,14 @@ pub struct StoredDefer {
     pub state: DeferState,
     pub next_attempt_unix_ms: u64,
     pub attempts: u16,
+    pub delay_told: bool,
     pub reply: Box<str>,
 }
 
 const ALL: u8 = 1;
 const LAST: u8 = 2;
+/// Of a DEFER.  A reader that does not know it tells of the delay once more.
+const DELAY_TOLD: u8 = 2;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -218,7 +223,7 @@ impl Defer<'_> {
             segment: self.segment.0.into(),
             attempts: self.attempts.into(),
             state: self.state as u8,
-            flags: self.recipients.flag(),
+            flags: self.recipients.flag() | if self.delay_told { DELAY_TOLD } else { 0 },
             count: u16::try_from(list.len()).ok()?.into(),
             reply_length: (reply.len() as u16).into(),
         };
@@ -255,6 +260,7 @@ impl StoredDefer {
             state,
             next_attempt_unix_ms: raw.next_attempt_unix_ms.get(),
             attempts: raw.attempts.get(),
+            delay_told: raw.flags & DELAY_TOLD != 0,
             reply: take.text(raw.reply_length.get() as usize)?.into(),
         })
     }
@@ -313,6 +319,7 @@ mod tests {
             state: DeferState::Held,
             next_attempt_unix_ms: u64::MAX,
             attempts: 3,
+            delay_told: true,
             reply: &format!("4{reply}"),
         };
         let mut out = vec![0; 4096];
@@ -322,6 +329,7 @@ mod tests {
         let stored = StoredDefer::decode(&record).unwrap();
         assert_eq!(stored.reply.len(), limits::KEPT_REPLY - 1);
         assert_eq!((stored.state, stored.attempts), (DeferState::Held, 3));
+        assert!(stored.delay_told && stored.recipients == StoredRecipients::Some([1].into()));
         assert_eq!(stored.next_attempt_unix_ms, u64::MAX);
     }
 }

@@ -73,12 +73,13 @@ impl std::fmt::Display for Line<'_> {
             Kind::Defer => match StoredDefer::decode(record) {
                 Ok(defer) => write!(
                     f,
-                    "DEFER {:?} of segment {}, {:?}, attempt {}, next {}: {}",
+                    "DEFER {:?} of segment {}, {:?}, attempt {}, next {}{}: {}",
                     defer.recipients,
                     defer.segment,
                     defer.state,
                     defer.attempts,
                     defer.next_attempt_unix_ms,
+                    if defer.delay_told { ", told of the delay" } else { "" },
                     defer.reply.escape_debug()
                 ),
                 Err(error) => write!(f, "DEFER: {error}"),

@@ -10,7 +10,8 @@
 //! - A message is over in the log only when the fates of all its recipients are kept.
 //! - Nothing is attempted after its fate is kept, nor, in one life of the gateway, after it was
 //!   told.  So a second copy arises only where it must.
-//! - A notice names recipients that were refused for good or had their time.
+//! - A notice of failure names recipients that were refused for good or had their time; one of
+//!   delay those that are late, each once; one of success those that a next hop without DSN took.
 //! - In the end each recipient of an acknowledged mail has its fate decided, and a copy or a
 //!   notice to show for it.
 
@@ -23,6 +24,7 @@ use mailrace::smtp::client::{Deferral, RecipientOutcome};
 
 use super::plan::{LIFETIME_S, Plan};
 use super::scene::LinkId;
+pub use copies::next_hop;
 use copies::numbers;
 
 /// A recipient of a mail by its address, which no two have in common; of a notice with its id.
@@ -44,10 +46,18 @@ pub struct Mail {
 
 pub struct Rcpt {
     pub address: String,
-    /// NOTIFY=NEVER.
-    pub is_quiet: bool,
+    pub wish: Wish,
     /// The server said 250 to RCPT.
     is_accepted: bool,
+}
+
+/// NOTIFY of a recipient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Not given: of failures and delays.
+    Unspoken,
+    Never,
+    Everything,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +93,15 @@ pub struct Books {
     beliefs: BTreeMap<(LinkId, Key), Belief>,
     /// Recipients that a next hop refused for good.
     refused: BTreeSet<Key>,
-    /// The notice that named a recipient.
+    /// Next hops of whose domain the DNS said that it takes no mail.
+    no_mail: BTreeSet<usize>,
+    /// The notices that named a recipient as failed, as late, and as relayed, by their ids.
     named: BTreeMap<Key, String>,
+    late: BTreeMap<Key, BTreeSet<String>>,
+    relayed: BTreeMap<Key, BTreeSet<String>>,
+    /// By next hop: whether it offers DSN, and whether it has done so each time.
+    offers_dsn: Vec<bool>,
+    always_dsn: Vec<bool>,
     /// The power cuts, each by the time at which the gateway was last seen before it.
     power_cuts_us: Vec<u64>,
     down_since_us: Option<u64>,
@@ -106,7 +123,12 @@ impl Books {
             copies: BTreeMap::new(),
             beliefs: BTreeMap::new(),
             refused: BTreeSet::new(),
+            no_mail: BTreeSet::new(),
             named: BTreeMap::new(),
+            late: BTreeMap::new(),
+            relayed: BTreeMap::new(),
+            offers_dsn: plan.offers.iter().map(|offer| offer.dsn).collect(),
+            always_dsn: plan.offers.iter().map(|offer| offer.dsn).collect(),
             power_cuts_us: Vec::new(),
             down_since_us: None,
             problems: Vec::new(),
@@ -132,10 +154,10 @@ impl Books {
     pub fn plan_mail(
         &mut self,
         sender: Option<String>,
-        recipients: Vec<(String, bool)>,
+        recipients: Vec<(String, Wish)>,
         body: Vec<u8>,
     ) {
-        let rcpt = |(address, is_quiet)| Rcpt { address, is_quiet, is_accepted: false };
+        let rcpt = |(address, wish)| Rcpt { address, wish, is_accepted: false };
         self.mails.push(Mail {
             sender,
             recipients: recipients.into_iter().map(rcpt).collect(),
@@ -328,11 +350,16 @@ impl Books {
             }
             let is_shown = self.copies.contains_key(address) || self.named.contains_key(address);
             // Of these nobody is told, so it must do that they were refused or had their time.
-            let is_quiet = mail.sender.is_none() || rcpt.is_quiet;
+            let is_quiet = mail.sender.is_none() || rcpt.wish == Wish::Never;
             let had_time =
                 mail.whole_us.is_some_and(|at| at + LIFETIME_S * 1_000_000 <= self.now_us);
-            if !is_shown && !(is_quiet && (self.refused.contains(address) || had_time)) {
+            if !is_shown && !(is_quiet && (self.is_refused(address) || had_time)) {
                 wrong.push(format!("{address} was acknowledged; neither a copy nor a notice came"));
+            }
+            let is_told = self.relayed.contains_key(address) || self.named.contains_key(address);
+            let wants = mail.sender.is_some() && rcpt.wish == Wish::Everything;
+            if wants && !is_told && !next_hop(address).is_some_and(|site| self.offers_dsn[site]) {
+                wrong.push(format!("{address} was relayed, and nobody told its sender"));
             }
         }
         wrong.into_iter().for_each(|words| self.problem(words));
@@ -359,6 +386,8 @@ impl Books {
             copies,
             repeated: copies - self.copies.len(),
             named: self.named.len(),
+            late: self.late.len(),
+            relayed: self.relayed.len(),
             lives: self.life as usize + 1,
         }
     }
@@ -375,6 +404,9 @@ pub struct Tally {
     pub repeated: usize,
     /// Recipients that were named in notices.
     pub named: usize,
+    /// Recipients that were told of as late, and as relayed.
+    pub late: usize,
+    pub relayed: usize,
     pub lives: usize,
 }
 
@@ -386,6 +418,8 @@ impl std::ops::AddAssign for Tally {
         self.copies += other.copies;
         self.repeated += other.repeated;
         self.named += other.named;
+        self.late += other.late;
+        self.relayed += other.relayed;
         self.lives += other.lives;
     }
 }

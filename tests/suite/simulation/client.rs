@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use super::books::Wish;
 use super::scene::{Between, End, LinkId, Scene};
 
 /// What is sent next.
@@ -42,7 +43,12 @@ pub fn plan_mails(scene: &mut Scene) -> Vec<usize> {
             let recipients = if scene.chance(600) { 1 } else { scene.random.usize(2..6) };
             let recipients = (0..recipients).map(|place| {
                 let site = scene.random.usize(0..sites);
-                (format!("r{number}x{place}@site{site}.example"), scene.random.u8(0..10) == 0)
+                let wish = match scene.random.u8(0..20) {
+                    0 | 1 => Wish::Never,
+                    2..=5 => Wish::Everything,
+                    _ => Wish::Unspoken,
+                };
+                (format!("r{number}x{place}@site{site}.example"), wish)
             });
             let recipients = recipients.collect();
             let sender = (scene.random.u8(0..10) > 0).then(|| format!("s{number}@site0.example"));
@@ -210,7 +216,11 @@ fn write(scene: &Scene, step: &Step, out: &mut Vec<u8>) {
         }
         Step::Rcpt(mail, place) => {
             let rcpt = &scene.books.mails[*mail].recipients[*place];
-            let notify = if rcpt.is_quiet { " NOTIFY=NEVER" } else { "" };
+            let notify = match rcpt.wish {
+                Wish::Unspoken => "",
+                Wish::Never => " NOTIFY=NEVER",
+                Wish::Everything => " NOTIFY=SUCCESS,FAILURE,DELAY",
+            };
             format!("RCPT TO:<{}>{notify}", rcpt.address)
         }
         Step::Data(_) => "DATA".to_owned(),

@@ -8,16 +8,16 @@
 
 mod log;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mailrace::delivery::outcome::RetryPolicy;
 use mailrace::delivery::recovery::Recovered;
 use mailrace::delivery::sites::Sites;
 use mailrace::message::{MessageId, MessageIds};
 use mailrace::queue::arena::Slot;
+use mailrace::queue::destination::{Destination, DestinationIndex, Verdict};
 use mailrace::queue::handle::Handle;
 use mailrace::queue::scheduler::{ConnectionId, Event, Scheduler};
 use mailrace::queue::site::SiteIndex;
@@ -29,7 +29,6 @@ use mailrace::spool::{
 };
 
 use super::disk::TestDisk;
-use super::plan::LIFETIME_S;
 use super::scene::{End, LinkId, Scene};
 use super::sending::Connection;
 use super::session::Session;
@@ -59,8 +58,16 @@ pub enum Errand {
     Piece(usize, ConnectionId),
     /// A message's time is over.
     Expire(usize, Slot),
+    /// A message is late and its destination cannot be reached.
+    Delay(usize, Slot, u64),
+    /// Nobody takes a message.
+    Refuse(usize, Slot, Arc<Verdict>),
+    /// The DNS answers.
+    Resolve(usize, DestinationIndex),
+    /// Other cores need a connection more.
+    Leave(usize, ConnectionId),
     /// A message comes from another core.
-    Forwarded { core: usize, handle: Handle, batch: Option<WeakBatch> },
+    Forwarded { core: usize, destination: Destination, handle: Handle, batch: Option<WeakBatch> },
 }
 
 /// See the module's text.
@@ -113,13 +120,7 @@ impl Gateway {
             Worker {
                 index,
                 appender: Appender::new(options),
-                queue: Scheduler::new(
-                    index as u32,
-                    cores as u32,
-                    LIFETIME_S * 1000,
-                    sites.shared().clone(),
-                    sites.kinds(),
-                ),
+                queue: Scheduler::new(index as u32, cores as u32, sites.rules()),
                 ids: MessageIds::new(index as u8, highest),
                 waiting: BTreeMap::new(),
                 recent: VecDeque::new(),
@@ -127,7 +128,6 @@ impl Gateway {
                 deadline: None,
             }
         });
-        let retry = RetryPolicy::new(&config.queue.retry, config.queue.lifetime);
         let server = ServerConfig {
             hostname: config.hostname.clone(),
             message_size: config.limits.message_size.0,
@@ -140,7 +140,7 @@ impl Gateway {
             workers: workers.collect(),
             shared: Shared {
                 life,
-                retry: retry.expect("the plan's configuration has waits"),
+                established: RefCell::default(),
                 server: Rc::new(server),
                 stats,
                 disk: disk.clone(),
@@ -160,8 +160,8 @@ impl Gateway {
         };
         let handles = recovered.into_handles();
         for (worker, handles) in gateway.workers.iter_mut().zip(handles) {
-            for handle in handles {
-                let filed = Event::Filed { handle, stay: true };
+            for (destination, handle) in handles {
+                let filed = Event::Filed { destination, handle, stay: true };
                 worker.queue_event(&gateway.shared, scene, filed);
             }
         }
@@ -260,7 +260,10 @@ impl Gateway {
                 self.session(scene, link, |session, scene| session.look(scene));
             }
             Errand::Connected { worker, site, connection } => {
-                let opened = Connection::open(scene, &self.shared, site, connection);
+                let state = self.workers[worker].queue.site(site).cloned();
+                let state = state.expect("a site with a connection stays");
+                let opened =
+                    Connection::open(scene, &self.shared, (site, state.clone()), connection);
                 match opened {
                     Some(opened) => {
                         self.outbound.insert(opened.link(), (worker, connection));
@@ -269,7 +272,7 @@ impl Gateway {
                     }
                     None => {
                         let worker = &mut self.workers[worker];
-                        worker.site_failed(&self.shared, scene, site, "no connection");
+                        worker.site_failed(&self.shared, scene, (site, &state), "no connection");
                         let closed = Event::ConnectionClosed { site, connection };
                         worker.queue_event(&self.shared, scene, closed);
                     }
@@ -297,11 +300,23 @@ impl Gateway {
                 self.connection(scene, worker, connection, Connection::piece);
             }
             Errand::Expire(worker, slot) => self.workers[worker].expire(&self.shared, scene, slot),
-            Errand::Forwarded { core, handle, batch } => {
+            Errand::Delay(worker, slot, due_unix_ms) => {
+                self.workers[worker].delay(&self.shared, scene, slot, due_unix_ms);
+            }
+            Errand::Refuse(worker, slot, verdict) => {
+                self.workers[worker].refuse(&self.shared, scene, slot, &verdict);
+            }
+            Errand::Resolve(worker, destination) => {
+                self.workers[worker].resolve(&self.shared, scene, destination);
+            }
+            Errand::Leave(worker, connection) => {
+                self.connection(scene, worker, connection, Connection::leave);
+            }
+            Errand::Forwarded { core, destination, handle, batch } => {
                 let worker = &mut self.workers[core];
                 self.shared.forwarding.update(|count| count - 1);
                 worker.recent.extend(batch);
-                let filed = Event::Filed { handle, stay: true };
+                let filed = Event::Filed { destination, handle, stay: true };
                 worker.queue_event(&self.shared, scene, filed);
             }
         }
@@ -351,6 +366,7 @@ impl Gateway {
             worker.connections.insert(id, connection);
             return;
         }
+        connection.end(&self.shared);
         self.outbound.remove(&connection.link());
         scene.close(connection.link(), End::Opener);
         let closed = Event::ConnectionClosed { site: connection.site(), connection: id };

@@ -1,5 +1,8 @@
 //! The next hops, with SMTP of their own: at every reply one may refuse for now or for good, say
-//! 421, hang up, or fall silent; also after it has taken a message and before it says so.
+//! 421, hang up, or fall silent; also after it has taken a message and before it says so.  It may
+//! also say what is no reply in this place, or no reply at all, or more than anyone wants to hear;
+//! answer a message before its end; close right after a good word; and not know the BDAT that it
+//! has offered.
 
 use super::plan::Offer;
 use super::scene::{Between, End, LinkId, Scene};
@@ -16,6 +19,8 @@ pub struct Peer {
     recipients: Vec<String>,
     /// It takes nothing in and says nothing more.
     is_silent: bool,
+    /// Why it takes the octets behind BDAT for commands: it does not know the word.
+    lacks_bdat: bool,
 }
 
 enum State {
@@ -38,6 +43,12 @@ enum Mood {
     Closing,
     HangUp,
     Silent,
+    /// It says what it was asked for, and is gone.
+    WellAndGone,
+    /// A code that has no place here.
+    WrongCode,
+    /// TLS, or a line, or lines, without end: what a peer says that speaks no SMTP.
+    Babble,
 }
 
 impl Peer {
@@ -56,6 +67,7 @@ impl Peer {
             sender: None,
             recipients: Vec::new(),
             is_silent: false,
+            lacks_bdat: scene.plan.offers[site].is_wrong,
         };
         peer.answer(scene, "220 peer.example", "554 5.3.2 not here");
         peer.flush(scene);
@@ -125,15 +137,21 @@ impl Peer {
         let trouble = scene.plan.peer_trouble;
         if is_begun && scene.trouble(trouble / 4) {
             match self.mood(scene) {
-                Mood::Later => self.output.extend_from_slice(b"452 4.3.1 full\r\n"),
+                Mood::Later => self.say("452 4.3.1 full"),
                 Mood::Never => {
                     self.refuse_all(scene);
-                    self.output.extend_from_slice(b"552 5.3.4 too large\r\n");
+                    self.say("552 5.3.4 too large");
                 }
+                // Not 250: once all is written nobody can tell such a lie from the truth.
+                Mood::WellAndGone | Mood::WrongCode => self.say("354 go on"),
+                Mood::Babble => self.babble(scene),
                 _ => {}
             }
             self.flush(scene);
-            scene.close(self.link, End::Taker);
+            if scene.chance(700) {
+                scene.close(self.link, End::Taker);
+            }
+            self.is_silent = true;
         }
         false
     }
@@ -156,7 +174,10 @@ impl Peer {
                 }
                 self.answer(scene, &(reply + "250 HELP"), "550 5.5.1 no");
             }
-            "HELO" => _ = self.answer(scene, "250 peer.example", "550 5.5.1 no"),
+            "HELO" => {
+                scene.books.greeted_plainly(self.site);
+                _ = self.answer(scene, "250 peer.example", "550 5.5.1 no");
+            }
             "MAIL" => self.mail(scene, path(rest)),
             "RCPT" => self.rcpt(scene, path(rest)),
             "DATA" if self.recipients.is_empty() => self.say("554 5.5.1 no recipients"),
@@ -166,6 +187,10 @@ impl Peer {
                 } else {
                     self.refuse_if_told(scene);
                 }
+            }
+            "BDAT" if self.lacks_bdat => {
+                self.say("500 5.5.1 what");
+                self.is_silent = true;
             }
             "BDAT" => {
                 let octets = rest.split(' ').next().and_then(|octets| octets.parse().ok());
@@ -220,9 +245,9 @@ impl Peer {
         // A peer that never refuses for good may still lose its own reply.
         let mood = self.mood(scene);
         let takes = match mood {
-            Mood::Well => true,
+            Mood::Well | Mood::WellAndGone => true,
             Mood::Later | Mood::Never | Mood::Closing => false,
-            Mood::HangUp | Mood::Silent => scene.chance(500),
+            Mood::HangUp | Mood::Silent | Mood::WrongCode | Mood::Babble => scene.chance(500),
         };
         if takes {
             scene.trace(|| format!("{:?} takes {:?}", self.link, self.recipients));
@@ -256,36 +281,54 @@ impl Peer {
     fn answer(&mut self, scene: &mut Scene, yes: &str, never: &str) -> bool {
         let mood = self.mood(scene);
         self.behave(scene, mood, yes, never);
-        mood == Mood::Well
+        matches!(mood, Mood::Well | Mood::WellAndGone)
     }
 
     fn mood(&mut self, scene: &mut Scene) -> Mood {
         if !scene.trouble(scene.plan.peer_trouble) {
             return Mood::Well;
         }
-        match scene.random.u8(0..8) {
+        match scene.random.u8(0..11) {
             0..=2 => Mood::Later,
             3 | 4 if self.site == 0 => Mood::Later,
             3 | 4 => Mood::Never,
             5 => Mood::Closing,
             6 => Mood::HangUp,
+            7 => Mood::WellAndGone,
+            8 => Mood::WrongCode,
+            9 => Mood::Babble,
             _ => Mood::Silent,
         }
     }
 
     fn behave(&mut self, scene: &mut Scene, mood: Mood, yes: &str, never: &str) {
         match mood {
-            Mood::Well => self.say(yes),
+            Mood::Well | Mood::WellAndGone => self.say(yes),
+            // A 354 belongs to DATA alone, and DATA wants nothing else.
+            Mood::WrongCode if yes.starts_with('3') => self.say("250 2.0.0 go on"),
+            Mood::WrongCode => self.say("354 go on"),
+            Mood::Babble => self.babble(scene),
             Mood::Later => self.say("451 4.3.0 later"),
             Mood::Never => self.say(never),
             Mood::Closing => self.say("421 4.3.2 closing"),
             Mood::HangUp | Mood::Silent => {}
         }
-        if matches!(mood, Mood::Closing | Mood::HangUp) {
+        if matches!(mood, Mood::Closing | Mood::HangUp | Mood::WellAndGone) {
             self.flush(scene);
             scene.close(self.link, End::Taker);
         }
-        self.is_silent |= mood == Mood::Silent;
+        // What it would do after a word that has no place is nobody's business.
+        self.is_silent |= matches!(mood, Mood::Silent | Mood::WrongCode | Mood::Babble);
+    }
+
+    /// What is no reply, or none that ends.
+    fn babble(&mut self, scene: &mut Scene) {
+        match scene.random.u8(0..4) {
+            0 => self.output.extend_from_slice(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"),
+            1 => self.output.extend_from_slice(&[b'2'; 6_000]),
+            2 => self.output.extend_from_slice(&b"250-and more\r\n".repeat(300)),
+            _ => self.output.extend_from_slice(b"250-one thing\r\n550 and another\r\n"),
+        }
     }
 }
 

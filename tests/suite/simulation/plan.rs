@@ -22,6 +22,8 @@ pub enum Plant {
     EarlyLast,
     /// A message that was delivered goes back to the queue.
     Twice,
+    /// Nobody remembers that a delay was told.
+    TwiceLate,
     /// A message that waits for its next attempt drops out of the queue.
     Forgotten,
     /// The disk says that it has synced and has not.
@@ -38,6 +40,10 @@ pub struct Offer {
     pub dsn: bool,
     pub eight_bit: bool,
     pub size: bool,
+    /// It offers CHUNKING and does not know BDAT.
+    pub is_wrong: bool,
+    /// Its domain has to be asked for.
+    pub by_mx: bool,
 }
 
 /// See the module's text.
@@ -66,6 +72,8 @@ pub struct Plan {
 
 /// Faults end then.
 pub const ROUGH_US: u64 = 40_000_000;
+/// When a sender hears that a message is late.
+pub const LATE_S: u64 = 12;
 /// How long a message may wait; longer than the rough time, so that no notice expires.
 pub const LIFETIME_S: u64 = 90;
 
@@ -78,6 +86,8 @@ impl Plan {
             dsn: random.bool(),
             eight_bit: random.u8(0..4) > 0,
             size: random.bool(),
+            is_wrong: random.u8(0..8) == 0,
+            by_mx: random.bool(),
         });
         let offers = offers.collect();
         let has_large = random.u8(0..8) == 0;
@@ -127,16 +137,18 @@ impl Plan {
              [[listener]]\naddress = \"127.0.0.1:25\"\nservice = \"relay\"\n\
              [relay]\nnetworks = [\"127.0.0.0/8\"]\n\
              [queue]\nretry = [\"2s\", \"5s\", \"15s\"]\nlifetime = \"{LIFETIME_S}s\"\n\
+             delay_notice = \"{LATE_S}s\"\n\
              [delivery]\nconnections_per_site = {}\nmessages_per_connection = 5\n\
              idle_timeout = \"1s\"\n\
              timeouts = {{ connect = \"3s\", greeting = \"5s\", command = \"5s\", data = \"8s\" }}\n",
             self.connections_per_site
         );
-        for site in 0..self.offers.len() {
-            text += &format!(
-                "[[route]]\nrecipient = \"*@site{site}.example\"\nto = \"smtp://127.0.0.1:{}\"\n",
-                SITE_PORT + site
-            );
+        for (site, offer) in self.offers.iter().enumerate() {
+            let to = match offer.by_mx {
+                true => "mx".to_owned(),
+                false => format!("smtp://127.0.0.1:{}", SITE_PORT + site),
+            };
+            text += &format!("[[route]]\nrecipient = \"*@site{site}.example\"\nto = \"{to}\"\n");
         }
         let environment = Environment {
             host_name: "gateway.example".to_owned(),

@@ -4,21 +4,25 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use mailrace::config::EightBit;
+use mailrace::delivery::settlement::rounds::{Round, Rounds, Verdict};
+use mailrace::delivery::settlement::{Handover, Hop};
+use mailrace::delivery::verp;
 use mailrace::queue::arena::Slot;
 use mailrace::queue::handle::State as HandleState;
 use mailrace::queue::scheduler::{ConnectionId, Event};
-use mailrace::queue::site::SiteIndex;
+use mailrace::queue::site::{SiteIndex, SiteShared};
 use mailrace::smtp::body::{BodyForm, Reshape};
 use mailrace::smtp::client::{
-    AfterTransaction, BrokenPromise, Client, ClientAction, ClientConfig, Deferral, EightBit,
-    OneFlight, Protocol, RecipientOutcome, Stage, Timeouts, Transaction, TransactionId,
-    TransactionResult,
+    BrokenPromise, Client, ClientAction, ClientConfig, OneFlight, Protocol, Timeouts,
+    TransactionId, TransactionResult,
 };
 use mailrace::spool::{ChunkPlace, Kind, RecordView, StoredBody};
 
 use super::gateway::Errand;
 use super::message::{Loaded, keys, load, octets_unstuffed, read};
 use super::outcome::Attempt;
+use super::plan::SITE_PORT;
 use super::scene::{Between, End, LinkId, Scene, Task};
 use super::worker::{Shared, Worker};
 
@@ -26,6 +30,7 @@ use super::worker::{Shared, Worker};
 pub struct Connection {
     id: ConnectionId,
     site: SiteIndex,
+    state_of_site: Arc<SiteShared>,
     link: LinkId,
     client: Client,
     state: State,
@@ -35,6 +40,8 @@ pub struct Connection {
     has_ended: bool,
     idle_until: Option<Instant>,
     armed: Option<Instant>,
+    /// The peer has answered.
+    is_established: bool,
 }
 
 enum State {
@@ -52,16 +59,13 @@ struct Job {
     attempt: Attempt,
     message: Arc<Loaded>,
     size_octets: u64,
-    is_first: bool,
-    /// Recipients of the transaction under way.
-    asked: Vec<u16>,
-    outcomes: Vec<(u16, RecipientOutcome)>,
+    rounds: Rounds,
+    transaction: TransactionId,
     body: Option<Body>,
 }
 
 /// What of a large body is still to be sent.
 struct Body {
-    id: TransactionId,
     reshape: Reshape,
     left: Vec<ChunkPlace>,
     suffix: &'static [u8],
@@ -72,10 +76,10 @@ impl Connection {
     pub fn open(
         scene: &mut Scene,
         shared: &Shared,
-        site: SiteIndex,
+        (site, state_of_site): (SiteIndex, Arc<SiteShared>),
         id: ConnectionId,
     ) -> Option<Connection> {
-        let place = site.0 as usize;
+        let place = place_of(&state_of_site);
         if scene.plan.dead_site == Some(place) || scene.trouble(scene.plan.peer_trouble) {
             return None;
         }
@@ -84,13 +88,13 @@ impl Connection {
         let config = ClientConfig {
             starttls: Default::default(),
             ehlo_name: "gateway.example".into(),
-            protocol: Protocol::Smtp,
             timeouts: Timeouts {
                 greeting: delivery.timeouts.greeting,
                 command: delivery.timeouts.command,
                 data: delivery.timeouts.data,
             },
-            use_chunking: !shared.sites.shared()[place].chunking_is_broken(),
+            protocol: Protocol::Smtp,
+            use_chunking: !state_of_site.chunking_is_broken(),
             one_flight: OneFlight::Never,
             messages_in_flight: 1,
             eight_bit: EightBit::Send,
@@ -99,6 +103,7 @@ impl Connection {
         Some(Connection {
             id,
             site,
+            state_of_site,
             link,
             client: Client::new(config, scene.now()),
             state: State::Opening,
@@ -107,6 +112,7 @@ impl Connection {
             has_ended: false,
             idle_until: None,
             armed: None,
+            is_established: false,
         })
     }
 
@@ -120,6 +126,16 @@ impl Connection {
 
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Over)
+    }
+
+    /// Other cores need it more.
+    pub fn leave(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared) {
+        if matches!(self.state, State::Idle) {
+            let (site, connection) = (self.site, self.id);
+            worker.queue_event(shared, scene, Event::ConnectionLeaving { site, connection });
+            self.quit(scene);
+            self.look(scene, worker, shared);
+        }
     }
 
     /// Octets arrive, or the peer closes.
@@ -196,12 +212,12 @@ impl Connection {
     fn begin(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared, slot: Slot) {
         self.messages += 1;
         let handle = worker.queue.get(slot).cloned();
-        let ours = handle.filter(|h| h.state == HandleState::Active && h.site == self.site);
+        let ours = handle.filter(|handle| handle.state == HandleState::Active);
         let Some(handle) = ours else {
             scene.books.problem(format!("{slot:?} was given to {:?} and is not its", self.id));
             return self.next(scene, worker, shared);
         };
-        let attempt = Attempt { slot, handle, has_peer: true };
+        let attempt = Attempt { slot, handle };
         let loaded = load(worker, shared, attempt.handle.id, attempt.handle.place);
         let sized = loaded.and_then(|message| {
             let size_octets = octets_unstuffed(&message, shared)?;
@@ -214,19 +230,23 @@ impl Connection {
                 return self.next(scene, worker, shared);
             }
         };
-        let asked = attempt.handle.recipients.places();
-        let keys = keys(&message, &asked);
-        scene.books.attempt(&keys);
-        scene.books.asks(self.link, &keys);
-        let is_first = self.client.transactions() == 0;
-        let outcomes = Vec::new();
-        let (asked_now, envelope) = (asked.clone(), message.envelope.clone());
-        let flags = message.stored.summary.flags;
-        let job = Job { attempt, message, size_octets, is_first, asked, outcomes, body: None };
+        let places = attempt.handle.recipients.places();
+        scene.books.attempt(&keys(&message, &places));
+        let (together, alone) = verp::split(&shared.config, &message.envelope, places);
+        let is_fresh = self.client.transactions() == 0;
+        let limits = self.client.capabilities().limits;
+        let rounds = Rounds::new(message.envelope.clone(), together, alone, is_fresh, limits);
+        let transaction = TransactionId(0);
+        self.ask(scene, Job { attempt, message, size_octets, rounds, transaction, body: None });
+    }
+
+    /// The next transaction of a message.
+    fn ask(&mut self, scene: &mut Scene, mut job: Job) {
+        scene.books.asks(self.link, &keys(&job.message, job.rounds.asked()));
+        let flags = job.message.stored.summary.flags;
+        let transaction = job.rounds.transaction(job.size_octets, flags);
+        job.transaction = self.client.start(scene.now(), transaction);
         self.state = State::Sending(Box::new(job));
-        let transaction = Transaction::new(envelope, asked_now, size_octets, flags);
-        let transaction = transaction.expect("the places are the message's");
-        self.client.start(scene.now(), transaction);
     }
 
     /// Does what the machine wants done.
@@ -234,17 +254,20 @@ impl Connection {
         while let Some(action) = self.client.poll_action() {
             match action {
                 ClientAction::Send(octets) => scene.send(self.link, End::Opener, &octets),
-                ClientAction::SendBody { id, prefix, form, suffix } => {
-                    self.send_body(scene, worker, shared, id, prefix, form, suffix);
+                ClientAction::SendBody { prefix, form, suffix, .. } => {
+                    self.send_body(scene, worker, shared, prefix, form, suffix);
                 }
                 ClientAction::Ready => {
-                    shared.sites.shared()[self.site.0 as usize].recover();
+                    self.is_established = true;
+                    let id = self.state_of_site.id();
+                    *shared.established.borrow_mut().entry(id).or_default() += 1;
                     self.next(scene, worker, shared);
                 }
                 ClientAction::TransactionDone(result) => self.done(scene, worker, shared, result),
                 ClientAction::Failed(failure) => {
                     if matches!(self.state, State::Opening) {
-                        worker.site_failed(shared, scene, self.site, &failure.to_string());
+                        let site = (self.site, &*self.state_of_site);
+                        worker.site_failed(shared, scene, site, &failure.to_string());
                     }
                     self.state = State::Over;
                 }
@@ -282,46 +305,40 @@ impl Connection {
         let State::Sending(mut job) = std::mem::replace(&mut self.state, State::Over) else {
             return scene.books.problem(format!("{:?} ended what it had not begun", self.link));
         };
-        let site = &shared.sites.shared()[self.site.0 as usize];
         if result.broken_promise == Some(BrokenPromise::Chunking) {
-            site.remember_broken_chunking();
+            self.state_of_site.remember_broken_chunking();
         }
-        let usable = result.connection == AfterTransaction::Usable;
-        let keys = keys(&job.message, &job.asked);
+        let keys = keys(&job.message, job.rounds.asked());
         for (key, outcome) in keys.iter().zip(&result.outcomes) {
             scene.trace(|| format!("{key}: {outcome:?}"));
             scene.books.outcome(self.link, key, outcome);
         }
-        let took_some = result.outcomes.iter().any(|outcome| !is_too_many(outcome));
-        let mut left = Vec::new();
-        for (place, outcome) in std::mem::take(&mut job.asked).into_iter().zip(result.outcomes) {
-            if usable && took_some && is_too_many(&outcome) {
-                left.push(place);
-            } else {
-                job.outcomes.push((place, outcome));
-            }
-        }
-        if !left.is_empty() {
-            let message = &job.message;
-            scene.books.asks(self.link, &self::keys(message, &left));
-            let flags = message.stored.summary.flags;
-            let envelope = message.envelope.clone();
-            let again = Transaction::new(envelope, left.clone(), job.size_octets, flags);
-            job.asked = left;
-            self.state = State::Sending(job);
-            self.client.start(scene.now(), again.expect("the places are the message's"));
-            return;
-        }
-        if never_began(&job.outcomes) {
-            if job.is_first {
-                worker.site_failed(shared, scene, self.site, "the connection failed");
-            }
+        let usable = match job.rounds.ended(result) {
+            Round::Again => return self.ask(scene, *job),
+            Round::Over { usable } => usable,
+        };
+        let Verdict::Settled { outcomes, taken } = job.rounds.verdict() else {
             let slot = job.attempt.slot;
             return worker.queue_event(shared, scene, Event::Returned { slot });
-        }
-        job.attempt.settle(scene, worker, shared, &job.message, job.outcomes);
+        };
+        self.state_of_site.recover();
+        let has_dsn = self.client.capabilities().dsn;
+        let hop = Hop {
+            remote_mta: Some("[127.0.0.1]".into()),
+            handover: if has_dsn { Handover::PassedOn } else { Handover::Relayed },
+            taken,
+        };
+        job.attempt.settle(scene, worker, shared, &job.message, hop, outcomes);
         if usable {
             self.next(scene, worker, shared);
+        }
+    }
+
+    /// It is over: it counts no more.
+    pub fn end(&mut self, shared: &Shared) {
+        if std::mem::take(&mut self.is_established) {
+            let id = self.state_of_site.id();
+            *shared.established.borrow_mut().entry(id).or_default() -= 1;
         }
     }
 
@@ -332,7 +349,6 @@ impl Connection {
         scene: &mut Scene,
         worker: &mut Worker,
         shared: &Shared,
-        id: TransactionId,
         prefix: Vec<u8>,
         form: BodyForm,
         suffix: &'static [u8],
@@ -347,11 +363,11 @@ impl Connection {
                 reshape.write(&job.message.inline, &mut out);
                 out.extend_from_slice(suffix);
                 scene.send(self.link, End::Opener, &out);
-                self.client.body_sent(scene.now(), id);
+                self.client.body_sent(scene.now(), job.transaction);
             }
             StoredBody::Chunks(chunks) => {
                 scene.send(self.link, End::Opener, &out);
-                job.body = Some(Body { id, reshape, left: chunks.to_vec(), suffix });
+                job.body = Some(Body { reshape, left: chunks.to_vec(), suffix });
                 self.call_for_piece(scene, worker, shared);
             }
         }
@@ -380,9 +396,8 @@ impl Connection {
                 }
                 out.extend_from_slice(body.suffix);
                 scene.send(self.link, End::Opener, &out);
-                let id = body.id;
                 job.body = None;
-                self.client.body_sent(scene.now(), id);
+                self.client.body_sent(scene.now(), job.transaction);
             }
             Err(words) => {
                 scene.books.problem(format!("a chunk is gone: {words}"));
@@ -393,17 +408,12 @@ impl Connection {
     }
 }
 
-fn is_too_many(outcome: &RecipientOutcome) -> bool {
-    matches!(outcome, RecipientOutcome::Deferred(Deferral::TooManyRecipients(_)))
-}
-
-/// Whether the connection failed before the peer was asked about any recipient.
-fn never_began(outcomes: &[(u16, RecipientOutcome)]) -> bool {
-    outcomes.iter().all(|(_, outcome)| match outcome {
-        RecipientOutcome::Deferred(Deferral::Connection(failure)) => matches!(
-            failure.stage,
-            Stage::Greeting | Stage::Hello | Stage::Idle | Stage::Reset | Stage::Mail
-        ),
-        _ => false,
-    })
+/// The number of the next hop that a site stands for.
+fn place_of(site: &SiteShared) -> usize {
+    let hosts = site.reach().hosts();
+    let number = hosts.first().and_then(|host| host.name.strip_prefix("mx")?.split('.').next());
+    match number.and_then(|number| number.parse().ok()) {
+        Some(place) => place,
+        None => usize::from(site.reach().port) - SITE_PORT,
+    }
 }

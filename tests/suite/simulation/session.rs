@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use mailrace::config::Service;
 use mailrace::inbound::intake::{Intake, Room};
 use mailrace::inbound::relay::{self, Facts};
+use mailrace::inbound::step::{Step, step};
 use mailrace::inbound::trace;
 use mailrace::message::{MessageId, Origin};
 use mailrace::runtime::buffer;
 use mailrace::smtp::reply::Refusal;
-use mailrace::smtp::server::{Event, ReceivedMessage, Server};
+use mailrace::smtp::server::{ReceivedMessage, Server};
 use mailrace::spool::appender::ChunkTicket;
 use mailrace::spool::{
     ChunkBuffer, ChunkPlace, CommitError, NewBody, NewMessage, Refused, SettledRecord, Ticket,
@@ -53,14 +54,6 @@ enum Wait {
     Places(ReceivedMessage),
     /// A commit.
     Commit { ticket: Ticket, id: MessageId, recipients: Vec<String>, is_large: bool },
-}
-
-enum Next {
-    Read,
-    Flush,
-    Chunk,
-    Store,
-    Close,
 }
 
 const CLIENT: &str = "127.0.0.9:1024";
@@ -141,8 +134,8 @@ impl Session {
         self.abandoned.take().into_iter().for_each(|id| worker.appender.abandon_upload(id));
         loop {
             match std::mem::replace(&mut self.wait, Wait::Nothing) {
-                Wait::Nothing => match self.advance(scene, worker, shared) {
-                    Next::Read => {
+                Wait::Nothing => match step(&mut self.server, &mut self.intake, scene.now()) {
+                    Step::Read => {
                         self.flush(scene);
                         if !self.read() {
                             if self.has_ended && self.socket.is_empty() {
@@ -154,10 +147,16 @@ impl Session {
                             }
                         }
                     }
-                    Next::Flush => self.flush(scene),
-                    Next::Chunk => self.wait = Wait::Chunk,
-                    Next::Store => self.store(scene, worker, shared),
-                    Next::Close => {
+                    Step::Flush => self.flush(scene),
+                    Step::FullChunk => self.wait = Wait::Chunk,
+                    Step::DropBody => {
+                        self.intake.drop_body();
+                        self.end(worker);
+                    }
+                    Step::CheckRecipient => self.check_recipient(scene.now(), shared),
+                    Step::Store => self.store(scene, worker, shared),
+                    Step::StartTls => panic!("no simulated listener has TLS"),
+                    Step::Close => {
                         self.flush(scene);
                         return false;
                     }
@@ -221,39 +220,6 @@ impl Session {
         self.server.take_refusals();
         let replies = self.server.replies().take();
         scene.send(self.link, End::Taker, &replies);
-    }
-
-    fn advance(&mut self, scene: &mut Scene, worker: &mut Worker, shared: &Shared) -> Next {
-        let now = scene.now();
-        loop {
-            let in_body = self.server.in_body();
-            let room = self.intake.body_room();
-            let input = self.intake.unconsumed();
-            let available = if in_body { input.len().min(room) } else { input.len() };
-            let is_all = available == input.len();
-            let handled = self.server.handle_bytes(now, &mut input[..available]);
-            match handled.event {
-                Event::Body => self.intake.keep(handled.consumed),
-                _ if handled.consumed > 0 => self.intake.consume(handled.consumed),
-                _ => {}
-            }
-            match handled.event {
-                Event::Body | Event::Continue => {}
-                Event::NeedInput if is_all => return Next::Read,
-                Event::NeedInput => return Next::Chunk,
-                Event::DropBody => {
-                    self.intake.drop_body();
-                    self.end(worker);
-                }
-                Event::CheckRecipient => self.check_recipient(now, shared),
-                Event::EndOfMessage => return Next::Store,
-                Event::StartTls => panic!("no simulated listener has TLS"),
-                Event::Close => return Next::Close,
-            }
-            if self.server.replies().len() >= 16 * 1024 {
-                return Next::Flush;
-            }
-        }
     }
 
     fn check_recipient(&mut self, now: Instant, shared: &Shared) {
@@ -371,7 +337,8 @@ impl Session {
                 return self.server.stored(scene.now(), Err(Refusal::from(refused)));
             }
         };
-        let filing = Filing { id, groups: shared.sites.group(&message.routes) };
+        let groups = shared.sites.group(&message.routes, &message.envelope.recipients);
+        let filing = Filing { id, groups };
         worker.waiting.insert(ticket, Waiting::Message { link: self.link, filing });
         let path = |recipient: &mailrace::message::Recipient| recipient.path.as_str().to_owned();
         let recipients = message.envelope.recipients.iter().map(path).collect();

@@ -1,18 +1,21 @@
 //! One core of the gateway as its sessions and connections see it: its appender, its scheduler,
 //! and who waits for what.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use mailrace::config::Config;
-use mailrace::delivery::outcome::RetryPolicy;
 use mailrace::delivery::sites::Sites;
+use mailrace::dns::mail::MailHost;
 use mailrace::message::MessageIds;
-use mailrace::queue::handle::Handle;
+use mailrace::queue::destination::{DestinationIndex, Resolution, Verdict};
+use mailrace::queue::handle::{Handle, Reason};
 use mailrace::queue::scheduler::{Action, ConnectionId, Event, Scheduler};
+use mailrace::queue::site::SiteId;
+use mailrace::smtp::code::EnhancedCode;
 use mailrace::smtp::reply::Refusal;
 use mailrace::smtp::server::ServerConfig;
 use mailrace::spool::{
@@ -33,11 +36,12 @@ pub struct Shared {
     pub life: u32,
     pub config: Arc<Config>,
     pub sites: Arc<Sites>,
-    pub retry: RetryPolicy,
     pub server: Rc<ServerConfig>,
     pub stats: Arc<SpoolStats>,
     pub disk: Arc<TestDisk>,
     pub table: Arc<SegmentTable>,
+    /// Connections whose peer has answered, of each site.
+    pub established: RefCell<BTreeMap<SiteId, u32>>,
     /// Messages between two cores.
     pub forwarding: Cell<usize>,
 }
@@ -96,6 +100,19 @@ impl Worker {
         let worker = self.index;
         while let Some(action) = self.queue.poll_action() {
             match action {
+                Action::Resolve { destination } => {
+                    let wait_us = scene.wait_us(50..300_000);
+                    shared.errand(scene, wait_us, Errand::Resolve(worker, destination));
+                }
+                Action::Close { connection } => {
+                    shared.errand(scene, 0, Errand::Leave(worker, connection));
+                }
+                Action::Delay { slot, due_unix_ms } => {
+                    shared.errand(scene, 0, Errand::Delay(worker, slot, due_unix_ms));
+                }
+                Action::Refuse { slot, verdict } => {
+                    shared.errand(scene, 0, Errand::Refuse(worker, slot, verdict));
+                }
                 Action::Open { site, connection } => {
                     let wait_us = scene.wait_us(50..3_000);
                     shared.errand(scene, wait_us, Errand::Connected { worker, site, connection });
@@ -105,13 +122,14 @@ impl Worker {
                 }
                 Action::Expire { slot } => shared.errand(scene, 0, Errand::Expire(worker, slot)),
                 Action::Forward { core } => {
-                    let handle = self.queue.take_leaving();
-                    let handle = handle.expect("a handle leaves with each of these");
+                    let leaving = self.queue.take_leaving();
+                    let (destination, handle) = leaving.expect("one leaves with each of these");
                     let batch = self.in_memory(handle.place).map(|batch| batch.downgrade());
                     let wait_us = scene.wait_us(0..500);
                     let core = core as usize;
                     shared.forwarding.update(|count| count + 1);
-                    shared.errand(scene, wait_us, Errand::Forwarded { core, handle, batch });
+                    let forwarded = Errand::Forwarded { core, destination, handle, batch };
+                    shared.errand(scene, wait_us, forwarded);
                 }
             }
         }
@@ -119,9 +137,43 @@ impl Worker {
 
     /// Files a message that is now in the log.
     pub fn file(&mut self, shared: &Shared, scene: &mut Scene, filing: Filing, place: RecordPlace) {
-        for handle in handles(filing, place) {
-            self.queue_event(shared, scene, Event::Filed { handle, stay: false });
+        for (destination, handle) in handles(filing, place) {
+            self.queue_event(shared, scene, Event::Filed { destination, handle, stay: false });
         }
+    }
+
+    /// The DNS answers, or does not; see `worker::resolve`.
+    pub fn resolve(&mut self, shared: &Shared, scene: &mut Scene, index: DestinationIndex) {
+        let Some(destination) = self.queue.destination(index).cloned() else { return };
+        let domain = destination.domain.clone().expect("only mail exchangers are asked for");
+        let place = super::books::next_hop(&format!("@{domain}")).expect("a domain of the world");
+        let now_unix_ms = scene.now_unix_ms();
+        let until_unix_ms = now_unix_ms + scene.wait_us(0..20_000);
+        let trouble = scene.plan.peer_trouble;
+        let resolution = if scene.trouble(trouble) {
+            let failures = self.queue.resolution_failures(index);
+            let retry = &shared.sites.course(destination.course).retry;
+            let attempts = u16::try_from(failures + 1).unwrap_or(u16::MAX);
+            let until_unix_ms = retry.next_attempt(attempts, now_unix_ms, scene.random.u32(..));
+            Resolution::Later { reason: Reason::new("SERVFAIL".into()), until_unix_ms }
+        } else if place > 0 && scene.trouble(trouble / 4) {
+            scene.books.takes_no_mail(place);
+            let status = EnhancedCode::new(5, 1, 10).expect("a status of RFC 7505");
+            let verdict = Arc::new(Verdict { status, text: "it takes no mail".into() });
+            Resolution::NoMail { verdict, until_unix_ms }
+        } else {
+            let host = MailHost {
+                preference: 10,
+                name: format!("mx{place}.example").into(),
+                addresses: vec![std::net::Ipv4Addr::LOCALHOST.into()],
+                expires: scene.now(),
+                authentic: false,
+            };
+            let shared = shared.sites.of_hosts(destination.course, vec![host], now_unix_ms);
+            Resolution::Site { shared, until_unix_ms }
+        };
+        let resolved = Event::Resolved { destination: index, resolution };
+        self.queue_event(shared, scene, resolved);
     }
 
     /// A record of the end of a part is in the log; see `delivery::settle::end_part`.

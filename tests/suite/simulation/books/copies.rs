@@ -1,8 +1,8 @@
 //! What next hops take and refuse, held against what was sent.
 
-use super::super::plan::LIFETIME_S;
+use super::super::plan::{LATE_S, LIFETIME_S};
 use super::super::scene::LinkId;
-use super::{Belief, Books, Verdict};
+use super::{Belief, Books, Key, Verdict, Wish};
 
 impl Books {
     /// A next hop takes a message, and will or will not say so.
@@ -57,37 +57,94 @@ impl Books {
 
     fn check_notice(&mut self, id: &str, recipients: &[String], content: &[u8]) {
         let text = String::from_utf8_lossy(content);
+        let mut address = None;
         let mut named = 0;
         for line in text.lines() {
-            let Some(address) = line.strip_prefix("Final-Recipient: rfc822; ") else { continue };
+            if let Some(recipient) = line.strip_prefix("Final-Recipient: rfc822; ") {
+                address = Some(recipient.to_owned());
+            }
+            let Some(action) = line.strip_prefix("Action: ") else { continue };
+            let Some(address) = address.take() else { continue };
             named += 1;
-            let Some((number, place)) = numbers(address) else {
-                self.problem(format!("notice {id} names {address}, whom nobody wrote to"));
-                continue;
-            };
-            let mail = &self.mails[number];
-            if mail.sender.as_ref() != recipients.first() || mail.recipients[place].is_quiet {
-                self.problem(format!("notice {id} tells the wrong one of {address}"));
-            }
-            let mail = &self.mails[number];
-            let is_old = mail.whole_us.is_some_and(|at| at + LIFETIME_S * 1_000_000 <= self.now_us);
-            if !is_old && !self.refused.contains(address) {
-                self.problem(format!("notice {id} gives {address} up, whom nobody refused"));
-            }
-            let first = self.named.entry(address.to_owned()).or_insert_with(|| id.to_owned());
-            if first != id {
-                let first = first.clone();
-                self.problem(format!("{address} is in notice {first} and in notice {id}"));
-            }
+            self.check_named(id, &address, action, recipients);
         }
         if named == 0 {
             self.problem(format!("notice {id} names nobody"));
         }
     }
 
+    fn check_named(&mut self, id: &str, address: &Key, action: &str, recipients: &[String]) {
+        let Some((number, place)) = numbers(address) else {
+            return self.problem(format!("notice {id} names {address}, whom nobody wrote to"));
+        };
+        let mail = &self.mails[number];
+        let wish = mail.recipients[place].wish;
+        let is_single = mail.recipients.len() == 1;
+        let is_wanted = match action {
+            "relayed" => wish == Wish::Everything,
+            _ => wish != Wish::Never,
+        };
+        if mail.sender.as_ref() != recipients.first() || !is_wanted {
+            self.problem(format!("notice {id} tells the wrong one that {address} is {action}"));
+        }
+        let whole_us = self.mails[number].whole_us;
+        let has_age = |age_s| whole_us.is_some_and(|at| at + age_s * 1_000_000 <= self.now_us);
+        // A large mail's age is counted from its first chunk.
+        let (is_old, is_late) = (has_age(LIFETIME_S), has_age(LATE_S / 2));
+        match action {
+            "failed" => {
+                if !is_old && !self.is_refused(address) {
+                    self.problem(format!("notice {id} gives {address} up, whom nobody refused"));
+                }
+                let first = self.named.entry(address.clone()).or_insert_with(|| id.to_owned());
+                if first != id {
+                    let first = first.clone();
+                    self.problem(format!("{address} is in notice {first} and in notice {id}"));
+                }
+            }
+            "delayed" => {
+                if !is_late {
+                    self.problem(format!("notice {id} says that {address} is late, which is not"));
+                }
+                let notices = self.late.entry(address.clone()).or_default();
+                notices.insert(id.to_owned());
+                // Of several that wait for different reasons a crash may keep the word on one only.
+                if notices.len() > 1 && (is_single || self.life == 0) {
+                    self.problem(format!("{address} is late in notice {id} and in another"));
+                }
+            }
+            "relayed" => {
+                if next_hop(address).is_some_and(|site| self.always_dsn[site]) {
+                    self.problem(format!("{address} is relayed, and the next hop has DSN"));
+                }
+                if !self.copies.contains_key(address) {
+                    self.problem(format!("{address} is relayed, and nobody has it"));
+                }
+                self.relayed.entry(address.clone()).or_default().insert(id.to_owned());
+            }
+            other => self.problem(format!("notice {id} says that {address} is {other}")),
+        }
+    }
+
+    /// A next hop introduces itself without its extensions.
+    pub fn greeted_plainly(&mut self, site: usize) {
+        self.always_dsn[site] = false;
+    }
+
     /// A next hop refuses a recipient for good.
     pub fn refused(&mut self, address: &str) {
         self.refused.insert(address.to_owned());
+    }
+
+    /// The DNS says that a next hop's domain takes no mail.
+    pub fn takes_no_mail(&mut self, site: usize) {
+        self.no_mail.insert(site);
+    }
+
+    /// Whether a recipient was ever refused for good.
+    pub(super) fn is_refused(&self, address: &str) -> bool {
+        let site = next_hop(address);
+        self.refused.contains(address) || site.is_some_and(|site| self.no_mail.contains(&site))
     }
 
     /// A next hop refuses a sender, and thereby every recipient, for good.
@@ -104,6 +161,12 @@ pub(super) fn numbers(address: &str) -> Option<(usize, usize)> {
     let (mail, rest) = address.strip_prefix('r')?.split_once('x')?;
     let (place, _) = rest.split_once('@')?;
     Some((mail.parse().ok()?, place.parse().ok()?))
+}
+
+/// The number of the next hop of an address.
+pub fn next_hop(address: &str) -> Option<usize> {
+    let (_, domain) = address.split_once("@site")?;
+    domain.split('.').next()?.parse().ok()
 }
 
 /// The id that a notice's Message-ID is made of.

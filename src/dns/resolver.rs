@@ -1,0 +1,242 @@
+//! Questions to recursive name servers and their answers, one resolver a core.
+//!
+//! Whoever asks gets the cached answer, or joins those who have asked the same already, or starts
+//! a task of its own that asks; giving up waiting does not stop that task, whose answer the cache
+//! will want anyway.  At most [`DNS_QUERIES`] tasks talk to servers at a time.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::asking::Asking;
+use super::cache::{Cache, Question};
+use super::codec::{Known, Outcome};
+use super::flight::{Flight, Turns};
+use super::{Answer, Lookup, LookupError, Name, RecordType, resolv_conf, transport};
+use crate::config;
+use crate::limits::{DNS_ALIASES, DNS_FAILURE_TTL, DNS_QUERIES, DNS_QUERIES_WAITING, DNS_TTL_MIN};
+
+/// Whom to ask.
+#[derive(Debug, Clone)]
+pub struct ResolverConfig {
+    /// Recursive servers, in the order in which they are preferred.
+    pub servers: Vec<SocketAddr>,
+    /// Servers whose AD bit counts, beside those on loopback addresses.
+    pub trusted: Vec<IpAddr>,
+    /// What one question may take in all.
+    pub timeout: Duration,
+}
+
+/// The resolver of one core; its clones are the same one.
+#[derive(Clone)]
+pub struct Resolver {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    config: ResolverConfig,
+    cache: RefCell<Cache>,
+    flights: RefCell<HashMap<Question, Rc<Flight>>>,
+    turns: Turns,
+    /// The server that answered last.
+    first: Cell<usize>,
+}
+
+impl ResolverConfig {
+    /// What the configuration says; the machine's own servers if it names none.
+    pub fn new(config: &config::Dns) -> ResolverConfig {
+        let servers = match &config.servers[..] {
+            [] => resolv_conf::system_servers(),
+            servers => servers.to_vec(),
+        };
+        ResolverConfig { servers, trusted: config.trusted.clone(), timeout: config.timeout }
+    }
+
+    /// These servers, none trusted but on loopback addresses.
+    pub fn with_servers(servers: Vec<SocketAddr>) -> ResolverConfig {
+        ResolverConfig { servers, trusted: Vec::new(), timeout: TIMEOUT }
+    }
+
+    fn trusts(&self, server: SocketAddr) -> bool {
+        let server = server.ip().to_canonical();
+        server.is_loopback() || self.trusted.contains(&server)
+    }
+}
+
+impl Resolver {
+    /// A resolver with an empty cache.
+    pub fn new(config: ResolverConfig) -> Resolver {
+        let shared = Shared {
+            config,
+            cache: RefCell::default(),
+            flights: RefCell::default(),
+            turns: Turns::new(DNS_QUERIES),
+            first: Cell::new(0),
+        };
+        Resolver { shared: Rc::new(shared) }
+    }
+
+    /// The mail exchangers of a domain.
+    pub async fn mx(&self, name: &Name) -> Rc<Answer> {
+        self.lookup(name, RecordType::Mx).await
+    }
+
+    /// The texts under a name.
+    pub async fn txt(&self, name: &Name) -> Rc<Answer> {
+        self.lookup(name, RecordType::Txt).await
+    }
+
+    /// The names of an address's host; whether they lead back to the address is the caller's to
+    /// check.
+    pub async fn ptr(&self, address: IpAddr) -> Rc<Answer> {
+        self.lookup(&Name::reverse(address), RecordType::Ptr).await
+    }
+
+    /// How many answers the cache holds.
+    pub fn cached(&self) -> usize {
+        self.shared.cache.borrow().len()
+    }
+
+    /// The flight of a question, started if it is not under way; `None` when too many are.
+    fn flight(&self, question: &Question) -> Option<Rc<Flight>> {
+        let mut flights = self.shared.flights.borrow_mut();
+        if let Some(flight) = flights.get(question) {
+            return Some(flight.clone());
+        }
+        if flights.len() >= DNS_QUERIES + DNS_QUERIES_WAITING {
+            return None;
+        }
+        let flight = Rc::new(Flight::default());
+        flights.insert(question.clone(), flight.clone());
+        let landing = Landing {
+            shared: self.shared.clone(),
+            question: question.clone(),
+            flight: flight.clone(),
+        };
+        crate::runtime::spawn(landing.fly());
+        Some(flight)
+    }
+}
+
+impl Lookup for Resolver {
+    async fn lookup(&self, name: &Name, kind: RecordType) -> Rc<Answer> {
+        let question = Question { name: name.clone(), kind };
+        let now = Instant::now();
+        let cached = self.shared.cache.borrow().find(&question, now);
+        if let Some(answer) = cached {
+            return answer;
+        }
+        match self.flight(&question) {
+            Some(flight) => flight.landed().await,
+            None => Rc::new(Answer::temporary("too many DNS queries", now, DNS_TTL_MIN)),
+        }
+    }
+}
+
+/// A question under way; those who wait for it hear of its end however it ends.
+struct Landing {
+    shared: Rc<Shared>,
+    question: Question,
+    flight: Rc<Flight>,
+}
+
+impl Landing {
+    async fn fly(self) {
+        let turn = self.shared.turns.take().await;
+        let found = self.shared.resolve(&self.question).await;
+        drop(turn);
+        let now = Instant::now();
+        let mut cache = self.shared.cache.borrow_mut();
+        let answer = match found {
+            Ok(known) => cache.put(self.question.clone(), into_answer(known, now)),
+            Err(why) => cache.put_failure(self.question.clone(), &why, now),
+        };
+        drop(cache);
+        self.flight.land(&answer);
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.shared.flights.borrow_mut().remove(&self.question);
+        // Heard only if a bug of ours ended the task before it had an answer.
+        let failure = Answer::temporary("the lookup was given up", Instant::now(), DNS_FAILURE_TTL);
+        self.flight.land(&Rc::new(failure));
+    }
+}
+
+impl Shared {
+    /// Asks, and asks on where a server leaves an alias to us.
+    async fn resolve(&self, question: &Question) -> Result<Known, Box<str>> {
+        let mut question = question.clone();
+        let mut known = self.ask(&question).await?;
+        for _ in 0..DNS_ALIASES {
+            let Outcome::Alias(target) = &known.outcome else { return Ok(known) };
+            question.name = target.clone();
+            let next = self.ask(&question).await?;
+            known = Known {
+                outcome: next.outcome,
+                authentic: known.authentic && next.authentic,
+                ttl: known.ttl.min(next.ttl),
+            };
+        }
+        if matches!(known.outcome, Outcome::Alias(_)) {
+            Err("too many aliases".into())
+        } else {
+            Ok(known)
+        }
+    }
+
+    /// One question to one server after the other.
+    async fn ask(&self, question: &Question) -> Result<Known, Box<str>> {
+        let servers = &self.config.servers;
+        let timeout = self.config.timeout;
+        let mut asking = Asking::new(servers.len(), self.first.get(), timeout, Instant::now());
+        let mut why = Box::from("no name server");
+        while let Some(attempt) = asking.next(Instant::now()) {
+            let server = servers[attempt.server];
+            match transport::ask(server, question, attempt.edns, attempt.deadline).await {
+                Ok(mut known) => {
+                    self.first.set(attempt.server);
+                    known.authentic &= self.config.trusts(server);
+                    return Ok(known);
+                }
+                Err((failure, words)) => {
+                    asking.failed(failure);
+                    why = format!("{words} ({server})").into();
+                }
+            }
+        }
+        Err(why)
+    }
+}
+
+fn into_answer(known: Known, now: Instant) -> Answer {
+    let result = match known.outcome {
+        Outcome::Records(records) => Ok(records),
+        Outcome::NoName => Err(LookupError::NoName),
+        Outcome::NoData | Outcome::Alias(_) => Err(LookupError::NoData),
+    };
+    Answer { result, authentic: known.authentic, expires: now + known.ttl }
+}
+
+/// What a question may take where no configuration says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_servers_here_and_those_that_are_named_are_trusted() {
+        let servers = ["127.0.0.1:53", "[::1]:53", "192.0.2.1:53", "192.0.2.2:53"];
+        let servers: Vec<SocketAddr> =
+            servers.iter().map(|text| text.parse().expect("an address")).collect();
+        let trusted = vec!["192.0.2.2".parse().expect("an address")];
+        let config = ResolverConfig { trusted, ..ResolverConfig::with_servers(servers.clone()) };
+        let trusts: Vec<bool> = servers.iter().map(|server| config.trusts(*server)).collect();
+        assert_eq!(trusts, [true, true, false, true]);
+    }
+}
