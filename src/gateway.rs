@@ -32,6 +32,7 @@ use crate::runtime;
 use crate::runtime::blocking::BlockingPool;
 use crate::runtime::mailbox::{Inbox, mailbox};
 use crate::runtime::socket;
+use crate::spool::committer::random_generation;
 use crate::spool::file_disk::OpenError;
 use crate::spool::stats::{COMMIT_BUCKETS_US, Health};
 use crate::spool::{
@@ -505,7 +506,7 @@ fn open_log(config: &Config, sites: &Sites, stats: Arc<SpoolStats>) -> Result<Op
     let started = Instant::now();
     let disk = Arc::new(FileDisk::open(&config.spool_dir())?);
     let mut recovered = Recovered::new(config, sites);
-    let mut random = || fastrand::u64(..);
+    let mut random = random_generation;
     let (log, report) = recover(disk, LogOptions::default(), stats, &mut random, &mut recovered)?;
     if report.live_messages > 0 || report.damage_count > 0 {
         tracing::info!(

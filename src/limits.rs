@@ -35,6 +35,9 @@ pub const SESSION_ERRORS: u32 = 20;
 /// Commands that do nothing for a message (NOOP, RSET, HELP, VRFY, EHLO) in a row.
 pub const IDLE_COMMANDS: u32 = 10_000;
 
+/// ETRN requests of one worker's sessions that may wait for the next look through the queue; they
+/// share it.
+pub const ETRN_WAITING: usize = 64;
 /// Replies are sent before more commands are read once this many octets of them wait, so that a
 /// client that sends and never reads fills its own socket and not our memory.
 pub const REPLIES_WAITING: usize = 16 * 1024;
@@ -48,6 +51,12 @@ pub const SERVER_WRITE: Duration = Duration::from_secs(5 * 60);
 pub const TLS_HANDSHAKE: Duration = Duration::from_secs(30);
 /// The longest one transaction's data may take in all, so that a trickle ends.
 pub const SERVER_DATA_TOTAL: Duration = Duration::from_secs(60 * 60);
+
+/// The least octets a second of a large body on average, from [`UPLOAD_GRACE`] on: each one that
+/// is under way holds chunks, of which a worker has a bounded number, and keeps its segments.
+pub const UPLOAD_RATE_LEAST: u64 = 1024;
+/// What a large body may take before its rate counts.
+pub const UPLOAD_GRACE: Duration = Duration::from_secs(60);
 
 /// Client time-outs of RFC 5321 4.5.3.2; `[delivery] timeouts` may change them.
 pub const CLIENT_CONNECT: Duration = Duration::from_secs(30);
@@ -119,8 +128,10 @@ pub const CHUNKS_IN_FLIGHT: usize = 2;
 /// Destinations without messages that a core remembers, so that the next message to them need
 /// not wait for a look-up: some 200 octets each.
 pub const DESTINATIONS_REMEMBERED: u32 = 16_384;
-/// Destinations whose mail exchangers a core asks for at a time; others wait for their turn.
-pub const RESOLUTIONS_AT_ONCE: u32 = 128;
+/// Destinations whose mail exchangers a core asks for at a time; others wait for their turn.  Many,
+/// so that domains whose servers are silent do not hold up those of the others: each is a task of
+/// some kilobytes.
+pub const RESOLUTIONS_AT_ONCE: u32 = 1_024;
 
 /// Events that a worker hands to the event log at a time, in octets.
 pub const EVENT_BLOCK: usize = 32 * 1024;

@@ -182,9 +182,11 @@ pub enum SpoolCommand {
     /// Check every batch and record; exit 1 if there is damage
     Verify(SpoolPlace),
     /// Print every record, one line each
-    Dump(SpoolPlace),
+    Dump(SpoolDumpArgs),
     /// Write the messages that are still queued to files
     Export(SpoolExportArgs),
+    /// Set aside the files that keep the gateway from starting; nothing is deleted
+    Repair(SpoolRepairArgs),
 }
 
 /// `cert ...`.
@@ -216,6 +218,31 @@ pub struct SpoolPlace {
     pub config: Option<PathBuf>,
 }
 
+/// What `spool dump` is told.
+#[derive(Debug, clap::Args)]
+pub struct SpoolDumpArgs {
+    /// Which spool.
+    #[command(flatten)]
+    pub place: SpoolPlace,
+    /// Only what concerns this message
+    #[arg(long, value_name = "ID")]
+    pub id: Option<crate::message::MessageId>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `spool repair` is told.
+#[derive(Debug, clap::Args)]
+pub struct SpoolRepairArgs {
+    /// Which spool.
+    #[command(flatten)]
+    pub place: SpoolPlace,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 /// Arguments of `spool export`.
 #[derive(Debug, Clone, Args)]
 pub struct SpoolExportArgs {
@@ -225,6 +252,9 @@ pub struct SpoolExportArgs {
     /// Where the files go; made if it is not there
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub output: PathBuf,
+    /// Also messages that are done, as far as their octets are still there
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Why a command did not go well.

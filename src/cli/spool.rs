@@ -1,23 +1,31 @@
-//! `mailrace spool`: reading the log of a stopped gateway.
+//! `mailrace spool`: the log of a stopped gateway, read, exported and repaired.
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use super::{Failure, SpoolCommand, SpoolPlace, load_quietly};
-use crate::spool::tools::{self, Export, ToolError, Verdict};
+use crate::spool::tools::{self, Export, Form, Repair, ToolError, Verdict};
 
 /// Reads the log that the arguments name.
 pub fn spool(command: &SpoolCommand) -> Result<(), Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
     let verdict = match command {
         SpoolCommand::Verify(place) => tools::verify(&directory(place)?, &mut out),
-        SpoolCommand::Dump(place) => tools::dump(&directory(place)?, None, &mut out),
+        SpoolCommand::Dump(arguments) => {
+            let form = if arguments.json { Form::Json } else { Form::Text };
+            tools::dump(&directory(&arguments.place)?, arguments.id, form, &mut out)
+        }
+        SpoolCommand::Repair(arguments) => {
+            let how = if arguments.dry_run { Repair::DryRun } else { Repair::Quarantine };
+            tools::repair(&directory(&arguments.place)?, how, &mut out)
+        }
         SpoolCommand::Export(arguments) => {
             let spool = directory(&arguments.place)?;
             std::fs::create_dir_all(&arguments.output).map_err(|error| {
                 Failure::Failed(format!("cannot make {}: {error}", arguments.output.display()))
             })?;
-            tools::export(&spool, Export::Live, &arguments.output, &mut out)
+            let which = if arguments.all { Export::All } else { Export::Live };
+            tools::export(&spool, which, &arguments.output, &mut out)
         }
     };
     out.flush()?;
@@ -46,8 +54,6 @@ fn judge(verdict: Verdict) -> Result<(), Failure> {
     eprintln!("{segments} segments, {records} records, {live_messages} messages not done");
     match damage {
         0 => Ok(()),
-        damage => Err(Failure::Failed(format!(
-            "{damage} things are not as they were written; nothing was changed"
-        ))),
+        damage => Err(Failure::Failed(format!("{damage} things are not as they were written"))),
     }
 }

@@ -38,7 +38,7 @@ use crate::units::ByteSize;
 
 pub use keys::{SECTIONS, Section};
 pub use maildir::Maildir;
-pub use pattern::{BadDomainPattern, BadPattern, DomainPattern, Domains, Pattern, unquoted};
+pub use pattern::{BadDomainPattern, BadPattern, DomainPattern, Domains, Pattern, Reach, unquoted};
 pub use report::{Problem, Report, Severity};
 pub use route::{Route, RouteIndex, Routes};
 pub use schedule::{DelayNotice, GivenSchedule, Schedule};

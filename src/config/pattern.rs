@@ -31,6 +31,17 @@ enum Kind {
     Address { local: Glob, domain: Glob },
 }
 
+/// How much of something a pattern matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// None of it.
+    Nothing,
+    /// Perhaps some of it.
+    Part,
+    /// All of it.
+    Whole,
+}
+
 /// Why a text is not a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {
@@ -72,8 +83,34 @@ impl Pattern {
         self.kind == Kind::Everything
     }
 
+    /// How much of the mail for a domain, in lower case and A-labels, it can match.
+    pub fn reach(&self, domain_ascii_lower: &str) -> Reach {
+        match &self.kind {
+            Kind::Everything => Reach::Whole,
+            Kind::Address { local: Glob::Anything, domain }
+                if domain.matches(domain_ascii_lower) =>
+            {
+                Reach::Whole
+            }
+            Kind::Address { domain, .. } if domain.matches(domain_ascii_lower) => Reach::Part,
+            Kind::BarePostmaster | Kind::Address { .. } => Reach::Nothing,
+        }
+    }
+
+    /// Whether it can match mail for a domain below this one, in lower case and A-labels.
+    pub fn reaches_below(&self, domain_ascii_lower: &str) -> bool {
+        let Kind::Address { domain, .. } = &self.kind else { return self.is_everything() };
+        let below = format!(".{domain_ascii_lower}");
+        match domain {
+            Glob::Anything => true,
+            Glob::Exact(exact) => exact.ends_with(&below),
+            // What stands behind the last star ends all domains that it matches.
+            Glob::Pieces { suffix, .. } => suffix.ends_with(&below) || below.ends_with(&**suffix),
+        }
+    }
+
     /// The one domain that it can match, if there is only one: the key of an index.
-    pub(super) fn only_domain(&self) -> Option<&str> {
+    pub(crate) fn only_domain(&self) -> Option<&str> {
         match &self.kind {
             Kind::Address { domain: Glob::Exact(domain), .. } => Some(domain),
             _ => None,
@@ -306,6 +343,30 @@ mod tests {
 
     fn matches(pattern: &str, local: &str, domain: &str) -> bool {
         pattern.parse::<Pattern>().unwrap().matches(local, domain)
+    }
+
+    #[test]
+    fn a_pattern_reaches_domains_and_what_is_below() {
+        use Reach::{Nothing, Part, Whole};
+        for (pattern, reach, below) in [
+            ("*", Whole, true),
+            ("postmaster", Nothing, false),
+            ("*@example.com", Whole, false),
+            ("a*@example.com", Part, false),
+            ("*@*", Whole, true),
+            ("*@*.com", Whole, true),
+            ("*@example.*", Whole, true),
+            ("*@*.example.com", Nothing, true),
+            ("*@a.example.com", Nothing, true),
+            ("a@b*.a.example.com", Nothing, true),
+            ("*@badexample.com", Nothing, false),
+            ("*@*.org", Nothing, false),
+            ("*@com", Nothing, false),
+        ] {
+            let parsed = pattern.parse::<Pattern>().unwrap();
+            let found = (parsed.reach("example.com"), parsed.reaches_below("example.com"));
+            assert_eq!(found, (reach, below), "{pattern}");
+        }
     }
 
     #[test]

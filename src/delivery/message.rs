@@ -8,7 +8,10 @@ use crate::message::{BodyFlags, BodySummary, Envelope, MessageId, Origin};
 use crate::runtime::buffer::ChunkBody;
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::spool::format::FormatError;
-use crate::spool::{ChunkPlace, ReadError, RecordPlace, RecordView, StoredBody, StoredMessage};
+use crate::spool::{
+    ChunkPlace, ReadError, RecordPlace, RecordView, SegmentNo, SegmentPin, StoredBody,
+    StoredMessage,
+};
 use crate::worker::log::LocalLog;
 
 /// A message that was read, but for the chunks of a large body.
@@ -17,6 +20,8 @@ pub struct LoadedMessage {
     envelope: Arc<Envelope>,
     /// The MESSAGE record, copied: neither a batch nor a read's buffer must wait for a slow peer.
     record: Box<[u8]>,
+    /// The segments of its chunks stay while it is at hand.
+    pins: Arc<[SegmentPin]>,
 }
 
 /// Why a message cannot be attempted.
@@ -41,18 +46,30 @@ impl LoadedMessage {
         place: RecordPlace,
     ) -> Result<LoadedMessage, LoadError> {
         let in_memory = log.in_memory(place).and_then(|batch| batch.record(place).map(Box::from));
-        let record: Box<[u8]> = match in_memory {
+        let mut record: Box<[u8]> = match in_memory {
             Some(record) => record,
             None => log.read(id, place).await?.view().bytes().into(),
         };
         let mut stored = StoredMessage::decode(&RecordView::parse(&record)?)?;
+        let mut pins = pin_chunks(log, &stored);
+        // A record that names chunks which have been moved since is an old copy; the log knows
+        // the new one.
+        for _ in 0..RELOADS {
+            if pins.is_ok() {
+                break;
+            }
+            record = log.read(id, place).await?.view().bytes().into();
+            stored = StoredMessage::decode(&RecordView::parse(&record)?)?;
+            pins = pin_chunks(log, &stored);
+        }
+        let pins = pins?;
         let empty = Envelope {
             reverse_path: crate::smtp::address::ReversePath::Null,
             parameters: Default::default(),
             recipients: Vec::new(),
         };
         let envelope = Arc::new(std::mem::replace(&mut stored.envelope, empty));
-        Ok(LoadedMessage { stored, envelope, record })
+        Ok(LoadedMessage { stored, envelope, record, pins })
     }
 
     /// The message.
@@ -97,7 +114,11 @@ impl LoadedMessage {
             StoredBody::Inline => &[],
             StoredBody::Chunks(chunks) => chunks,
         };
-        Pieces { id: self.stored.id, left: chunks.iter().copied().collect() }
+        Pieces {
+            id: self.stored.id,
+            left: chunks.iter().copied().collect(),
+            _pins: self.pins.clone(),
+        }
     }
 
     /// The message's size without stuffed dots and with its trace header: what BDAT sends.
@@ -151,16 +172,34 @@ impl LoadedMessage {
     }
 }
 
+/// Keeps the segments of a message's chunks from being retired.
+fn pin_chunks(log: &LocalLog, stored: &StoredMessage) -> Result<Arc<[SegmentPin]>, ReadError> {
+    let chunks: &[ChunkPlace] = match &stored.body {
+        StoredBody::Inline => &[],
+        StoredBody::Chunks(chunks) => chunks,
+    };
+    let mut segments: Vec<SegmentNo> = chunks.iter().map(|chunk| chunk.place.segment).collect();
+    segments.sort_unstable();
+    segments.dedup();
+    let pin = |segment| log.pin(segment).ok_or(ReadError::Retired(segment));
+    segments.into_iter().map(pin).collect()
+}
+
+/// How often a message is read again whose chunks were moved in the meantime.  A segment is moved
+/// once in its life.
+const RELOADS: usize = 3;
+
 /// The chunks of a body that are still to be read.
 pub struct Pieces {
     id: MessageId,
     left: VecDeque<ChunkPlace>,
+    _pins: Arc<[SegmentPin]>,
 }
 
 impl Pieces {
     /// The next one, verified; `None` at the end.
     pub async fn next(&mut self, log: &LocalLog) -> Option<Result<ChunkBody, LoadError>> {
         let chunk = self.left.pop_front()?;
-        Some(log.read(self.id, chunk.place).await.map(ChunkBody).map_err(LoadError::from))
+        Some(log.read_chunk(self.id, chunk.place).await.map(ChunkBody).map_err(LoadError::from))
     }
 }

@@ -53,8 +53,10 @@ impl<'a> Recovered<'a> {
         }
     }
 
-    /// The handles of each core.
-    pub fn into_handles(self) -> Vec<Vec<(Destination, Handle)>> {
+    /// The handles of each core, in the order of acceptance: the lists of sites count on it.
+    pub fn into_handles(mut self) -> Vec<Vec<(Destination, Handle)>> {
+        // Stable and nearly sorted; only what was moved by a compaction is out of place.
+        self.cores.iter_mut().for_each(|handles| handles.sort_by_key(|(_, handle)| handle.id));
         self.cores
     }
 }

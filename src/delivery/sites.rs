@@ -113,6 +113,11 @@ impl Sites {
         self.courses.get(index)
     }
 
+    /// The course of a route.
+    pub fn course_of(&self, route: RouteIndex) -> CourseIndex {
+        self.courses.of(route)
+    }
+
     /// Where messages wait to which no route leads since the configuration changed.
     pub fn unrouted(&self) -> Destination {
         Destination { course: self.courses.unrouted(), domain: None }

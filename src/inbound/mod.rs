@@ -79,7 +79,10 @@ pub async fn serve(
     peer: SocketAddr,
     id: SessionId,
 ) {
-    let server = Server::new(listener.server.clone(), Instant::now());
+    let mut server = Server::new(listener.server.clone(), Instant::now());
+    if relay::may_start_queues(&worker.config, peer.ip()) {
+        server.permit_etrn();
+    }
     let intake = Intake::default();
     let mut session = Session {
         worker,
@@ -148,6 +151,7 @@ impl Session {
                         return End::TlsFailed;
                     }
                 }
+                Step::StartQueue => self.start_queue().await,
                 Step::Close => {
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -173,6 +177,13 @@ impl Session {
             Some(refusal) => Err(refusal),
         });
         self.server.recipient_checked(now, verdict);
+    }
+
+    async fn start_queue(&mut self) {
+        let Some(node) = self.server.node_in_question().cloned() else { return };
+        tracing::info!(session = %self.id, peer = %self.peer, ?node, "ETRN");
+        let result = self.worker.start_queue(node).await;
+        self.server.queue_started(Instant::now(), result);
     }
 
     fn drop_body(&mut self) {
@@ -257,7 +268,8 @@ impl Session {
     }
 
     async fn read(&mut self) -> Result<usize, StreamError> {
-        let deadline = self.server.deadline();
+        let slowest = |upload: &Upload| upload.deadline().min(self.server.deadline());
+        let deadline = self.upload.as_deref().map_or_else(|| self.server.deadline(), slowest);
         self.stream.allow_interrupt(!self.server.in_transaction());
         loop {
             match self.intake.make_room(self.server.in_body()) {
@@ -266,6 +278,9 @@ impl Session {
                     let Some((chunk, kept)) = self.intake.take_chunk() else { continue };
                     let (result, chunk) = self.stream.read(chunk, deadline).await;
                     self.intake.put_chunk(chunk, kept);
+                    if let (Ok(octets), Some(upload)) = (&result, &mut self.upload) {
+                        upload.received(*octets);
+                    }
                     return result;
                 }
                 Room::Buffer => {

@@ -44,6 +44,12 @@ pub fn decide(config: &Config, facts: Facts, path: &ForwardPath) -> Result<Route
     }
 }
 
+/// Whether a client may start the queue for a domain (RFC 1985 section 7): it makes this host open
+/// connections, and the answer tells what waits here.
+pub fn may_start_queues(config: &Config, client: IpAddr) -> bool {
+    config.relay.contains(client)
+}
+
 fn may_send(config: &Config, facts: Facts, to: &Mailbox, domain: &str) -> Result<(), Refusal> {
     let is_ours = config.domains.contains(domain);
     let allowed = match facts.service {

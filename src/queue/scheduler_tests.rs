@@ -374,6 +374,30 @@ fn domains_with_the_same_hosts_share_connections_and_take_turns() {
 }
 
 #[test]
+fn cores_that_hear_of_different_hosts_do_not_hand_a_message_to_and_fro() {
+    let rules = rules(&[Kind::Mail], 1, 2);
+    let mut cores = [Scheduler::new(0, 2, rules.clone()), Scheduler::new(1, 2, rules)];
+    // Each is told that the other core is the home of the site.
+    let sites = [site_of(11, 1, 2), site_of(10, 1, 2)];
+    file_to(&mut cores[0], 0, "a.example", START);
+    let mut handed = 0;
+    for at in [0, 1] {
+        let to = asked(&actions(&mut cores[at]))[0];
+        resolve(&mut cores[at], to, to_site(&sites[at], LONG), START);
+        while let Some(action) = cores[at].poll_action() {
+            let Action::Forward { core } = action else { panic!("{action:?}") };
+            handed += 1;
+            let (destination, handle) = cores[at].take_leaving().unwrap();
+            let event = Event::Filed { destination, handle, stay: true };
+            cores[core as usize].handle(event, START);
+        }
+    }
+    assert_eq!(handed, 2);
+    assert_eq!(opened(&actions(&mut cores[0])).len(), 1, "it came back and is served");
+    check(&mut cores[0]);
+}
+
+#[test]
 fn a_resolution_that_has_run_out_is_renewed_and_a_domain_moves_with_its_messages() {
     let mut scheduler = scheduler(1, 4, &[Kind::Mail]);
     let (old, new) = (site_of(8, 1, 1), site_of(9, 1, 1));

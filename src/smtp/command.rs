@@ -9,7 +9,10 @@
 //! the RFC's with three liberties that cost nothing: a space after `FROM:` and `TO:`, several
 //! spaces between parameters, and spaces at the end of the line.
 
+mod node;
 mod parameters;
+
+pub use node::Node;
 
 use crate::limits::DOMAIN;
 use crate::message::{MailParameters, Recipient};
@@ -68,11 +71,8 @@ pub enum Command<'line> {
         /// The initial response as it came, still base64, or `=` for an empty one.
         initial: Option<&'line str>,
     },
-    /// ETRN (RFC 1985 section 5).
-    Etrn {
-        /// The node, not judged.
-        argument: &'line str,
-    },
+    /// ETRN (RFC 1985 section 5): the queue for this node is to be started.
+    Etrn(Node),
     /// A command of SMTP that this server has not (502): TURN, SEND, SOML, SAML.
     NotImplemented,
     /// The first line of another protocol: a browser or a proxy that was led here.  What follows
@@ -326,8 +326,10 @@ fn expn<'line>(argument: Option<&'line [u8]>, extensions: &Extensions) -> Parsed
     free_text(argument, extensions, "EXPN list").map(|argument| Command::Expn { argument })
 }
 
-fn etrn<'line>(argument: Option<&'line [u8]>, extensions: &Extensions) -> Parsed<'line> {
-    free_text(argument, extensions, "ETRN node").map(|argument| Command::Etrn { argument })
+fn etrn<'line>(argument: Option<&'line [u8]>, _: &Extensions) -> Parsed<'line> {
+    let usage = "ETRN node";
+    let node = argument.and_then(text).and_then(Node::parse);
+    node.map(Command::Etrn).ok_or(CommandError::Syntax { usage })
 }
 
 /// A command that takes no argument.

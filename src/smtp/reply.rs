@@ -38,6 +38,12 @@ pub const OK: Reply = reply(250, "2.0.0", "Ok");
 pub const BYE: Reply = reply(221, "2.0.0", "Bye");
 /// VRFY: neither yes nor no (RFC 5321 section 3.5.3).
 pub const VRFY: Reply = reply(252, "2.5.0", "Cannot verify; send mail and see");
+/// ETRN: the queue was started; what is in it nobody could tell in time (RFC 1985 section 5.1).
+pub const QUEUE_STARTED: Reply = reply(250, "2.0.0", "Queue started");
+/// ETRN: nothing waits.
+pub const QUEUE_EMPTY: Reply = reply(251, "2.0.0", "No messages waiting");
+/// ETRN: something waits, perhaps among messages for others.
+pub const QUEUE_PENDING: Reply = reply(252, "2.0.0", "Pending messages started");
 /// HELP.
 pub const HELP: Reply = reply(214, "2.0.0", "See RFC 5321");
 
@@ -87,6 +93,10 @@ pub enum Refusal {
     NeedsTls,
     /// STARTTLS inside TLS.
     TlsUnderWay,
+    /// ETRN from a client that may not send it.
+    EtrnDenied,
+    /// ETRN for a queue that there is not (RFC 1985 section 5.3).
+    NoSuchQueue,
     /// The recipient is not ours and the client may not relay.
     RelayDenied,
     /// No route leads there.
@@ -111,6 +121,8 @@ pub enum Refusal {
     TooManySessions,
     /// As many sessions from this address as there may be.
     TooManySessionsFromAddress,
+    /// ETRN while more of them wait than may.
+    QueueBusy,
     /// Nothing came for too long.
     TimedOut,
     /// Too many commands that were wrong.
@@ -146,6 +158,8 @@ impl Refusal {
             Refusal::NotOffered => "not_offered",
             Refusal::NeedsTls => "needs_tls",
             Refusal::TlsUnderWay => "tls_under_way",
+            Refusal::EtrnDenied => "etrn_denied",
+            Refusal::NoSuchQueue => "no_such_queue",
             Refusal::RelayDenied => "relay_denied",
             Refusal::NoRoute => "no_route",
             Refusal::Rejected(_) => "rejected_by_route",
@@ -157,6 +171,7 @@ impl Refusal {
             Refusal::StorageFailed => "storage_failed",
             Refusal::TooManySessions => "too_many_sessions",
             Refusal::TooManySessionsFromAddress => "too_many_sessions_from_address",
+            Refusal::QueueBusy => "queue_busy",
             Refusal::TimedOut => "timed_out",
             Refusal::TooManyErrors => "too_many_errors",
             Refusal::ShuttingDown => "shutting_down",
@@ -191,6 +206,8 @@ impl From<&Refusal> for Reply {
             Refusal::NotOffered => reply(502, "5.5.1", "Not offered here"),
             Refusal::NeedsTls => reply(530, "5.7.0", "Send STARTTLS first"),
             Refusal::TlsUnderWay => reply(503, "5.5.1", "TLS is under way"),
+            Refusal::EtrnDenied => reply(550, "5.7.1", "ETRN denied"),
+            Refusal::NoSuchQueue => reply(459, "4.5.4", "No queue of this name"),
             Refusal::RelayDenied => reply(550, "5.7.1", "Relaying denied"),
             Refusal::NoRoute => reply(550, "5.1.2", "No route to this address"),
             // The operator's words are put in place of the text by `refuse`.
@@ -207,12 +224,26 @@ impl From<&Refusal> for Reply {
             Refusal::TooManySessionsFromAddress => {
                 reply(421, "4.7.0", "Too many connections from your address, try later")
             }
+            Refusal::QueueBusy => reply(458, "4.3.2", "Cannot start the queue now, try later"),
             Refusal::TimedOut => reply(421, "4.4.2", "Timed out"),
             Refusal::TooManyErrors => reply(421, "4.7.0", "Too many errors"),
             Refusal::ShuttingDown => reply(421, "4.3.2", "Service is stopping, try later"),
             Refusal::Internal => reply(421, "4.3.0", "Internal error, try later"),
         }
     }
+}
+
+/// What was found when a queue was started for ETRN (RFC 1985 section 5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueStart {
+    /// It was started; what is in it could not be told in time (250).
+    Unknown,
+    /// Nothing waits (251).
+    Nothing,
+    /// Something waits, perhaps among messages for others (252).
+    Something,
+    /// So many messages wait, and all of them are the node's (253).
+    Messages(u64),
 }
 
 /// The replies that wait to be sent, in order; one write takes them all.
@@ -259,6 +290,18 @@ impl Replies {
             self.line(250, if next.is_some() { b'-' } else { b' ' }, "", line);
             let Some(keyword) = next else { return };
             line = keyword;
+        }
+    }
+
+    /// The answer to ETRN.
+    pub fn queue_started(&mut self, found: QueueStart) {
+        match found {
+            QueueStart::Unknown => self.push(QUEUE_STARTED),
+            QueueStart::Nothing => self.push(QUEUE_EMPTY),
+            QueueStart::Something => self.push(QUEUE_PENDING),
+            QueueStart::Messages(count) => {
+                self.format(format_args!("253 2.0.0 {count} pending messages started\r\n"));
+            }
         }
     }
 

@@ -1,5 +1,5 @@
 //! One SMTP session as its server sees it: a state machine without I/O (RFC 5321, with
-//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING and STARTTLS).
+//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING, ETRN and STARTTLS).
 //!
 //! Octets and time go in through [`Server::handle_bytes`] and [`Server::handle_timeout`]; what is
 //! to be done comes back as an [`Event`], what is to be sent gathers in [`Server::replies`].  The
@@ -7,7 +7,9 @@
 //!
 //! It stops where somebody else must decide: at [`Event::CheckRecipient`] until
 //! [`Server::recipient_checked`], at [`Event::EndOfMessage`] until [`Server::stored`], at
-//! [`Event::StartTls`] until [`Server::tls_started`].  Until then it must be given no input; so the replies stay in the order of the commands.
+//! [`Event::StartQueue`] until [`Server::queue_started`], at [`Event::StartTls`] until
+//! [`Server::tls_started`].  Until then it must be given no input; so the replies stay in the order
+//! of the commands.
 //!
 //! Invariant: a message ends at CRLF.CRLF or at the last octet of BDAT LAST and nowhere else, and
 //! whatever was refused is still read to that end, so that no octet of a body is ever taken for
@@ -25,11 +27,11 @@ mod body;
 mod tests;
 
 use super::address::{AddressError, ForwardPath, ReversePath, Utf8};
-use super::command::{self, Command, CommandError, Extensions, Mail};
+use super::command::{self, Command, CommandError, Extensions, Mail, Node};
 use super::data::DataScanner;
 use super::header::HeaderWatch;
 use super::line::{LineScanner, LineStep};
-use super::reply::{self, Refusal, Replies};
+use super::reply::{self, QueueStart, Refusal, Replies};
 use crate::config::{BareNewline, ListenerTls, RouteIndex};
 use crate::limits;
 use crate::message::{BodySummary, Durability, Envelope, MailParameters, MessageId, Recipient};
@@ -71,6 +73,8 @@ pub enum Event {
     /// Send the replies, throw away whatever else has come, shake hands, then call
     /// [`Server::tls_started`]; close if that fails.
     StartTls,
+    /// Start the queue for [`Server::node_in_question`], then call [`Server::queue_started`].
+    StartQueue,
     /// Send the replies, then close.
     Close,
 }
@@ -124,6 +128,8 @@ pub struct Server {
     lines: LineScanner,
     is_secured: bool,
     client: Option<Client>,
+    /// The client may send ETRN.
+    may_start_queues: bool,
     transaction: Option<Box<Transaction>>,
     replies: Replies,
     refusals: Vec<Refused>,
@@ -150,6 +156,8 @@ enum Phase {
     Skip { left: u64, started: Instant },
     /// Nothing, until the handshake is over.
     StartTls,
+    /// Nothing, until the queue for this node is started.
+    Starting(Node),
     /// Nothing, until the message is stored.
     Storing { summary: BodySummary },
     /// Nothing any more.
@@ -178,6 +186,7 @@ impl Server {
             phase: Phase::Command,
             lines: LineScanner::default(),
             client: None,
+            may_start_queues: false,
             transaction: None,
             replies,
             refusals: Vec::new(),
@@ -185,6 +194,12 @@ impl Server {
             idle_commands: 0,
             deadline: now + limits::SERVER_COMMAND,
         }
+    }
+
+    /// Lets the client send ETRN, which EHLO then offers (RFC 1985).  Its answer, and the
+    /// connections that it makes this host open, are not for everybody.
+    pub fn permit_etrn(&mut self) {
+        self.may_start_queues = true;
     }
 
     /// Does as much with `input` as it can; call again with what it left, and with the rest of
@@ -204,6 +219,7 @@ impl Server {
                 Phase::Recipient(_) => Handled { consumed: 0, event: Event::CheckRecipient },
                 Phase::Storing { .. } => Handled { consumed: 0, event: Event::EndOfMessage },
                 Phase::StartTls => Handled { consumed: 0, event: Event::StartTls },
+                Phase::Starting(_) => Handled { consumed: 0, event: Event::StartQueue },
                 Phase::Closed { .. } => Handled { consumed: rest.len(), event: Event::Close },
             };
             consumed += step.consumed;
@@ -330,6 +346,28 @@ impl Server {
         self.deadline = now + limits::SERVER_COMMAND;
     }
 
+    /// The node that waits at [`Event::StartQueue`].
+    pub fn node_in_question(&self) -> Option<&Node> {
+        match &self.phase {
+            Phase::Starting(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// What became of the node in question.
+    pub fn queue_started(&mut self, now: Instant, result: Result<QueueStart, Refusal>) {
+        if !matches!(self.phase, Phase::Starting(_)) {
+            return;
+        }
+        self.phase = Phase::Command;
+        self.deadline = now + limits::SERVER_COMMAND;
+        match result {
+            Ok(found) => self.replies.queue_started(found),
+            Err(refusal) => self.refuse(refusal),
+        }
+        self.idled();
+    }
+
     /// The message that waits at [`Event::EndOfMessage`]; `None` at any other time.
     pub fn take_message(&mut self) -> Option<ReceivedMessage> {
         let Phase::Storing { summary } = self.phase else { return None };
@@ -431,9 +469,8 @@ impl Server {
             Command::Help => self.idle(reply::HELP, false),
             Command::Vrfy { .. } => self.idle(reply::VRFY, false),
             Command::Quit => self.quit(),
-            Command::Expn { .. } | Command::Etrn { .. } | Command::NotImplemented => {
-                self.refused(Refusal::NotImplemented)
-            }
+            Command::Etrn(node) => self.etrn(node),
+            Command::Expn { .. } | Command::NotImplemented => self.refused(Refusal::NotImplemented),
             Command::StartTls => self.start_tls(now),
             Command::Auth { .. } => self.refused(Refusal::NotOffered),
             Command::OtherProtocol => {
@@ -458,10 +495,10 @@ impl Server {
                 "ENHANCEDSTATUSCODES",
                 "DSN",
                 "CHUNKING",
-                "HELP",
             ];
+            let etrn = self.may_start_queues.then_some("ETRN");
             let starttls = self.offers_tls().then_some("STARTTLS");
-            let keywords = keywords.into_iter().chain(starttls);
+            let keywords = keywords.into_iter().chain(etrn).chain(starttls).chain(["HELP"]);
             self.replies.extended_hello(&self.config.hostname, keywords);
         } else {
             self.replies.hello(&self.config.hostname);
@@ -549,6 +586,24 @@ impl Server {
         }
         self.phase = Phase::Recipient(Box::new(recipient));
         Event::CheckRecipient
+    }
+
+    fn etrn(&mut self, node: Node) -> Event {
+        if self.client.is_none() {
+            return self.refused(Refusal::NeedsHello);
+        }
+        // Whoever may not send it learns nothing of our queues, not even their names.
+        if !self.may_start_queues {
+            return self.refused(Refusal::EtrnDenied);
+        }
+        if node == Node::Named {
+            return self.refused(Refusal::NoSuchQueue);
+        }
+        if self.transaction.is_some() {
+            return self.refused(Refusal::NestedMail);
+        }
+        self.phase = Phase::Starting(node);
+        Event::StartQueue
     }
 
     fn quit(&mut self) -> Event {

@@ -7,8 +7,11 @@
 //! - A DONE or DEFER is needed until the segment of *its message* has been durably retired, since
 //!   until then a recovery would find the message again.  This is kept as a pin from the segment
 //!   that holds the outcome to the segment that holds the message; an outcome always comes after
-//!   its message, so pins cannot form a circle.
-//! - A segment whose header voids sequences of another one is pinned by that one likewise.
+//!   its message, so pins cannot form a circle.  The compaction writes outcomes that are still
+//!   needed anew at the head, and then lets the pins on their old segment go.
+//! - A segment whose header voids sequences of another one is pinned by that one likewise, and so
+//!   is one that holds a message's newer copy by the one with the older copy.  Nothing but the
+//!   retirement of the other one lets these go.
 //!
 //! There is no entry a message (a backlog may have millions), save for those in chunks; a sum over
 //! the identities of what is live guards the count: it must be zero when the count is.
@@ -28,6 +31,8 @@ pub struct Accounts {
     segments: BTreeMap<SegmentNo, Segment>,
     /// Segments that hold outcomes (or voided sequences) for messages of the key.
     holders: BTreeMap<SegmentNo, BTreeSet<SegmentNo>>,
+    /// Segments that hold a newer copy of a message of the key, or void sequences of it.
+    successors: BTreeMap<SegmentNo, BTreeSet<SegmentNo>>,
     /// Where the chunks of unfinished uploads and of live messages stand.
     chunked: HashMap<MessageId, Chunked>,
     live: u64,
@@ -42,8 +47,25 @@ struct Segment {
     live: u32,
     /// The wrapping sum of the fingerprints of what is live.
     fingerprints: u64,
-    /// How many other segments need this one.
+    /// Messages and chunks that were ever counted in it.
+    counted: u32,
+    /// How many other segments need outcomes of this one.
     pins: u32,
+    /// How many other segments need it for what cannot be written anew.
+    firm_pins: u32,
+}
+
+/// What a compaction is chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Which segment; closed and not dead.
+    pub segment: SegmentNo,
+    /// Messages and chunks that are live in it.
+    pub live: u32,
+    /// Messages and chunks that were ever written to it.
+    pub counted: u32,
+    /// How many other segments need outcomes that it holds.
+    pub pins: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +93,14 @@ fn fingerprint(id: MessageId) -> u64 {
 impl Accounts {
     /// A new segment at the log's head.
     pub fn open(&mut self, segment: SegmentNo) {
-        let fresh = Segment { life: Life::Head, live: 0, fingerprints: 0, pins: 0 };
+        let fresh = Segment {
+            life: Life::Head,
+            live: 0,
+            fingerprints: 0,
+            counted: 0,
+            pins: 0,
+            firm_pins: 0,
+        };
         self.segments.insert(segment, fresh);
     }
 
@@ -83,17 +112,20 @@ impl Accounts {
         }
     }
 
-    /// Counts a record that has been written to `segment`.
+    /// Counts a record that has been written to `segment`; `moved` knows of messages that are
+    /// not where their outcomes say.
     pub fn record(
         &mut self,
         segment: SegmentNo,
         record: &RecordView<'_>,
+        moved: impl FnOnce(MessageId) -> Option<SegmentNo>,
     ) -> Result<(), FormatError> {
         match record.kind() {
             Kind::Message => self.message(segment, record.id()),
             Kind::Chunk => self.chunk(segment, record.id()),
             Kind::Done | Kind::Defer => {
-                let (of, last) = outcome::subject(record)?;
+                let (named, last) = outcome::subject(record)?;
+                let of = moved(record.id()).unwrap_or(named);
                 self.outcome(segment, of);
                 if last {
                     self.finished(of, record.id());
@@ -118,7 +150,7 @@ impl Accounts {
         self.chunked.entry(id).or_default().chunks.push(segment);
     }
 
-    /// `holder` holds an outcome of a message of segment `of`, or voids sequences of it.
+    /// `holder` holds an outcome of a message of segment `of`.
     pub fn outcome(&mut self, holder: SegmentNo, of: SegmentNo) {
         if holder == of || !self.segments.contains_key(&of) {
             return;
@@ -127,6 +159,88 @@ impl Accounts {
         if is_new && let Some(holder) = self.segments.get_mut(&holder) {
             holder.pins += 1;
         }
+    }
+
+    /// `holder` holds a newer copy of a message of segment `of`, or voids sequences of it.
+    pub fn succeeds(&mut self, holder: SegmentNo, of: SegmentNo) {
+        if holder == of || !self.segments.contains_key(&of) {
+            return;
+        }
+        let is_new = self.successors.entry(of).or_default().insert(holder);
+        if is_new && let Some(holder) = self.segments.get_mut(&holder) {
+            holder.firm_pins += 1;
+        }
+    }
+
+    /// A copy of a message of segment `from` stands in `to` and counts from now on; `chunks` are
+    /// the segments of the chunks that it names, one entry a chunk.
+    pub fn moved(&mut self, id: MessageId, from: SegmentNo, to: SegmentNo, chunks: &[SegmentNo]) {
+        self.add(to, id);
+        self.subtract(from, id);
+        self.succeeds(to, from);
+        self.retain_chunks(id, chunks);
+    }
+
+    /// Where a message's chunks stand, one entry a chunk.
+    pub fn chunk_segments(&self, id: MessageId) -> Vec<SegmentNo> {
+        self.chunked.get(&id).map(|chunked| chunked.chunks.clone()).unwrap_or_default()
+    }
+
+    /// Of a message's chunks only those in `named` count, one entry a chunk.
+    pub fn retain_chunks(&mut self, id: MessageId, named: &[SegmentNo]) {
+        let Some(chunked) = self.chunked.get_mut(&id) else { return };
+        let mut named = named.to_vec();
+        let mut gone = std::mem::take(&mut chunked.chunks);
+        gone.retain(|segment| match named.iter().position(|one| one == segment) {
+            Some(place) => {
+                chunked.chunks.push(named.swap_remove(place));
+                false
+            }
+            None => true,
+        });
+        gone.into_iter().for_each(|segment| self.subtract(segment, id));
+    }
+
+    /// Copies of a message's chunks in `copies` came to nothing.
+    pub fn forget_chunks(&mut self, id: MessageId, copies: &[SegmentNo]) {
+        let Some(chunked) = self.chunked.get_mut(&id) else { return };
+        let mut gone = Vec::new();
+        for copy in copies {
+            if let Some(place) = chunked.chunks.iter().position(|segment| segment == copy) {
+                gone.push(chunked.chunks.swap_remove(place));
+            }
+        }
+        if chunked.chunks.is_empty() {
+            self.chunked.remove(&id);
+        }
+        gone.into_iter().for_each(|segment| self.subtract(segment, id));
+    }
+
+    /// Every outcome of `holder` that others need stands at the head too, save for those of
+    /// messages in `except`, which are about to die.
+    pub fn carried(&mut self, holder: SegmentNo, except: &BTreeSet<SegmentNo>) {
+        let Some(segment) = self.segments.get_mut(&holder) else { return };
+        self.holders.retain(|of, holders| {
+            if !except.contains(of) && holders.remove(&holder) {
+                segment.pins -= 1;
+            }
+            !holders.is_empty()
+        });
+        self.candidates.insert(holder);
+    }
+
+    /// The closed segments that could die if what is needed of them stood elsewhere, oldest first.
+    pub fn fills(&self) -> impl Iterator<Item = Fill> {
+        let closed = self
+            .segments
+            .iter()
+            .filter(|(_, segment)| segment.life == Life::Closed && segment.firm_pins == 0);
+        closed.map(|(&no, &Segment { live, counted, pins, .. })| Fill {
+            segment: no,
+            live,
+            counted,
+            pins,
+        })
     }
 
     /// The message, whose MESSAGE stands in `segment`, has ended.
@@ -167,6 +281,7 @@ impl Accounts {
     fn add(&mut self, segment: SegmentNo, id: MessageId) {
         if let Some(segment) = self.segments.get_mut(&segment) {
             segment.live += 1;
+            segment.counted = segment.counted.saturating_add(1);
             segment.fingerprints = segment.fingerprints.wrapping_add(fingerprint(id));
             self.live += 1;
         }
@@ -197,7 +312,8 @@ impl Accounts {
             let Some(segment) = self.segments.get_mut(&no) else {
                 continue;
             };
-            if segment.life != Life::Closed || (segment.live, segment.pins) != (0, 0) {
+            let needs = (segment.live, segment.pins, segment.firm_pins);
+            if segment.life != Life::Closed || needs != (0, 0, 0) {
                 continue;
             }
             if segment.fingerprints != 0 {
@@ -222,11 +338,27 @@ impl Accounts {
                 self.candidates.insert(no);
             }
         }
+        for no in self.successors.remove(&segment).unwrap_or_default() {
+            if let Some(successor) = self.segments.get_mut(&no) {
+                successor.firm_pins -= 1;
+                self.candidates.insert(no);
+            }
+        }
+    }
+
+    /// A segment that was given for retirement could not be retired yet.
+    pub fn not_retired(&mut self, segment: SegmentNo) {
+        self.close(segment);
     }
 
     /// Messages and chunks that are live.
     pub fn live(&self) -> u64 {
         self.live
+    }
+
+    /// The numbers of the segments in use, the head's too.
+    pub fn in_use(&self) -> impl Iterator<Item = SegmentNo> {
+        self.segments.keys().copied()
     }
 
     /// Segments in use, the head counted.
@@ -298,6 +430,54 @@ mod tests {
         accounts.finished(A, MessageId(1));
         close_all(&mut accounts);
         assert_eq!(accounts.take_dead(), [], "message 2 is still in it");
+    }
+
+    #[test]
+    fn a_copy_outlasts_what_it_was_copied_from() {
+        let mut accounts = accounts(&[A, B, C]);
+        accounts.message(A, MessageId(1));
+        accounts.moved(MessageId(1), A, B, &[]);
+        accounts.outcome(C, B);
+        accounts.finished(B, MessageId(1));
+        close_all(&mut accounts);
+        assert_eq!(accounts.take_dead(), [A], "B holds what supersedes A's copy, C the end of B's");
+        accounts.retired(A);
+        assert_eq!(accounts.take_dead(), [B]);
+        accounts.retired(B);
+        assert_eq!(accounts.take_dead(), [C]);
+    }
+
+    #[test]
+    fn carried_outcomes_let_their_holder_go_but_for_what_dies_anyway() {
+        let mut accounts = accounts(&[A, B, C]);
+        accounts.message(A, MessageId(1));
+        accounts.message(B, MessageId(2));
+        accounts.outcome(C, A);
+        accounts.outcome(C, B);
+        close_all(&mut accounts);
+        accounts.carried(C, &BTreeSet::from([B]));
+        assert_eq!(accounts.take_dead(), [], "B still needs it");
+        accounts.finished(B, MessageId(2));
+        assert_eq!(accounts.take_dead(), [B]);
+        accounts.retired(B);
+        assert_eq!(accounts.take_dead(), [C], "and A does not");
+    }
+
+    #[test]
+    fn chunks_that_a_message_does_not_name_do_not_count() {
+        let mut accounts = accounts(&[A, B, C]);
+        accounts.chunk(A, MessageId(1));
+        accounts.chunk(A, MessageId(1));
+        accounts.message(A, MessageId(1));
+        accounts.chunk(B, MessageId(1));
+        accounts.moved(MessageId(1), A, C, &[A, B]);
+        assert_eq!(accounts.live(), 3);
+        accounts.forget_chunks(MessageId(1), &[B]);
+        assert_eq!(accounts.live(), 2);
+        accounts.finished(C, MessageId(1));
+        close_all(&mut accounts);
+        assert_eq!(accounts.take_dead(), [A, B], "C outlasts A");
+        assert_eq!(accounts.live(), 0);
     }
 
     #[test]

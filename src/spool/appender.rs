@@ -239,6 +239,7 @@ impl Appender {
             index_octets: index::entry_bytes(CHUNK_FRONT - BATCH_HEADER),
             notes: vec![note],
             abandoned: Vec::new(),
+            compaction: None,
         });
         ChunkTicket { ticket, octets, crc32c }
     }
@@ -426,6 +427,7 @@ impl Appender {
             index_octets: 0,
             notes: Vec::new(),
             abandoned: Vec::new(),
+            compaction: None,
         })
     }
 

@@ -1,15 +1,18 @@
 //! What the maintenance thread does so that the committer never waits for metadata: make and zero
-//! spare segments, write indexes, retire the dead.
+//! spare segments, write indexes, retire the dead, read for the compaction.
 //!
 //! [`Log`](super::Log) hands out chores and takes their results; [`Chore::perform`] is all the I/O
 //! there is, and the simulator calls it as it likes.  A chore that fails loses nothing: a segment
 //! that cannot be retired stays pinned, and a spare that cannot be made leaves the log full.
 
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 
+use super::compaction::{Made, Plan, Survey, Task, Work};
 use super::direct::AlignedBuf;
 use super::disk::{Disk, FileNo, Sync};
 use super::format::header::{SegmentHeader, SegmentState};
+use super::segments::SegmentTable;
 use super::{BLOCK, SegmentNo};
 
 /// A piece of work outside the path of a message.
@@ -44,6 +47,25 @@ pub enum Chore {
         /// Keep the file aside instead of using it again.
         quarantine: bool,
     },
+    /// Read what a segment holds, for the compaction.
+    Survey {
+        /// What has been read so far.
+        survey: Box<Survey>,
+        /// What to read.
+        task: Box<Task>,
+    },
+    /// Work out what is to be written again.
+    Plan {
+        /// All that has been read.
+        survey: Box<Survey>,
+    },
+    /// Read what is to be written again, for the compaction.
+    Copy {
+        /// What.
+        work: Box<Work>,
+        /// Where the segments are.
+        table: Arc<SegmentTable>,
+    },
     /// Keep aside a spare whose header could not be written.
     SetAside {
         /// The spare.
@@ -77,6 +99,19 @@ pub enum ChoreDone {
         /// Why.
         error: io::Error,
     },
+    /// A segment was read for the compaction.
+    Surveyed {
+        /// What has been read so far.
+        survey: Box<Survey>,
+        /// The segment.
+        segment: SegmentNo,
+        /// Whether it could be.
+        result: io::Result<()>,
+    },
+    /// What is to be written again is known.
+    Planned(Box<Plan>),
+    /// What is to be written again was read.
+    Copied(Box<Made>),
     /// Something that nobody waits for was done.
     Housekeeping,
     /// Something that nobody waits for failed.
@@ -127,6 +162,12 @@ impl Chore {
                 let spare = (!quarantine).then_some(Spare { file, generation, revision });
                 ChoreDone::Retired { segment, spare }
             }
+            Chore::Survey { mut survey, task } => {
+                let result = survey.read(disk, &task);
+                ChoreDone::Surveyed { survey, segment: task.header.segment, result }
+            }
+            Chore::Plan { survey } => ChoreDone::Planned(Box::new(survey.plan())),
+            Chore::Copy { work, table } => ChoreDone::Copied(Box::new(work.perform(disk, &table))),
             Chore::SetAside { file } => housekeeping(disk.quarantine(file)),
             Chore::Remove { file } => housekeeping(disk.remove(file)),
         }

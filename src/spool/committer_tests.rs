@@ -109,6 +109,49 @@ fn the_real_disk_does_the_same() {
     committer.stop(Duration::from_secs(5));
 }
 
+/// With the real threads, ticks and files: one message waits while others come and go.
+#[test]
+fn the_real_disk_is_compacted_under_load() {
+    let place = tempfile::tempdir().unwrap();
+    let options =
+        LogOptions { segment_bytes: 1 << 20, compact_after_ticks: 1, ..LogOptions::default() };
+    let open = || Arc::new(FileDisk::open(place.path()).unwrap());
+    let (committer, completions, _, _) = start(open(), options);
+    let handle = committer.handle();
+    let mut appender = Appender::new(AppenderOptions::new(0));
+    Mail::new(0, 1, 10_000).append(&mut appender, Instant::now()).unwrap();
+    drain(&mut appender, &handle, &completions);
+    let end = Instant::now() + Duration::from_secs(6);
+    let (mut id, mut files_most) = (1, 0);
+    while Instant::now() < end {
+        let first = id;
+        for _ in 0..10 {
+            Mail::new(id, 1, 10_000).append(&mut appender, Instant::now()).unwrap();
+            id += 1;
+        }
+        let settled = drain(&mut appender, &handle, &completions);
+        let places = settled.iter().map(|settled| settled.result.unwrap());
+        for (id, place) in (first..).zip(places.filter(|place| place.length > 1000)) {
+            let (id, segment) = (MessageId(id), place.segment);
+            let done = Done { id, segment, recipients: Recipients::All, last: true };
+            appender.append_done(&done, Instant::now());
+        }
+        files_most = files_most.max(std::fs::read_dir(place.path()).unwrap().count());
+        // Not more than some 4 MB a second, so that 6 MB of segments are what is young.
+        thread::sleep(Duration::from_millis(25));
+    }
+    drain(&mut appender, &handle, &completions);
+    committer.stop(Duration::from_secs(5));
+    let written = id as usize / 100;
+    println!("{files_most} files of 1 MiB for {written} MB");
+    // Spares and the lock among them, and what one slow second writes.
+    assert!(files_most < 12.max(written), "{files_most} files of 1 MiB for {written} MB");
+    let (committer, _, kept, _) = start(open(), options);
+    assert_eq!(kept.ids(), [0]);
+    assert!(kept.messages[0].place.segment.0 > 2, "it moved: {:?}", kept.messages[0].place);
+    committer.stop(Duration::from_secs(5));
+}
+
 #[test]
 fn stopping_does_not_wait_for_room_that_never_comes() {
     let disk = SimDisk::new(5);

@@ -15,6 +15,7 @@
 //!
 //! It does not know threads or clocks, and never looks into a body.
 
+mod compact;
 mod upkeep;
 
 use std::collections::{HashMap, VecDeque};
@@ -36,8 +37,8 @@ use super::format::record::Kind;
 use super::sealed::{BatchPlace, CommitError, Completion, SealedBatch};
 use super::segments::SegmentTable;
 use super::stats::SpoolStats;
-use super::{BLOCK, SEGMENT_BYTES, SegmentNo};
-use crate::message::Durability;
+use super::{BLOCK, RecordPlace, SEGMENT_BYTES, SegmentNo};
+use crate::message::{Durability, MessageId};
 
 /// The last spare is for what must go on when all else fails: to void a refused commit, and to
 /// start again on a full disk.
@@ -47,6 +48,9 @@ const KEPT_FOR_OUTCOMES: usize = 1 + KEPT_FOR_FAILURE;
 /// An index that outgrows this part of its segment is given up: a segment of small outcomes is
 /// read as fast without.
 const INDEX_PART: u32 = 16;
+/// What was recovered is left alone for so long, if compaction waits that long at all: most of it
+/// is about to be delivered.
+const AFTER_START_TICKS: u32 = 60;
 /// The most batches of one write; the kernel takes 1,024 parts.
 const WRITE_BATCHES_MAX: usize = 512;
 
@@ -60,11 +64,21 @@ pub struct LogOptions {
     pub spares: usize,
     /// Spares beyond this are removed when segments are retired.
     pub spares_max: usize,
+    /// The age in ticks (seconds) from which a segment is compacted once most of it is dead.
+    pub compact_after_ticks: u32,
+    /// Octets that a compaction may write a tick, besides an eighth of what others write.
+    pub compact_octets_per_tick: u32,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        LogOptions { segment_bytes: SEGMENT_BYTES, spares: 3, spares_max: 16 }
+        LogOptions {
+            segment_bytes: SEGMENT_BYTES,
+            spares: 3,
+            spares_max: 16,
+            compact_after_ticks: 600,
+            compact_octets_per_tick: 32 * 1024 * 1024,
+        }
     }
 }
 
@@ -99,15 +113,47 @@ pub struct Log<D> {
     is_full: bool,
     has_failed: bool,
     chores: VecDeque<Chore>,
+    ticks: i64,
+    /// Segments whose retirement failed, or waits for readers: tried again by the next tick.
+    unretired: Vec<SegmentNo>,
+    job: Option<compact::Job>,
+    /// Octets that the compaction may write now.
+    compaction_credit: i64,
+    /// Which messages the table says to be in a segment that they were not accepted into.
+    moved_into: HashMap<SegmentNo, Vec<MessageId>>,
 }
 
 /// A segment in use.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SegmentFile {
     pub(crate) file: FileNo,
-    pub(crate) revision: u64,
+    /// As it was written last, or tried.
+    pub(crate) header: SegmentHeader,
+    /// Where the batches that count end; set when it is closed.
+    pub(crate) end: u32,
     /// Kept aside when it dies.
     pub(crate) is_damaged: bool,
+    /// It was damaged when it was recovered.
+    pub(crate) was_damaged: bool,
+    /// Compaction cannot read it.
+    pub(crate) is_stuck: bool,
+    pub(crate) closed_at_tick: i64,
+    pub(crate) look: Option<compact::Look>,
+}
+
+impl SegmentFile {
+    pub(crate) fn new(file: FileNo, header: SegmentHeader) -> SegmentFile {
+        SegmentFile {
+            file,
+            header,
+            end: header.segment_bytes,
+            is_damaged: false,
+            was_damaged: false,
+            is_stuck: false,
+            closed_at_tick: 0,
+            look: None,
+        }
+    }
 }
 
 /// The segment that is appended to.
@@ -121,6 +167,10 @@ struct Head {
     header_is_written: bool,
     /// Something in it is written and not synced.
     has_unsynced: bool,
+    /// Where the batches that count end.
+    ///
+    /// `written <= position`
+    written: u32,
     /// Everything before this offset is synced.
     ///
     /// `synced <= position`
@@ -133,6 +183,8 @@ struct Head {
 struct RefusedGroup {
     batches: Vec<SealedBatch>,
     error: io::Error,
+    /// It was a sync that was refused, so that another one would say nothing.
+    was_sync: bool,
 }
 
 /// What recovery found, for [`Log::resume`].
@@ -151,6 +203,8 @@ pub(crate) struct Found {
     pub(crate) last_sequence: u64,
     /// Above everything that may have been written.
     pub(crate) next_sequence: u64,
+    /// Messages that do not stand where some of their outcomes say.
+    pub(crate) moved: Vec<(MessageId, RecordPlace)>,
 }
 
 enum Turn {
@@ -207,9 +261,21 @@ impl<D: Disk> Log<D> {
             is_full: false,
             has_failed: false,
             chores: VecDeque::new(),
+            ticks: 0,
+            unretired: Vec::new(),
+            job: None,
+            compaction_credit: 0,
+            moved_into: HashMap::new(),
         };
-        for (&segment, file) in &log.segments {
+        let is_rested_at =
+            i64::from(log.options.compact_after_ticks.saturating_sub(AFTER_START_TICKS));
+        for (&segment, file) in &mut log.segments {
+            file.closed_at_tick = -is_rested_at;
             log.table.insert(segment, file.file);
+        }
+        for (id, place) in found.moved {
+            log.table.set_moved(id, place);
+            log.moved_into.entry(place.segment).or_default().push(id);
         }
         log.install_head();
         log.settle();
@@ -239,6 +305,11 @@ impl<D: Disk> Log<D> {
         if self.head.has_unsynced && !self.has_failed {
             self.sync_unsynced();
         }
+        self.ticks += 1;
+        for segment in std::mem::take(&mut self.unretired) {
+            self.accounts.not_retired(segment);
+        }
+        self.compact_tick();
         let mut done = Vec::new();
         self.advance(&mut done);
         done
@@ -300,6 +371,8 @@ impl<D: Disk> Log<D> {
                 Turn::Refuse(error) => self.refuse_messages(error, done),
             }
         }
+        self.take_compacted(done);
+        self.compact_step();
         self.settle();
     }
 
@@ -321,6 +394,17 @@ impl<D: Disk> Log<D> {
             if batch.has_messages && self.is_full && self.spares.len() < KEPT_FOR_OUTCOMES {
                 done.extend(self.waiting.pop_front().map(|batch| batch.refused(CommitError::Full)));
                 continue;
+            }
+            if batch.compaction.is_some() {
+                // What is before it in the group may be an outcome of what it holds.
+                if !group.is_empty() {
+                    break;
+                }
+                if self.is_outdated(batch) {
+                    let written = self.waiting.pop_front().and_then(|batch| batch.compaction);
+                    written.into_iter().for_each(|written| self.compaction_refused(written, false));
+                    continue;
+                }
             }
             if self.names_suspect(batch) {
                 let error = CommitError::Disk(io::ErrorKind::Other);
@@ -349,10 +433,10 @@ impl<D: Disk> Log<D> {
         let first_sequence = self.next_sequence;
         let octets = self.number(&mut group);
         let started = Instant::now();
-        if let Err(error) = self.write_numbered(&group, octets) {
+        if let Err(Unwritten { error, was_sync }) = self.write_numbered(&group, octets) {
             self.stats.commit_failures.fetch_add(1, Relaxed);
             tracing::error!(segment = %self.head.header.segment, %error, "the disk refused a commit");
-            self.refused = Some(RefusedGroup { batches: group, error });
+            self.refused = Some(RefusedGroup { batches: group, error, was_sync });
             return;
         }
         let records = group.iter().map(|batch| u64::from(batch.digest.record_count)).sum();
@@ -365,9 +449,13 @@ impl<D: Disk> Log<D> {
                 sequence,
             };
             if batch.octets() > 0 {
-                self.count(&batch, place);
+                match batch.compaction {
+                    None => self.count(&batch, place),
+                    Some(_) => self.count_compacted(&batch, place),
+                }
                 self.last_sequence = sequence;
                 self.head.position += batch.octets() as u32;
+                self.head.written = self.head.position;
                 sequence += 1;
             }
             batch.abandoned.iter().for_each(|&id| self.accounts.abandoned(id));
@@ -378,6 +466,8 @@ impl<D: Disk> Log<D> {
             self.head.synced = self.head.position;
         }
         debug_assert_eq!(sequence, self.next_sequence);
+        self.bound_index();
+        self.credit_compaction(octets);
     }
 
     /// Writes each batch's header, the committer's part of it included; gives their octets.
@@ -400,7 +490,7 @@ impl<D: Disk> Log<D> {
         octets
     }
 
-    fn write_numbered(&mut self, group: &[SealedBatch], octets: usize) -> io::Result<()> {
+    fn write_numbered(&mut self, group: &[SealedBatch], octets: usize) -> Result<(), Unwritten> {
         if octets == 0 {
             return Ok(());
         }
@@ -420,9 +510,11 @@ impl<D: Disk> Log<D> {
         let must_sync = group.iter().any(|batch| batch.durability == Durability::Fsync);
         // A synchronous write makes durable only itself, so it suffices only alone.
         let sync = if must_sync && !self.head.has_unsynced { Sync::Data } else { Sync::Later };
-        self.disk.write(self.head.file, offset, &parts, sync)?;
+        let written = self.disk.write(self.head.file, offset, &parts, sync);
+        written.map_err(|error| Unwritten { error, was_sync: sync == Sync::Data })?;
         if must_sync && sync == Sync::Later {
-            self.disk.sync(self.head.file)?;
+            let synced = self.disk.sync(self.head.file);
+            synced.map_err(|error| Unwritten { error, was_sync: true })?;
         }
         self.head.has_unsynced = !must_sync;
         self.head.header_is_written = true;
@@ -433,13 +525,21 @@ impl<D: Disk> Log<D> {
     fn count(&mut self, batch: &SealedBatch, place: BatchPlace) {
         for record in batch::records(batch.payload()) {
             let (offset, record) = record.expect("the appender writes sound records");
+            let moved = |id| self.table.moved(id).map(|place| place.segment);
             self.accounts
-                .record(place.segment, &record)
+                .record(place.segment, &record, moved)
                 .expect("the appender writes sound records");
+            if matches!(record.kind(), Kind::Done | Kind::Defer) {
+                self.touch(record.id());
+            }
             if let Some(index) = &mut self.head.index {
                 index.add(place.offset + (BATCH_HEADER + offset) as u32, &record);
             }
         }
+    }
+
+    /// Gives an index up that has outgrown its part of the segment.
+    fn bound_index(&mut self) {
         let index_max = (self.options.segment_bytes / INDEX_PART) as usize;
         if self.head.index.as_ref().is_some_and(|index| index.len() > index_max) {
             self.head.index = None;
@@ -469,7 +569,7 @@ impl<D: Disk> Log<D> {
         };
         let spare = self.spares.pop_front().expect("the caller has looked");
         self.write_index();
-        self.accounts.close(self.head.header.segment);
+        self.close_head();
         let header = open_header(
             &self.options,
             spare,
@@ -481,6 +581,15 @@ impl<D: Disk> Log<D> {
         self.head = Head::new(header, spare.file, false);
         self.install_head();
         Turn::Rolled
+    }
+
+    /// Nothing more is appended to the head.
+    fn close_head(&mut self) {
+        let segment = self.head.header.segment;
+        self.accounts.close(segment);
+        if let Some(file) = self.segments.get_mut(&segment) {
+            (file.end, file.closed_at_tick) = (self.head.written, self.ticks);
+        }
     }
 
     fn write_index(&mut self) {
@@ -504,11 +613,9 @@ impl<D: Disk> Log<D> {
         let header = &self.head.header;
         self.accounts.open(header.segment);
         if header.voided.is_some() {
-            self.accounts.outcome(header.segment, header.predecessor);
+            self.accounts.succeeds(header.segment, header.predecessor);
         }
-        let file =
-            SegmentFile { file: self.head.file, revision: header.revision, is_damaged: false };
-        self.segments.insert(header.segment, file);
+        self.segments.insert(header.segment, SegmentFile::new(self.head.file, *header));
         self.table.insert(header.segment, self.head.file);
         self.stats.rolls.fetch_add(1, Relaxed);
     }
@@ -531,6 +638,23 @@ impl<D: Disk> Log<D> {
         }
         self.head.has_unsynced = false;
         self.durable_through = self.last_sequence;
+    }
+
+    /// Syncs what was acknowledged without a sync in the segment that is being closed by a failure.
+    fn sync_closed(&mut self, was_sync: bool) {
+        if !self.head.has_unsynced {
+            return;
+        }
+        // A sync that was refused once would lie the second time.
+        if !was_sync && self.disk.sync(self.head.file).is_ok() {
+            self.head.has_unsynced = false;
+            return;
+        }
+        tracing::error!(segment = %self.head.header.segment,
+            "messages taken with durability = \"os\" before the disk's refusal may not survive a \
+             power cut");
+        self.mark_damaged(self.head.header.segment);
+        self.suspect_unsynced();
     }
 
     fn suspect_unsynced(&mut self) {
@@ -573,14 +697,13 @@ impl<D: Disk> Log<D> {
                 self.chores.push_back(Chore::SetAside { file: spare.file });
                 continue;
             }
-            let RefusedGroup { batches, error } =
+            let RefusedGroup { batches, error, was_sync } =
                 self.refused.take().expect("called only with a refused group");
             if !is_out_of_space(&error) {
                 self.mark_damaged(self.head.header.segment);
             }
-            self.accounts.close(self.head.header.segment);
-            self.suspect_unsynced();
-            // What is unsynced in the closed segment was never promised more.
+            self.close_head();
+            self.sync_closed(was_sync);
             self.durable_through = self.last_sequence;
             self.head = Head::new(header, spare.file, true);
             self.install_head();
@@ -636,6 +759,12 @@ impl<D: Disk> Log<D> {
     }
 }
 
+/// Why a group of batches is not on the disk.
+struct Unwritten {
+    error: io::Error,
+    was_sync: bool,
+}
+
 impl Head {
     fn new(header: SegmentHeader, file: FileNo, header_is_written: bool) -> Head {
         Head {
@@ -644,6 +773,7 @@ impl Head {
             position: BLOCK as u32,
             header_is_written,
             has_unsynced: false,
+            written: BLOCK as u32,
             synced: BLOCK as u32,
             index: Some(IndexBuilder::default()),
         }

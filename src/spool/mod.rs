@@ -19,21 +19,25 @@
 //! - A batch that was refused is void on the disk before its refusal is told.
 //! - A segment is reused only after its header says durably that it is free, and the outcomes
 //!   which others hold for its messages are let go only after that.
+//! - A copy that the compaction makes says what was true when it was committed: an outcome that
+//!   comes in between keeps the copy from being written.
 //!
 //! It fails by [`CommitError`]: the disk is full (try later), the disk refused this batch (try
 //! later), the log has stopped (an operator must look).  What is read and does not verify is an
 //! error of that one read.
 //!
-//! It does not know what a recipient is beyond its index, does not schedule, and does not compact.
+//! It does not know what a recipient is beyond its index, and does not schedule.
 
 pub mod accounts;
 pub mod appender;
 pub mod buffer;
 pub mod chore;
 pub mod committer;
+mod compaction;
 pub mod direct;
 pub mod disk;
 pub mod file_disk;
+mod fold;
 pub mod format;
 pub mod log;
 pub mod reader;
@@ -61,10 +65,12 @@ pub use format::message::{ChunkPlace, Extension, NewBody, NewMessage, StoredBody
 pub use format::outcome::{Defer, DeferState, Done, Recipients, StoredDefer, StoredDone};
 pub use format::record::{Kind, RecordView};
 pub use log::{Log, LogOptions};
-pub use reader::{ReadAnswer, ReadError, ReadRecord, ReadRequest, ReadSink, Reader, ReaderHandle};
+pub use reader::{
+    Part, ReadAnswer, ReadError, ReadRecord, ReadRequest, ReadSink, Reader, ReaderHandle,
+};
 pub use recovery::{RecoveredMessage, RecoveryError, RecoveryReport, RecoveryVisitor, recover};
 pub use sealed::{BatchPlace, CommitError, Completion, SealedBatch};
-pub use segments::SegmentTable;
+pub use segments::{SegmentPin, SegmentTable};
 pub use stats::SpoolStats;
 
 /// The unit of everything that is written: what direct I/O and all known disks accept.

@@ -7,10 +7,13 @@
 //!
 //! Before a record is handed out its head, its body and its id are checked, so a segment needs no
 //! pin while it is read: if it was retired in between, the octets of its next life do not pass.
+//! A MESSAGE that was moved is read where it stands now; if it is moved in the middle of a read,
+//! it is read again.
 //!
 //! Memory: as many pooled buffers as may be in flight or in the hands of workers; when they are
-//! used up, requests wait in their queue.  A record that is longer than a pooled buffer gets one
-//! of its own, one at a time.
+//! used up, requests wait in their queue.  A quarter of the buffers is kept for messages: chunks
+//! stay with slow next hops for as long as those take, and must not keep all other mail waiting.
+//! A record that is longer than a pooled buffer gets one of its own, one at a time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,6 +42,8 @@ use crate::message::MessageId;
 const DEPTH: u32 = 32;
 /// A chunk, or a small message; a block more, since a record need not begin on one.
 const BUFFER_OCTETS: usize = limits::CHUNK + 2 * BLOCK;
+/// One of so many buffers is kept for messages.
+const MESSAGE_SHARE: usize = 4;
 /// How long to sleep when every buffer is out: their return wakes nobody.
 const BUFFER_WAIT: Duration = Duration::from_millis(1);
 
@@ -51,10 +56,21 @@ pub struct ReadRequest {
     pub token: u64,
     /// Whose record it must be.
     pub id: MessageId,
-    /// Where it stands: a MESSAGE's place, or a chunk's.
+    /// What is to be read.
+    pub part: Part,
+    /// Where it stands, or stood when the reader of a MESSAGE heard of it.
     pub place: RecordPlace,
     /// A longer record is refused.
     pub octets_max: usize,
+}
+
+/// Which part of a message is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Its MESSAGE record, wherever that was moved.
+    Message,
+    /// A chunk, whose segment the reader keeps from being retired ([`SegmentTable::pin`]).
+    Chunk,
 }
 
 /// What became of a request.
@@ -115,12 +131,16 @@ pub trait ReadSink: Send + Sync {
 #[derive(Debug)]
 pub struct Reader {
     inbox: Arc<Inbox>,
+    table: Arc<SegmentTable>,
     thread: JoinHandle<()>,
 }
 
 /// Where workers put their requests; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct ReaderHandle(Arc<Inbox>);
+pub struct ReaderHandle {
+    inbox: Arc<Inbox>,
+    table: Arc<SegmentTable>,
+}
 
 #[derive(Debug)]
 struct Inbox {
@@ -142,8 +162,13 @@ impl Inbox {
 impl ReaderHandle {
     /// Asks for a record; the answer comes through the sink.
     pub fn request(&self, request: ReadRequest) {
-        self.0.requests.push(request);
-        self.0.knock();
+        self.inbox.requests.push(request);
+        self.inbox.knock();
+    }
+
+    /// Which file holds which segment, and what was moved.
+    pub fn table(&self) -> &SegmentTable {
+        &self.table
     }
 }
 
@@ -164,6 +189,7 @@ impl Reader {
             is_stopping: AtomicBool::new(false),
         });
         let inside = inbox.clone();
+        let shared_table = table.clone();
         let thread = thread::Builder::new().name("spool-read".into()).spawn(move || {
             let _abort = AbortOnPanic;
             let ring = ReadRing::new(DEPTH, inside.event.clone())
@@ -172,6 +198,7 @@ impl Reader {
                 )
                 .ok();
             let pool = BufferPool::new(BUFFER_OCTETS, buffers);
+            let kept_for_messages = buffers / MESSAGE_SHARE;
             Loop {
                 disk,
                 table,
@@ -179,17 +206,19 @@ impl Reader {
                 sink,
                 inbox: inside,
                 pool,
+                kept_for_messages,
+                waiting: Waiting::default(),
                 flying: Vec::new(),
                 woken: Vec::new(),
             }
             .run(ring);
         })?;
-        Ok(Reader { inbox, thread })
+        Ok(Reader { inbox, table: shared_table, thread })
     }
 
     /// Where workers put their requests.
     pub fn handle(&self) -> ReaderHandle {
-        ReaderHandle(self.inbox.clone())
+        ReaderHandle { inbox: self.inbox.clone(), table: self.table.clone() }
     }
 
     /// Answers what has been asked and ends the thread.
@@ -208,9 +237,47 @@ struct Loop {
     sink: Arc<dyn ReadSink>,
     inbox: Arc<Inbox>,
     pool: BufferPool,
+    /// Buffers that chunks may not take.
+    kept_for_messages: usize,
+    /// What waits for a slot or a buffer.
+    waiting: Waiting,
     /// By ring token.
     flying: Vec<Option<(ReadRequest, Plan)>>,
     woken: Vec<usize>,
+}
+
+/// Requests that wait, in the order of their arrival within each kind.
+#[derive(Debug, Default)]
+struct Waiting {
+    messages: VecDeque<ReadRequest>,
+    chunks: VecDeque<ReadRequest>,
+    /// Whose turn it is, so that neither kind keeps the other from the ring.
+    chunk_is_next: bool,
+}
+
+impl Waiting {
+    fn push(&mut self, request: ReadRequest) {
+        match request.part {
+            Part::Message => self.messages.push_back(request),
+            Part::Chunk => self.chunks.push_back(request),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.chunks.is_empty()
+    }
+
+    /// The kinds that have requests, the one whose turn it is first.
+    fn order(&self) -> [Part; 2] {
+        if self.chunk_is_next { [Part::Chunk, Part::Message] } else { [Part::Message, Part::Chunk] }
+    }
+
+    fn of(&mut self, part: Part) -> &mut VecDeque<ReadRequest> {
+        match part {
+            Part::Message => &mut self.messages,
+            Part::Chunk => &mut self.chunks,
+        }
+    }
 }
 
 /// The whole blocks around a record.
@@ -236,15 +303,20 @@ impl Plan {
 
 impl Loop {
     fn run(mut self, mut ring: Option<ReadRing>) {
-        let mut waiting: VecDeque<ReadRequest> = VecDeque::new();
         self.flying.resize_with(DEPTH as usize, || None);
         loop {
-            waiting.extend(std::iter::from_fn(|| self.inbox.requests.pop()));
-            let lacks_buffers = self.start_reads(&mut waiting, ring.as_mut());
+            while let Some(request) = self.inbox.requests.pop() {
+                self.waiting.push(request);
+            }
+            let lacks_buffers = self.start_reads(ring.as_mut());
             self.wake_all();
             let is_flying = self.flying.iter().any(Option::is_some);
             let is_stopping = self.inbox.is_stopping.load(Ordering::SeqCst);
-            if is_stopping && waiting.is_empty() && !is_flying && self.inbox.requests.is_empty() {
+            if is_stopping
+                && self.waiting.is_empty()
+                && !is_flying
+                && self.inbox.requests.is_empty()
+            {
                 return;
             }
             if lacks_buffers && !is_flying {
@@ -285,45 +357,55 @@ impl Loop {
     }
 
     /// Starts as many reads as there are slots and buffers; gives whether a buffer was lacking.
-    fn start_reads(
-        &mut self,
-        waiting: &mut VecDeque<ReadRequest>,
-        mut ring: Option<&mut ReadRing>,
-    ) -> bool {
-        while let Some(&request) = waiting.front() {
+    fn start_reads(&mut self, mut ring: Option<&mut ReadRing>) -> bool {
+        loop {
             if ring.as_ref().is_some_and(|ring| !ring.has_room()) {
                 return false;
             }
-            let (file, plan) = match self.prepare(&request) {
-                Ok(prepared) => prepared,
-                Err(error) => {
-                    waiting.pop_front();
-                    self.answer(request, Err(error));
-                    continue;
-                }
-            };
-            let Some(buffer) = self.buffer(plan.octets) else {
+            let order = self.waiting.order();
+            if self.waiting.is_empty() {
+                return false;
+            }
+            let started = order.into_iter().any(|part| self.start_one(part, ring.as_deref_mut()));
+            if !started {
                 return true;
-            };
-            waiting.pop_front();
-            match &mut ring {
-                Some(ring) => {
-                    let token = self.flying.iter().position(Option::is_none);
-                    let token = token.expect("the ring has as many slots");
-                    self.flying[token] = Some((request, plan));
-                    ring.read(file, plan.offset, plan.octets, buffer, token as u64);
-                }
-                None => {
-                    let mut buffer = buffer;
-                    let result = read_all(&file, plan.offset, &mut buffer[..plan.octets]);
-                    self.verify(request, plan, buffer, result.map(|()| plan.octets));
-                }
             }
         }
-        false
     }
 
-    fn prepare(&self, request: &ReadRequest) -> Result<(Arc<OwnedFd>, Plan), ReadError> {
+    /// Starts or answers the first request of a kind; gives whether there was one that could be.
+    fn start_one(&mut self, part: Part, ring: Option<&mut ReadRing>) -> bool {
+        let Some(mut request) = self.waiting.of(part).front().copied() else { return false };
+        let (file, plan) = match self.prepare(&mut request) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.waiting.of(part).pop_front();
+                self.answer(request, Err(error));
+                return true;
+            }
+        };
+        let Some(mut buffer) = self.buffer(part, plan.octets) else { return false };
+        self.waiting.of(part).pop_front();
+        self.waiting.chunk_is_next = part == Part::Message;
+        match ring {
+            Some(ring) => {
+                let token = self.flying.iter().position(Option::is_none);
+                let token = token.expect("the ring has as many slots");
+                self.flying[token] = Some((request, plan));
+                ring.read(file, plan.offset, plan.octets, buffer, token as u64);
+            }
+            None => {
+                let result = read_all(&file, plan.offset, &mut buffer[..plan.octets]);
+                self.verify(request, plan, buffer, result.map(|()| plan.octets));
+            }
+        }
+        true
+    }
+
+    fn prepare(&self, request: &mut ReadRequest) -> Result<(Arc<OwnedFd>, Plan), ReadError> {
+        if request.part == Part::Message {
+            request.place = self.table.place_of(request.id, request.place);
+        }
         let RecordPlace { segment, length, .. } = request.place;
         let plan = Plan::of(request.place)
             .filter(|_| length as usize <= request.octets_max)
@@ -332,9 +414,10 @@ impl Loop {
         Ok((self.disk.descriptor(file)?, plan))
     }
 
-    fn buffer(&self, octets: usize) -> Option<PooledBuf> {
+    fn buffer(&self, part: Part, octets: usize) -> Option<PooledBuf> {
         if octets <= self.pool.buffer_octets() {
-            return self.pool.take();
+            let is_free = part == Part::Message || self.pool.available() > self.kept_for_messages;
+            return is_free.then(|| self.pool.take()).flatten();
         }
         let is_large = |(_, plan): &(ReadRequest, Plan)| plan.octets > BUFFER_OCTETS;
         let has_large = self.flying.iter().flatten().any(is_large);
@@ -361,6 +444,13 @@ impl Loop {
             let record = record.ok_or(ReadError::Damaged(FormatError::Truncated))?;
             check(record, &request)
         });
+        // It may have been moved while it was read, and its old segment be in use again.
+        let is_old = verified.is_err()
+            && request.part == Part::Message
+            && self.table.place_of(request.id, request.place) != request.place;
+        if is_old {
+            return self.waiting.push(request);
+        }
         let result = verified.map(|()| ReadRecord { buffer, start: plan.start, end });
         self.answer(request, result);
     }

@@ -5,7 +5,7 @@ use super::*;
 use crate::spool::committer::random_generation;
 use crate::spool::disk::{Disk, Sync};
 use crate::spool::test_kit::{Kept, Mail};
-use crate::spool::{Appender, AppenderOptions, Kind, Log, LogOptions, recover};
+use crate::spool::{Appender, AppenderOptions, Done, Kind, Log, LogOptions, Recipients, recover};
 
 struct Sink(Mutex<mpsc::Sender<ReadAnswer>>);
 
@@ -27,9 +27,13 @@ struct Bench {
 }
 
 fn bench(octets: &[usize], buffers: usize) -> Bench {
+    let options = LogOptions { segment_bytes: 8 << 20, ..LogOptions::default() };
+    bench_with(options, octets, buffers)
+}
+
+fn bench_with(options: LogOptions, octets: &[usize], buffers: usize) -> Bench {
     let place = tempfile::tempdir().unwrap();
     let disk = Arc::new(FileDisk::open(place.path()).unwrap());
-    let options = LogOptions { segment_bytes: 8 << 20, ..LogOptions::default() };
     let mut random = random_generation;
     let (mut log, _) =
         recover(disk.clone(), options, Arc::default(), &mut random, &mut Kept::default()).unwrap();
@@ -53,7 +57,14 @@ fn bench(octets: &[usize], buffers: usize) -> Bench {
 impl Bench {
     fn ask(&self, token: u64, id: u64, place: RecordPlace) {
         let octets_max = RECORD_BYTES_MAX;
-        let request = ReadRequest { worker: 0, token, id: MessageId(id), place, octets_max };
+        let request = ReadRequest {
+            worker: 0,
+            token,
+            id: MessageId(id),
+            part: Part::Message,
+            place,
+            octets_max,
+        };
         self.reader.handle().request(request);
     }
 
@@ -115,12 +126,77 @@ fn wrong_places_ids_and_rot_are_told() {
 fn a_longer_record_than_was_asked_for_is_refused() {
     let bench = bench(&[10_000], 1);
     let place = bench.places[0];
-    let request = ReadRequest { worker: 0, token: 5, id: MessageId(0), place, octets_max: 9_999 };
+    let request = ReadRequest {
+        worker: 0,
+        token: 5,
+        id: MessageId(0),
+        part: Part::Message,
+        place,
+        octets_max: 9_999,
+    };
     bench.reader.handle().request(request);
     let answer = bench.answer();
     assert_eq!((answer.worker, answer.token), (0, 5));
     assert!(matches!(answer.result, Err(ReadError::TooLong(_))));
     bench.reader.stop();
+}
+
+#[test]
+fn a_message_that_was_moved_is_read_where_it_stands() {
+    let options =
+        LogOptions { segment_bytes: 256 * 1024, compact_after_ticks: 0, ..LogOptions::default() };
+    let mut bench = bench_with(options, &[20_000; 40], 2);
+    let mut appender = Appender::new(AppenderOptions::new(0));
+    let now = std::time::Instant::now();
+    let old = bench.places[0];
+    for (id, place) in bench.places.iter().enumerate().skip(1) {
+        let (id, segment) = (MessageId(id as u64), place.segment);
+        let done = Done { id, segment, recipients: Recipients::All, last: true };
+        appender.append_done(&done, now);
+    }
+    for completion in bench.log.commit(appender.flush(now).into_iter().collect()) {
+        appender.completed(completion, now);
+    }
+    for _ in 0..10 {
+        bench.log.tick();
+        while let Some(chore) = bench.log.poll_chore() {
+            bench.log.chore_done(chore.perform(&*bench.disk, &mut random_generation));
+        }
+    }
+    assert!(bench.log.table().file(old.segment).is_none(), "it has moved");
+    bench.ask(1, 0, old);
+    let record = bench.answer().result.unwrap();
+    assert_eq!(record.view().body(), Mail::new(0, 1, 20_000).body);
+}
+
+/// Chunks stay with slow next hops; the messages of all the others must not wait for them.
+#[test]
+fn chunks_leave_buffers_to_messages() {
+    let bench = bench(&[1000; 8], 4);
+    let ask = |part, token: u64| {
+        let place = bench.places[token as usize];
+        let (id, octets_max) = (MessageId(token), RECORD_BYTES_MAX);
+        bench.reader.handle().request(ReadRequest {
+            worker: 0,
+            token,
+            id,
+            part,
+            place,
+            octets_max,
+        });
+    };
+    (0..6).for_each(|token| ask(Part::Chunk, token));
+    let mut held: Vec<ReadAnswer> = (0..3).map(|_| bench.answer()).collect();
+    ask(Part::Message, 7);
+    let message = bench.answer();
+    assert_eq!(message.token, 7, "three of four buffers are out, and the last is for messages");
+    drop(message);
+    for _ in 0..3 {
+        held.remove(0);
+        held.push(bench.answer());
+    }
+    let tokens: Vec<u64> = held.iter().map(|answer| answer.token).collect();
+    assert_eq!(tokens, [3, 4, 5]);
 }
 
 #[test]
@@ -140,16 +216,25 @@ fn without_a_ring_reads_go_one_by_one() {
         sink: Arc::new(Sink(Mutex::new(sender))),
         inbox: inbox.clone(),
         pool: BufferPool::new(BUFFER_OCTETS, 1),
+        kept_for_messages: 0,
+        waiting: Waiting::default(),
         flying: Vec::new(),
         woken: Vec::new(),
     };
     let thread = thread::spawn(move || reader.run(None));
-    let handle = ReaderHandle(inbox.clone());
+    let handle = ReaderHandle { inbox: inbox.clone(), table: bench.log.table().clone() };
     for _ in 0..3 {
         for (id, &place) in bench.places.iter().enumerate() {
             let id = MessageId(id as u64);
             let octets_max = RECORD_BYTES_MAX;
-            handle.request(ReadRequest { worker: 0, token: 0, id, place, octets_max });
+            handle.request(ReadRequest {
+                worker: 0,
+                token: 0,
+                id,
+                part: Part::Chunk,
+                place,
+                octets_max,
+            });
             assert!(answers.recv_timeout(Duration::from_secs(10)).unwrap().result.is_ok());
             thread::sleep(Duration::from_millis(2));
         }

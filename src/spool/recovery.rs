@@ -17,6 +17,7 @@
 
 mod report;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -28,10 +29,11 @@ use super::accounts::Accounts;
 use super::chore::{Chore, ChoreDone, Spare};
 use super::direct::AlignedBuf;
 use super::disk::{Disk, FileNo};
+use super::fold::Outcomes;
 use super::format::FormatError;
 use super::format::header::{SegmentHeader, SegmentState};
-use super::format::message::{self, StoredMessage};
-use super::format::outcome::{StoredDefer, StoredDone, StoredRecipients};
+use super::format::message::{self, StoredBody, StoredMessage};
+use super::format::outcome::{StoredDefer, StoredDone};
 use super::format::record::{Kind, RecordView};
 use super::log::{Found, Log, LogOptions, SegmentFile};
 use super::scan::{self, Scanned};
@@ -63,6 +65,11 @@ pub fn recover<D: Disk>(
     recovery.visit_live()?;
     let report = std::mem::take(&mut recovery.report);
     let mut found = recovery.finish();
+    // A head whose first write was torn has left batches of the generation that its file's free
+    // header still announces.
+    for spare in &mut found.spares {
+        spare.generation = random();
+    }
     stats.segments_damaged.store(
         found.segments.values().filter(|segment| segment.is_damaged).count() as u64,
         std::sync::atomic::Ordering::Relaxed,
@@ -87,12 +94,12 @@ fn retire_dead<D: Disk>(
     random: &mut dyn FnMut() -> u64,
 ) -> Option<Spare> {
     for segment in found.accounts.take_dead() {
-        let SegmentFile { file, revision, is_damaged } = *found.segments.get(&segment)?;
+        let SegmentFile { file, header, is_damaged, .. } = *found.segments.get(&segment)?;
         let retire = Chore::Retire {
             segment,
             file,
             segment_bytes: options.segment_bytes,
-            revision: revision + 1,
+            revision: header.revision + 1,
             quarantine: is_damaged,
         };
         if let ChoreDone::Retired { segment, spare } = retire.perform(disk, random) {
@@ -131,6 +138,8 @@ struct Recovery<'a, D> {
     next_file: FileNo,
     last_segment: SegmentNo,
     live: BTreeMap<MessageId, Live>,
+    /// Messages, live or ended, that do not stand where an outcome says.
+    moved: HashMap<MessageId, RecordPlace>,
     last_sequence: u64,
     next_sequence: u64,
     /// One segment at most, reused.
@@ -143,14 +152,16 @@ struct Segment {
     is_damaged: bool,
     /// Pass one read it through its index, so pass two does.
     is_indexed: bool,
+    /// Where the batches that count end.
+    end: u32,
 }
 
 /// What is kept of a live message between the passes.
 struct Live {
     place: RecordPlace,
     recipients: u32,
-    done: Vec<u16>,
-    deferrals: Vec<StoredDefer>,
+    /// Nothing for most.
+    outcomes: Option<Box<Outcomes>>,
 }
 
 impl<'a, D: Disk> Recovery<'a, D> {
@@ -167,6 +178,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             next_file: FileNo(1),
             last_segment: SegmentNo(0),
             live: BTreeMap::new(),
+            moved: HashMap::new(),
             last_sequence: 0,
             next_sequence: 1,
             whole: AlignedBuf::new(options.segment_bytes as usize),
@@ -184,7 +196,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             self.accounts.open(no);
             self.accounts.close(no);
             if segment.header.voided.is_some() {
-                self.accounts.outcome(no, segment.header.predecessor);
+                self.accounts.succeeds(no, segment.header.predecessor);
             }
         }
         Ok(())
@@ -221,7 +233,13 @@ impl<'a, D: Disk> Recovery<'a, D> {
             // It was to be renamed when the last run ended.
             SegmentState::Quarantined => self.disk.quarantine(file)?,
             SegmentState::Open => {
-                let segment = Segment { header, file, is_damaged: false, is_indexed: false };
+                let segment = Segment {
+                    header,
+                    file,
+                    is_damaged: false,
+                    is_indexed: false,
+                    end: header.segment_bytes,
+                };
                 if let Some(twin) = self.segments.insert(header.segment, segment) {
                     // Two files with one number: a copied directory.  Neither can be preferred.
                     let error = FormatError::Malformed("segment number, which another file has");
@@ -323,6 +341,10 @@ impl<'a, D: Disk> Recovery<'a, D> {
             }
             self.saw_sequence(batch.header.sequence);
         }
+        let counting =
+            scanned.batches.iter().rev().find(|batch| batch.header.sequence <= last_valid);
+        self.segments.get_mut(&no).expect("it is one of them").end =
+            counting.map_or(BLOCK, |batch| batch.offset + batch.header.batch_bytes()) as u32;
         if is_newest {
             self.cut(&scanned, last_valid);
         }
@@ -391,50 +413,67 @@ impl<'a, D: Disk> Recovery<'a, D> {
         record: &RecordView<'_>,
     ) -> Result<(), FormatError> {
         let recipients = message::recipient_count(record)?;
-        let live = Live { place, recipients, done: Vec::new(), deferrals: Vec::new() };
-        // A second copy takes the place of the first, whose segment need not keep it.
-        if let Some(earlier) = self.live.insert(record.id(), live) {
-            self.accounts.subtract_message(earlier.place.segment, record.id());
-        }
         self.accounts.message(place.segment, record.id());
+        match self.live.entry(record.id()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Live { place, recipients, outcomes: None });
+            }
+            // A second copy takes the place of the first, whose segment need not keep it, and
+            // must outlast it.
+            Entry::Occupied(mut live) => {
+                let live = live.get_mut();
+                self.accounts.subtract_message(live.place.segment, record.id());
+                self.accounts.succeeds(place.segment, live.place.segment);
+                live.place = place;
+            }
+        }
+        if let Some(moved) = self.moved.get_mut(&record.id()) {
+            *moved = place;
+        }
         Ok(())
     }
 
     fn apply_done(&mut self, holder: SegmentNo, done: &StoredDone) {
-        self.accounts.outcome(holder, done.segment);
-        let Some(live) = self.live.get_mut(&done.id) else {
-            return;
-        };
-        if live.place.segment != done.segment {
-            return;
-        }
-        if let StoredRecipients::Some(list) = &done.recipients {
-            live.done.extend(list);
-            live.done.sort_unstable();
-            live.done.dedup();
-        }
-        let is_all = done.last
-            || done.recipients == StoredRecipients::All
-            || live.done.len() as u64 >= u64::from(live.recipients);
-        if is_all {
+        let Some((live, place)) = self.subject(holder, done.id, done.segment) else { return };
+        let all = live.recipients;
+        let outcomes = live.outcomes.get_or_insert_default();
+        outcomes.done(done, Some(all));
+        if outcomes.is_ended {
             self.live.remove(&done.id);
-            self.accounts.finished(done.segment, done.id);
+            self.accounts.finished(place.segment, done.id);
         }
     }
 
     fn apply_defer(&mut self, holder: SegmentNo, defer: StoredDefer) {
-        self.accounts.outcome(holder, defer.segment);
-        let Some(live) = self.live.get_mut(&defer.id) else {
-            return;
-        };
-        if live.place.segment == defer.segment {
-            let recipients = live.recipients;
-            for earlier in &mut live.deferrals {
-                earlier.recipients = without(&earlier.recipients, &defer.recipients, recipients);
+        let Some((live, _)) = self.subject(holder, defer.id, defer.segment) else { return };
+        let all = live.recipients;
+        live.outcomes.get_or_insert_default().defer(defer, holder, Some(all));
+    }
+
+    /// The live message of an outcome, and where it stands.  What the outcome says of that was true
+    /// when it was appended; the message may have been moved before it was written.
+    fn subject(
+        &mut self,
+        holder: SegmentNo,
+        id: MessageId,
+        named: SegmentNo,
+    ) -> Option<(&mut Live, RecordPlace)> {
+        let named = if named == SegmentNo(0) { holder } else { named };
+        let live = self.live.get_mut(&id);
+        let moved = live.as_ref().map(|live| live.place).or_else(|| self.moved.get(&id).copied());
+        match moved {
+            Some(place) => {
+                if place.segment != named {
+                    self.moved.insert(id, place);
+                }
+                self.accounts.outcome(holder, place.segment);
             }
-            live.deferrals.retain(|earlier| !is_empty(&earlier.recipients));
-            live.deferrals.push(defer);
+            None => self.accounts.outcome(holder, named),
         }
+        live.map(|live| {
+            let place = live.place;
+            (live, place)
+        })
     }
 
     /// Pass two.
@@ -478,11 +517,11 @@ impl<'a, D: Disk> Recovery<'a, D> {
     ) -> Result<(), RecoveryError> {
         let file = self.segments[&no].file;
         let mut window = scan::Window::new(self.disk, file, self.options.segment_bytes);
-        for &(place, _) in places {
+        for &(place, id) in places {
             let head = window.record_head(place)?;
             match RecordView::parse_head(head) {
                 Ok(record) => self.visit(no, place.offset, &record)?,
-                Err(error) => self.bad_record(place, error)?,
+                Err(error) => self.lose(id, place, error)?,
             }
         }
         Ok(())
@@ -504,20 +543,44 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let live = self.live.remove(&id).expect("looked at above");
         match StoredMessage::decode(record) {
             Ok(message) => {
+                if let StoredBody::Chunks(chunks) = &message.body {
+                    // Copies that a compaction left unfinished are no part of it.
+                    let named: Vec<SegmentNo> =
+                        chunks.iter().map(|chunk| chunk.place.segment).collect();
+                    self.accounts.retain_chunks(id, &named);
+                }
                 self.report.live_messages += 1;
                 self.visitor.message(live.recovered(message));
+                Ok(())
             }
-            // It stays in the accounts, so its segment stays on the disk.
-            Err(error) => self.bad_record(live.place, error)?,
+            Err(error) => self.lose(id, live.place, error),
         }
-        Ok(())
+    }
+
+    /// A live message that cannot be read: nobody will ever end it, so it does not count.  What is
+    /// left of it is set aside with its segments when they are dead.
+    fn lose(
+        &mut self,
+        id: MessageId,
+        place: RecordPlace,
+        error: FormatError,
+    ) -> Result<(), RecoveryError> {
+        self.live.remove(&id);
+        for segment in self.accounts.chunk_segments(id) {
+            if let Some(segment) = self.segments.get_mut(&segment) {
+                segment.is_damaged = true;
+            }
+        }
+        self.accounts.finished(place.segment, id);
+        self.bad_record(place, error)
     }
 
     fn finish(self) -> Found {
         let file = |segment: &Segment| SegmentFile {
-            file: segment.file,
-            revision: segment.header.revision,
+            end: segment.end,
             is_damaged: segment.is_damaged,
+            was_damaged: segment.is_damaged,
+            ..SegmentFile::new(segment.file, segment.header)
         };
         let segments: HashMap<_, _> =
             self.segments.iter().map(|(&no, segment)| (no, file(segment))).collect();
@@ -530,39 +593,17 @@ impl<'a, D: Disk> Recovery<'a, D> {
             last_segment: self.last_segment,
             last_sequence: self.last_sequence,
             next_sequence: self.next_sequence,
+            moved: self.moved.into_iter().collect(),
         }
     }
 }
 
 impl Live {
     fn recovered(self, message: StoredMessage) -> RecoveredMessage {
-        let done = StoredRecipients::Some(self.done.clone().into());
-        let mut deferrals = self.deferrals;
-        for deferral in &mut deferrals {
-            deferral.recipients = without(&deferral.recipients, &done, self.recipients);
-        }
-        deferrals.retain(|deferral| !is_empty(&deferral.recipients));
-        RecoveredMessage { place: self.place, message, done: self.done, deferrals }
+        let outcomes = self.outcomes.map(|outcomes| *outcomes).unwrap_or_default();
+        let (done, deferrals) = outcomes.waits(Some(self.recipients));
+        RecoveredMessage { place: self.place, message, done, deferrals }
     }
-}
-
-/// The recipients of `from` that are not in `taken`; `all` is how many the message has.
-fn without(from: &StoredRecipients, taken: &StoredRecipients, all: u32) -> StoredRecipients {
-    let StoredRecipients::Some(taken) = taken else {
-        return StoredRecipients::Some([].into());
-    };
-    if taken.is_empty() {
-        return from.clone();
-    }
-    let keep = |recipient: &u16| taken.binary_search(recipient).is_err();
-    StoredRecipients::Some(match from {
-        StoredRecipients::All => (0..=u16::MAX).take(all as usize).filter(keep).collect(),
-        StoredRecipients::Some(list) => list.iter().copied().filter(keep).collect(),
-    })
-}
-
-fn is_empty(recipients: &StoredRecipients) -> bool {
-    matches!(recipients, StoredRecipients::Some(list) if list.is_empty())
 }
 
 fn foreign(file: FileNo, error: FormatError) -> RecoveryError {

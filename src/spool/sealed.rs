@@ -5,6 +5,7 @@ use std::io;
 use super::SegmentNo;
 use super::appender::Note;
 use super::buffer::PooledBuf;
+use super::compaction::Written;
 use super::format::BATCH_HEADER;
 use super::format::batch::{self, Digest};
 use crate::message::{Durability, MessageId};
@@ -28,6 +29,8 @@ pub struct SealedBatch {
     pub(crate) notes: Vec<Note>,
     /// Uploads that were given up; they count as said after the batch.
     pub(crate) abandoned: Vec<MessageId>,
+    /// What it holds, if it is the compaction's own.
+    pub(crate) compaction: Option<Written>,
 }
 
 impl SealedBatch {
@@ -79,7 +82,9 @@ pub enum CommitError {
     /// It does not fit a segment.  Our bug: the appender's bounds are far below.
     #[error("the batch is longer than a segment")]
     TooLarge,
-    /// The log has stopped for good; only a restart, with a working disk, helps.
+    /// The log has stopped for good; only a restart, with a working disk, helps.  No disk took the
+    /// word that the batch is void, so a restart may find it after all: a message may come twice,
+    /// since its client tries again, and is never lost.
     #[error("the log has failed and takes nothing until a restart")]
     Failed,
 }

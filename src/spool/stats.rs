@@ -43,6 +43,12 @@ pub struct SpoolStats {
     pub live_records: AtomicU64,
     /// Gauge: 0 takes everything, 1 is full (outcomes only), 2 has failed.
     health: AtomicU64,
+    /// Compactions that came to their end.
+    pub compactions: AtomicU64,
+    /// Messages that those wrote again.
+    pub messages_moved: AtomicU64,
+    /// Octets that they wrote, padding counted.
+    pub compacted_octets: AtomicU64,
     /// Reads answered.
     pub reads: AtomicU64,
     /// Reads that failed or did not verify.

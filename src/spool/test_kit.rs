@@ -12,8 +12,13 @@ use crate::message::*;
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 
 /// Small segments, so that a test sees many of them.
-pub(crate) const OPTIONS: LogOptions =
-    LogOptions { segment_bytes: 64 * 1024, spares: 3, spares_max: 4 };
+pub(crate) const OPTIONS: LogOptions = LogOptions {
+    segment_bytes: 64 * 1024,
+    spares: 3,
+    spares_max: 4,
+    compact_after_ticks: u32::MAX,
+    compact_octets_per_tick: 1 << 20,
+};
 
 /// A message's parts, from which a [`NewMessage`] borrows.
 pub(crate) struct Mail {
@@ -116,6 +121,7 @@ pub(crate) struct Bench {
     pub(crate) report: RecoveryReport,
     pub(crate) kept: Kept,
     pub(crate) now: Instant,
+    pub(crate) options: LogOptions,
     /// Chores are left in the log while this is set.
     pub(crate) is_lazy: bool,
     random: u64,
@@ -123,19 +129,27 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn on(disk: &SimDisk) -> Result<Bench, RecoveryError> {
-        let mut bench = Bench::idle_on(disk)?;
+        Bench::with(disk, OPTIONS)
+    }
+
+    pub(crate) fn with(disk: &SimDisk, options: LogOptions) -> Result<Bench, RecoveryError> {
+        let mut bench = Bench::idle_with(disk, options)?;
         bench.do_chores();
         Ok(bench)
     }
 
     /// Recovers and does nothing more.
     pub(crate) fn idle_on(disk: &SimDisk) -> Result<Bench, RecoveryError> {
+        Bench::idle_with(disk, OPTIONS)
+    }
+
+    fn idle_with(disk: &SimDisk, options: LogOptions) -> Result<Bench, RecoveryError> {
         // Two lives of a disk must not share a generation, and a test must repeat itself.
         let mut random = disk.operations().wrapping_mul(0x1234_5678_9abc_def1) | 1;
         let mut kept = Kept::default();
         let (log, report) = recover(
             Arc::new(disk.clone()),
-            OPTIONS,
+            options,
             Arc::default(),
             &mut || next(&mut random),
             &mut kept,
@@ -147,6 +161,7 @@ impl Bench {
             report,
             kept,
             now: Instant::now(),
+            options,
             is_lazy: false,
             random,
         })
@@ -212,7 +227,14 @@ impl Bench {
         if power {
             self.disk.restart();
         }
-        Bench::on(&self.disk).unwrap()
+        Bench::with(&self.disk, self.options).unwrap()
+    }
+
+    /// A second passes.
+    pub(crate) fn tick(&mut self) {
+        let done = self.log.tick();
+        self.take(done);
+        self.do_chores();
     }
 }
 

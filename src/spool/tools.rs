@@ -1,11 +1,12 @@
 //! Looking at a stopped spool: is it sound, what stands in it, and its messages as files.
 //!
-//! Everything here is read-only and goes by `docs/spool-format.md`: segments in their order, the
+//! Everything here but [`repair`] is read-only and goes by `docs/spool-format.md`: segments in their order, the
 //! rules of recovery, nothing repaired.  Files that recovery has set aside are looked at too, each
 //! by itself.  Each function gives a [`Verdict`], which is what a command's exit code says.
 //!
 //! It fails only where the directory cannot be read or written to, or another mailrace runs on it.
 
+mod repair;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use self::text::{Line, Unstuff, envelope_line};
+pub use self::repair::{Repair, repair};
+use self::text::{Line, Unstuff, envelope_line, record_line};
 use super::format::FormatError;
 use super::format::header::{SegmentHeader, SegmentState};
 use super::format::message::{self, StoredBody, StoredMessage};
@@ -77,17 +79,38 @@ pub fn verify(spool: &Path, out: &mut impl Write) -> Result<Verdict, ToolError> 
     Ok(verdict)
 }
 
+/// How a dump is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    Text,
+    /// An object a line.
+    Json,
+}
+
 /// Writes a line for each record, of one message if `only` says so.
 pub fn dump(
     spool: &Path,
     only: Option<MessageId>,
+    form: Form,
     out: &mut impl Write,
 ) -> Result<Verdict, ToolError> {
     let mut survey = Survey::take(spool)?;
     let mut verdict = Verdict::default();
-    survey.each(&mut verdict, out, |look, _, out| {
+    // What is said of the segments is no line of JSON.
+    let mut said = Vec::new();
+    survey.each(&mut verdict, &mut said, |look, _, said| {
+        if form == Form::Text && only.is_none() {
+            out.write_all(said)?;
+        }
+        said.clear();
         for (sequence, place, record) in look.records() {
-            if only.is_none_or(|id| id == record.id()) {
+            if only.is_some_and(|id| id != record.id()) {
+                continue;
+            }
+            if form == Form::Json {
+                writeln!(out, "{}", record_line(sequence, place, &record))?;
+            } else {
                 writeln!(
                     out,
                     "{}+{:<9} seq {sequence:<8} {} {}",
@@ -100,6 +123,9 @@ pub fn dump(
         }
         Ok(())
     })?;
+    if form == Form::Text && only.is_none() {
+        out.write_all(&said).map_err(|source| survey.failed(source))?;
+    }
     verdict.live_messages = survey.live().count() as u64;
     Ok(verdict)
 }

@@ -98,10 +98,10 @@ fn a_running_spool_is_left_alone_and_a_sound_one_is_sound() {
     assert_eq!((verdict.damage, verdict.live_messages, verdict.records), (0, 299, 301), "{out}");
     assert!(verdict.segments >= 3, "{out}");
     let mut lines = Vec::new();
-    dump(&bench.spool(), Some(MessageId(7)), &mut lines).unwrap();
+    dump(&bench.spool(), Some(MessageId(7)), Form::Text, &mut lines).unwrap();
     let lines = String::from_utf8(lines).unwrap();
-    assert!(lines.contains("MESSAGE 20000 octets, 1 recipients, Fsync"), "{lines}");
-    assert!(lines.contains("DONE All of segment 1, the last"), "{lines}");
+    assert!(lines.contains("MESSAGE 20000 octets, 1 recipients, promised as fsync"), "{lines}");
+    assert!(lines.contains("DONE all recipients, the last (of segment 1)"), "{lines}");
     assert!(!lines.contains(&MessageId(8).to_string()), "{lines}");
 }
 
@@ -175,4 +175,48 @@ fn messages_are_exported_as_they_were_sent() {
     assert_eq!(line["to"][1]["address"], "r1@example.org");
     assert_eq!((&line["complete"], &line["from"]), (&true.into(), &"".into()));
     assert_eq!(lines.lines().count(), 2);
+}
+
+#[test]
+fn a_dump_in_json_is_an_object_a_line() {
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(7, 2, 100));
+    bench.done(7, place);
+    bench.accept(&Mail::new(8, 1, 100));
+    bench.stop();
+    let mut lines = Vec::new();
+    dump(&bench.spool(), None, Form::Json, &mut lines).unwrap();
+    let lines: Vec<serde_json::Value> = String::from_utf8(lines)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("an object"))
+        .collect();
+    let kinds: Vec<_> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["message", "done", "message"]);
+    assert_eq!(lines[1]["recipients"], "all");
+    assert_eq!(lines[1]["id"], MessageId(7).to_string());
+}
+
+#[test]
+fn a_repair_says_what_it_would_do_and_then_does_it() {
+    let mut bench = Bench::new();
+    for id in 0..300 {
+        bench.accept(&Mail::new(id, 1, 20_000));
+    }
+    bench.stop();
+    let spool = bench.spool();
+    fs::write(spool.join("000000aa.seg"), vec![0; 2 * BLOCK]).unwrap();
+    let mut out = Vec::new();
+    assert_eq!(repair(&spool, Repair::DryRun, &mut out).unwrap().damage, 1);
+    let said = String::from_utf8(out).unwrap();
+    assert!(said.contains("000000aa.seg: would be set aside"), "{said}");
+    assert!(spool.join("000000aa.seg").exists(), "nothing was done");
+    let mut out = Vec::new();
+    let verdict = repair(&spool, Repair::Quarantine, &mut out).unwrap();
+    assert_eq!((verdict.damage, verdict.live_messages), (0, 300));
+    assert!(!spool.join("000000aa.seg").exists());
+    assert!(spool.join("000000aa.seg.quarantined").exists(), "nothing is deleted");
+    let mut out = Vec::new();
+    assert_eq!(repair(&spool, Repair::DryRun, &mut out).unwrap().damage, 0);
+    assert!(out.is_empty(), "{}", String::from_utf8_lossy(&out));
 }

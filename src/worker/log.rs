@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::limits;
 use crate::message::MessageId;
 use crate::runtime;
 use crate::runtime::notify::{Handover, Notify};
@@ -19,8 +20,8 @@ use crate::spool::appender::{ChunkTicket, NewRecord};
 use crate::spool::stats::Health;
 use crate::spool::{
     Appender, AppenderOptions, ChunkBuffer, ChunkPlace, CommitError, CommitterHandle, Completion,
-    Defer, Done, NewMessage, ReadAnswer, ReadError, ReadRecord, ReadRequest, ReaderHandle,
-    RecordPlace, Refused, SharedBatch, SpoolStats, Ticket, WeakBatch,
+    Defer, Done, NewMessage, Part, ReadAnswer, ReadError, ReadRecord, ReadRequest, ReaderHandle,
+    RecordPlace, Refused, SegmentNo, SegmentPin, SharedBatch, SpoolStats, Ticket, WeakBatch,
 };
 
 /// See the module's text.
@@ -206,16 +207,44 @@ impl LocalLog {
         batches.into_iter().find(|batch| batch.record(place).is_some())
     }
 
-    /// Reads and verifies a record.
+    /// Reads and verifies a MESSAGE, wherever it stands now.
     ///
     /// # Errors
     /// It could not be read, or is not what was written.
     pub async fn read(&self, id: MessageId, place: RecordPlace) -> Result<ReadRecord, ReadError> {
+        self.read_part(id, Part::Message, place).await
+    }
+
+    /// Reads and verifies a chunk, whose segment the caller has pinned.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub async fn read_chunk(
+        &self,
+        id: MessageId,
+        place: RecordPlace,
+    ) -> Result<ReadRecord, ReadError> {
+        self.read_part(id, Part::Chunk, place).await
+    }
+
+    /// Keeps a segment from being retired while chunks of it are read; `None` if it was already,
+    /// because what it held was moved.
+    pub fn pin(&self, segment: SegmentNo) -> Option<SegmentPin> {
+        self.reader.table().pin(segment)
+    }
+
+    async fn read_part(
+        &self,
+        id: MessageId,
+        part: Part,
+        place: RecordPlace,
+    ) -> Result<ReadRecord, ReadError> {
         let token = self.next_read.replace(self.next_read.get() + 1);
         let answer = Rc::new(Handover::default());
         self.reads.borrow_mut().insert(token, answer.clone());
         let octets_max = crate::spool::RECORD_BYTES_MAX;
-        self.reader.request(ReadRequest { worker: self.worker, token, id, place, octets_max });
+        let worker = self.worker;
+        self.reader.request(ReadRequest { worker, token, id, part, place, octets_max });
         answer.take().await
     }
 
@@ -303,6 +332,8 @@ pub struct Upload {
     places: Vec<ChunkPlace>,
     failed: Option<Refusal>,
     is_finished: bool,
+    started: Instant,
+    octets: u64,
 }
 
 impl Upload {
@@ -316,6 +347,8 @@ impl Upload {
             places: Vec::new(),
             failed: None,
             is_finished: false,
+            started: Instant::now(),
+            octets: 0,
         }
     }
 
@@ -324,12 +357,23 @@ impl Upload {
         self.id
     }
 
+    /// Counts octets of the body as they come.
+    pub fn received(&mut self, octets: usize) {
+        self.octets += octets as u64;
+    }
+
+    /// When it has been too slow if nothing more comes.
+    pub fn deadline(&self) -> Instant {
+        let earned = Duration::from_secs(self.octets / limits::UPLOAD_RATE_LEAST);
+        self.started + limits::UPLOAD_GRACE + earned
+    }
+
     /// Sends a chunk on its way; waits while as many as may be are on theirs.
     pub async fn push(&mut self, chunk: ChunkBuffer) {
         if chunk.is_empty() {
             return;
         }
-        while self.pending.len() >= crate::limits::CHUNKS_IN_FLIGHT {
+        while self.pending.len() >= limits::CHUNKS_IN_FLIGHT {
             self.settle_one().await;
         }
         let pending = self.log.append_chunk(chunk, self.id, self.next);

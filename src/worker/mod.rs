@@ -5,6 +5,7 @@
 //! is done here; finding out who takes a domain's mail has a file of its own, `resolve`.
 
 pub mod admin;
+mod etrn;
 pub mod log;
 mod report;
 mod resolve;
@@ -77,6 +78,8 @@ pub struct Worker {
     queue: RefCell<Scheduler>,
     reasons: RefCell<Reasons>,
     posts: Arc<[Post]>,
+    /// ETRN of this core's sessions.
+    etrn: etrn::Desk,
     /// Handles for other cores whose mailbox was full.
     leaving: RefCell<VecDeque<(usize, Forwarded)>>,
     ids: RefCell<MessageIds>,
@@ -104,6 +107,10 @@ pub enum Letter {
     Unblocked(u64),
     /// The control thread asks.
     Asked(Request, oneshot::Sender<Answer>),
+    /// A session of some worker wants the queue of some nodes started.
+    Etrn(etrn::Errand),
+    /// What another worker found for those that this one sent.
+    EtrnDone(Box<[etrn::Found]>),
     /// The service stops.
     Stop,
 }

@@ -108,6 +108,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         highest_recovered: seat.highest,
         queue: RefCell::new(scheduler),
         reasons: RefCell::default(),
+        etrn: Default::default(),
         posts,
         leaving: RefCell::default(),
         ids: RefCell::new(MessageIds::new(index as u8, seat.highest)),
@@ -174,6 +175,8 @@ async fn read_letters(worker: Rc<Worker>, letters: Inbox<Letter>, stop: Rc<Notif
         Letter::Asked(request, answer) => {
             runtime::spawn(super::admin::answer(worker.clone(), request, answer));
         }
+        Letter::Etrn(errand) => worker.run_errand(&errand),
+        Letter::EtrnDone(found) => worker.errand_done(&found),
         Letter::Stop => stop.notify(),
     };
     if let Err(error) = letters.open_forever(open, rest).await {
@@ -197,6 +200,7 @@ async fn tick(worker: Rc<Worker>) {
     loop {
         runtime::sleep(TICK).await;
         worker.queue_event(Event::Tick);
+        worker.send_errand();
         worker.forward();
         worker.events.flush();
         worker.report_queue();

@@ -161,7 +161,7 @@ fn start_tls(address: SocketAddr, extra: &str) -> TcpStream {
     let mut octet_by_octet = BufReader::with_capacity(1, stream.try_clone().unwrap());
     assert!(read_reply(&mut octet_by_octet).starts_with("220"));
     stream.write_all(b"EHLO clear.test\r\n").unwrap();
-    assert!(read_reply(&mut octet_by_octet).contains("STARTTLS\r\n"));
+    assert!(read_reply(&mut octet_by_octet).contains("250-STARTTLS\r\n"));
     stream.write_all(format!("STARTTLS\r\n{extra}").as_bytes()).unwrap();
     assert_eq!(read_reply(&mut octet_by_octet), "220 2.0.0 Ready to start TLS\r\n");
     stream

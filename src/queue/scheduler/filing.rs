@@ -20,6 +20,9 @@ impl Scheduler {
             self.leaving.push_back((destination, handle));
             return self.actions.push_back(Action::Forward { core });
         }
+        if stay {
+            self.serve_here(index);
+        }
         let is_hold = matches!(self.destinations.entry(index).standing, Standing::Hold);
         if is_hold {
             handle.state = State::Held;
@@ -50,7 +53,13 @@ impl Scheduler {
                 }
                 &queue.shared
             }
-            Standing::Elsewhere { shared, until_unix_ms } if *until_unix_ms > now_unix_ms => shared,
+            // What another core hands us stays: it may have heard of other hosts than we have, and
+            // two cores that hand a message to each other would do it without end.
+            Standing::Elsewhere { shared, until_unix_ms }
+                if !stay && *until_unix_ms > now_unix_ms =>
+            {
+                shared
+            }
             _ => return None,
         };
         if stay && shared.can_serve(self.core, self.cores) {

@@ -29,6 +29,7 @@ impl Scheduler {
         if entry.ready.is_empty() {
             return;
         }
+        let is_fixed = entry.key.domain.is_none();
         match &entry.standing {
             Standing::Hold => {}
             Standing::Unresolved => self.ask(index),
@@ -40,7 +41,8 @@ impl Scheduler {
             Standing::Resolved { site, until_unix_ms } => {
                 let (site, is_over) = (*site, *until_unix_ms <= now_unix_ms);
                 let shared = self.site_queue(site).shared.clone();
-                if !shared.can_serve(self.core, self.cores) {
+                // All cores agree where a next hop that is named leads, so it ends there.
+                if is_fixed && !shared.can_serve(self.core, self.cores) {
                     return self.disperse(index, shared.home(), now_unix_ms);
                 }
                 // While nothing may be sent, it need not be known where to.
@@ -175,6 +177,24 @@ impl Scheduler {
             self.site_queue(site).ready += u64::from(waiting);
         }
         self.destinations.entry(index).standing = Standing::Resolved { site, until_unix_ms };
+        self.link_ring(index, site);
+    }
+
+    /// This core serves the site of a destination, whoever else does.
+    pub(super) fn serve_here(&mut self, index: DestinationIndex) {
+        let Standing::Elsewhere { shared, until_unix_ms } =
+            &self.destinations.entry(index).standing
+        else {
+            return;
+        };
+        let (shared, until_unix_ms) = (shared.clone(), *until_unix_ms);
+        let site = self.site_for(shared);
+        let entry = self.destinations.entry(index);
+        entry.standing = Standing::Resolved { site, until_unix_ms };
+        let waiting = u64::from(entry.ready.len());
+        let queue = self.site_queue(site);
+        queue.destinations += 1;
+        queue.ready += waiting;
         self.link_ring(index, site);
     }
 

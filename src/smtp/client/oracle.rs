@@ -206,7 +206,7 @@ impl World {
             match handled.event {
                 Event::Body => self.body.extend(consumed),
                 Event::DropBody => self.body.clear(),
-                Event::StartTls => panic!("it is not offered"),
+                Event::StartTls | Event::StartQueue => panic!("neither is offered"),
                 Event::CheckRecipient => {
                     let path = format!("{:?}", self.server.recipient_in_question());
                     let verdict = match () {

@@ -274,7 +274,7 @@ fn tls_session(tls: ListenerTls, now: Instant, octets: &[u8]) -> Server {
 fn starttls_forgets_all_that_was_said_before() {
     let now = Instant::now();
     let mut server = tls_session(ListenerTls::StartTls, now, b"EHLO clear.example\r\n");
-    assert!(replies(&mut server).contains("250 STARTTLS\r\n"));
+    assert!(replies(&mut server).contains("250-STARTTLS\r\n"));
     let (event, left) = say(&mut server, now, b"STARTTLS\r\nMAIL FROM:<evil@b.example>\r\nNOO");
     assert_eq!(event, Event::StartTls);
     assert_eq!(left, b"MAIL FROM:<evil@b.example>\r\nNOO", "the driver's to throw away");
@@ -340,7 +340,7 @@ fn where_tls_is_required_nothing_else_comes_before_it() {
         assert_eq!(replies(&mut server), "530 5.7.0 Send STARTTLS first\r\n", "{said:?}");
     }
     say(&mut server, now, b"EHLO c\r\nNOOP\r\n");
-    assert!(replies(&mut server).ends_with("250 STARTTLS\r\n250 2.0.0 Ok\r\n"));
+    assert!(replies(&mut server).ends_with("250-STARTTLS\r\n250 HELP\r\n250 2.0.0 Ok\r\n"));
     assert_eq!(say(&mut server, now, b"STARTTLS\r\n").0, Event::StartTls);
     server.tls_started(now);
     say(&mut server, now, b"EHLO c\r\nMAIL FROM:<a@b.example>\r\n");
@@ -366,4 +366,52 @@ fn a_long_line_ends_the_session_if_its_octets_are_not_ours_to_read() {
             assert_eq!(event == Event::Close, ends, "{front} cut at {cut}");
         }
     }
+}
+
+#[test]
+fn etrn_waits_for_its_answer_and_is_offered_to_whom_it_is_permitted() {
+    let now = Instant::now();
+    let mut stranger = session(now, b"EHLO c\r\nETRN d.example\r\n");
+    let said = replies(&mut stranger);
+    assert!(!said.contains("ETRN\r\n") && said.ends_with("550 5.7.1 ETRN denied\r\n"), "{said}");
+
+    for (result, line) in [
+        (Ok(QueueStart::Unknown), "250 2.0.0 Queue started"),
+        (Ok(QueueStart::Nothing), "251 2.0.0 No messages waiting"),
+        (Ok(QueueStart::Something), "252 2.0.0 Pending messages started"),
+        (Ok(QueueStart::Messages(7)), "253 2.0.0 7 pending messages started"),
+        (Err(Refusal::QueueBusy), "458 4.3.2 Cannot start the queue now, try later"),
+    ] {
+        let mut server = Server::new(config(), now);
+        server.permit_etrn();
+        let flight = b"EHLO c\r\nETRN @D.example\r\nNOOP\r\n";
+        let (event, rest) = say(&mut server, now, flight);
+        assert_eq!((event, rest.as_slice()), (Event::StartQueue, &b"NOOP\r\n"[..]));
+        assert!(replies(&mut server).contains("250-ETRN\r\n"));
+        assert_eq!(server.node_in_question(), Some(&Node::Subdomains("d.example".into())));
+        // Not ended by a stop while it waits, as little as a message that is being stored.
+        assert!(!server.handle_shutdown());
+        let later = now + seconds(60);
+        server.queue_started(later, result);
+        assert_eq!(server.deadline(), later + limits::SERVER_COMMAND);
+        assert_eq!(server.node_in_question(), None);
+        say(&mut server, later, &rest);
+        assert_eq!(replies(&mut server), format!("{line}\r\n250 2.0.0 Ok\r\n"));
+        // An answer that nobody waits for changes nothing.
+        server.queue_started(later, Ok(QueueStart::Nothing));
+        assert_eq!(replies(&mut server), "");
+    }
+}
+
+#[test]
+fn etrn_without_end_ends_the_session() {
+    let now = Instant::now();
+    let mut server = Server::new(config(), now);
+    server.permit_etrn();
+    say(&mut server, now, b"EHLO c\r\n");
+    for _ in 0..limits::IDLE_COMMANDS {
+        say(&mut server, now, b"ETRN d.example\r\n");
+        server.queue_started(now, Ok(QueueStart::Nothing));
+    }
+    assert!(replies(&mut server).ends_with("421 4.7.0 Too many errors\r\n"));
 }

@@ -127,6 +127,7 @@ impl OpenBatch {
             index_octets: self.index_octets,
             notes: self.notes,
             abandoned: Vec::new(),
+            compaction: None,
             buffer: self.buffer,
         }
     }

@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::super::{RecordPlace, SegmentNo};
-use super::record::{Kind, PutBody, RecordView, put_record};
+use super::record::{Kind, PutBody, RECORD_HEADER, RecordView, put_record, reseal_head};
 use super::{FormatError, Put, Take};
 use crate::message::{
     BodyFlags, BodyKind, BodySummary, Durability, Envelope, MailParameters, MessageId, Notify,
@@ -350,6 +350,22 @@ pub fn chunks<'a>(
     let (fixed, mut take) = split_fixed(record)?;
     take.bytes(fixed.trace_length.get() as usize)?;
     take_chunks(&mut take, fixed.chunk_count.get())
+}
+
+/// Replaces the places of the chunks of a whole MESSAGE record, which keeps its length.
+pub(crate) fn set_chunks(record: &mut [u8], chunks: &[ChunkPlace]) -> Result<(), FormatError> {
+    let (fixed, _) = split_fixed(&RecordView::parse(record)?)?;
+    if fixed.chunk_count.get() as usize != chunks.len() {
+        return Err(FormatError::Malformed("number of chunks"));
+    }
+    let start = (RECORD_HEADER + size_of::<Fixed>())
+        .checked_add(fixed.trace_length.get() as usize)
+        .ok_or(FormatError::Truncated)?;
+    let list = record.get_mut(start..start.saturating_add(chunks.len() * CHUNK_ENTRY));
+    let mut put = Put::new(list.ok_or(FormatError::Truncated)?);
+    chunks.iter().for_each(|chunk| put_chunk_place(&mut put, chunk));
+    reseal_head(record);
+    Ok(())
 }
 
 /// How many recipients a MESSAGE has, without decoding them.

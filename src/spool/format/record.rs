@@ -205,6 +205,16 @@ fn head_crc(head: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, &head[RECORD_HEADER..])
 }
 
+/// Takes the checksum of a whole record's header and head anew.
+pub(crate) fn reseal_head(record: &mut [u8]) {
+    if let Ok(length) = RecordView::head_length_of(record)
+        && length <= record.len()
+    {
+        let crc = head_crc(&record[..length]);
+        record[RECORD_HEADER - 4..RECORD_HEADER].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
 /// Where a record's body comes from.
 pub(crate) enum PutBody<'a> {
     /// These octets, copied; their CRC-32C is known already.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::chore::{Chore, ChoreDone, Spare};
 use super::super::disk::{Disk, FileNo};
+use super::super::format::header::SegmentHeader;
 use super::super::sealed::Completion;
 use super::super::stats::Health;
 use super::{KEPT_FOR_OUTCOMES, Log, SegmentFile, SegmentNo};
@@ -26,9 +27,15 @@ impl<D: Disk> Log<D> {
             }
             ChoreDone::Retired { segment, spare } => self.segment_retired(segment, spare),
             ChoreDone::NotRetired { segment, error } => {
-                tracing::error!(%segment, %error, "a dead segment could not be retired");
+                tracing::error!(%segment, %error, "a dead segment could not be retired yet");
+                self.unretired.push(segment);
                 self.stats.chore_failures.fetch_add(1, Relaxed);
             }
+            ChoreDone::Surveyed { survey, segment, result } => {
+                self.surveyed(survey, segment, result);
+            }
+            ChoreDone::Planned(plan) => self.planned(*plan),
+            ChoreDone::Copied(made) => self.copied(*made),
             ChoreDone::Housekeeping => {}
             ChoreDone::HousekeepingFailed(error) => {
                 tracing::warn!(%error, "maintenance of the spool failed");
@@ -74,14 +81,22 @@ impl<D: Disk> Log<D> {
     }
 
     fn retire(&mut self, segment: SegmentNo) {
-        let Some(&SegmentFile { file, revision, is_damaged }) = self.segments.get(&segment) else {
+        let Some(dead) = self.segments.get_mut(&segment) else {
             return;
         };
+        // A large message whose attempt began before it was moved, or ended elsewhere.
+        if !self.table.remove_unread(segment) {
+            self.unretired.push(segment);
+            return;
+        }
+        // One more for each attempt, so that a header of which half was written loses.
+        dead.header.revision += 1;
+        let SegmentFile { file, is_damaged, header: SegmentHeader { revision, .. }, .. } = *dead;
         self.chores.push_back(Chore::Retire {
             segment,
             file,
             segment_bytes: self.options.segment_bytes,
-            revision: revision + 1,
+            revision,
             quarantine: is_damaged,
         });
     }
@@ -92,7 +107,9 @@ impl<D: Disk> Log<D> {
         if self.segments.remove(&segment).is_some_and(|file| file.is_damaged) {
             self.stats.segments_damaged.fetch_sub(1, Relaxed);
         }
-        self.table.remove(segment);
+        for id in self.moved_into.remove(&segment).unwrap_or_default() {
+            self.table.forget_moved(id, segment);
+        }
         self.stats.retired.fetch_add(1, Relaxed);
         match spare {
             Some(spare) if self.spares.len() >= self.options.spares_max => {

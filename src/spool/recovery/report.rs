@@ -26,7 +26,8 @@ pub struct RecoveredMessage {
 
 /// Takes what recovery finds.
 pub trait RecoveryVisitor {
-    /// A live message; in the order of acceptance.
+    /// A live message; in the order of the log, which is that of acceptance save for messages that
+    /// a compaction has moved.
     fn message(&mut self, message: RecoveredMessage);
     /// One more segment has been read.
     fn progress(&mut self, _progress: Progress) {}

@@ -3,10 +3,12 @@
 use std::io::{self, Write};
 
 use super::super::format::message::{self, StoredMessage};
-use super::super::format::outcome::{StoredDefer, StoredDone};
+use super::super::format::outcome::{DeferState, StoredDefer, StoredDone, StoredRecipients};
 use super::super::format::record::{Kind, RecordView};
+use super::super::{RecordPlace, SegmentNo};
 use super::Known;
-use crate::message::BodyFlags;
+use crate::control::moment::Moment;
+use crate::message::{BodyFlags, Durability};
 use crate::smtp::address::{ForwardPath, ReversePath};
 
 /// A message's envelope as a line of JSON.
@@ -52,10 +54,10 @@ impl std::fmt::Display for Line<'_> {
             Kind::Message => match StoredMessage::decode(record) {
                 Ok(stored) => write!(
                     f,
-                    "MESSAGE {} octets, {} recipients, {:?}",
+                    "MESSAGE {} octets, {} recipients, promised as {}",
                     stored.summary.octets,
                     stored.envelope.recipients.len(),
-                    stored.durability
+                    durability(&stored)
                 ),
                 Err(error) => write!(f, "MESSAGE: {error}"),
             },
@@ -66,25 +68,136 @@ impl std::fmt::Display for Line<'_> {
             Kind::Done => match StoredDone::decode(record) {
                 Ok(done) => {
                     let last = if done.last { ", the last" } else { "" };
-                    write!(f, "DONE {:?} of segment {}{last}", done.recipients, done.segment)
+                    write!(f, "DONE {}{last}{}", Whom(&done.recipients), Of(done.segment))
                 }
                 Err(error) => write!(f, "DONE: {error}"),
             },
             Kind::Defer => match StoredDefer::decode(record) {
                 Ok(defer) => write!(
                     f,
-                    "DEFER {:?} of segment {}, {:?}, attempt {}, next {}{}: {}",
-                    defer.recipients,
-                    defer.segment,
-                    defer.state,
+                    "DEFER {}, {}, after attempt {}, due {}{}{}: {}",
+                    Whom(&defer.recipients),
+                    state(defer.state),
                     defer.attempts,
-                    defer.next_attempt_unix_ms,
+                    Moment(defer.next_attempt_unix_ms),
                     if defer.delay_told { ", told of the delay" } else { "" },
+                    Of(defer.segment),
                     defer.reply.escape_debug()
                 ),
                 Err(error) => write!(f, "DEFER: {error}"),
             },
-            other => write!(f, "{other:?}"),
+            Kind::Control => write!(f, "CONTROL"),
+            Kind::Unknown(number) => {
+                write!(f, "a record of kind {number}, unknown to this version")
+            }
+        }
+    }
+}
+
+/// The same as an object.
+pub(super) fn record_line(
+    sequence: u64,
+    place: RecordPlace,
+    record: &RecordView<'_>,
+) -> serde_json::Value {
+    let mut line = serde_json::json!({
+        "segment": place.segment.0,
+        "offset": place.offset,
+        "length": place.length,
+        "sequence": sequence,
+        "id": record.id().to_string(),
+    });
+    let content = match record.kind() {
+        Kind::Message => StoredMessage::decode(record).map(|stored| {
+            serde_json::json!({
+                "kind": "message",
+                "size": stored.summary.octets,
+                "recipients": stored.envelope.recipients.len(),
+                "durability": durability(&stored),
+            })
+        }),
+        Kind::Chunk => message::chunk_index(record).map(|index| {
+            serde_json::json!({ "kind": "chunk", "index": index, "size": record.body_length() })
+        }),
+        Kind::Done => StoredDone::decode(record).map(|done| {
+            serde_json::json!({
+                "kind": "done",
+                "of_segment": done.segment.0,
+                "recipients": whom(&done.recipients),
+                "last": done.last,
+            })
+        }),
+        Kind::Defer => StoredDefer::decode(record).map(|defer| {
+            serde_json::json!({
+                "kind": "defer",
+                "of_segment": defer.segment.0,
+                "recipients": whom(&defer.recipients),
+                "state": state(defer.state),
+                "attempts": defer.attempts,
+                "next_attempt_unix_ms": defer.next_attempt_unix_ms,
+                "reply": defer.reply,
+            })
+        }),
+        Kind::Control => Ok(serde_json::json!({ "kind": "control" })),
+        Kind::Unknown(number) => Ok(serde_json::json!({ "kind": number })),
+    };
+    let content = content.unwrap_or_else(|error| serde_json::json!({ "error": error.to_string() }));
+    if let (Some(line), serde_json::Value::Object(content)) = (line.as_object_mut(), content) {
+        line.extend(content);
+    }
+    line
+}
+
+/// Recipients by their place in the envelope, from 0; `"all"` for all.
+fn whom(recipients: &StoredRecipients) -> serde_json::Value {
+    match recipients {
+        StoredRecipients::All => "all".into(),
+        StoredRecipients::Some(list) => list.to_vec().into(),
+    }
+}
+
+fn state(state: DeferState) -> &'static str {
+    match state {
+        DeferState::Deferred => "deferred",
+        DeferState::Held => "held",
+        DeferState::Released => "released",
+    }
+}
+
+fn durability(stored: &StoredMessage) -> &'static str {
+    match stored.durability {
+        Durability::Fsync => "fsync",
+        Durability::Os => "os",
+    }
+}
+
+/// Recipients for people.
+struct Whom<'a>(&'a StoredRecipients);
+
+impl std::fmt::Display for Whom<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            StoredRecipients::All => write!(f, "all recipients"),
+            StoredRecipients::Some(list) => match &list[..] {
+                [] => write!(f, "no recipient"),
+                [one] => write!(f, "recipient {one}"),
+                [first, others @ ..] => {
+                    write!(f, "recipients {first}")?;
+                    others.iter().try_for_each(|other| write!(f, ", {other}"))
+                }
+            },
+        }
+    }
+}
+
+/// Where the message of an outcome stands.
+struct Of(SegmentNo);
+
+impl std::fmt::Display for Of {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            SegmentNo(0) => write!(f, " (of the copy before it)"),
+            segment => write!(f, " (of segment {segment})"),
         }
     }
 }

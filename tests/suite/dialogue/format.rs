@@ -180,15 +180,16 @@ fn claim(text: &str) -> Result<Claim, String> {
     })
 }
 
+/// How a text becomes a line.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Newline {
+pub enum Newline {
     /// CRLF at the end, unless the text itself says where its newlines are.
     AddUnlessGiven,
     Never,
 }
 
 /// The octets that a text with escapes stands for.
-fn octets(text: &str, newline: Newline) -> Result<Vec<u8>, String> {
+pub fn octets(text: &str, newline: Newline) -> Result<Vec<u8>, String> {
     let mut octets = Vec::new();
     let mut rest = text;
     while let Some((plain, escape)) = rest.split_once('\\') {

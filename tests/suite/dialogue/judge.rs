@@ -176,7 +176,7 @@ pub fn reply_is(reply: &[String], lines: &[String], last: &str) -> Result<(), St
 }
 
 /// Whether a text is as the pattern, in which `*` stands for anything.
-fn matches(pattern: &str, text: &str) -> bool {
+pub fn matches(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
         Some((front, rest)) => text.strip_prefix(front).is_some_and(|text| {

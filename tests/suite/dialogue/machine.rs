@@ -7,6 +7,7 @@ use std::time::Instant;
 use mailrace::config::Config;
 use mailrace::inbound::relay::{self, Facts};
 use mailrace::message::{BodyFlags, BodySummary, Durability, Envelope, MessageId};
+use mailrace::smtp::reply::QueueStart;
 use mailrace::smtp::server::{Event, Server};
 
 use super::settings::{self, Settings};
@@ -46,10 +47,15 @@ impl Machine {
     /// A session under this configuration.
     pub fn with_config(config: Config, client: Option<IpAddr>) -> Machine {
         let now = Instant::now();
+        let client = client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let mut server = Server::new(settings::server_config(&config), now);
+        if relay::may_start_queues(&config, client) {
+            server.permit_etrn();
+        }
         let mut machine = Machine {
-            server: Server::new(settings::server_config(&config), now),
+            server,
             config,
-            client: client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            client,
             now,
             input: Vec::new(),
             start: 0,
@@ -96,6 +102,8 @@ impl Machine {
             Event::CheckRecipient => self.check_recipient(),
             Event::EndOfMessage => self.store(),
             Event::StartTls => panic!("no dialogue has TLS"),
+            // As in a gateway whose queue is empty.
+            Event::StartQueue => self.server.queue_started(self.now, Ok(QueueStart::Nothing)),
             Event::Close => self.closed = true,
             Event::Continue | Event::NeedInput => {}
         }

@@ -56,6 +56,10 @@ pub fn read(
     let octets = match in_memory {
         Some(octets) => octets,
         None => {
+            let place = match kind {
+                Kind::Message => shared.table.place_of(id, place),
+                _ => place,
+            };
             let file = shared.table.file(place.segment).ok_or("its segment was retired")?;
             let mut octets = vec![0; place.length as usize];
             let read = shared.disk.read(file, place.offset, &mut octets);

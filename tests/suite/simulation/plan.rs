@@ -108,7 +108,12 @@ impl Plan {
             mails_per_client: random.usize(1..5),
             body_octets_max: if has_large { 600 * kib } else { 30 * kib },
             durability: if os { Durability::Os } else { Durability::Fsync },
-            log: LogOptions { segment_bytes, spares: 3, spares_max: random.usize(3..8) },
+            log: LogOptions {
+                segment_bytes,
+                spares: 3,
+                spares_max: random.usize(3..8),
+                ..LogOptions::default()
+            },
             appender: AppenderOptions {
                 batch_bytes,
                 buffers,

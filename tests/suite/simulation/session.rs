@@ -156,6 +156,7 @@ impl Session {
                     Step::CheckRecipient => self.check_recipient(scene.now(), shared),
                     Step::Store => self.store(scene, worker, shared),
                     Step::StartTls => panic!("no simulated listener has TLS"),
+                    Step::StartQueue => unreachable!("no client of the simulation may send ETRN"),
                     Step::Close => {
                         self.flush(scene);
                         return false;

@@ -1,0 +1,689 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::spool::chore::Chore;
+use crate::spool::format::record::RecordView;
+use crate::spool::recovery::RecoveredMessage;
+use crate::spool::sim_disk::{Faults, SimDisk};
+use crate::spool::stats::Health;
+use crate::spool::test_kit::{Bench, Mail, OPTIONS, next};
+use crate::spool::{
+    ChunkPlace, CommitError, Defer, DeferState, Done, LogOptions, NewBody, Recipients, StoredBody,
+};
+
+const COMPACTING: LogOptions = LogOptions { compact_after_ticks: 2, ..OPTIONS };
+
+fn bench() -> Bench {
+    Bench::with(&SimDisk::new(1), COMPACTING).unwrap()
+}
+
+/// Messages that are accepted and delivered at once, as nearly all are.
+fn traffic(bench: &mut Bench, ids: std::ops::Range<u64>) {
+    for id in ids {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+        if id % 5 == 0 {
+            bench.tick();
+        }
+    }
+}
+
+fn settle(bench: &mut Bench) {
+    (0..10).for_each(|_| bench.tick());
+}
+
+fn defer<'a>(id: u64, place: RecordPlace, recipients: Recipients<'a>, reply: &'a str) -> Defer<'a> {
+    Defer {
+        id: MessageId(id),
+        segment: place.segment,
+        recipients,
+        state: DeferState::Deferred,
+        next_attempt_unix_ms: 7,
+        attempts: 1,
+        delay_told: id % 2 == 1,
+        reply,
+    }
+}
+
+/// A reply, who waits for it, and how.
+type Wait = (String, Vec<u16>, DeferState);
+
+/// What a restart makes of a message's outcomes.
+fn waits(message: &RecoveredMessage) -> (Vec<u16>, Vec<Wait>) {
+    let all = message.message.envelope.recipients.len() as u16;
+    let waits = message.deferrals.iter().map(|wait| {
+        // As `defer` has set it.
+        assert_eq!(wait.delay_told, message.message.id.0 % 2 == 1);
+        let recipients = (0..all).filter(|&recipient| wait.recipients.contains(recipient));
+        (wait.reply.to_string(), recipients.collect(), wait.state)
+    });
+    (message.done.clone(), waits.collect())
+}
+
+/// The octets of a message as a reader gets them that was told it stands at `place`.
+fn body(bench: &Bench, id: u64, place: RecordPlace) -> Vec<u8> {
+    let record = |place: RecordPlace| {
+        let file = bench.log.table().file(place.segment).expect("a live segment has its file");
+        let start = place.offset as usize;
+        bench.disk.contents(file)[start..start + place.length as usize].to_vec()
+    };
+    let octets = record(bench.log.table().place_of(MessageId(id), place));
+    let view = RecordView::parse(&octets).unwrap();
+    view.verify_body().unwrap();
+    assert_eq!(view.id(), MessageId(id));
+    match crate::spool::StoredMessage::decode(&view).unwrap().body {
+        StoredBody::Inline => view.body().to_vec(),
+        StoredBody::Chunks(chunks) => {
+            let mut whole = Vec::new();
+            for chunk in &chunks {
+                let octets = record(chunk.place);
+                let view = RecordView::parse(&octets).unwrap();
+                view.verify_body().unwrap();
+                assert_eq!(view.id(), MessageId(id));
+                whole.extend_from_slice(view.body());
+            }
+            whole
+        }
+    }
+}
+
+/// A message whose body came in chunks of 9,000 octets.
+fn upload(bench: &mut Bench, id: u64, parts: u32) -> RecordPlace {
+    let mut mail = Mail::new(id, 1, 0);
+    let mut chunks = Vec::new();
+    for index in 0..parts {
+        let mut chunk = bench.appender.chunk_buffer().unwrap();
+        chunk.spare()[..9000].fill(index as u8);
+        mail.body.extend_from_slice(&chunk.spare()[..9000]);
+        chunk.advance(9000);
+        let chunk = bench.appender.append_chunk(chunk, MessageId(id), index);
+        let place = bench.commit()[0].result.unwrap();
+        chunks.push(ChunkPlace { place, octets: chunk.octets, crc32c: chunk.crc32c });
+    }
+    mail.with(NewBody::Chunks(&chunks), |message| {
+        bench.appender.append_message(message, bench.now).unwrap()
+    });
+    bench.commit()[0].result.unwrap()
+}
+
+#[test]
+fn one_message_that_waits_does_not_keep_all_that_comes_after_it() {
+    let mut bench = bench();
+    let mail = Mail::new(1, 2, 700);
+    let place = bench.accept(&mail);
+    bench.appender.append_defer(&defer(1, place, Recipients::Some(&[1]), "later"), bench.now);
+    bench.commit();
+    let mut used = 0;
+    for round in 0..20u64 {
+        traffic(&mut bench, 10 + round * 40..50 + round * 40);
+        used = used.max(bench.log.accounts().segments());
+    }
+    assert!(used <= 9, "one message keeps {used} segments");
+    assert!(bench.log.table().file(place.segment).is_none(), "its first segment is free");
+    assert_eq!(body(&bench, 1, place), mail.body);
+    let found = {
+        bench = bench.reborn(true);
+        assert_eq!(bench.kept.ids(), [1]);
+        &bench.kept.messages[0]
+    };
+    assert_eq!(found.message.envelope, mail.envelope);
+    assert_eq!(waits(found), (vec![], vec![("later".into(), vec![1], DeferState::Deferred)]));
+    let place = found.place;
+    // And it goes on so in the next life.
+    traffic(&mut bench, 2000..2200);
+    settle(&mut bench);
+    assert!(bench.log.accounts().segments() <= 4, "{}", bench.log.accounts().segments());
+    // Its end names the place that its handle knows.
+    bench.done(1, place);
+    assert_eq!(bench.log.accounts().live(), 0);
+    settle(&mut bench);
+    assert!(bench.reborn(true).kept.messages.is_empty());
+}
+
+/// Half of the messages stay, so their segments do, and each of the others has its DONE in
+/// another segment.
+#[test]
+fn outcomes_of_full_segments_are_carried_and_their_holders_freed() {
+    let mut bench = bench();
+    let mut places: Vec<(u64, RecordPlace)> = Vec::new();
+    for id in 1..=100 {
+        places.push((id, bench.accept(&Mail::new(id, 1, 3000))));
+    }
+    let full = bench.log.accounts().segments();
+    let mut kept = Vec::new();
+    for (id, place) in places {
+        match id % 4 {
+            0 => bench.done(id, place),
+            1 => {
+                let wait = defer(id, place, Recipients::All, "wait");
+                bench.appender.append_defer(&Defer { state: DeferState::Held, ..wait }, bench.now);
+                bench.commit();
+                kept.push(id);
+            }
+            _ => kept.push(id),
+        }
+        traffic(&mut bench, 1000 + id * 10..1000 + id * 10 + 6);
+    }
+    settle(&mut bench);
+    let used = bench.log.accounts().segments();
+    assert!(used <= full + 3, "{used} segments for what was {full}");
+    let bench = bench.reborn(true);
+    let mut ids = bench.kept.ids();
+    ids.sort_unstable();
+    assert_eq!(ids, kept);
+    for message in &bench.kept.messages {
+        let id = message.message.id.0;
+        let expected = match id % 4 {
+            1 => vec![("wait".into(), vec![0], DeferState::Held)],
+            _ => vec![],
+        };
+        assert_eq!(waits(message), (vec![], expected), "message {id}");
+    }
+}
+
+#[test]
+fn what_became_of_each_recipient_goes_with_the_message() {
+    let mut bench = bench();
+    let place = bench.accept(&Mail::new(1, 6, 100));
+    let all = Recipients::All;
+    bench.appender.append_defer(&defer(1, place, all, "first"), bench.now);
+    bench.commit();
+    traffic(&mut bench, 100..150);
+    bench.appender.append_defer(&defer(1, place, Recipients::Some(&[1, 3]), "second"), bench.now);
+    let (id, segment) = (MessageId(1), place.segment);
+    let done = Done { id, segment, recipients: Recipients::Some(&[0, 3]), last: false };
+    bench.appender.append_done(&done, bench.now);
+    bench.commit();
+    let expected = (
+        vec![0, 3],
+        vec![
+            ("first".to_owned(), vec![2, 4, 5], DeferState::Deferred),
+            ("second".to_owned(), vec![1], DeferState::Deferred),
+        ],
+    );
+    for round in 0..3u64 {
+        traffic(&mut bench, 200 + round * 100..300 + round * 100);
+        settle(&mut bench);
+        assert!(bench.log.table().file(place.segment).is_none());
+        bench = bench.reborn(true);
+        assert_eq!(waits(&bench.kept.messages[0]), expected, "round {round}");
+    }
+    // By the place of long ago: the queue may know no other.
+    let done = Done { id, segment, recipients: Recipients::Some(&[1, 2, 4]), last: false };
+    bench.appender.append_done(&done, bench.now);
+    let done = Done { id, segment, recipients: Recipients::Some(&[5]), last: true };
+    bench.appender.append_done(&done, bench.now);
+    bench.commit();
+    settle(&mut bench);
+    assert!(bench.reborn(true).kept.messages.is_empty());
+}
+
+/// The compaction reads, an outcome comes, the compaction writes: the copy must not be the last
+/// word.
+#[test]
+fn an_outcome_that_comes_meanwhile_is_not_undone() {
+    for pause in 0..40 {
+        let mut bench = bench();
+        let place = bench.accept(&Mail::new(1, 3, 100));
+        bench.appender.append_defer(&defer(1, place, Recipients::All, "old"), bench.now);
+        bench.commit();
+        let other = bench.accept(&Mail::new(2, 1, 100));
+        for id in 100..130 {
+            let place = bench.accept(&Mail::new(id, 1, 3000));
+            bench.done(id, place);
+        }
+        bench.is_lazy = true;
+        let mut chores: std::collections::VecDeque<Chore> = Default::default();
+        for step in 0..60 {
+            bench.tick();
+            while let Some(chore) = bench.log.poll_chore() {
+                chores.push_back(chore);
+            }
+            if step == pause {
+                bench.appender.append_defer(&defer(1, place, Recipients::All, "new"), bench.now);
+                let segment = place.segment;
+                let recipients = Recipients::Some(&[2]);
+                let done = Done { id: MessageId(1), segment, recipients, last: false };
+                bench.appender.append_done(&done, bench.now);
+                bench.done(2, other);
+            }
+            if let Some(chore) = chores.pop_front() {
+                bench.do_chore(chore);
+            }
+        }
+        let bench = bench.reborn(true);
+        assert_eq!(bench.kept.ids(), [1], "pause {pause}");
+        let expected = (vec![2], vec![("new".to_owned(), vec![0, 1], DeferState::Deferred)]);
+        assert_eq!(waits(&bench.kept.messages[0]), expected, "pause {pause}");
+    }
+}
+
+#[test]
+fn a_large_message_moves_with_its_chunks() {
+    let mut bench = bench();
+    let place = upload(&mut bench, 1, 10);
+    let whole = body(&bench, 1, place);
+    assert_eq!(whole.len(), 90_000);
+    traffic(&mut bench, 100..180);
+    settle(&mut bench);
+    assert!(bench.log.table().file(place.segment).is_none(), "it moved");
+    assert_eq!(body(&bench, 1, place), whole);
+    assert_eq!(bench.log.accounts().live(), 11);
+    let mut bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [1]);
+    let place = bench.kept.messages[0].place;
+    assert_eq!(body(&bench, 1, place), whole);
+    assert_eq!(bench.log.accounts().live(), 11);
+    bench.done(1, place);
+    assert_eq!(bench.log.accounts().live(), 0);
+}
+
+#[test]
+fn a_segment_that_is_read_stays_until_it_is_not() {
+    let mut bench = bench();
+    let place = upload(&mut bench, 1, 3);
+    let pin = bench.log.table().pin(place.segment).unwrap();
+    traffic(&mut bench, 100..180);
+    settle(&mut bench);
+    assert!(bench.log.table().file(place.segment).is_some(), "somebody reads it");
+    assert_ne!(bench.log.table().place_of(MessageId(1), place), place, "but it has moved");
+    drop(pin);
+    bench.tick();
+    assert!(bench.log.table().file(place.segment).is_none());
+    assert!(bench.log.table().pin(place.segment).is_none());
+}
+
+#[test]
+fn an_upload_keeps_its_chunks_where_they_are_and_nothing_else() {
+    let mut bench = bench();
+    let mut chunk = bench.appender.chunk_buffer().unwrap();
+    chunk.push(&[7; 5000]);
+    let chunk = bench.appender.append_chunk(chunk, MessageId(1), 0);
+    let place = bench.commit()[0].result.unwrap();
+    traffic(&mut bench, 100..300);
+    settle(&mut bench);
+    let used = bench.log.accounts().segments();
+    assert!(used <= 5, "{used} segments for one chunk");
+    let chunks = [ChunkPlace { place, octets: chunk.octets, crc32c: chunk.crc32c }];
+    let mail = Mail { body: vec![7; 5000], ..Mail::new(1, 1, 0) };
+    mail.with(NewBody::Chunks(&chunks), |message| {
+        bench.appender.append_message(message, bench.now).unwrap()
+    });
+    let place = bench.commit()[0].result.unwrap();
+    assert_eq!(body(&bench, 1, place), mail.body);
+}
+
+#[test]
+fn a_retirement_that_failed_is_tried_again() {
+    let mut bench = bench();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    for id in 2..40 {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+    }
+    bench.is_lazy = true;
+    bench.done(1, place);
+    while let Some(chore) = bench.log.poll_chore() {
+        if matches!(chore, Chore::Retire { .. }) {
+            bench.disk.fail_next_write();
+        }
+        bench.do_chore(chore);
+    }
+    let used = bench.log.accounts().segments();
+    bench.is_lazy = false;
+    settle(&mut bench);
+    assert!(bench.log.accounts().segments() < used);
+    assert!(bench.reborn(true).kept.messages.is_empty());
+}
+
+#[test]
+fn a_full_disk_is_compacted_at_once() {
+    let mut bench = bench();
+    bench.disk.set_faults(Faults { files_max: 8, ..Faults::default() });
+    bench.accept(&Mail::new(1, 1, 100));
+    let mut refused = 0;
+    for id in 2..400 {
+        Mail::new(id, 1, 3000).append(&mut bench.appender, bench.now).unwrap();
+        match bench.commit()[0].result {
+            Ok(place) => bench.done(id, place),
+            Err(_) => {
+                refused += 1;
+                bench.tick();
+            }
+        }
+    }
+    assert!(refused < 40, "{refused} were refused though nearly all is dead");
+    settle(&mut bench);
+    assert_eq!(bench.log.stats().health(), Health::Good);
+    assert_eq!(bench.reborn(true).kept.ids(), [1]);
+}
+
+#[test]
+fn disk_use_stays_in_proportion_to_what_is_live() {
+    for seed in 1..=3u64 {
+        let mut random = seed;
+        let mut bench = bench();
+        let mut waiting: Vec<(u64, RecordPlace)> = Vec::new();
+        for id in 1..4000u64 {
+            let octets = (next(&mut random) % 4000) as usize;
+            let place = bench.accept(&Mail::new(id, 1, octets));
+            if next(&mut random).is_multiple_of(5) {
+                waiting.push((id, place));
+            } else {
+                bench.done(id, place);
+            }
+            if waiting.len() > 300 {
+                let (id, place) = waiting.swap_remove((next(&mut random) % 300) as usize);
+                bench.done(id, place);
+            }
+            if id % 5 == 0 {
+                let which = (next(&mut random) % waiting.len().max(1) as u64) as usize;
+                if let Some(&(id, place)) = waiting.get(which) {
+                    let wait = defer(id, place, Recipients::All, "not yet");
+                    bench.appender.append_defer(&wait, bench.now);
+                    bench.commit();
+                }
+                bench.tick();
+            }
+            if id > 1500 && id % 100 == 0 {
+                let live: u32 = waiting.iter().map(|(_, place)| place.length).sum();
+                let used = bench.log.accounts().segments() as u32 * OPTIONS.segment_bytes;
+                // Beside the proportion: the head, and what is too young or under way.
+                let most = live / 10 * 22 + 8 * OPTIONS.segment_bytes;
+                assert!(used <= most, "seed {seed}, {id}: {used} octets for {live} that are live");
+            }
+        }
+        let ids: BTreeSet<u64> = waiting.iter().map(|(id, _)| *id).collect();
+        let bench = bench.reborn(true);
+        assert_eq!(bench.kept.ids().into_iter().collect::<BTreeSet<_>>(), ids);
+    }
+}
+
+#[test]
+fn damage_is_left_where_it_is() {
+    let mut bench = bench();
+    let place = bench.accept(&Mail::new(1, 1, 500));
+    bench.accept(&Mail::new(2, 1, 500));
+    let file = bench.log.table().file(place.segment).unwrap();
+    bench.disk.flip_bit(file, (place.offset + place.length) as usize - 100, 1);
+    traffic(&mut bench, 100..200);
+    settle(&mut bench);
+    assert!(bench.log.table().file(place.segment).is_some(), "the damaged message is not moved");
+    assert_eq!(bench.log.stats().segments_damaged.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert!(bench.log.accounts().segments() <= 4, "{}", bench.log.accounts().segments());
+    assert!(bench.reborn(true).kept.ids().contains(&2));
+}
+
+// ---- crashes ---------------------------------------------------------------------------------
+
+/// A message as its sender and the queue know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Model {
+    place: RecordPlace,
+    body: Vec<u8>,
+    done: BTreeSet<u16>,
+    waits: BTreeMap<u16, String>,
+}
+
+const RECIPIENTS: u16 = 3;
+
+#[derive(Default)]
+struct World {
+    models: BTreeMap<u64, Model>,
+    /// A change of these was appended and its answer has not come.
+    open: BTreeSet<u64>,
+    next_id: u64,
+}
+
+impl World {
+    /// One change, and its answer if there is one.
+    fn change(&mut self, bench: &mut Bench, random: &mut u64) {
+        let count = self.models.len() as u64;
+        let pick = (next(random) % count.max(1)) as usize;
+        let known = self.models.keys().nth(pick).copied().filter(|_| count > 0);
+        let young = self.models.keys().next_back().copied();
+        match (next(random) % 8, known, young) {
+            (0..4, _, _) | (_, None, _) => self.accept(bench, random),
+            // Most are delivered soon.
+            (4 | 5, _, Some(id)) => self.end(bench, id),
+            (6, Some(id), _) => self.wait(bench, id, random),
+            (_, Some(id), _) => self.deliver_one(bench, id, random),
+        }
+    }
+
+    fn accept(&mut self, bench: &mut Bench, random: &mut u64) {
+        self.next_id += 1;
+        let id = self.next_id;
+        let is_large = next(random).is_multiple_of(12);
+        self.open.insert(id);
+        let mut mail = Mail::new(
+            id,
+            RECIPIENTS.into(),
+            (next(random) % 4000) as usize * usize::from(!is_large),
+        );
+        let mut chunks = Vec::new();
+        for index in 0..3 * u32::from(is_large) {
+            let Ok(mut chunk) = bench.appender.chunk_buffer() else { return };
+            chunk.spare()[..6000].fill((index as u8).wrapping_add(id as u8));
+            mail.body.extend_from_slice(&chunk.spare()[..6000]);
+            chunk.advance(6000);
+            let chunk = bench.appender.append_chunk(chunk, MessageId(id), index);
+            let settled = bench.commit();
+            let place = settled.iter().find(|settled| settled.ticket == chunk.ticket);
+            let Some(Ok(place)) = place.map(|settled| settled.result) else {
+                return bench.appender.abandon_upload(MessageId(id));
+            };
+            chunks.push(ChunkPlace { place, octets: chunk.octets, crc32c: chunk.crc32c });
+        }
+        let new_body =
+            if is_large { NewBody::Chunks(&chunks) } else { NewBody::Inline(&mail.body) };
+        let appended =
+            mail.with(new_body, |message| bench.appender.append_message(message, bench.now));
+        let Ok(ticket) = appended else { return };
+        let settled = bench.commit();
+        let own = settled.iter().find(|settled| settled.ticket == ticket);
+        match own.map(|settled| settled.result) {
+            Some(Ok(place)) => {
+                let (done, waits) = Default::default();
+                self.models.insert(id, Model { place, body: mail.body, done, waits });
+            }
+            Some(Err(CommitError::Disk(_) | CommitError::Full)) => {}
+            // A log that has stopped cannot say what the disk holds.
+            _ => return,
+        }
+        self.open.remove(&id);
+    }
+
+    fn end(&mut self, bench: &mut Bench, id: u64) {
+        let segment = self.models[&id].place.segment;
+        let done = Done { id: MessageId(id), segment, recipients: Recipients::All, last: true };
+        let ticket = bench.appender.append_done(&done, bench.now);
+        if self.answered(bench, id, ticket) {
+            self.models.remove(&id);
+        }
+    }
+
+    fn wait(&mut self, bench: &mut Bench, id: u64, random: &mut u64) {
+        let model = &self.models[&id];
+        let reply = format!("{:x}", next(random) % 4096);
+        let some: Vec<u16> = (0..RECIPIENTS).filter(|no| !model.done.contains(no)).collect();
+        let wait = match next(random) % 2 {
+            0 => defer(id, model.place, Recipients::All, &reply),
+            _ => defer(id, model.place, Recipients::Some(&some[..1]), &reply),
+        };
+        let whom = if wait.recipients == Recipients::All { &some[..] } else { &some[..1] };
+        let ticket = bench.appender.append_defer(&wait, bench.now);
+        if self.answered(bench, id, ticket) {
+            let waits = &mut self.models.get_mut(&id).unwrap().waits;
+            whom.iter().for_each(|&no| drop(waits.insert(no, reply.clone())));
+        }
+    }
+
+    fn deliver_one(&mut self, bench: &mut Bench, id: u64, random: &mut u64) {
+        let no = (next(random) % u64::from(RECIPIENTS)) as u16;
+        let model = &self.models[&id];
+        if model.done.contains(&no) || model.done.len() + 1 >= RECIPIENTS.into() {
+            return;
+        }
+        let (segment, recipients) = (model.place.segment, [no]);
+        let recipients = Recipients::Some(&recipients);
+        let done = Done { id: MessageId(id), segment, recipients, last: false };
+        let ticket = bench.appender.append_done(&done, bench.now);
+        if self.answered(bench, id, ticket) {
+            let model = self.models.get_mut(&id).unwrap();
+            model.done.insert(no);
+            model.waits.remove(&no);
+        }
+    }
+
+    fn answered(&mut self, bench: &mut Bench, id: u64, ticket: crate::spool::Ticket) -> bool {
+        let is_first = self.open.insert(id);
+        let settled = bench.commit();
+        let is_answered =
+            settled.iter().any(|settled| settled.ticket == ticket && settled.result.is_ok());
+        // An outcome that the disk refused is appended again, some time later.
+        if is_answered && is_first {
+            self.open.remove(&id);
+        }
+        is_answered
+    }
+
+    /// What recovery found must be what is known; what was open may be either way.
+    fn check(&mut self, found: &Bench, what: &str) {
+        assert_eq!(found.report.damage_count, 0, "{what}: {:?}", found.report.damage);
+        self.check_messages(found, what);
+    }
+
+    fn check_messages(&mut self, found: &Bench, what: &str) {
+        let messages: BTreeMap<u64, &RecoveredMessage> =
+            found.kept.messages.iter().map(|found| (found.message.id.0, found)).collect();
+        for (id, model) in &self.models {
+            let Some(message) = messages.get(id) else {
+                assert!(self.open.contains(id), "{what}: message {id} is gone");
+                continue;
+            };
+            assert_eq!(body(found, *id, message.place), model.body, "{what}: message {id}");
+            if self.open.contains(id) {
+                continue;
+            }
+            let (done, waits) = waits(message);
+            assert_eq!(done.into_iter().collect::<BTreeSet<_>>(), model.done, "{what}: {id}");
+            let flat = waits
+                .into_iter()
+                .flat_map(|(reply, whom, _)| whom.into_iter().map(move |no| (no, reply.clone())));
+            assert_eq!(flat.collect::<BTreeMap<_, _>>(), model.waits, "{what}: {id}");
+        }
+        for id in messages.keys() {
+            let is_known = self.models.contains_key(id) || self.open.contains(id);
+            assert!(is_known, "{what}: message {id} has ended and is back");
+        }
+        // What was open is now one or the other.
+        for id in std::mem::take(&mut self.open) {
+            self.models.remove(&id);
+            if let Some(message) = messages.get(&id) {
+                let (done, waits) = waits(message);
+                let flat = waits.into_iter().flat_map(|(reply, whom, _)| {
+                    whom.into_iter().map(move |no| (no, reply.clone()))
+                });
+                let model = Model {
+                    place: message.place,
+                    body: body(found, id, message.place),
+                    done: done.into_iter().collect(),
+                    waits: flat.collect(),
+                };
+                self.models.insert(id, model);
+            }
+        }
+        for (id, model) in &mut self.models {
+            model.place = messages[id].place;
+        }
+    }
+}
+
+fn turn(world: &mut World, bench: &mut Bench, random: &mut u64) {
+    bench.is_lazy = next(random).is_multiple_of(3);
+    world.change(bench, random);
+    if next(random).is_multiple_of(2) {
+        bench.tick();
+    }
+}
+
+/// The power goes in the middle of one disk operation after the other, those of the compaction
+/// among them.
+#[test]
+fn a_crash_at_every_write_point_of_a_compaction_loses_nothing() {
+    let mut moved = 0;
+    for seed in 1..=3u64 {
+        let mut operation = 5;
+        loop {
+            let disk = SimDisk::new(seed * 10_000 + operation);
+            let (mut random, mut world) = (seed, World::default());
+            disk.crash_at(operation);
+            let mut has_crashed = false;
+            if let Ok(mut bench) = Bench::with(&disk, COMPACTING) {
+                for _ in 0..160 {
+                    turn(&mut world, &mut bench, &mut random);
+                    has_crashed = disk.is_down();
+                    if has_crashed {
+                        break;
+                    }
+                }
+                moved +=
+                    bench.log.stats().messages_moved.load(std::sync::atomic::Ordering::Relaxed);
+            }
+            let what = format!("seed {seed}, operation {operation}");
+            disk.restart();
+            let found =
+                Bench::with(&disk, COMPACTING).unwrap_or_else(|error| panic!("{what}: {error}"));
+            world.check(&found, &what);
+            let mut again = found.reborn(true);
+            world.check(&again, &format!("{what}, second recovery"));
+            for _ in 0..10 {
+                turn(&mut world, &mut again, &mut random);
+            }
+            settle(&mut again);
+            world.check(&again.reborn(true), &format!("{what}, later"));
+            if !has_crashed {
+                break;
+            }
+            operation += 1;
+        }
+    }
+    assert!(moved > 1000, "there was something to compact: {moved}");
+}
+
+/// Long runs with failing writes and syncs, crashes of the process and of the power.
+#[test]
+fn faults_and_crashes_during_compactions_lose_nothing() {
+    let mut moved = 0;
+    for seed in 1..=40u64 {
+        let disk = SimDisk::new(seed);
+        let (mut random, mut world) = (seed * 31 + 7, World::default());
+        for life in 0..6 {
+            disk.set_faults(Faults::default());
+            disk.restart();
+            let what = format!("seed {seed}, life {life}");
+            let mut bench =
+                Bench::with(&disk, COMPACTING).unwrap_or_else(|error| panic!("{what}: {error}"));
+            // A failed sync of chunks that no message names yet shows as damage.
+            world.check_messages(&bench, &what);
+            disk.set_faults(Faults {
+                write_failures_permil: (next(&mut random) % 15) as u32,
+                sync_failures_permil: (next(&mut random) % 15) as u32,
+                files_max: 16 + (next(&mut random) % 20) as usize,
+            });
+            for _ in 0..next(&mut random) % 200 {
+                turn(&mut world, &mut bench, &mut random);
+                if bench.log.stats().health() == Health::Failed {
+                    break;
+                }
+            }
+            if !disk.is_down() && next(&mut random).is_multiple_of(2) {
+                disk.crash_at(disk.operations() + 1 + next(&mut random) % 4);
+                (0..3).for_each(|_| turn(&mut world, &mut bench, &mut random));
+            }
+            moved += bench.log.stats().messages_moved.load(std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    assert!(moved > 500, "there was something to compact: {moved}");
+}

@@ -1,0 +1,361 @@
+//! ETRN (RFC 1985): a client has the mail for its domain tried now, on every worker.
+//!
+//! A session's request waits at its worker's [`Desk`] for the next errand, which goes round all
+//! workers: each looks through its own handles once for all nodes of the errand, makes what waits
+//! due, and says what it found.  When the last has answered, so do the sessions.
+//!
+//! What it costs is bounded whatever clients send: one errand a second and worker, with at most
+//! [`limits::ETRN_WAITING`] nodes; what comes beyond is refused with 458.
+//!
+//! What it does not do: it reads no envelopes.  Where mail exchangers take it, mail is filed under
+//! its domain; a route for exactly the domain names its mail too; a route for more (`*` to a smart
+//! host) is started as a whole, and the answer gives no number.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::{Letter, Worker};
+use crate::config::{Config, Reach, Route, RouteIndex};
+use crate::limits;
+use crate::queue::destination::Destination;
+use crate::queue::handle::State;
+use crate::queue::scheduler::Event;
+use crate::runtime;
+use crate::runtime::notify::Handover;
+use crate::smtp::command::Node;
+use crate::smtp::reply::{QueueStart, Refusal};
+
+/// The requests of a worker's sessions.
+#[derive(Default)]
+pub(super) struct Desk {
+    /// For the next errand; `waiting.len() <= ETRN_WAITING`.
+    waiting: RefCell<Vec<Request>>,
+    under_way: RefCell<Option<UnderWay>>,
+    /// No errand is sent before then.
+    rests_until_unix_ms: Cell<u64>,
+}
+
+struct Request {
+    node: Node,
+    answer: Rc<Handover<Found>>,
+}
+
+/// An errand that is not back from all workers.
+struct UnderWay {
+    requests: Vec<Request>,
+    /// What was found so far, one for each request.
+    found: Vec<Found>,
+    answers_left: usize,
+}
+
+/// Nodes that every worker is to look for.
+#[derive(Clone)]
+pub struct Errand {
+    nodes: Arc<[Node]>,
+    /// The worker that is to be told.
+    from: usize,
+}
+
+/// What waits for a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Found {
+    messages: u64,
+    /// Some of them may be for other domains.
+    among_others: bool,
+}
+
+/// The routes that mail for a node may take.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Ways {
+    routes: Vec<RouteIndex>,
+    /// They take mail for other domains too.
+    among_others: bool,
+}
+
+impl Worker {
+    /// Has the mail for a node tried now; the session's side.
+    ///
+    /// # Errors
+    /// `QueueBusy`: too many others want the same, or nothing can be sent at present.
+    pub async fn start_queue(&self, node: Node) -> Result<QueueStart, Refusal> {
+        if self.is_stopping() || self.log.has_failed() {
+            return Err(Refusal::QueueBusy);
+        }
+        let answer = self.etrn.take(node).ok_or(Refusal::QueueBusy)?;
+        let found = runtime::timeout(limits::WORKER_ANSWER, answer.take()).await;
+        // The request stays where it is: the queue is started, only nobody waits for the number.
+        Ok(found.map_or(QueueStart::Unknown, Found::answer))
+    }
+
+    /// Sends what waits at the desk round the workers.
+    pub(super) fn send_errand(&self) {
+        let now_unix_ms = self.now_unix_ms();
+        if let Some(nodes) = self.etrn.begin(now_unix_ms, self.posts.len()) {
+            let errand = Errand { nodes, from: self.index };
+            for to in 0..self.posts.len() {
+                self.tell(to, Letter::Etrn(errand.clone()));
+            }
+        }
+    }
+
+    /// Does what a worker asks of all.
+    pub(super) fn run_errand(self: &Rc<Self>, errand: &Errand) {
+        let found = errand.nodes.iter().map(|node| self.retry_node(node)).collect();
+        self.tell(errand.from, Letter::EtrnDone(found));
+    }
+
+    /// Takes what another worker has found.
+    pub(super) fn errand_done(&self, found: &[Found]) {
+        self.etrn.gather(found);
+    }
+
+    /// Makes this core's mail for a node due.
+    fn retry_node(self: &Rc<Self>, node: &Node) -> Found {
+        let ways = Ways::of(&self.config, node);
+        let courses: Vec<_> = ways.routes.iter().map(|&way| self.sites.course_of(way)).collect();
+        let is_meant = |destination: &Destination| {
+            courses.contains(&destination.course)
+                && destination.domain.as_deref().is_none_or(|domain| node.covers(domain))
+        };
+        let now_unix_ms = self.now_unix_ms();
+        let mut found = Found::default();
+        let mut due = BTreeSet::new();
+        self.with_queue(|queue| {
+            for (_, handle) in queue.iter() {
+                let index = handle.destination();
+                let waits = match handle.state {
+                    State::Deferred => true,
+                    State::Ready => queue.rests(index, now_unix_ms),
+                    State::Active | State::Held => false,
+                };
+                let Some(destination) = queue.destination(index).filter(|d| waits && is_meant(d))
+                else {
+                    continue;
+                };
+                found.messages += 1;
+                // Where exchangers take the mail, a destination is one domain's alone.
+                found.among_others |= destination.domain.is_none() && ways.among_others;
+                due.insert(destination.clone());
+            }
+        });
+        for destination in due {
+            self.queue_event(Event::RetryDestination { destination });
+        }
+        found
+    }
+
+    fn tell(&self, to: usize, letter: Letter) {
+        let letters = &self.posts[to].letters;
+        // The mailbox is unbounded: an errand is under way once a worker, and answered once.
+        if letters.push(letter).is_ok() {
+            letters.wake();
+        }
+    }
+}
+
+impl Desk {
+    /// Takes a request; `None` if there are too many.
+    fn take(&self, node: Node) -> Option<Rc<Handover<Found>>> {
+        let mut waiting = self.waiting.borrow_mut();
+        (waiting.len() < limits::ETRN_WAITING).then(|| {
+            let answer = Rc::new(Handover::default());
+            waiting.push(Request { node, answer: answer.clone() });
+            answer
+        })
+    }
+
+    /// Makes an errand of what waits, if one may begin now.
+    fn begin(&self, now_unix_ms: u64, workers: usize) -> Option<Arc<[Node]>> {
+        let is_free = self.under_way.borrow().is_none()
+            && now_unix_ms >= self.rests_until_unix_ms.get()
+            && !self.waiting.borrow().is_empty();
+        is_free.then(|| {
+            let requests = self.waiting.take();
+            let nodes = requests.iter().map(|request| request.node.clone()).collect();
+            let found = vec![Found::default(); requests.len()];
+            self.rests_until_unix_ms.set(now_unix_ms + ERRAND_PAUSE_MS);
+            let under_way = UnderWay { requests, found, answers_left: workers };
+            *self.under_way.borrow_mut() = Some(under_way);
+            nodes
+        })
+    }
+
+    /// Adds what one worker has found; after the last one the sessions are told.
+    fn gather(&self, found: &[Found]) {
+        let mut under_way = self.under_way.borrow_mut();
+        let Some(round) = under_way.as_mut() else { return };
+        for (sum, found) in round.found.iter_mut().zip(found) {
+            sum.messages += found.messages;
+            sum.among_others |= found.among_others;
+        }
+        round.answers_left -= 1;
+        if round.answers_left > 0 {
+            return;
+        }
+        for (request, found) in round.requests.iter().zip(&round.found) {
+            request.answer.give(*found);
+        }
+        *under_way = None;
+    }
+}
+
+impl Found {
+    fn answer(self) -> QueueStart {
+        match self {
+            Found { messages: 0, .. } => QueueStart::Nothing,
+            Found { among_others: true, .. } => QueueStart::Something,
+            Found { messages, .. } => QueueStart::Messages(messages),
+        }
+    }
+}
+
+impl Ways {
+    /// The routes for a node, in the order of the configuration: what stands behind one that
+    /// takes all of the domain's mail gets none of it.
+    fn of(config: &Config, node: &Node) -> Ways {
+        let mut ways = Ways::default();
+        for (place, route) in (0..).zip(config.routes.iter()) {
+            let reach = match node {
+                Node::Domain(domain) => route.recipient.reach(domain),
+                Node::Subdomains(domain) if route.recipient.is_everything() => {
+                    route.recipient.reach(domain)
+                }
+                Node::Subdomains(domain)
+                    if route.recipient.reach(domain) != Reach::Nothing
+                        || route.recipient.reaches_below(domain) =>
+                {
+                    Reach::Part
+                }
+                Node::Subdomains(_) | Node::Named => Reach::Nothing,
+            };
+            if reach == Reach::Nothing {
+                continue;
+            }
+            ways.routes.push(RouteIndex(place));
+            if reach == Reach::Whole {
+                break;
+            }
+        }
+        // Routes share a site where they lead to the same next hop.
+        let shares = |other: &Route| {
+            let same = |way: &Route| way.to == other.to && way.source == other.source;
+            ways.routes.iter().any(|&way| same(&config.routes[way]))
+        };
+        let is_foreign =
+            |route: &Route| route.recipient.only_domain().is_none_or(|only| !node.covers(only));
+        ways.among_others = config.routes.iter().any(|route| is_foreign(route) && shares(route));
+        ways
+    }
+}
+
+/// How long after an errand the next one may begin.
+const ERRAND_PAUSE_MS: u64 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Environment;
+
+    fn config() -> Config {
+        let text = r#"
+[[listener]]
+address = "127.0.0.1:0"
+service = "relay"
+[[route]]
+recipient = "list-*@example.com"
+to = "smtp://192.0.2.1"
+[[route]]
+recipient = "*@example.com"
+to = "smtp://192.0.2.2"
+[[route]]
+recipient = "*@*.example.com"
+to = "smtp://192.0.2.3"
+[[route]]
+recipient = "*@shared.example"
+to = "smtp://192.0.2.4"
+[[route]]
+recipient = "*@other.example"
+to = "smtp://192.0.2.4"
+[[route]]
+recipient = "*"
+to = "smtp://192.0.2.5"
+"#;
+        let environment = Environment {
+            host_name: "mx.example.net".to_owned(),
+            cores: 1,
+            descriptors: 1_024,
+            directory: "/srv".into(),
+            user_exists: |_| true,
+        };
+        let checked = Config::parse(text, Path::new("etrn.toml"), &environment);
+        checked.unwrap_or_else(|report| panic!("{}", report.render(false))).config
+    }
+
+    fn node(text: &str) -> Node {
+        Node::parse(text).expect("a node")
+    }
+
+    #[test]
+    fn a_node_has_the_routes_that_its_mail_may_take() {
+        for (name, routes, among_others) in [
+            ("example.com", vec![0, 1], false),
+            ("a.example.com", vec![2], true),
+            ("@example.com", vec![0, 1, 2, 5], true),
+            ("shared.example", vec![3], true),
+            ("elsewhere.example", vec![5], true),
+        ] {
+            let routes = routes.into_iter().map(RouteIndex).collect();
+            let expected = Ways { routes, among_others };
+            assert_eq!(Ways::of(&config(), &node(name)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_errand_goes_round_all_and_answers_each_request() {
+        let desk = Desk::default();
+        assert_eq!(desk.begin(0, 2), None, "nobody asked");
+        let first = desk.take(node("a.example")).expect("room");
+        let second = desk.take(node("b.example")).expect("room");
+        let nodes = desk.begin(1_000, 2).expect("two wait");
+        assert_eq!(*nodes, [node("a.example"), node("b.example")]);
+
+        let third = desk.take(node("c.example")).expect("room");
+        assert_eq!(desk.begin(9_000, 2), None, "one is under way");
+        let none = Found::default();
+        desk.gather(&[Found { messages: 2, among_others: false }, none]);
+        assert_eq!(first.take_now(), None, "a worker has not answered yet");
+        desk.gather(&[Found { messages: 1, among_others: true }, none]);
+        let sum = Found { messages: 3, among_others: true };
+        assert_eq!((first.take_now(), second.take_now()), (Some(sum), Some(none)));
+        assert_eq!(third.take_now(), None);
+        desk.gather(&[none]);
+
+        assert_eq!(desk.begin(1_999, 1), None, "not within a second");
+        assert!(desk.begin(2_000, 1).is_some());
+        desk.gather(&[none]);
+        assert_eq!(third.take_now(), Some(none));
+    }
+
+    #[test]
+    fn requests_have_a_bound() {
+        let desk = Desk::default();
+        for _ in 0..limits::ETRN_WAITING {
+            assert!(desk.take(node("a.example")).is_some());
+        }
+        assert!(desk.take(node("a.example")).is_none());
+        assert!(desk.begin(0, 1).is_some());
+        assert!(desk.take(node("a.example")).is_some());
+    }
+
+    #[test]
+    fn an_answer_says_no_more_than_is_known() {
+        let found = |messages, among_others| Found { messages, among_others }.answer();
+        assert_eq!(found(0, true), QueueStart::Nothing);
+        assert_eq!(found(2, true), QueueStart::Something);
+        assert_eq!(found(2, false), QueueStart::Messages(2));
+    }
+}
