@@ -16,6 +16,7 @@ mod etrn;
 mod gateway;
 mod interop;
 mod limits_and_floods;
+mod lmtp;
 mod notices;
 mod one_flight;
 mod peers;

@@ -206,7 +206,7 @@ impl World {
             match handled.event {
                 Event::Body => self.body.extend(consumed),
                 Event::DropBody => self.body.clear(),
-                Event::StartTls | Event::StartQueue => panic!("neither is offered"),
+                Event::StartTls => panic!("it is not offered"),
                 Event::CheckRecipient => {
                     let path = format!("{:?}", self.server.recipient_in_question());
                     let verdict = match () {
@@ -218,6 +218,7 @@ impl World {
                 }
                 Event::EndOfMessage => self.store(),
                 Event::Continue => {}
+                Event::StartQueue => unreachable!("the client never asks for it"),
                 Event::NeedInput | Event::Close => break,
             }
         }
