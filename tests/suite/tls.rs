@@ -201,8 +201,12 @@ fn commands_injected_behind_starttls_leave_no_trace() {
         assert!(client.say("EHLO tls.test\r\n").starts_with("250-"));
         assert!(client.send_message("user@box.test").starts_with("250"));
     }
-    let is_told = |event: &serde_json::Value| event["reason"] == "starttls_injection";
-    assert_eq!(server.gateway.wait_event("injection", is_told)["size"], 6);
+    // Each with the number of octets that were thrown away.
+    for size in [6, 34, 23] {
+        server.gateway.wait_event("injection", |event| {
+            event["reason"] == "starttls_injection" && event["size"] == size
+        });
+    }
 }
 
 #[test]
