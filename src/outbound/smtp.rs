@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use super::Way;
 use crate::delivery::reach::Serving;
-use crate::delivery::settle::{self, Attempt};
+use crate::delivery::settle::{self, Attempt, TLS_FAILED, UNREACHABLE};
 use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use crate::delivery::settlement::{Handover, Hop, remote_mta};
 use crate::delivery::verp;
@@ -46,6 +46,8 @@ use writing::Outbox;
 struct Connection<'a> {
     way: &'a Way,
     peer: Option<SocketAddr>,
+    /// The version and the cipher suite, for the events; `None` in clear.
+    tls: Option<Rc<str>>,
     limit: TimeLimit,
     sending: Sending,
     inbox: &'a Inbox,
@@ -90,9 +92,11 @@ pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: 
 /// Sends over a connection whose peer has introduced itself.
 async fn exchange(way: &Way, stream: Stream, client: Client, peer: Option<SocketAddr>) {
     let inbox = Inbox::default();
+    let tls = stream.secured().map(|secured| secured.to_string().into());
     let (receiving, sending, limit) = stream.split();
     let driver = async {
         let mut connection = Connection::new(way, peer, limit, sending, client, &inbox);
+        connection.tls = tls;
         connection.run().await;
         connection.sending.close();
         connection.limit.shut_down();
@@ -109,17 +113,20 @@ fn not_opened(
     failure: Option<&ConnectionFailure>,
 ) {
     let Some(failure) = failure else {
-        return way.host_failed(peer, "the connection was closed before the greeting");
+        let words = "the connection was closed before the greeting";
+        return way.host_failed(peer, UNREACHABLE, words);
     };
     let words = settle::words_of_failure(failure);
-    if matches!(failure.cause, ConnectionCause::Tls(_)) {
-        way.worker.metrics.tls_failed.count();
-        if security.policy.allows_clear() && !security.is_implicit {
-            tracing::info!(site = %way.site_name(), words, "going on in clear, as `tls` allows");
-            return way.shared().remember_broken_tls(way.worker.now_unix_ms() + TLS_BROKEN_MS);
-        }
+    if !matches!(failure.cause, ConnectionCause::Tls(_)) {
+        return way.host_failed(peer, UNREACHABLE, &words);
     }
-    way.host_failed(peer, &words);
+    let goes_on = security.policy.allows_clear() && !security.is_implicit;
+    way.worker.report_tls_failed_at(way.site_name(), peer, goes_on, &words);
+    if goes_on {
+        let until_unix_ms = way.worker.now_unix_ms() + TLS_BROKEN_MS;
+        return way.shared().remember_broken_tls(until_unix_ms, &words);
+    }
+    way.host_failed(peer, TLS_FAILED, &words);
 }
 
 impl<'a> Connection<'a> {
@@ -134,6 +141,7 @@ impl<'a> Connection<'a> {
         Connection {
             way,
             peer,
+            tls: None,
             limit,
             sending,
             inbox,
@@ -237,9 +245,10 @@ impl<'a> Connection<'a> {
     /// Takes a message up.
     async fn begin(&mut self, slot: Slot) {
         let worker = &self.way.worker;
-        let Some(attempt) = Attempt::begin(worker, self.way.site, self.peer, slot) else {
+        let Some(mut attempt) = Attempt::begin(worker, self.way.site, self.peer, slot) else {
             return;
         };
+        attempt.over_tls(self.tls.clone());
         let message = match worker.load(attempt.id(), attempt.place()).await {
             Ok(message) => message,
             Err(error) => return attempt.unreadable(worker, &error),
