@@ -31,3 +31,4 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod tls;
