@@ -9,7 +9,7 @@ use mailrace::config::EightBit;
 use mailrace::message::{BodyFlags, Envelope, MailParameters, Notify, Recipient};
 use mailrace::smtp::address::{ForwardPath, ReversePath, Utf8};
 use mailrace::smtp::client::{
-    Client, ClientAction, ClientConfig, OneFlight, Protocol, RecipientOutcome, Timeouts,
+    Client, ClientAction, ClientConfig, OneFlight, Protocol, RecipientOutcome, StartTls, Timeouts,
     Transaction, TransactionId, TransactionResult,
 };
 
@@ -35,14 +35,18 @@ const WORDS: &[&str] = &[
     "250-half of a\r\n",
     "221 bye\r\n",
     "25",
+    "250-hop.test\r\n250-PIPELINING\r\n250-CHUNKING\r\n250 STARTTLS\r\n",
+    "220 2.0.0 go ahead\r\n",
+    "220 2.0.0 go ahead\r\n250 2.0.0 Ok\r\n",
 ];
 
 /// The connection's settings, and what happens on it.
 pub fn run(octets: &[u8]) {
     let mut input = Input(octets);
-    let mut driver = Driver::new(input.octet());
+    let (bits, more) = (input.octet(), input.octet());
+    let mut driver = Driver::new(bits, more >> 1);
     // A peer that behaves, so that what is said later meets a client that sends mail.
-    if input.octet() & 1 == 0 {
+    if more & 1 == 0 {
         for word in &WORDS[..2] {
             driver.hear(word.as_bytes());
         }
@@ -68,7 +72,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(bits: u8) -> Driver {
+    fn new(bits: u8, more: u8) -> Driver {
         let has = |bit: u8| bits & 1 << bit != 0;
         let config = ClientConfig {
             ehlo_name: "mx.example".into(),
@@ -81,6 +85,11 @@ impl Driver {
                 _ => OneFlight::AtOnce,
             },
             messages_in_flight: usize::from(bits >> 4 & 3),
+            starttls: match more % 3 {
+                0 => StartTls::Never,
+                1 => StartTls::IfOffered,
+                _ => StartTls::Demanded,
+            },
             eight_bit: if has(6) { EightBit::Bounce } else { EightBit::Send },
         };
         let now = Instant::now();
@@ -109,10 +118,12 @@ impl Driver {
                 self.now = self.client.deadline().unwrap_or(self.now);
                 self.client.handle_timeout(self.now);
             }
-            _ => match input.octet() % 4 {
+            _ => match input.octet() % 6 {
                 0 => self.client.quit(self.now),
                 1 => self.client.abandon(),
                 2 => self.client.body_progress(self.now),
+                4 => self.client.tls_started(self.now),
+                5 => self.client.tls_failed("no"),
                 _ => self.client.recycle(vec![0; 100]),
             },
         }
@@ -120,8 +131,7 @@ impl Driver {
     }
 
     fn hear(&mut self, octets: &[u8]) {
-        let taken = self.client.handle_bytes(self.now, octets);
-        assert!(taken <= octets.len());
+        self.client.handle_bytes(self.now, octets);
         self.act();
     }
 
@@ -151,7 +161,7 @@ impl Driver {
                 ClientAction::Send(octets) => self.client.recycle(octets),
                 ClientAction::SendBody { id, .. } => self.bodies.push_back(id),
                 ClientAction::TransactionDone(result) => self.ended(&result),
-                ClientAction::Ready | ClientAction::Failed(_) => {}
+                ClientAction::Ready | ClientAction::StartTls | ClientAction::Failed(_) => {}
                 ClientAction::Close => {
                     self.is_closed = true;
                     self.bodies.clear();
