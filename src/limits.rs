@@ -47,6 +47,8 @@ pub const SERVER_COMMAND: Duration = Duration::from_secs(5 * 60);
 pub const SERVER_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
 /// What a client may take to read a reply before its session is cut off.
 pub const SERVER_WRITE: Duration = Duration::from_secs(5 * 60);
+/// What a client may take for a TLS handshake, all of it.
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(30);
 /// The longest one transaction's data may take in all, so that a trickle ends.
 pub const SERVER_DATA_TOTAL: Duration = Duration::from_secs(60 * 60);
 
@@ -72,6 +74,13 @@ pub const CLIENT_QUIT: Duration = Duration::from_secs(5);
 /// 3.1: commands and replies in flight must fit the windows, or both sides wait in a write.
 /// The 100 recipients of an ordinary transaction fit.
 pub const CLIENT_GROUP: usize = 16 * 1024;
+/// The largest message that goes out in one flight with its envelope; a larger one waits for the
+/// replies to its envelope first.
+pub const ONE_FLIGHT_OCTETS: u64 = CHUNK as u64;
+/// The most recipients of such a message.
+pub const ONE_FLIGHT_RECIPIENTS: usize = 100;
+/// What is gathered of messages in flight before it is written.
+pub const CLIENT_WRITE: usize = 64 * 1024;
 
 /// Answers that a core's DNS cache holds.
 pub const DNS_CACHE_ENTRIES: usize = 65_536;

@@ -4,6 +4,7 @@
 //! went well, 1 something was found or failed, 2 the command line is wrong.  What a command is
 //! asked for goes to standard output, everything about how it went to standard error.
 
+mod cert;
 mod check;
 mod environment;
 mod queue;
@@ -22,6 +23,7 @@ use crate::config::{self, Checked, LoadError, Pattern, Severity};
 use crate::control::port::Originator;
 use crate::message::MessageId;
 
+pub use cert::cert;
 pub use queue::queue;
 pub use run::run;
 pub use spool::spool;
@@ -56,6 +58,9 @@ pub enum Command {
     /// Read the log of messages of a stopped gateway
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Make certificates
+    #[command(subcommand)]
+    Cert(CertCommand),
 }
 
 /// Arguments of `run`.
@@ -184,6 +189,24 @@ pub enum SpoolCommand {
     Repair(SpoolRepairArgs),
 }
 
+/// `cert ...`.
+#[derive(Debug, Subcommand)]
+pub enum CertCommand {
+    /// Make one that nobody trusts but who is told to, for a first try; print the lines to use it
+    SelfSigned(SelfSignedArgs),
+}
+
+/// Arguments of `cert self-signed`.
+#[derive(Debug, Clone, Args)]
+pub struct SelfSignedArgs {
+    /// A host name that it is for, or an IP address; may be given several times
+    #[arg(long = "name", value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// The directory for NAME.pem and NAME.key; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
 /// Which spool.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SpoolPlace {
@@ -264,6 +287,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(arguments) => check::check(&arguments),
         Command::Queue(command) => queue(&command),
         Command::Spool(command) => spool(&command),
+        Command::Cert(command) => cert(&command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -374,6 +398,7 @@ mod tests {
             "queue retry --all",
             "queue release --state held",
             "queue delete 0000000000001 0000000000002",
+            "cert self-signed --name mx.example.com --name 127.0.0.1 --out b",
             "spool verify",
             "spool dump spool",
             "spool export --config a --output b",
@@ -386,6 +411,7 @@ mod tests {
     fn lines_that_are_refused() {
         for line in [
             "chekc",
+            "cert self-signed --out b",
             "check",
             "queue",
             "queue show",

@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::config::Schedule;
 use crate::smtp::client::{
     ConnectionCause, ConnectionFailure, Deferral, Failure, LocalRefusal, RecipientOutcome,
-    StagedReply,
+    StagedReply, TlsTrouble,
 };
 use crate::smtp::code::EnhancedCode;
 use crate::smtp::reply_reader::PeerReply;
@@ -186,7 +186,9 @@ impl From<RecipientOutcome> for Attempted {
             RecipientOutcome::Delivered(_) => Attempted::Delivered,
             RecipientOutcome::Deferred(deferral) => match deferral {
                 Deferral::Reply(staged) => Attempted::Deferred(Reason::Reply(staged)),
-                Deferral::TooManyRecipients(_) | Deferral::ChunkingRefused(_) => Attempted::AtOnce,
+                Deferral::TooManyRecipients(_)
+                | Deferral::ChunkingRefused(_)
+                | Deferral::OneFlightRefused(_) => Attempted::AtOnce,
                 Deferral::Connection(failure) => Attempted::Deferred(Reason::Connection(failure)),
             },
             RecipientOutcome::Failed(Failure::Reply(staged)) => {
@@ -205,6 +207,7 @@ impl From<LocalRefusal> for Reason {
             LocalRefusal::TooLarge { .. } => status(5, 3, 4),
             LocalRefusal::NeedsSmtputf8 => status(5, 6, 7),
             LocalRefusal::BareNewlines => status(5, 6, 0),
+            LocalRefusal::NeedsEightBitMime => status(5, 6, 3),
         };
         Reason::Local { status, text: refusal.to_string().into() }
     }
@@ -218,6 +221,9 @@ impl Reason {
             Reason::Reply(staged) => reply_status(&staged.reply),
             Reason::Connection(failure) => match &failure.cause {
                 ConnectionCause::Refused(reply) => reply_status(reply),
+                // RFC 5248: encryption needed, and a failure of cryptography.
+                ConnectionCause::Tls(TlsTrouble::NotOffered) => status(4, 7, 10),
+                ConnectionCause::Tls(_) => status(4, 7, 5),
                 ConnectionCause::TimedOut => status(4, 4, 1),
                 ConnectionCause::Closed | ConnectionCause::Abandoned => status(4, 4, 2),
                 ConnectionCause::Unexpected(_) | ConnectionCause::Malformed(_) => status(4, 5, 0),

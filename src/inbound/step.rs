@@ -26,6 +26,8 @@ pub enum Step {
     Store,
     /// Start the queue for the node in question.
     StartQueue,
+    /// Send what replies there are, throw away what else has come, and shake hands.
+    StartTls,
     /// Send what replies there are, and close.
     Close,
 }
@@ -55,6 +57,7 @@ pub fn step(server: &mut Server, intake: &mut Intake, now: Instant) -> Step {
             Event::CheckRecipient => return Step::CheckRecipient,
             Event::EndOfMessage => return Step::Store,
             Event::StartQueue => return Step::StartQueue,
+            Event::StartTls => return Step::StartTls,
             Event::Close => return Step::Close,
         }
     }

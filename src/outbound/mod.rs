@@ -12,14 +12,16 @@ pub mod local;
 pub mod maildir;
 pub mod smtp;
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustls::pki_types::ServerName;
+
 use crate::config::{Host, Target};
 use crate::delivery::outcome::RetryPolicy;
-use crate::delivery::reach::Protocol;
 use crate::delivery::settle;
 use crate::pool::Lane;
 use crate::pool::dial::{DialError, Dialled, dial};
@@ -28,6 +30,7 @@ use crate::queue::scheduler::{ConnectionId, Event};
 use crate::queue::site::{SiteIndex, SiteShared};
 use crate::runtime::guard::guarded;
 use crate::runtime::socket::{Stream, StreamError};
+use crate::smtp::client::Protocol;
 use crate::worker::Worker;
 
 /// Runs one connection to its end.
@@ -47,8 +50,17 @@ async fn go(way: &Way) {
     if reach.protocol().is_none() {
         return local::run(way, reach.target.clone()).await;
     }
+    if let Target::LmtpUnix { path } = &reach.target {
+        let limit = way.worker.config.delivery.timeouts.connect;
+        return match Stream::connect_unix(path, limit).await {
+            Ok(stream) => smtp::run(way, stream, None, way.security("")).await,
+            Err(error) => settle::site_failed(way, &describe_connect(path.display(), &error)),
+        };
+    }
     match connect(way).await {
-        Ok(dialled) => smtp::run(way, dialled.stream, dialled.peer).await,
+        Ok(Dialled { stream, peer, host }) => {
+            smtp::run(way, stream, Some(peer), way.security(&host)).await;
+        }
         Err(error) => settle::site_failed(way, &error.words),
     }
 }
@@ -59,6 +71,7 @@ async fn connect(way: &Way) -> Result<Dialled, DialError> {
     let (worker, reach) = (&way.worker, way.shared.reach());
     let limit = worker.config.delivery.timeouts.connect;
     if let Target::Smtp { host: Host::Address(ip), port }
+    | Target::Smtps { host: Host::Address(ip), port }
     | Target::Lmtp { host: Host::Address(ip), port } = &reach.target
     {
         let peer = SocketAddr::new(*ip, *port);
@@ -73,7 +86,7 @@ async fn connect(way: &Way) -> Result<Dialled, DialError> {
     dial(&worker.resolver, &hosts, reach.port, reach.source, limit, &reach.health).await
 }
 
-fn describe_connect(peer: SocketAddr, error: &StreamError) -> String {
+fn describe_connect(peer: impl Display, error: &StreamError) -> String {
     match error {
         StreamError::TimedOut => format!("no connection to {peer} in time"),
         StreamError::Io(error) => format!("no connection to {peer}: {error}"),
@@ -100,6 +113,16 @@ impl Way {
         &self.shared
     }
 
+    /// How a connection to `host`, one of its hosts, is encrypted.
+    fn security(&self, host: &str) -> smtp::Security {
+        let reach = self.shared.reach();
+        smtp::Security {
+            policy: reach.tls,
+            is_implicit: matches!(reach.target, Target::Smtps { .. }),
+            name: ServerName::try_from(host.trim_end_matches('.').to_owned()).ok(),
+        }
+    }
+
     /// Its site's name for people.
     pub fn site_name(&self) -> &str {
         self.shared.name()
@@ -118,17 +141,21 @@ impl Way {
     }
 
     /// The host has greeted us well.
-    pub fn host_succeeded(&self, peer: SocketAddr) {
-        self.shared.reach().host_succeeded(peer);
+    pub fn host_succeeded(&self, peer: Option<SocketAddr>) {
+        if let Some(peer) = peer {
+            self.shared.reach().host_succeeded(peer);
+        }
     }
 
     /// The host has connected and then not taken us, at its greeting or at EHLO: the next
     /// connection goes to another host.  Without one the site rests, or pauses.
-    pub fn host_failed(&self, peer: SocketAddr, words: &str) {
+    pub fn host_failed(&self, peer: Option<SocketAddr>, words: &str) {
         // A site that serves other connections has enough of them: no reason to trouble the hosts
         // that stand in for it.
         let is_lone = self.shared.established() == 0;
-        if is_lone && self.shared.reach().host_failed(peer, Instant::now()) {
+        if let Some(peer) = peer.filter(|_| is_lone)
+            && self.shared.reach().host_failed(peer, Instant::now())
+        {
             self.worker.metrics.connections_failed.count();
             tracing::info!(site = self.site_name(), %peer, words, "the next host is tried");
             return;
@@ -151,5 +178,29 @@ impl Way {
             self.worker.queue_event(Event::ConnectionLeaving { site, connection });
         }
         next
+    }
+
+    /// The next message, if there is one at this moment: for a connection that has others under
+    /// way.
+    pub fn next_at_once(&self) -> Option<Slot> {
+        if self.worker.is_stopping() || self.worker.log.has_failed() {
+            return None;
+        }
+        let (site, connection) = (self.site, self.connection);
+        self.worker.queue_event(Event::ConnectionReady { site, connection });
+        let next = self.lane.take_now();
+        if next.is_none() {
+            self.worker.queue_event(Event::ConnectionLeaving { site, connection });
+        }
+        next
+    }
+
+    /// The connection takes no further message; one that was given to it meanwhile goes back.
+    pub fn leave(&self) {
+        let (site, connection) = (self.site, self.connection);
+        self.worker.queue_event(Event::ConnectionLeaving { site, connection });
+        if let Some(slot) = self.lane.take_now() {
+            self.worker.queue_event(Event::Returned { slot });
+        }
     }
 }

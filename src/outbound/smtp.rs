@@ -1,296 +1,380 @@
-//! One SMTP connection: drives `smtp::client` over a stream and sends bodies out of memory or out
-//! of the log.
+//! One SMTP or LMTP connection: drives `smtp::client` over a stream and sends bodies out of memory
+//! or out of the log.
 //!
-//! A small message leaves in one write with its trace header; a large one chunk by chunk as the
-//! reader brings it.  The peer's word for each recipient goes to [`crate::delivery::settle`].
+//! A small message leaves in one write with its trace header and, in one flight, its envelope; what
+//! goes in one flight leaves together, up to a bound.  A large message goes chunk by chunk as the
+//! reader brings it.  While anything is written, replies are read ([`duplex`]).  The peer's word
+//! for each recipient goes to [`crate::delivery::settle`].
+//!
+//! Invariant: every slot that the lane gave is settled or returned before [`run`] ends, those that
+//! are returned in the order in which they came.
 
+mod duplex;
+mod job;
+mod opening;
+mod writing;
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::Way;
-use crate::delivery::message::LoadedMessage;
 use crate::delivery::settle::{self, Attempt};
 use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use crate::delivery::settlement::{Handover, Hop, remote_mta};
 use crate::delivery::verp;
 use crate::queue::arena::Slot;
 use crate::queue::scheduler::Event;
-use crate::runtime::buffer::{self, Buffer};
-use crate::runtime::socket::{IoBuf, Stream, StreamError};
-use crate::smtp::body::{BodyForm, Reshape};
+use crate::queue::site::SiteShared;
+use crate::runtime::socket::{Sending, Stream, TimeLimit};
 use crate::smtp::client::{
-    Client, ClientAction, ClientConfig, ConnectionFailure, Timeouts, Transaction, TransactionResult,
+    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure,
+    OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
 };
+use duplex::Inbox;
+use job::Job;
+pub use opening::Security;
+use writing::Outbox;
 
 /// One connection and its machine.
 struct Connection<'a> {
     way: &'a Way,
-    peer: SocketAddr,
-    stream: Stream,
+    peer: Option<SocketAddr>,
+    limit: TimeLimit,
+    sending: Sending,
+    inbox: &'a Inbox,
     client: Client,
-    input: Buffer,
+    outbox: Outbox,
+    /// Messages with a transaction under way, in the order of these.
+    jobs: VecDeque<Job>,
+    /// Messages that want a further transaction.
+    again: VecDeque<Job>,
+    /// Messages that this connection did not come to.
+    returned: Vec<Slot>,
+    progress: Progress,
 }
 
-/// What the machine has come to.
-enum Turn {
-    Ready,
-    Done(TransactionResult),
-    Failed(ConnectionFailure),
+/// How far a connection has come.
+enum Progress {
+    Serving,
     Closed,
 }
 
-/// Sends what the scheduler gives it over a connection that stands.
-pub async fn run(way: &Way, stream: Stream, peer: SocketAddr) {
-    let worker = &way.worker;
-    worker.metrics.connections_opened.count();
-    worker.metrics.connections_open.raise();
-    let mut connection = Connection::new(way, peer, stream);
-    match connection.turn(None).await {
-        Turn::Ready => {}
-        Turn::Failed(failure) => {
-            way.host_failed(peer, &settle::words_of_failure(&failure));
-            worker.metrics.connections_open.lower();
-            return;
+/// What an idle connection sees first.
+enum Next {
+    Message(Option<Slot>),
+    Peer,
+}
+
+/// Introduces itself on a connection that stands and sends what the scheduler gives it.  `peer` is
+/// `None` where the next hop has no address: a socket of this machine.
+pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: Security) {
+    let metrics = &way.worker.metrics;
+    metrics.connections_opened.count();
+    metrics.connections_open.raise();
+    match opening::open(way, &security, stream, |security| new_client(way, security)).await {
+        Ok((client, stream)) => {
+            way.host_succeeded(peer);
+            exchange(way, stream, client, peer).await;
         }
-        Turn::Done(_) | Turn::Closed => {
-            way.host_failed(peer, "the connection was closed before the greeting");
-            worker.metrics.connections_open.lower();
-            return;
+        Err(failure) => not_opened(way, peer, &security, failure.as_ref()),
+    }
+    metrics.connections_open.lower();
+}
+
+/// Sends over a connection whose peer has introduced itself.
+async fn exchange(way: &Way, stream: Stream, client: Client, peer: Option<SocketAddr>) {
+    let inbox = Inbox::default();
+    let (receiving, sending, limit) = stream.split();
+    let driver = async {
+        let mut connection = Connection::new(way, peer, limit, sending, client, &inbox);
+        connection.run().await;
+        connection.sending.close();
+        connection.limit.shut_down();
+    };
+    duplex::both(&inbox, receiving, driver).await;
+}
+
+/// The peer takes no mail on this connection: the host's failure, unless only TLS has failed and
+/// mail may go there in clear.
+fn not_opened(
+    way: &Way,
+    peer: Option<SocketAddr>,
+    security: &Security,
+    failure: Option<&ConnectionFailure>,
+) {
+    let Some(failure) = failure else {
+        return way.host_failed(peer, "the connection was closed before the greeting");
+    };
+    let words = settle::words_of_failure(failure);
+    if matches!(failure.cause, ConnectionCause::Tls(_)) {
+        way.worker.metrics.tls_failed.count();
+        if security.policy.allows_clear() && !security.is_implicit {
+            tracing::info!(site = %way.site_name(), words, "going on in clear, as `tls` allows");
+            return way.shared().remember_broken_tls(way.worker.now_unix_ms() + TLS_BROKEN_MS);
         }
     }
-    way.host_succeeded(peer);
-    let established = way.shared().establish();
-    connection.serve().await;
-    drop(established);
-    worker.metrics.connections_open.lower();
+    way.host_failed(peer, &words);
 }
 
 impl<'a> Connection<'a> {
-    fn new(way: &'a Way, peer: SocketAddr, stream: Stream) -> Connection<'a> {
-        let delivery = &way.worker.config.delivery;
-        let config = ClientConfig {
-            ehlo_name: Arc::from(&*way.worker.config.hostname),
-            timeouts: Timeouts {
-                greeting: delivery.timeouts.greeting,
-                command: delivery.timeouts.command,
-                data: delivery.timeouts.data,
-            },
-            use_chunking: !way.shared().chunking_is_broken(),
-        };
-        let client = Client::new(config, Instant::now());
-        Connection { way, peer, stream, client, input: Buffer::default() }
+    fn new(
+        way: &'a Way,
+        peer: Option<SocketAddr>,
+        limit: TimeLimit,
+        sending: Sending,
+        client: Client,
+        inbox: &'a Inbox,
+    ) -> Connection<'a> {
+        Connection {
+            way,
+            peer,
+            limit,
+            sending,
+            inbox,
+            client,
+            outbox: Outbox::default(),
+            jobs: VecDeque::new(),
+            again: VecDeque::new(),
+            returned: Vec::new(),
+            progress: Progress::Serving,
+        }
     }
 
-    /// One message after the other, within the bounds of a connection.
+    async fn run(&mut self) {
+        let established = self.way.shared().establish();
+        self.serve().await;
+        drop(established);
+        // Each goes to the head of its list: the last one first.
+        for slot in self.returned.drain(..).rev() {
+            self.way.worker.queue_event(Event::Returned { slot });
+        }
+    }
+
+    /// Messages, within the bounds of a connection, as many at a time as the peer allows.
     async fn serve(&mut self) {
         let most = self.way.worker.config.delivery.messages_per_connection;
         let opened = Instant::now();
         let mut messages = 0;
-        while messages < most && opened.elapsed() < AGE_MAX {
-            let Some(slot) = self.way.next().await else { break };
-            messages += 1;
-            if !self.deliver(slot).await {
-                return;
+        while self.is_serving() {
+            if self.client.can_start()
+                && let Some(job) = self.again.pop_front()
+            {
+                self.start(job).await;
+                continue;
+            }
+            let wants_more = messages < most && opened.elapsed() < AGE_MAX;
+            if wants_more
+                && self.client.can_start()
+                && let Some(slot) = self.next_at_once()
+            {
+                messages += 1;
+                self.begin(slot).await;
+                continue;
+            }
+            if !self.jobs.is_empty() {
+                self.go_on().await;
+                continue;
+            }
+            if !(wants_more && self.client.may_go_on()) {
+                break;
+            }
+            match self.next().await {
+                Next::Message(Some(slot)) => {
+                    messages += 1;
+                    self.begin(slot).await;
+                }
+                Next::Message(None) => break,
+                Next::Peer => self.go_on().await,
             }
         }
         self.client.quit(Instant::now());
-        self.turn(None).await;
+        while self.is_serving() {
+            self.go_on().await;
+        }
+        for mut job in std::mem::take(&mut self.again) {
+            job.rounds.give_up();
+            self.job_done(job).await;
+        }
     }
 
-    /// Sends one message; tells whether the connection can be used again.
-    async fn deliver(&mut self, slot: Slot) -> bool {
+    fn is_serving(&self) -> bool {
+        matches!(self.progress, Progress::Serving)
+    }
+
+    /// The next message beside those under way.
+    fn next_at_once(&mut self) -> Option<Slot> {
+        // Else it is waited for.
+        if self.jobs.is_empty() { None } else { self.way.next_at_once() }
+    }
+
+    /// The next message while nothing is under way, or what the peer does first.
+    async fn next(&mut self) -> Next {
+        self.outbox.release();
+        self.limit.set(None);
+        let first = {
+            let mut next = pin!(self.way.next());
+            poll_fn(|context| match next.as_mut().poll(context) {
+                Poll::Ready(slot) => Poll::Ready(Next::Message(slot)),
+                Poll::Pending if self.inbox.has_arrived() => Poll::Ready(Next::Peer),
+                Poll::Pending => Poll::Pending,
+            })
+            .await
+        };
+        if matches!(first, Next::Peer) {
+            self.way.leave();
+        }
+        first
+    }
+
+    /// Takes a message up.
+    async fn begin(&mut self, slot: Slot) {
         let worker = &self.way.worker;
-        let Some(mut attempt) = Attempt::begin(worker, self.way.site, Some(self.peer), slot) else {
-            return true;
+        let Some(attempt) = Attempt::begin(worker, self.way.site, self.peer, slot) else {
+            return;
         };
         let message = match worker.load(attempt.id(), attempt.place()).await {
             Ok(message) => message,
-            Err(error) => {
-                attempt.unreadable(worker, &error);
-                return true;
-            }
+            Err(error) => return attempt.unreadable(worker, &error),
         };
         let size_octets = match message.octets_unstuffed(&worker.log).await {
             Ok(size_octets) => size_octets,
-            Err(error) => {
-                attempt.unreadable(worker, &error);
-                return true;
-            }
+            Err(error) => return attempt.unreadable(worker, &error),
         };
-        let is_fresh = self.client.transactions() == 0;
         let envelope = message.envelope().clone();
         let (together, alone) = verp::split(&worker.config, &envelope, attempt.recipients());
-        let mut rounds = Rounds::new(envelope, together, alone, is_fresh);
-        let usable = loop {
-            let transaction = rounds.transaction(size_octets, message.summary().flags);
-            let result = self.transact(&message, transaction).await;
-            if result.chunking_broken() {
-                self.way.shared().remember_broken_chunking();
-            }
-            if let Round::Over { usable } = rounds.ended(result) {
-                break usable;
-            }
+        let is_fresh = self.client.transactions() == 0;
+        let limits = self.client.capabilities().limits;
+        let job = Job {
+            slot,
+            attempt,
+            message: Rc::new(message),
+            size_octets,
+            rounds: Rounds::new(envelope, together, alone, is_fresh, limits),
+            transaction: TransactionId(0),
+            peer_has_dsn: false,
         };
+        self.start(job).await;
+    }
+
+    /// Starts its next transaction.
+    async fn start(&mut self, mut job: Job) {
+        job.transaction = self.client.start(Instant::now(), job.next_transaction());
+        self.jobs.push_back(job);
+        self.act().await;
+    }
+
+    /// Writes what is to be written and waits for what the peer says to it.
+    async fn go_on(&mut self) {
+        self.act().await;
+        self.flush().await;
+        self.act().await;
+        if self.is_serving() && self.outbox.is_empty() {
+            self.limit.set(self.client.deadline());
+            let arrived = self.inbox.next().await;
+            writing::take_in(&mut self.client, arrived);
+            self.act().await;
+        }
+    }
+
+    /// Does what the machine wants done.
+    async fn act(&mut self) {
+        while let Some(action) = self.client.poll_action() {
+            match action {
+                ClientAction::Send(octets) => {
+                    let spare = self.outbox.add(octets);
+                    self.client.recycle(spare);
+                }
+                ClientAction::SendBody { id, prefix, form, suffix } => {
+                    self.send_body(id, prefix, form, suffix).await;
+                }
+                ClientAction::TransactionDone(result) => self.transaction_done(result).await,
+                ClientAction::Failed(_) | ClientAction::Close => {
+                    self.outbox.release();
+                    self.progress = Progress::Closed;
+                }
+                // The opening is over.
+                ClientAction::StartTls | ClientAction::Ready => {}
+            }
+        }
+    }
+
+    async fn transaction_done(&mut self, result: TransactionResult) {
+        remember(self.way.shared(), &result);
+        let Some(mut job) = self.jobs.pop_front() else { return };
+        debug_assert_eq!(job.transaction, result.id, "they end in their order");
+        job.peer_has_dsn = result.peer_has_dsn;
+        if job.rounds.ended(result) == Round::Again {
+            return self.again.push_back(job);
+        }
+        self.job_done(job).await;
+    }
+
+    async fn job_done(&mut self, job: Job) {
+        let handover = match self.way.protocol() {
+            Protocol::Lmtp => Handover::Final,
+            Protocol::Smtp if job.peer_has_dsn => Handover::PassedOn,
+            Protocol::Smtp => Handover::Relayed,
+        };
+        let Job { slot, mut attempt, message, rounds, .. } = job;
         let Verdict::Settled { outcomes, taken } = rounds.verdict() else {
-            worker.queue_event(Event::Returned { slot });
-            return false;
+            return self.returned.push(slot);
         };
         // Not at its greeting: a peer that greets and then drops every transaction is not well.
         self.way.shared().recover();
-        let has_dsn = self.client.capabilities().dsn;
-        attempt.led_to(Hop {
-            remote_mta: Some(remote_mta(self.peer.ip())),
-            handover: if has_dsn { Handover::PassedOn } else { Handover::Relayed },
-            taken,
-        });
-        attempt.settle(worker, &message, outcomes).await;
-        usable
+        let remote_mta = self.peer.map(|peer| remote_mta(peer.ip()));
+        attempt.led_to(Hop { remote_mta, handover, taken });
+        attempt.settle(&self.way.worker, &message, outcomes).await;
     }
+}
 
-    async fn transact(
-        &mut self,
-        message: &LoadedMessage,
-        transaction: Transaction,
-    ) -> TransactionResult {
-        self.client.start(Instant::now(), transaction);
-        loop {
-            match self.turn(Some(message)).await {
-                Turn::Done(result) => return result,
-                // The machine ends every transaction before it says anything else.
-                Turn::Ready | Turn::Failed(_) | Turn::Closed => {}
-            }
-        }
+fn new_client(way: &Way, security: &Security) -> Client {
+    Client::new(client_config(way, security), Instant::now())
+}
+
+/// What the site's past allows.
+fn client_config(way: &Way, security: &Security) -> ClientConfig {
+    let delivery = &way.worker.config.delivery;
+    let shared = way.shared();
+    let one_flight = match (shared.one_flight_is_broken(), shared.has_behaved()) {
+        (true, _) => OneFlight::Never,
+        (false, false) => OneFlight::AfterOne,
+        (false, true) => OneFlight::AtOnce,
+    };
+    ClientConfig {
+        ehlo_name: Arc::from(&*way.worker.config.hostname),
+        protocol: way.protocol(),
+        starttls: security.starttls(shared.tls_is_broken(way.worker.now_unix_ms())),
+        timeouts: Timeouts {
+            greeting: delivery.timeouts.greeting,
+            command: delivery.timeouts.command,
+            data: delivery.timeouts.data,
+        },
+        use_chunking: !shared.chunking_is_broken(),
+        one_flight,
+        messages_in_flight: delivery.messages_in_flight,
+        eight_bit: delivery.eight_bit,
     }
+}
 
-    /// Drives the machine until it has come to something.
-    async fn turn(&mut self, message: Option<&LoadedMessage>) -> Turn {
-        loop {
-            while let Some(action) = self.client.poll_action() {
-                match action {
-                    ClientAction::Send(bytes) => self.send(bytes).await,
-                    ClientAction::SendBody { prefix, form, suffix } => {
-                        if let Some(message) = message {
-                            self.send_body(message, prefix, form, suffix).await;
-                        }
-                    }
-                    ClientAction::Ready => return Turn::Ready,
-                    ClientAction::TransactionDone(result) => return Turn::Done(result),
-                    ClientAction::Failed(failure) => return Turn::Failed(failure),
-                    ClientAction::Close => return Turn::Closed,
-                }
-            }
-            if !self.receive().await {
-                return Turn::Closed;
-            }
-        }
+/// Keeps for the site what a transaction showed of it.
+fn remember(shared: &SiteShared, result: &TransactionResult) {
+    match result.broken_promise {
+        Some(BrokenPromise::Chunking) => shared.remember_broken_chunking(),
+        Some(BrokenPromise::OneFlight) => shared.remember_broken_one_flight(),
+        None => {}
     }
-
-    /// Reads once; `false` when the machine is over.
-    async fn receive(&mut self) -> bool {
-        let Some(deadline) = self.client.deadline() else { return false };
-        if self.input.room() == 0 {
-            self.input = Buffer::new(buffer::SMALL);
-        }
-        let (result, input) = self.stream.read(std::mem::take(&mut self.input), deadline).await;
-        self.input = input;
-        match result {
-            Ok(octets) if octets > 0 => {
-                self.client.handle_bytes(Instant::now(), self.input.bytes());
-                self.input.truncate(0);
-            }
-            Ok(_) | Err(StreamError::Io(_)) => self.client.handle_closed(),
-            Err(StreamError::TimedOut) => self.client.handle_timeout(Instant::now()),
-        }
-        true
-    }
-
-    async fn send(&mut self, bytes: Vec<u8>) {
-        let deadline = self.client.deadline().unwrap_or_else(Instant::now);
-        let (result, bytes) = self.stream.write_all(bytes, deadline).await;
-        self.client.recycle(bytes);
-        if let Err(error) = result {
-            self.write_failed(error).await;
-        }
-    }
-
-    /// A peer that gives up says why before it closes: what can still be read counts first.
-    async fn write_failed(&mut self, error: StreamError) {
-        let last_word = Instant::now() + LAST_WORD;
-        let (result, input) = self.stream.read(Buffer::new(buffer::SMALL), last_word).await;
-        if result.is_ok_and(|octets| octets > 0) {
-            self.client.handle_bytes(Instant::now(), input.bytes());
-        }
-        match error {
-            StreamError::TimedOut => self.client.abandon(),
-            StreamError::Io(_) => self.client.handle_closed(),
-        }
-    }
-
-    // ---- bodies --------------------------------------------------------------------------
-
-    async fn send_body(
-        &mut self,
-        message: &LoadedMessage,
-        prefix: Vec<u8>,
-        form: BodyForm,
-        suffix: &'static [u8],
-    ) {
-        let mut reshape = Reshape::new(message.summary().flags, form);
-        let mut out = prefix;
-        out.extend_from_slice(message.trace());
-        if let Some(body) = message.inline_body() {
-            reshape.write(body, &mut out);
-            out.extend_from_slice(suffix);
-            return self.send_part(out, true).await;
-        }
-        let mut pieces = message.pieces();
-        while let Some(piece) = pieces.next(&self.way.worker.log).await {
-            let Ok(piece) = piece else {
-                // Without its end the peer does not take what it has for the message.
-                return self.client.abandon();
-            };
-            if !out.is_empty() {
-                self.send_part(std::mem::take(&mut out), false).await;
-            }
-            if reshape.is_identity() {
-                self.send_octets(piece).await;
-            } else {
-                reshape.write(piece.0.view().body(), &mut out);
-            }
-            if !self.is_sending() {
-                return;
-            }
-        }
-        out.extend_from_slice(suffix);
-        self.send_part(out, true).await;
-    }
-
-    async fn send_part(&mut self, bytes: Vec<u8>, is_end: bool) {
-        if !bytes.is_empty() {
-            self.send_octets(bytes).await;
-        }
-        if is_end && self.is_sending() {
-            self.client.body_sent(Instant::now());
-        }
-    }
-
-    async fn send_octets<B: IoBuf>(&mut self, bytes: B) {
-        self.client.body_progress(Instant::now());
-        let deadline = self.client.deadline().unwrap_or_else(Instant::now);
-        let (result, _) = self.stream.write_all(bytes, deadline).await;
-        if let Err(error) = result {
-            self.write_failed(error).await;
-        }
-    }
-
-    /// Whether the machine still wants the rest of the body.
-    fn is_sending(&self) -> bool {
-        self.client.deadline().is_some()
+    if result.has_behaved {
+        shared.remember_behaviour();
     }
 }
 
 /// A connection is closed at this age, so that a next hop which changes its address is followed.
 const AGE_MAX: Duration = Duration::from_secs(300);
-/// What a peer may take to say why it closed.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long a site whose TLS has failed is sent to in clear, where its policy allows that.
+const TLS_BROKEN_MS: u64 = 3_600_000;

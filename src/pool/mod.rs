@@ -72,6 +72,11 @@ impl Pool {
 }
 
 impl Lane {
+    /// The next message, if it was handed over already.
+    pub fn take_now(&self) -> Option<Slot> {
+        self.next.take_now().flatten()
+    }
+
     /// The next message; `None` when none came in time, or when the service stops.
     pub async fn next(&self, idle_timeout: Duration) -> Option<Slot> {
         // Nearly always the message is there already: no timer for that.

@@ -45,6 +45,12 @@ pub struct SiteShared {
     failures: AtomicU32,
     /// It announces CHUNKING and does not know BDAT.
     chunking_broken: AtomicBool,
+    /// It took a message whose envelope went in one group and whose body went by BDAT.
+    has_behaved: AtomicBool,
+    /// It loses count when an envelope and its body come in one flight.
+    one_flight_broken: AtomicBool,
+    /// Until then mail goes there in clear, where its policy allows it: TLS has failed.
+    tls_broken_until_unix_ms: AtomicU64,
     /// What the last failure was, for people.
     last_failure: Mutex<String>,
 }
@@ -75,6 +81,9 @@ impl SiteShared {
             rests_until_unix_ms: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             chunking_broken: AtomicBool::new(false),
+            has_behaved: AtomicBool::new(false),
+            one_flight_broken: AtomicBool::new(false),
+            tls_broken_until_unix_ms: AtomicU64::new(0),
             last_failure: Mutex::new(String::new()),
         }
     }
@@ -228,6 +237,38 @@ impl SiteShared {
     /// BDAT was refused as unknown though CHUNKING is announced.
     pub fn remember_broken_chunking(&self) {
         self.chunking_broken.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether TLS has failed there lately.
+    pub fn tls_is_broken(&self, now_unix_ms: u64) -> bool {
+        now_unix_ms < self.tls_broken_until_unix_ms.load(Ordering::Relaxed)
+    }
+
+    /// A handshake failed there, or STARTTLS was refused.
+    pub fn remember_broken_tls(&self, until_unix_ms: u64) {
+        self.tls_broken_until_unix_ms.store(until_unix_ms, Ordering::Relaxed);
+    }
+
+    /// Whether a message went the strict way there and was taken.
+    pub fn has_behaved(&self) -> bool {
+        self.has_behaved.load(Ordering::Relaxed)
+    }
+
+    /// A message went the strict way, by PIPELINING and BDAT, and was taken.
+    pub fn remember_behaviour(&self) {
+        if !self.has_behaved() {
+            self.has_behaved.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether envelopes and bodies are not to go there in one flight.
+    pub fn one_flight_is_broken(&self) -> bool {
+        self.one_flight_broken.load(Ordering::Relaxed)
+    }
+
+    /// It lost count of what came in one flight.
+    pub fn remember_broken_one_flight(&self) {
+        self.one_flight_broken.store(true, Ordering::Relaxed);
     }
 
     /// An operator wants it tried now.

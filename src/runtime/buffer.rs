@@ -13,6 +13,9 @@ use monoio::buf::{IoBuf, IoBufMut};
 
 use crate::spool::{ChunkBuffer, ReadRecord};
 
+/// For the replies of a next hop, which are short: an idle connection has a read under way, so
+/// that it sees the peer go.
+pub const TINY: usize = 2 * 1024;
 /// The usual buffer: a read of commands, or a message of 10 KiB with its envelope.
 pub const SMALL: usize = 16 * 1024;
 /// For a message that is still small enough to be copied into a batch
@@ -22,7 +25,8 @@ pub const LARGE: usize = 64 * 1024;
 const KEPT: usize = 512;
 
 thread_local! {
-    static FREE: RefCell<[Vec<Vec<u8>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static FREE: RefCell<[Vec<Vec<u8>>; 3]> =
+        const { RefCell::new([const { Vec::new() }; 3]) };
 }
 
 /// Bytes received and not yet used up, at a stable place in memory.
@@ -32,11 +36,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// An empty buffer of one of the two classes: [`SMALL`] or [`LARGE`].
+    /// An empty buffer of one of the classes: [`TINY`], [`SMALL`] or [`LARGE`].
     pub fn new(capacity: usize) -> Buffer {
-        let class = usize::from(capacity > SMALL);
+        let class = usize::from(capacity > TINY) + usize::from(capacity > SMALL);
         let bytes = FREE.with_borrow_mut(|free| free[class].pop());
-        Buffer { bytes: bytes.unwrap_or_else(|| Vec::with_capacity([SMALL, LARGE][class])) }
+        Buffer { bytes: bytes.unwrap_or_else(|| Vec::with_capacity([TINY, SMALL, LARGE][class])) }
     }
 
     /// What it holds.
@@ -61,6 +65,16 @@ impl Buffer {
         fits
     }
 
+    /// Adds `octets` zeroes to be written over; `None` if they do not fit.
+    pub fn extend_zeroed(&mut self, octets: usize) -> Option<&mut [u8]> {
+        if octets > self.room() {
+            return None;
+        }
+        let start = self.bytes.len();
+        self.bytes.resize(start + octets, 0);
+        Some(&mut self.bytes[start..])
+    }
+
     /// Takes out `range`; what stood behind it moves up.
     pub fn remove(&mut self, range: std::ops::Range<usize>) {
         let end = self.bytes.len();
@@ -78,8 +92,9 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
         let class = match bytes.capacity() {
-            SMALL => 0,
-            LARGE => 1,
+            TINY => 0,
+            SMALL => 1,
+            LARGE => 2,
             _ => return,
         };
         bytes.clear();
@@ -102,6 +117,9 @@ pub unsafe trait Fill: Unpin + 'static {
     /// Where the room begins and how many octets it has.
     fn spare(&mut self) -> (*mut u8, usize);
 
+    /// Appends what fits and tells how much that was.
+    fn push(&mut self, octets: &[u8]) -> usize;
+
     /// The first `octets` of the room now hold bytes.
     ///
     /// # Safety
@@ -114,6 +132,10 @@ unsafe impl Fill for Buffer {
     fn spare(&mut self) -> (*mut u8, usize) {
         let room = self.bytes.spare_capacity_mut();
         (room.as_mut_ptr().cast(), room.len())
+    }
+
+    fn push(&mut self, octets: &[u8]) -> usize {
+        Buffer::push(self, octets)
     }
 
     unsafe fn filled(&mut self, octets: usize) {
@@ -129,6 +151,10 @@ unsafe impl Fill for ChunkBuffer {
         let room = ChunkBuffer::spare(self);
         // What came behind a body must fit a buffer; see `inbound::intake`.
         (room.as_mut_ptr(), room.len().min(LARGE))
+    }
+
+    fn push(&mut self, octets: &[u8]) -> usize {
+        ChunkBuffer::push(self, octets)
     }
 
     unsafe fn filled(&mut self, octets: usize) {
@@ -154,6 +180,25 @@ unsafe impl<B: Fill> IoBufMut for Spare<B> {
         // SAFETY: the kernel wrote this many octets at `write_ptr`.
         unsafe { self.0.filled(octets) };
     }
+}
+
+// SAFETY: the vector's place does not change with the buffer's, and it is not written to while the
+// kernel has it.
+unsafe impl IoBuf for Buffer {
+    fn read_ptr(&self) -> *const u8 {
+        self.bytes.as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// What a buffer to be written holds.
+pub(super) fn octets<B: IoBuf>(buffer: &B) -> &[u8] {
+    // SAFETY: `IoBuf` promises so many initialised octets at this place for as long as the buffer
+    // lives, and nobody writes to them while it is borrowed.
+    unsafe { std::slice::from_raw_parts(buffer.read_ptr(), buffer.bytes_init()) }
 }
 
 /// A chunk's octets in the buffer into which they were read, to be written from there.

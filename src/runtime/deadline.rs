@@ -15,9 +15,6 @@ use super::socket::Fd;
 /// How often the sweep looks: the most that an operation outlives its deadline.
 const SWEEP: Duration = Duration::from_millis(500);
 
-/// Longer than any operation may take.
-const NEVER: Duration = Duration::from_secs(30 * 86_400);
-
 /// What is shut down when the deadline passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
@@ -34,7 +31,8 @@ pub(super) struct Watch {
 
 struct Entry {
     fd: Fd,
-    deadline: Cell<Instant>,
+    /// `None` while nothing is under way, or nothing that may not take for ever.
+    deadline: Cell<Option<Instant>>,
     cut: Cell<Cut>,
     has_cut: Cell<bool>,
     /// The operation only waits for what may never come; a stopping service may end it.
@@ -51,7 +49,7 @@ pub(super) fn watch(fd: Fd) -> Watch {
     WATCHED.with_borrow_mut(|watched| {
         let entry = Rc::new(Entry {
             fd,
-            deadline: Cell::new(Instant::now() + NEVER),
+            deadline: Cell::new(None),
             cut: Cell::new(Cut::Receiving),
             has_cut: Cell::new(false),
             may_interrupt: Cell::new(false),
@@ -65,9 +63,16 @@ pub(super) fn watch(fd: Fd) -> Watch {
 impl Watch {
     /// The next operation must be over by `deadline`.
     pub(super) fn set(&self, deadline: Instant, cut: Cut) {
-        self.entry.deadline.set(deadline);
+        self.entry.deadline.set(Some(deadline));
         self.entry.cut.set(cut);
         self.entry.has_cut.set(false);
+    }
+
+    /// What is under way in both directions must have moved on by `deadline`.  Once the sweep has
+    /// ended it, a later deadline changes nothing.
+    pub(super) fn set_for_both(&self, deadline: Option<Instant>) {
+        self.entry.deadline.set(deadline);
+        self.entry.cut.set(Cut::Both);
     }
 
     /// Whether [`interrupt_waiting`] may end the operations from here on.
@@ -77,12 +82,18 @@ impl Watch {
 
     /// The operation is over: nothing is cut until the next one.
     pub(super) fn clear(&self) {
-        self.entry.deadline.set(Instant::now() + NEVER);
+        self.entry.deadline.set(None);
     }
 
     /// Whether the sweep ended the operation.
     pub(super) fn has_cut(&self) -> bool {
         self.entry.has_cut.get()
+    }
+}
+
+impl Entry {
+    fn is_late(&self, now: Instant) -> bool {
+        self.deadline.get().is_some_and(|deadline| deadline <= now)
     }
 }
 
@@ -110,7 +121,7 @@ pub async fn sweep_forever() {
 
 fn sweep(now: Instant) {
     WATCHED.with_borrow(|watched| {
-        for entry in watched.iter().filter(|entry| entry.deadline.get() <= now) {
+        for entry in watched.iter().filter(|entry| entry.is_late(now)) {
             let how = match entry.cut.get() {
                 Cut::Receiving => rustix::net::Shutdown::Read,
                 Cut::Both => rustix::net::Shutdown::Both,
@@ -128,7 +139,7 @@ pub fn interrupt_waiting() {
     let now = Instant::now();
     WATCHED.with_borrow(|watched| {
         for entry in watched.iter().filter(|entry| entry.may_interrupt.get()) {
-            entry.deadline.set(now);
+            entry.deadline.set(Some(now));
         }
     });
     sweep(now);

@@ -3,6 +3,10 @@
 //! One job: the keyword lines into a type that the client asks.  Nothing here fails: a line that
 //! is unknown or broken is an offer not made, so the client stays with plain SMTP.
 
+use std::collections::HashSet;
+
+use crate::message::Envelope;
+use crate::smtp::address::ForwardPath;
 use crate::smtp::reply_reader::PeerReply;
 
 /// The service extensions that a server offered and that this client knows.
@@ -122,6 +126,36 @@ impl SizeOffer {
 }
 
 impl Limits {
+    /// Takes out of `places`, recipients of the envelope by index, those that one transaction may
+    /// have (RCPTMAX and RCPTDOMAINMAX, RFC 9422 sections 4.2 and 4.3), in their order; those that
+    /// are left come later.  At least one is taken, if there is one.
+    pub fn split(&self, envelope: &Envelope, places: &mut Vec<u16>) -> Vec<u16> {
+        let most = self.recipients_max.map_or(usize::MAX, |most| most as usize);
+        let Some(domains_max) = self.recipient_domains_max else {
+            let left = places.split_off(places.len().min(most));
+            return std::mem::replace(places, left);
+        };
+        let (mut taken, mut left) = (Vec::new(), Vec::new());
+        let mut domains = HashSet::new();
+        for &place in places.iter() {
+            let domain = match &envelope.recipients[usize::from(place)].path {
+                // It has no domain, so it adds none.
+                ForwardPath::Postmaster => None,
+                ForwardPath::Mailbox(mailbox) => Some(mailbox.domain().to_ascii_lowercase()),
+            };
+            let has_room = domains.len() < domains_max as usize;
+            let fits = domain.as_ref().is_none_or(|domain| has_room || domains.contains(domain));
+            if fits && taken.len() < most {
+                taken.push(place);
+                domains.extend(domain);
+            } else {
+                left.push(place);
+            }
+        }
+        *places = left;
+        taken
+    }
+
     fn add(&mut self, limit: &str) {
         let Some((name, value)) = limit.split_once('=') else {
             return;

@@ -1,5 +1,5 @@
-//! The client's side of an SMTP connection as a state machine: octets and time in, actions out
-//! (RFC 5321, with PIPELINING, RFC 2920, and CHUNKING, RFC 3030).
+//! The client's side of an SMTP or LMTP connection as a state machine: octets and time in, actions
+//! out (RFC 5321 and 2033, with PIPELINING, RFC 2920, CHUNKING, RFC 3030, and LIMITS, RFC 9422).
 //!
 //! It stands between `outbound`, which owns the socket and the message, and the peer.  Its twin
 //! is `smtp::server`.  The message never passes through it: it says when and in which form the
@@ -13,18 +13,35 @@
 //! feeds what can still be read, for a peer that gives up says why, and only then calls
 //! [`Client::handle_closed`].
 //!
-//! Invariants: every transaction that is started ends in exactly one
+//! **One flight.**  Where the peer has PIPELINING and CHUNKING, a message goes out whole, envelope
+//! and body, before any reply: one round trip.  [`Client::start`] may then be called while earlier
+//! transactions are under way, as long as [`Client::can_start`] says so; each that follows another
+//! begins with RSET, so that what became of the one before it matters to none.  The first message
+//! to a site goes the strict way, body after the replies to the envelope, and so do large ones,
+//! large envelopes, and LMTP, whose peers are near and disagree on the number of replies when
+//! nobody was taken.  A peer that is out of step once is not tried in one flight again: the
+//! connection takes no further transaction, and the results tell the driver to remember it.
+//!
+//! Invariants: transactions end in the order in which they were started; every transaction that is started ends in exactly one
 //! [`ClientAction::TransactionDone`] with one outcome for each recipient; a recipient counts as
 //! delivered only by a 2xx that answers the end of a body that was sent to its end; what a peer
 //! decided about a recipient stands when the connection fails later, and the failure decides
 //! nothing.  After [`ClientAction::Close`] there is no further action.
 //!
-//! What it does not do: TLS, AUTH, LMTP and envelope and body in one flight (see `exchange` for
-//! their places); choosing peers, retrying, judging what an outcome means for the queue.
+//! **STARTTLS** (RFC 3207) is the driver's to do when the machine says so
+//! ([`ClientAction::StartTls`]); what the peer said before is forgotten then, and what it sent in
+//! clear behind its 220 ends the connection, since nobody knows who sent it.
+//!
+//! What it does not do: AUTH; choosing peers, retrying, judging what an outcome means for
+//! the queue; splitting recipients by the peer's limits (`capabilities::Limits::split`; the driver
+//! starts each part).
 
 mod envelope;
 mod exchange;
+#[cfg(test)]
+mod oracle;
 mod result;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -33,114 +50,45 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use result::{
-    AfterTransaction, ConnectionCause, ConnectionFailure, Deferral, Failure, LocalRefusal,
-    RecipientOutcome, Stage, StagedReply, TransactionResult,
+    AfterTransaction, BrokenPromise, ConnectionCause, ConnectionFailure, Deferral, Failure,
+    LocalRefusal, RecipientOutcome, Stage, StagedReply, TlsTrouble, TransactionResult,
+};
+pub use settings::{
+    ClientConfig, OneFlight, Protocol, StartTls, Timeouts, Transaction, TransactionId,
 };
 
+use crate::config::EightBit;
 use crate::limits;
-use crate::message::{BodyFlags, Envelope, Recipient};
+use crate::message::BodyFlags;
 use crate::smtp::body::BodyForm;
 use crate::smtp::capabilities::{Capabilities, SizeOffer};
 use crate::smtp::code::ReplyClass;
 use crate::smtp::reply_reader::{PeerReply, ReplyReader};
-use exchange::{Exchange, Next};
-
-/// What a connection is to keep to.
-#[derive(Debug, Clone)]
-pub struct ClientConfig {
-    /// What EHLO says: our host name, or an address literal.
-    pub ehlo_name: Arc<str>,
-    /// How long the peer may take.
-    pub timeouts: Timeouts,
-    /// False once a peer of the site announced CHUNKING and refused BDAT
-    /// ([`TransactionResult::chunking_broken`]).
-    pub use_chunking: bool,
-}
-
-/// How long the peer may take for a reply (RFC 5321 section 4.5.3.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For the greeting.
-    pub greeting: Duration,
-    /// For the reply to a command.
-    pub command: Duration,
-    /// For the reply to the end of data.
-    pub data: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        Timeouts {
-            greeting: limits::CLIENT_GREETING,
-            command: limits::CLIENT_COMMAND,
-            data: limits::CLIENT_DATA_END,
-        }
-    }
-}
-
-/// A message for some of its recipients.
-#[derive(Debug, Clone)]
-pub struct Transaction {
-    envelope: Arc<Envelope>,
-    /// Not empty; each `< envelope.recipients.len()`.
-    recipients: Vec<u16>,
-    size_octets: u64,
-    flags: BodyFlags,
-}
-
-impl Transaction {
-    /// A transaction for those recipients of the envelope that `recipients` names by index.
-    ///
-    /// `size_octets` is the message with its trace header and without stuffed dots: what BDAT
-    /// transfers, and what SIZE means too (RFC 1870 section 3 does not count them).  `flags` is
-    /// what the scan of the body found.
-    ///
-    /// `None` if there are no recipients, or one that the envelope does not have.
-    pub fn new(
-        envelope: Arc<Envelope>,
-        recipients: Vec<u16>,
-        size_octets: u64,
-        flags: BodyFlags,
-    ) -> Option<Transaction> {
-        let known = recipients.iter().all(|&index| usize::from(index) < envelope.recipients.len());
-        (known && !recipients.is_empty()).then_some(Transaction {
-            envelope,
-            recipients,
-            size_octets,
-            flags,
-        })
-    }
-
-    /// The recipients as indices into the envelope's, in the order of the result's outcomes.
-    pub fn recipients(&self) -> &[u16] {
-        &self.recipients
-    }
-
-    /// The recipient at a place of this transaction.
-    fn recipient(&self, place: usize) -> &Recipient {
-        &self.envelope.recipients[usize::from(self.recipients[place])]
-    }
-}
+use exchange::{Exchange, Manner, Next, Terms};
 
 /// What the driver is to do.
 #[derive(Debug)]
 pub enum ClientAction {
     /// Write these octets.  The buffer may come back through [`Client::recycle`].
     Send(Vec<u8>),
-    /// Write `prefix`, the trace header, the body in this form and `suffix`, best in one go; call
+    /// Write, for this transaction, `prefix`, the trace header, the body in this form and `suffix`, best in one go; call
     /// [`Client::body_progress`] as it goes and [`Client::body_sent`] at its end.  A following
     /// `Close` means: stop at once.
     SendBody {
-        /// What comes first: the BDAT command, or nothing.
+        /// Whose body it is.
+        id: TransactionId,
+        /// What comes first: the BDAT command, in one flight the whole envelope, or nothing.
         prefix: Vec<u8>,
         /// How the body goes.
         form: BodyForm,
         /// What comes last: the final dot, or nothing.
         suffix: &'static [u8],
     },
+    /// Shake hands, then call [`Client::tls_started`] or [`Client::tls_failed`].
+    StartTls,
     /// The peer has introduced itself; [`Client::start`] may be called.
     Ready,
-    /// The transaction is over.
+    /// A transaction is over: the oldest of those that were not.
     TransactionDone(TransactionResult),
     /// The connection failed outside a transaction.
     Failed(ConnectionFailure),
@@ -155,13 +103,21 @@ pub struct Client {
     state: State,
     peer: Capabilities,
     reader: ReplyReader,
-    /// What is to be written next.
+    /// What is to be written after the actions.
     output: Vec<u8>,
-    /// What the driver is to do after the output is written, in order.
+    /// What the driver is to do, in order.
     actions: VecDeque<ClientAction>,
     deadline: Option<Instant>,
+    /// STARTTLS is done.
+    is_secured: bool,
+    /// Transactions under way, oldest first.  More than one only in one flight, or decided, or
+    /// waiting at the end.
+    under_way: VecDeque<UnderWay>,
+    next_id: u32,
     /// Transactions that put a command on the wire.
     transactions: u32,
+    /// The peer lost count: what is under way comes to its end, and nothing follows.
+    is_draining: bool,
     /// Whether the next transaction begins with RSET.  It then costs no round trip of its own.
     reset_first: bool,
 }
@@ -174,14 +130,26 @@ enum State {
     Ehlo,
     /// EHLO was refused; HELO is out.
     Helo,
-    /// Between transactions.
-    Ready,
-    /// In a transaction.
-    Exchanging(Exchange),
+    /// STARTTLS is out.
+    StartTls,
+    /// The driver shakes hands.
+    Handshake,
+    /// Between transactions, or in some.
+    Serving,
     /// QUIT is out.
     Quitting,
     /// Over.
     Closed,
+}
+
+#[derive(Debug)]
+enum UnderWay {
+    /// Its commands are out, or some of them.
+    Running { id: TransactionId, exchange: Exchange },
+    /// Its turn comes when nothing is before it: it goes the strict way.
+    Waiting { id: TransactionId, transaction: Transaction },
+    /// It was over before it began; told in its turn.
+    Decided(TransactionResult),
 }
 
 impl Client {
@@ -196,14 +164,17 @@ impl Client {
             output: Vec::new(),
             actions: VecDeque::new(),
             deadline,
+            is_secured: false,
+            under_way: VecDeque::new(),
+            next_id: 0,
             transactions: 0,
+            is_draining: false,
             reset_first: false,
         }
     }
 
-    /// Takes what the peer sent.  Returns how many octets were taken: all of them today; the rest
-    /// belongs to somebody else once a connection can turn to TLS.
-    pub fn handle_bytes(&mut self, now: Instant, input: &[u8]) -> usize {
+    /// Takes what the peer sent.
+    pub fn handle_bytes(&mut self, now: Instant, input: &[u8]) {
         let mut taken = 0;
         while taken < input.len() && !matches!(self.state, State::Closed) {
             let (consumed, reply) = self.reader.read(&input[taken..]);
@@ -213,8 +184,29 @@ impl Client {
                 Some(Ok(reply)) => self.handle_reply(now, reply),
                 Some(Err(error)) => self.fail(ConnectionCause::Malformed(error)),
             }
+            if matches!(self.state, State::Handshake) && taken < input.len() {
+                self.actions.clear();
+                return self.fail(ConnectionCause::Tls(TlsTrouble::Injected));
+            }
         }
-        input.len()
+    }
+
+    /// The handshake is done: from here on the peer is another one than it was in clear.
+    pub fn tls_started(&mut self, now: Instant) {
+        if matches!(self.state, State::Handshake) {
+            self.is_secured = true;
+            self.peer = Capabilities::default();
+            self.reader = ReplyReader::new();
+            self.reader.expect_ehlo();
+            self.hello(now, self.verb(), State::Ehlo);
+        }
+    }
+
+    /// The handshake came to nothing.
+    pub fn tls_failed(&mut self, words: &str) {
+        if matches!(self.state, State::Handshake) {
+            self.fail(ConnectionCause::Tls(TlsTrouble::Handshake(words.into())));
+        }
     }
 
     /// Time has passed.  Before the [deadline](Client::deadline) this does nothing.
@@ -236,56 +228,66 @@ impl Client {
         self.fail(ConnectionCause::Abandoned);
     }
 
-    /// The peer took a piece of the body: it has time for the next (RFC 5321 section 4.5.3.2.5).
+    /// The peer took a piece of a body: it has time for the next (RFC 5321 section 4.5.3.2.5), or
+    /// for what it owes us already.
     pub fn body_progress(&mut self, now: Instant) {
-        if self.stage() == Stage::Body {
-            self.deadline = Some(now + self.config.timeouts.data.min(limits::CLIENT_DATA_BLOCK));
+        if !self.under_way.is_empty() {
+            let later = now + self.patience();
+            self.deadline = Some(self.deadline.map_or(later, |deadline| deadline.max(later)));
         }
     }
 
-    /// The body, its prefix and its suffix are written.
-    pub fn body_sent(&mut self, now: Instant) {
-        if self.stage() != Stage::Body {
+    /// The body of this transaction, its prefix and its suffix are written.
+    pub fn body_sent(&mut self, now: Instant, id: TransactionId) {
+        let running = self.under_way.iter_mut().enumerate().find_map(|(place, one)| match one {
+            UnderWay::Running { id: this, exchange } if *this == id => Some((place, exchange)),
+            _ => None,
+        });
+        let Some((place, exchange)) = running.filter(|(_, exchange)| exchange.is_sending_body())
+        else {
+            return;
+        };
+        let next = exchange.body_sent();
+        if place > 0 {
             return;
         }
-        if let State::Exchanging(exchange) = &mut self.state {
-            exchange.body_sent();
-            self.deadline = Some(now + self.config.timeouts.data);
+        match next {
+            Next::Wait => self.deadline = Some(now + self.patience()),
+            next => self.go_on(now, next),
         }
     }
 
-    /// Begins a transaction on a connection that is [ready](Client::is_ready).  On any other,
-    /// which may have failed a moment ago, it ends at once with every recipient deferred.
-    pub fn start(&mut self, now: Instant, transaction: Transaction) {
+    /// Begins a transaction, whose name it gives.  Where [`Client::can_start`] does not hold,
+    /// since the connection may have failed a moment ago, the transaction ends at once with every
+    /// recipient deferred.
+    pub fn start(&mut self, now: Instant, transaction: Transaction) -> TransactionId {
+        let id = TransactionId(self.next_id);
+        self.next_id = self.next_id.wrapping_add(1);
         // Half a reply that nobody asked for: the next one would be taken for its rest.
         if self.is_ready() && self.reader.is_within_reply() {
             self.fail(ConnectionCause::Abandoned);
         }
-        if !self.is_ready() {
-            return self.decline_unready(&transaction);
-        }
-        let form = self.body_form();
-        if let Err(refusal) = self.check(&transaction, form) {
+        if !self.can_start() {
+            let result = self.declined(id, &transaction);
+            self.under_way.push_back(UnderWay::Decided(result));
+        } else if let Err(refusal) = self.check(&transaction) {
             let outcome = RecipientOutcome::Failed(Failure::Local(refusal));
-            return self.decide_at_once(&transaction, &outcome, AfterTransaction::Usable);
+            let outcomes = vec![outcome; transaction.recipients.len()];
+            let result = self.result(id, outcomes, AfterTransaction::Usable);
+            self.under_way.push_back(UnderWay::Decided(result));
+        } else if self.goes_in_one_flight(&transaction) {
+            self.begin(now, id, transaction, Manner::OneFlight);
+        } else {
+            self.under_way.push_back(UnderWay::Waiting { id, transaction });
         }
-        let exchange = Exchange::begin(
-            transaction,
-            form,
-            &self.peer,
-            self.transactions > 0,
-            std::mem::take(&mut self.reset_first),
-            &mut self.output,
-        );
-        self.transactions = self.transactions.saturating_add(1);
-        self.state = State::Exchanging(exchange);
-        self.deadline = Some(now + self.config.timeouts.command);
+        self.take_turns(now);
+        id
     }
 
     /// Ends the connection politely; in the middle of something, at once.
     pub fn quit(&mut self, now: Instant) {
         match self.state {
-            State::Ready => {
+            State::Serving if self.under_way.is_empty() => {
                 self.output.extend_from_slice(b"QUIT\r\n");
                 self.state = State::Quitting;
                 self.deadline = Some(now + self.config.timeouts.command.min(limits::CLIENT_QUIT));
@@ -297,14 +299,11 @@ impl Client {
 
     /// The next thing to do, or `None` until something else is fed in.
     pub fn poll_action(&mut self) -> Option<ClientAction> {
-        if let Some(ClientAction::SendBody { prefix, .. }) = self.actions.front_mut() {
-            // The BDAT command stands in the output: it goes out with the body.
-            *prefix = std::mem::take(&mut self.output);
+        if let Some(action) = self.actions.pop_front() {
+            return Some(action);
         }
-        if !self.output.is_empty() {
-            return Some(ClientAction::Send(std::mem::take(&mut self.output)));
-        }
-        self.actions.pop_front()
+        // An empty one stays: it may be a buffer that came back.
+        (!self.output.is_empty()).then(|| ClientAction::Send(std::mem::take(&mut self.output)))
     }
 
     /// Gives a buffer back that a `Send` or `SendBody` carried, to be written to again.
@@ -320,9 +319,36 @@ impl Client {
         self.deadline
     }
 
-    /// Whether a transaction may start.
+    /// Whether the connection stands and nothing is under way.
     pub fn is_ready(&self) -> bool {
-        matches!(self.state, State::Ready)
+        matches!(self.state, State::Serving) && self.under_way.is_empty()
+    }
+
+    /// Whether the connection is over.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    /// Whether a transaction may start now.
+    pub fn can_start(&self) -> bool {
+        let has_room = || match self.under_way.back() {
+            None => true,
+            Some(UnderWay::Running { exchange, .. }) => {
+                exchange.is_one_flight()
+                    && self.under_way.len() < self.config.messages_in_flight.max(1)
+            }
+            Some(UnderWay::Waiting { .. } | UnderWay::Decided(_)) => false,
+        };
+        self.may_go_on() && has_room()
+    }
+
+    /// Whether a transaction may still start on this connection, now or after those under way:
+    /// it stands, the peer keeps count, and its MAILMAX is not used up (RFC 9422).
+    pub fn may_go_on(&self) -> bool {
+        let mail_max = self.peer.limits.mail_max;
+        matches!(self.state, State::Serving)
+            && !self.is_draining
+            && mail_max.is_none_or(|most| self.transactions < most)
     }
 
     /// What the peer offers; nothing before [`ClientAction::Ready`].
@@ -345,15 +371,19 @@ impl Client {
         if reply.code.value() == 421 && !matches!(self.state, State::Quitting) {
             return self.fail(ConnectionCause::Refused(Arc::new(reply)));
         }
-        match &mut self.state {
+        match self.state {
             State::Greeting => self.greeting(now, reply),
             State::Ehlo => self.ehlo_reply(now, reply),
             State::Helo => self.helo_reply(reply),
-            State::Exchanging(exchange) => {
-                let next = exchange.handle_reply(reply, &self.peer, &mut self.output);
-                self.go_on(now, next);
-            }
-            State::Ready => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
+            State::StartTls => self.starttls_reply(reply),
+            State::Handshake => self.fail(ConnectionCause::Tls(TlsTrouble::Injected)),
+            State::Serving => match self.under_way.front_mut() {
+                Some(UnderWay::Running { exchange, .. }) => {
+                    let next = exchange.handle_reply(reply, &self.peer, &mut self.output);
+                    self.go_on(now, next);
+                }
+                _ => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
+            },
             // Whatever it says to QUIT, it is over.
             State::Quitting => self.close(),
             State::Closed => {}
@@ -364,7 +394,7 @@ impl Client {
         match reply.class() {
             ReplyClass::Success => {
                 self.reader.expect_ehlo();
-                self.hello(now, "EHLO ", State::Ehlo);
+                self.hello(now, self.verb(), State::Ehlo);
             }
             ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
             _ => self.fail(ConnectionCause::Refused(Arc::new(reply))),
@@ -375,20 +405,60 @@ impl Client {
         match reply.class() {
             ReplyClass::Success => {
                 self.peer = Capabilities::from_ehlo(&reply);
-                self.become_ready();
+                self.introduced(now);
             }
-            // RFC 5321 section 3.2: a server without extensions knows HELO.
-            ReplyClass::PermanentFailure => self.hello(now, "HELO ", State::Helo),
-            ReplyClass::TransientFailure => self.fail(ConnectionCause::Refused(Arc::new(reply))),
+            // RFC 5321 section 3.2: a server without extensions knows HELO.  LMTP has none.
+            ReplyClass::PermanentFailure if self.config.protocol == Protocol::Smtp => {
+                self.hello(now, "HELO ", State::Helo)
+            }
             ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
+            _ => self.fail(ConnectionCause::Refused(Arc::new(reply))),
         }
     }
 
     fn helo_reply(&mut self, reply: PeerReply) {
         match reply.class() {
+            ReplyClass::Success if self.config.starttls == StartTls::Demanded => {
+                self.fail(ConnectionCause::Tls(TlsTrouble::NotOffered));
+            }
             ReplyClass::Success => self.become_ready(),
             ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
             _ => self.fail(ConnectionCause::Refused(Arc::new(reply))),
+        }
+    }
+
+    /// The peer has said what it can: is this the connection that we want?
+    fn introduced(&mut self, now: Instant) {
+        match (self.config.starttls, self.peer.starttls) {
+            _ if self.is_secured => self.become_ready(),
+            (StartTls::Never, _) | (StartTls::IfOffered, false) => self.become_ready(),
+            (StartTls::IfOffered | StartTls::Demanded, true) => {
+                self.output.extend_from_slice(b"STARTTLS\r\n");
+                self.state = State::StartTls;
+                self.deadline = Some(now + self.config.timeouts.command);
+            }
+            (StartTls::Demanded, false) => {
+                self.fail(ConnectionCause::Tls(TlsTrouble::NotOffered));
+            }
+        }
+    }
+
+    fn starttls_reply(&mut self, reply: PeerReply) {
+        match reply.class() {
+            ReplyClass::Success => {
+                self.state = State::Handshake;
+                self.deadline = None;
+                self.actions.push_back(ClientAction::StartTls);
+            }
+            ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
+            _ => self.fail(ConnectionCause::Tls(TlsTrouble::Refused(Arc::new(reply)))),
+        }
+    }
+
+    fn verb(&self) -> &'static str {
+        match self.config.protocol {
+            Protocol::Smtp => "EHLO ",
+            Protocol::Lmtp => "LHLO ",
         }
     }
 
@@ -401,58 +471,143 @@ impl Client {
     }
 
     fn become_ready(&mut self) {
-        self.state = State::Ready;
+        self.state = State::Serving;
         self.deadline = None;
         self.actions.push_back(ClientAction::Ready);
     }
 
-    /// Does what the exchange says after a reply.
+    // ---- transactions --------------------------------------------------------------------
+
+    fn begin(&mut self, now: Instant, id: TransactionId, transaction: Transaction, manner: Manner) {
+        let follows_one_under_way = !self.under_way.is_empty();
+        let terms = Terms {
+            form: self.body_form(),
+            manner,
+            protocol: self.config.protocol,
+            follows_another: self.transactions > 0,
+            reset_first: std::mem::take(&mut self.reset_first) || follows_one_under_way,
+        };
+        let exchange = Exchange::begin(transaction, terms, &self.peer, &mut self.output);
+        self.transactions = self.transactions.saturating_add(1);
+        if manner == Manner::OneFlight {
+            self.send_body(id, &exchange);
+        }
+        self.under_way.push_back(UnderWay::Running { id, exchange });
+        if !follows_one_under_way {
+            self.deadline = Some(now + self.config.timeouts.command);
+        }
+    }
+
+    /// Tells what was decided before it began and begins what waits, where nothing is before it.
+    fn take_turns(&mut self, now: Instant) {
+        loop {
+            match self.under_way.pop_front() {
+                Some(UnderWay::Decided(result)) => {
+                    self.actions.push_back(ClientAction::TransactionDone(result));
+                }
+                // What the one before it brought may have ended the connection's use.
+                Some(UnderWay::Waiting { id, transaction }) if !self.may_go_on() => {
+                    let result = self.declined(id, &transaction);
+                    self.actions.push_back(ClientAction::TransactionDone(result));
+                }
+                Some(UnderWay::Waiting { id, transaction }) => {
+                    return self.begin(now, id, transaction, Manner::Strict);
+                }
+                Some(running) => return self.under_way.push_front(running),
+                None => return,
+            }
+        }
+    }
+
+    /// Does what the oldest exchange says.
     fn go_on(&mut self, now: Instant, next: Next) {
         match next {
-            Next::Wait => self.deadline = Some(now + self.config.timeouts.command),
-            Next::SendBody => self.send_body(now),
-            Next::Finished(connection) => self.finish(connection),
+            Next::Wait => self.deadline = Some(now + self.patience()),
+            Next::SendBody => self.begin_body(now),
+            Next::Finished(connection) => self.finish(now, connection),
             Next::Broken(cause) => self.fail(cause),
         }
     }
 
-    fn send_body(&mut self, now: Instant) {
-        let State::Exchanging(exchange) = &self.state else {
-            return;
-        };
+    fn begin_body(&mut self, now: Instant) {
+        let Some(UnderWay::Running { id, exchange }) = self.under_way.pop_front() else { return };
         exchange.write_body_prefix(&mut self.output);
+        self.send_body(id, &exchange);
+        self.under_way.push_front(UnderWay::Running { id, exchange });
+        self.deadline = Some(now + self.patience());
+    }
+
+    fn send_body(&mut self, id: TransactionId, exchange: &Exchange) {
         self.actions.push_back(ClientAction::SendBody {
-            prefix: Vec::new(),
+            id,
+            prefix: std::mem::take(&mut self.output),
             form: exchange.form(),
             suffix: exchange.body_suffix(),
         });
-        self.body_progress(now);
     }
 
-    fn finish(&mut self, connection: AfterTransaction) {
-        let State::Exchanging(exchange) = std::mem::replace(&mut self.state, State::Ready) else {
-            return;
-        };
-        self.deadline = None;
+    /// The oldest transaction went to its end.
+    fn finish(&mut self, now: Instant, connection: AfterTransaction) {
+        let Some(UnderWay::Running { id, exchange }) = self.under_way.pop_front() else { return };
         self.reset_first = exchange.reset_after;
-        self.actions.push_back(ClientAction::TransactionDone(exchange.finish(connection)));
-        if connection == AfterTransaction::MustClose {
-            self.close();
+        let strict = !exchange.is_one_flight();
+        let outcomes = exchange.finish();
+        let mut result = self.result(id, outcomes, connection);
+        result.has_behaved = strict && self.body_form() == BodyForm::Bdat && self.peer.pipelining;
+        result.has_behaved &=
+            result.outcomes.iter().any(|outcome| matches!(outcome, RecipientOutcome::Delivered(_)));
+        if result.has_behaved && self.config.one_flight == OneFlight::AfterOne {
+            self.config.one_flight = OneFlight::AtOnce;
         }
+        self.is_draining |= result.broken_promise.is_some();
+        self.actions.push_back(ClientAction::TransactionDone(result));
+        if connection == AfterTransaction::MustClose {
+            return self.end(&ConnectionCause::Abandoned, None);
+        }
+        self.deadline = (!self.under_way.is_empty()).then(|| now + self.patience());
+        self.take_turns(now);
     }
 
     /// Ends the connection where it stands.
     fn fail(&mut self, cause: ConnectionCause) {
-        let failure = ConnectionFailure { stage: self.stage(), cause };
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Closed => return,
-            State::Quitting => {}
-            State::Exchanging(exchange) => {
-                self.drop_unsent_body();
-                let result = exchange.break_off(&failure);
-                self.actions.push_back(ClientAction::TransactionDone(result));
+        match self.state {
+            State::Closed => {}
+            State::Serving if !self.under_way.is_empty() => self.end(&cause, Some(0)),
+            State::Quitting => self.close(),
+            _ => {
+                let failure = ConnectionFailure { stage: self.stage(), cause };
+                self.actions.push_back(ClientAction::Failed(failure));
+                self.close();
             }
-            _ => self.actions.push_back(ClientAction::Failed(failure)),
+        }
+    }
+
+    /// Ends the connection and every transaction under way.  `front` is the place of the one that
+    /// the cause struck, if it is still among them.
+    fn end(&mut self, cause: &ConnectionCause, front: Option<usize>) {
+        // A body that the driver has not begun is not begun any more.
+        self.actions.retain(|action| !matches!(action, ClientAction::SendBody { .. }));
+        let confused =
+            matches!(cause, ConnectionCause::Unexpected(_) | ConnectionCause::Malformed(_));
+        self.state = State::Closed;
+        for (place, one) in std::mem::take(&mut self.under_way).into_iter().enumerate() {
+            let result = match one {
+                UnderWay::Decided(result) => result,
+                UnderWay::Waiting { id, transaction } => self.declined(id, &transaction),
+                UnderWay::Running { id, exchange } => {
+                    let one_flight = exchange.is_one_flight();
+                    let outcomes = exchange.break_off(cause, Some(place) == front);
+                    let mut result = self.result(id, outcomes, AfterTransaction::MustClose);
+                    if one_flight && confused {
+                        result.broken_promise.get_or_insert(BrokenPromise::OneFlight);
+                    }
+                    result
+                }
+            };
+            self.actions.push_back(ClientAction::TransactionDone(TransactionResult {
+                connection: AfterTransaction::MustClose,
+                ..result
+            }));
         }
         self.close();
     }
@@ -464,23 +619,38 @@ impl Client {
         self.actions.push_back(ClientAction::Close);
     }
 
-    /// A body that the driver has not begun is not begun any more.
-    fn drop_unsent_body(&mut self) {
-        self.actions.retain(|action| !matches!(action, ClientAction::SendBody { .. }));
-    }
-
     fn stage(&self) -> Stage {
-        match &self.state {
-            State::Greeting => Stage::Greeting,
-            State::Ehlo | State::Helo => Stage::Hello,
-            State::Ready | State::Closed => Stage::Idle,
-            State::Exchanging(exchange) => exchange.stage(),
-            State::Quitting => Stage::Quit,
+        match (&self.state, self.under_way.front()) {
+            (State::Greeting, _) => Stage::Greeting,
+            (State::Ehlo | State::Helo, _) => Stage::Hello,
+            (State::StartTls | State::Handshake, _) => Stage::StartTls,
+            (State::Serving, Some(UnderWay::Running { exchange, .. })) => exchange.stage(),
+            (State::Serving | State::Closed, _) => Stage::Idle,
+            (State::Quitting, _) => Stage::Quit,
         }
     }
 
+    /// How long the peer may take for what comes next.
+    fn patience(&self) -> Duration {
+        let timeouts = &self.config.timeouts;
+        match self.stage() {
+            Stage::Body => timeouts.data.min(limits::CLIENT_DATA_BLOCK),
+            Stage::EndOfData => timeouts.data,
+            _ => timeouts.command,
+        }
+    }
+
+    /// Whether this one may go out before any reply to it.
+    fn goes_in_one_flight(&self, transaction: &Transaction) -> bool {
+        self.config.one_flight == OneFlight::AtOnce
+            && self.config.protocol == Protocol::Smtp
+            && self.peer.pipelining
+            && self.body_form() == BodyForm::Bdat
+            && transaction.fits_one_flight()
+    }
+
     /// Whether the peer can take this message at all.
-    fn check(&self, transaction: &Transaction, form: BodyForm) -> Result<(), LocalRefusal> {
+    fn check(&self, transaction: &Transaction) -> Result<(), LocalRefusal> {
         let size_octets = transaction.size_octets;
         if let SizeOffer::AtMost { octets: limit_octets } = self.peer.size
             && !self.peer.size.allows(size_octets)
@@ -490,6 +660,13 @@ impl Client {
         if transaction.envelope.parameters.smtputf8 && !self.peer.smtputf8 {
             return Err(LocalRefusal::NeedsSmtputf8);
         }
+        if transaction.flags.contains(BodyFlags::EIGHT_BIT)
+            && !self.peer.eight_bit_mime
+            && self.config.eight_bit == EightBit::Bounce
+        {
+            return Err(LocalRefusal::NeedsEightBitMime);
+        }
+        let form = self.body_form();
         let bare = [BodyFlags::BARE_CR, BodyFlags::BARE_LF];
         if form == BodyForm::Data && bare.iter().any(|&flag| transaction.flags.contains(flag)) {
             return Err(LocalRefusal::BareNewlines);
@@ -497,20 +674,40 @@ impl Client {
         Ok(())
     }
 
-    fn decline_unready(&mut self, transaction: &Transaction) {
+    /// A transaction that cannot begin on this connection.
+    fn declined(&self, id: TransactionId, transaction: &Transaction) -> TransactionResult {
         let failure = ConnectionFailure { stage: Stage::Idle, cause: ConnectionCause::Closed };
         let outcome = RecipientOutcome::Deferred(Deferral::Connection(failure));
-        self.decide_at_once(transaction, &outcome, AfterTransaction::MustClose);
+        let outcomes = vec![outcome; transaction.recipients.len()];
+        let connection = match self.state {
+            State::Closed => AfterTransaction::MustClose,
+            _ => AfterTransaction::Usable,
+        };
+        self.result(id, outcomes, connection)
     }
 
-    fn decide_at_once(
-        &mut self,
-        transaction: &Transaction,
-        outcome: &RecipientOutcome,
+    fn result(
+        &self,
+        id: TransactionId,
+        outcomes: Vec<RecipientOutcome>,
         connection: AfterTransaction,
-    ) {
-        let outcomes = vec![outcome.clone(); transaction.recipients.len()];
-        let result = TransactionResult { outcomes, connection };
-        self.actions.push_back(ClientAction::TransactionDone(result));
+    ) -> TransactionResult {
+        TransactionResult {
+            id,
+            broken_promise: broken_promise(&outcomes),
+            outcomes,
+            connection,
+            peer_has_dsn: self.peer.dsn,
+            has_behaved: false,
+        }
     }
+}
+
+/// What the outcomes tell of the peer.
+fn broken_promise(outcomes: &[RecipientOutcome]) -> Option<BrokenPromise> {
+    outcomes.iter().find_map(|outcome| match outcome {
+        RecipientOutcome::Deferred(Deferral::ChunkingRefused(_)) => Some(BrokenPromise::Chunking),
+        RecipientOutcome::Deferred(Deferral::OneFlightRefused(_)) => Some(BrokenPromise::OneFlight),
+        _ => None,
+    })
 }

@@ -30,6 +30,8 @@ pub const RECIPIENT_OK: Reply = reply(250, "2.1.5", "Recipient ok");
 pub const START_DATA: Reply = reply(354, "", "End data with <CR><LF>.<CR><LF>");
 /// A BDAT that is not the last.
 pub const CHUNK_OK: Reply = reply(250, "2.0.0", "Chunk ok");
+/// STARTTLS: the next octet is TLS's (RFC 3207 section 4).
+pub const START_TLS: Reply = reply(220, "2.0.0", "Ready to start TLS");
 /// NOOP and RSET.
 pub const OK: Reply = reply(250, "2.0.0", "Ok");
 /// QUIT.
@@ -91,6 +93,10 @@ pub enum Refusal {
     EtrnDenied,
     /// ETRN for a queue that there is not (RFC 1985 section 5.3).
     NoSuchQueue,
+    /// A command that is not obeyed in clear here (RFC 3207 section 4).
+    NeedsTls,
+    /// STARTTLS inside TLS.
+    TlsUnderWay,
     /// The recipient is not ours and the client may not relay.
     RelayDenied,
     /// No route leads there.
@@ -152,6 +158,8 @@ impl Refusal {
             Refusal::NotOffered => "not_offered",
             Refusal::EtrnDenied => "etrn_denied",
             Refusal::NoSuchQueue => "no_such_queue",
+            Refusal::NeedsTls => "needs_tls",
+            Refusal::TlsUnderWay => "tls_under_way",
             Refusal::RelayDenied => "relay_denied",
             Refusal::NoRoute => "no_route",
             Refusal::Rejected(_) => "rejected_by_route",
@@ -198,6 +206,8 @@ impl From<&Refusal> for Reply {
             Refusal::NotOffered => reply(502, "5.5.1", "Not offered here"),
             Refusal::EtrnDenied => reply(550, "5.7.1", "ETRN denied"),
             Refusal::NoSuchQueue => reply(459, "4.5.4", "No queue of this name"),
+            Refusal::NeedsTls => reply(530, "5.7.0", "Send STARTTLS first"),
+            Refusal::TlsUnderWay => reply(503, "5.5.1", "TLS is under way"),
             Refusal::RelayDenied => reply(550, "5.7.1", "Relaying denied"),
             Refusal::NoRoute => reply(550, "5.1.2", "No route to this address"),
             // The operator's words are put in place of the text by `refuse`.

@@ -29,6 +29,7 @@ use crate::runtime::socket::{self, Canceller};
 use crate::runtime::{self, deadline};
 use crate::smtp::server::ServerConfig;
 use crate::spool::{CommitterHandle, ReaderHandle, SpoolStats};
+use crate::tls::{Acceptor, Connector};
 
 /// Everything that a worker's thread is given at its start.
 pub struct Seat {
@@ -36,6 +37,10 @@ pub struct Seat {
     pub index: usize,
     /// What the operator asked for.
     pub config: Arc<Config>,
+    /// What sessions are encrypted with; none where no listener asks for it.
+    pub acceptor: Option<Arc<Acceptor>>,
+    /// What connections to next hops are encrypted with.
+    pub connector: Arc<Connector>,
     /// Where mail goes.
     pub sites: Arc<Sites>,
     /// Which name servers to ask, and how.
@@ -112,6 +117,8 @@ async fn run(seat: Seat) -> io::Result<()> {
         stopping: Cell::new(false),
         date: RefCell::new((0, "".into())),
         config: seat.config,
+        acceptor: seat.acceptor,
+        connector: seat.connector,
         sites: seat.sites,
     });
     let stop = Rc::new(Notify::default());
@@ -149,6 +156,7 @@ fn server_config(config: &Config, listener: &Listener) -> ServerConfig {
         recipients: config.limits.recipients,
         received: config.limits.received as u32,
         bare_newline: listener.bare_newline,
+        tls: listener.tls,
     }
 }
 

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::gateway::wait_until;
 
@@ -24,6 +25,8 @@ pub struct Manners {
     pub replies: HashMap<String, String>,
     /// Hashes a body and forgets it, for large ones.
     pub forgets_bodies: bool,
+    /// How far away it is: what a reply takes on its way, while it reads on.
+    pub latency: Duration,
 }
 
 /// A next hop that runs until it is dropped.
@@ -38,6 +41,13 @@ struct Shared {
     taken: Mutex<Vec<Taken>>,
     errors: Mutex<Vec<String>>,
     connections: AtomicUsize,
+    /// The verbs of all commands, those of all connections one after the other.
+    journal: Mutex<Vec<String>>,
+    /// Bodies that have come and whose reply has not gone out, and the most that there ever were.
+    under_way: AtomicUsize,
+    most_under_way: AtomicUsize,
+    /// Replies wait.
+    is_held: AtomicBool,
     /// Answers every MAIL with 451.
     is_busy: AtomicBool,
     is_over: AtomicBool,
@@ -98,6 +108,21 @@ impl Sink {
         self.shared.is_busy.store(is_busy, Ordering::Relaxed);
     }
 
+    /// From now on no reply goes out, or those that waited do.
+    pub fn hold(&self, is_held: bool) {
+        self.shared.is_held.store(is_held, Ordering::Relaxed);
+    }
+
+    /// The most bodies that waited for their replies at a time.
+    pub fn most_under_way(&self) -> usize {
+        self.shared.most_under_way.load(Ordering::Relaxed)
+    }
+
+    /// The verbs of the commands so far.
+    pub fn journal(&self) -> Vec<String> {
+        self.shared.journal.lock().expect("no session panics").clone()
+    }
+
     /// How many messages it has taken.
     pub fn count(&self) -> usize {
         self.shared.taken.lock().expect("no session panics").len()
@@ -136,13 +161,39 @@ impl Drop for Sink {
 struct Session<'a> {
     shared: &'a Shared,
     input: BufReader<TcpStream>,
-    output: TcpStream,
+    replies: Sender<Reply>,
     greeted: bool,
     from: Option<String>,
     to: Vec<String>,
     parameters: Vec<String>,
     /// What BDAT has brought so far.
     chunks: Option<Body>,
+}
+
+/// A reply on its way out.
+struct Reply {
+    due: Instant,
+    text: String,
+    /// It answers a body.
+    is_verdict: bool,
+}
+
+/// Sends each reply when it is due.
+fn send(shared: &Shared, replies: &Receiver<Reply>, mut output: TcpStream) {
+    for reply in replies {
+        std::thread::sleep(reply.due.saturating_duration_since(Instant::now()));
+        while shared.is_held.load(Ordering::Relaxed) && !shared.is_over.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if reply.is_verdict {
+            shared.under_way.fetch_sub(1, Ordering::Relaxed);
+        }
+        // A client that vanishes may do so.
+        if output.write_all(reply.text.as_bytes()).is_err() {
+            return;
+        }
+    }
+    let _ = output.shutdown(std::net::Shutdown::Write);
 }
 
 /// A body on its way in.
@@ -155,13 +206,16 @@ struct Body {
     forgets: bool,
 }
 
-fn serve(shared: &Shared, stream: TcpStream) {
+fn serve(shared: &Arc<Shared>, stream: TcpStream) {
     let output = stream.try_clone().expect("a descriptor");
+    let (replies, to_send) = std::sync::mpsc::channel();
+    let all = shared.clone();
+    thread::spawn(move || send(&all, &to_send, output));
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket option");
     let mut session = Session {
         shared,
         input: BufReader::with_capacity(64 * 1024, stream),
-        output,
+        replies,
         greeted: false,
         from: None,
         to: Vec::new(),
@@ -188,6 +242,7 @@ impl Session<'_> {
         self.say("220 sink.test ESMTP")?;
         while let Some(line) = self.line()? {
             let verb = line.split(' ').next().unwrap_or_default().to_ascii_uppercase();
+            self.shared.journal.lock().expect("no session panics").push(verb.clone());
             match verb.as_str() {
                 "EHLO" => self.hello()?,
                 "MAIL" => self.mail(&line)?,
@@ -229,7 +284,23 @@ impl Session<'_> {
     }
 
     fn say(&mut self, reply: &str) -> std::io::Result<()> {
-        self.output.write_all(format!("{reply}\r\n").as_bytes())
+        self.reply(reply, false)
+    }
+
+    /// Says what becomes of a body.
+    fn judge(&mut self, reply: &str) -> std::io::Result<()> {
+        self.reply(reply, true)
+    }
+
+    fn reply(&mut self, reply: &str, is_verdict: bool) -> std::io::Result<()> {
+        let due = Instant::now() + self.shared.manners.latency;
+        let text = format!("{reply}\r\n");
+        self.replies.send(Reply { due, text, is_verdict }).map_err(|_| ErrorKind::BrokenPipe.into())
+    }
+
+    fn body_comes(&self) {
+        let now = self.shared.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        self.shared.most_under_way.fetch_max(now, Ordering::Relaxed);
     }
 
     fn hello(&mut self) -> std::io::Result<()> {
@@ -281,6 +352,7 @@ impl Session<'_> {
             return Err(wrong("something was sent before the 354"));
         }
         self.say("354 Go on")?;
+        self.body_comes();
         let mut body = self.body();
         let mut line = Vec::new();
         loop {
@@ -306,6 +378,7 @@ impl Session<'_> {
         if !self.shared.manners.chunking {
             return Err(wrong("BDAT was not offered"));
         }
+        self.body_comes();
         let mut body = self.chunks.take().unwrap_or_else(|| self.body());
         let mut left = size;
         let mut piece = vec![0; 64 * 1024];
@@ -316,13 +389,13 @@ impl Session<'_> {
             left -= count;
         }
         if self.to.is_empty() {
-            return self.say("503 5.5.1 No recipients");
+            return self.judge("503 5.5.1 No recipients");
         }
         if is_last {
             return self.take(body, true);
         }
         self.chunks = Some(body);
-        self.say("250 2.0.0 Chunk taken")
+        self.judge("250 2.0.0 Chunk taken")
     }
 
     fn body(&self) -> Body {
@@ -342,7 +415,7 @@ impl Session<'_> {
         };
         self.shared.taken.lock().expect("no session panics").push(taken);
         self.reset();
-        self.say("250 2.0.0 Taken")
+        self.judge("250 2.0.0 Taken")
     }
 }
 

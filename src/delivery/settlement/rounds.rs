@@ -1,7 +1,7 @@
 //! One attempt over one connection: as many transactions as it takes to ask about every recipient.
 //!
 //! Usually one.  More where the peer takes only some recipients at a time (452, RFC 5321 section
-//! 4.5.3.1.10), and one for each recipient where each has a reverse-path of its own
+//! 4.5.3.1.10, or by its word beforehand, RFC 9422), and one for each recipient where each has a reverse-path of its own
 //! ([`verp`](crate::delivery::verp)): that is decided here, so that neither the scheduler nor the
 //! client machine knows of it.
 //!
@@ -13,9 +13,8 @@ use std::sync::Arc;
 use crate::delivery::outcome::Attempted;
 use crate::delivery::verp;
 use crate::message::{BodyFlags, Envelope};
-use crate::smtp::client::{
-    AfterTransaction, Deferral, RecipientOutcome, Stage, Transaction, TransactionResult,
-};
+use crate::smtp::capabilities::Limits;
+use crate::smtp::client::{AfterTransaction, RecipientOutcome, Transaction, TransactionResult};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -30,6 +29,8 @@ pub struct Rounds {
     together: Vec<u16>,
     /// Those that have one each, after all others; the next one last.
     alone: Vec<u16>,
+    /// How many recipients the peer takes in one transaction (RFC 9422).
+    limits: Limits,
     outcomes: Vec<(u16, Attempted)>,
     /// The peer was asked about a recipient, or may have been.
     has_begun: bool,
@@ -66,12 +67,14 @@ pub enum Verdict {
 impl Rounds {
     /// The recipients over a connection that is `fresh` if it has carried no transaction before:
     /// those `together` may share one, each of `alone` has one under a reverse-path that names it.
-    /// All are in the envelope, and there is at least one.
+    /// All are in the envelope, and there is at least one.  No transaction has more of them than
+    /// `limits` allow.
     pub fn new(
         envelope: Arc<Envelope>,
         together: Vec<u16>,
         mut alone: Vec<u16>,
         fresh: bool,
+        limits: Limits,
     ) -> Rounds {
         alone.reverse();
         let mut rounds = Rounds {
@@ -81,6 +84,7 @@ impl Rounds {
             is_verp: false,
             together,
             alone,
+            limits,
             outcomes: Vec::new(),
             has_begun: false,
             taken: None,
@@ -113,14 +117,14 @@ impl Rounds {
     /// The present transaction came to its end.
     pub fn ended(&mut self, result: TransactionResult) -> Round {
         let usable = result.connection == AfterTransaction::Usable;
-        let took_some = result.outcomes.iter().any(|outcome| !is_too_many(outcome));
+        let took_some = result.outcomes.iter().any(|outcome| !outcome.is_too_many());
         for (place, outcome) in std::mem::take(&mut self.asked).into_iter().zip(result.outcomes) {
             // Those go at once in a transaction of their own, as long as each takes some.
-            if usable && took_some && is_too_many(&outcome) {
+            if usable && took_some && outcome.is_too_many() {
                 self.together.push(place);
                 continue;
             }
-            self.has_begun |= !never_began(&outcome);
+            self.has_begun |= !outcome.never_began();
             if let (RecipientOutcome::Delivered(reply), None) = (&outcome, &self.taken) {
                 self.taken = Some(reply.to_string());
             }
@@ -130,9 +134,20 @@ impl Rounds {
             self.begin();
             return Round::Again;
         }
+        self.leave_rest();
+        Round::Over { usable }
+    }
+
+    /// The connection takes no further transaction, though it stands: whoever is asked in the one
+    /// that was to be next, and everybody after them, goes at once over another.
+    pub fn give_up(&mut self) {
+        self.together.append(&mut self.asked);
+        self.leave_rest();
+    }
+
+    fn leave_rest(&mut self) {
         let unasked = self.together.drain(..).chain(self.alone.drain(..).rev());
         self.outcomes.extend(unasked.map(|place| (place, Attempted::AtOnce)));
-        Round::Over { usable }
     }
 
     /// What all of it came to.
@@ -149,19 +164,9 @@ impl Rounds {
         self.is_verp = self.together.is_empty();
         self.asked = match self.is_verp {
             true => self.alone.pop().into_iter().collect(),
-            false => std::mem::take(&mut self.together),
+            false => self.limits.split(&self.envelope, &mut self.together),
         };
     }
-}
-
-fn is_too_many(outcome: &RecipientOutcome) -> bool {
-    matches!(outcome, RecipientOutcome::Deferred(Deferral::TooManyRecipients(_)))
-}
-
-/// Whether the connection failed before the peer was asked about the recipient.
-fn never_began(outcome: &RecipientOutcome) -> bool {
-    matches!(outcome, RecipientOutcome::Deferred(Deferral::Connection(failure))
-        if matches!(failure.stage, Stage::Idle | Stage::Reset | Stage::Mail))
 }
 
 #[cfg(test)]
@@ -170,7 +175,9 @@ mod tests {
     use crate::delivery::outcome::Reason;
     use crate::message::{MailParameters, Notify, Recipient};
     use crate::smtp::address::{ForwardPath, ReversePath, Utf8};
-    use crate::smtp::client::{ConnectionCause, ConnectionFailure, Failure, StagedReply};
+    use crate::smtp::client::{
+        ConnectionCause, ConnectionFailure, Deferral, Failure, Stage, StagedReply, TransactionId,
+    };
     use crate::smtp::reply_reader::{PeerReply, ReplyReader};
 
     fn envelope(recipients: u16) -> Arc<Envelope> {
@@ -219,6 +226,10 @@ mod tests {
     /// Transactions as `outcome outcome`, `!` behind the words of one that ends the connection.
     fn run(rounds: &mut Rounds, transactions: &[&str]) -> Vec<Round> {
         let result = |words: &str| TransactionResult {
+            id: TransactionId(0),
+            peer_has_dsn: false,
+            broken_promise: None,
+            has_behaved: false,
             outcomes: words.trim_end_matches('!').split_whitespace().map(outcome).collect(),
             connection: match words.ends_with('!') {
                 true => AfterTransaction::MustClose,
@@ -280,7 +291,7 @@ mod tests {
                 Verp => (vec![], vec![0, 1, 2]),
                 Mixed => (vec![1, 2], vec![0]),
             };
-            let mut rounds = Rounds::new(envelope(3), together, alone, fresh);
+            let mut rounds = Rounds::new(envelope(3), together, alone, fresh, Limits::default());
             let said = run(&mut rounds, transactions);
             let (last, before) = said.split_last().expect("there are transactions");
             assert!(before.iter().all(|round| *round == Round::Again), "{transactions:?}");
@@ -296,15 +307,32 @@ mod tests {
     }
 
     #[test]
+    fn no_transaction_has_more_recipients_than_the_peer_takes() {
+        let limits = Limits { recipients_max: Some(2), ..Limits::default() };
+        let mut rounds = Rounds::new(envelope(6), vec![0, 1, 2, 3, 4], vec![5], true, limits);
+        let mut asked = Vec::new();
+        for words in ["ok ok", "ok many", "never ok"] {
+            asked.push(rounds.asked().to_vec());
+            assert_eq!(run(&mut rounds, &[words]), [Round::Again]);
+        }
+        assert_eq!(asked, [vec![0, 1], vec![2, 3], vec![4, 3]]);
+        // The connection has had enough: the last one goes over another.
+        assert_eq!(rounds.asked(), [5]);
+        rounds.give_up();
+        let all = "0 ok, 1 ok, 2 ok, 4 never, 3 ok, 5 at once";
+        assert_eq!(words(&rounds.verdict()), all);
+    }
+
+    #[test]
     fn each_recipient_alone_has_a_transaction_with_its_own_reverse_path() {
-        let mut rounds = Rounds::new(envelope(3), vec![], vec![0, 2], true);
+        let mut rounds = Rounds::new(envelope(3), vec![], vec![0, 2], true, Limits::default());
         assert_eq!(rounds.asked(), [0]);
         assert_eq!(rounds.transaction(10, BodyFlags::default()).recipients(), [0]);
         run(&mut rounds, &["ok"]);
         assert_eq!(rounds.asked(), [2]);
         // The only recipient of an envelope that was made for it.
         assert_eq!(rounds.transaction(10, BodyFlags::default()).recipients(), [0]);
-        let rounds = Rounds::new(envelope(3), vec![0, 2], vec![], true);
+        let rounds = Rounds::new(envelope(3), vec![0, 2], vec![], true, Limits::default());
         assert_eq!(rounds.transaction(10, BodyFlags::default()).recipients(), [0, 2]);
     }
 }

@@ -6,9 +6,12 @@
 //! equal when nothing is outstanding.  With PIPELINING a group goes out at once, without it each
 //! group is one command; nothing else differs (RFC 2920).
 //!
-//! What is absent: envelope and body in one flight.  It enters here as a form whose body goes out
-//! with the last group, before its replies.  LMTP enters at [`Exchange::end_of_data`], which then
-//! takes one reply for each accepted recipient.
+//! In one flight everything is out from the start, the body too, and `unsent` stands at the end.
+//! Two things follow.  When nobody was taken, the reply to BDAT is an echo of that and decides
+//! nothing.  And a reply about the order of commands says that the peer lost count, perhaps at
+//! the message before: it never bounces a message, which goes the strict way instead.
+//!
+//! LMTP (RFC 2033) differs in [`Exchange::end_of_data`]: one reply for each accepted recipient.
 
 use std::sync::Arc;
 
@@ -17,12 +20,12 @@ use crate::smtp::capabilities::Capabilities;
 use crate::smtp::code::ReplyClass::{Intermediate, PermanentFailure, Success, TransientFailure};
 use crate::smtp::reply_reader::PeerReply;
 
-use super::Transaction;
 use super::envelope::{write_mail, write_rcpt};
 use super::result::{
     AfterTransaction, ConnectionCause, ConnectionFailure, Deferral, Failure, RecipientOutcome,
-    Stage, StagedReply, TransactionResult,
+    Stage, StagedReply,
 };
+use super::settings::{Protocol, Transaction};
 use crate::smtp::body::{BodyForm, data_ending};
 
 /// A transaction that has begun.
@@ -30,6 +33,8 @@ use crate::smtp::body::{BodyForm, data_ending};
 pub(super) struct Exchange {
     transaction: Transaction,
     form: BodyForm,
+    manner: Manner,
+    protocol: Protocol,
     /// Whether the connection has carried a transaction before.
     follows_another: bool,
     awaited: Step,
@@ -38,8 +43,33 @@ pub(super) struct Exchange {
     places: Vec<Place>,
     /// How many of `places` are [`Place::Accepted`].
     accepted: usize,
+    /// The driver has written the last octet of the body and of what ends it.
+    body_written: bool,
+    /// Places before this one have their reply to the end of data (LMTP).
+    answered: usize,
     /// Whether the peer holds a transaction open that RSET must end.
     pub(super) reset_after: bool,
+}
+
+/// How a transaction goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// The body after the replies to the envelope.
+    Strict,
+    /// Envelope and body at once.
+    OneFlight,
+}
+
+/// What an exchange is begun with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    pub(super) form: BodyForm,
+    pub(super) manner: Manner,
+    pub(super) protocol: Protocol,
+    /// Whether the connection has carried a transaction before.
+    pub(super) follows_another: bool,
+    /// Whether it begins with RSET.
+    pub(super) reset_first: bool,
 }
 
 /// The steps in their order.  `Rcpt` counts the transaction's recipients; the body begins where
@@ -55,6 +85,8 @@ enum Step {
     /// The body is going out, or is about to.
     Body,
     EndOfData,
+    /// In one flight: the last reply came early, the body is still going out.
+    Drain,
 }
 
 /// What is known of a recipient.
@@ -82,28 +114,35 @@ pub(super) enum Next {
 }
 
 impl Exchange {
-    /// Begins a transaction and writes its first group to `out`.
+    /// Begins a transaction and writes its first group to `out`; in one flight, all of it up to
+    /// the body.
     pub(super) fn begin(
         transaction: Transaction,
-        form: BodyForm,
+        terms: Terms,
         peer: &Capabilities,
-        follows_another: bool,
-        reset_first: bool,
         out: &mut Vec<u8>,
     ) -> Exchange {
-        let first = if reset_first { Step::Reset } else { Step::Mail };
+        let first = if terms.reset_first { Step::Reset } else { Step::Mail };
         let places = (0..transaction.recipients.len()).map(|_| Place::Undecided).collect();
         let mut exchange = Exchange {
             transaction,
-            form,
-            follows_another,
+            form: terms.form,
+            manner: terms.manner,
+            protocol: terms.protocol,
+            follows_another: terms.follows_another,
             awaited: first,
             unsent: first,
             places,
             accepted: 0,
+            body_written: false,
+            answered: 0,
             reset_after: false,
         };
         exchange.send_group(peer, out);
+        if terms.manner == Manner::OneFlight {
+            exchange.write_body_prefix(out);
+            exchange.unsent = Step::Drain;
+        }
         exchange
     }
 
@@ -117,16 +156,33 @@ impl Exchange {
     ) -> Next {
         match (self.awaited, reply.class()) {
             (Step::Reset, Success) => self.proceed(Step::Mail, peer, out),
+            (Step::Reset, _) if self.loses_count(&reply) => {
+                self.lose_count(reply);
+                self.proceed(Step::Mail, peer, out)
+            }
             (Step::Mail, Success) => {
                 self.reset_after = true;
                 self.proceed(Step::Rcpt(0), peer, out)
             }
+            (Step::Mail, _) if self.loses_count(&reply) => {
+                self.lose_count(reply);
+                self.proceed(Step::Rcpt(0), peer, out)
+            }
+            // It does not know MAIL?  It takes something else for it.
+            (Step::Mail, _) if self.is_one_flight() && is_unknown_command(&reply) => broken(reply),
             // The peer takes another transaction to be open: its view of the connection is
             // wrong, and no message may bounce for that.
             (Step::Mail, _) if reply.code.value() == 503 && self.follows_another => broken(reply),
             (Step::Mail, TransientFailure | PermanentFailure) => {
                 self.refuse_all(Stage::Mail, reply);
                 self.proceed(Step::Rcpt(0), peer, out)
+            }
+            (Step::Rcpt(place), _)
+                if self.is_one_flight()
+                    && is_unknown_command(&reply)
+                    && matches!(self.places[place], Place::Undecided) =>
+            {
+                broken(reply)
             }
             (Step::Rcpt(place), Success | TransientFailure | PermanentFailure) => {
                 self.rcpt_reply(place, reply);
@@ -149,10 +205,18 @@ impl Exchange {
                 self.reset_after = true;
                 Next::Finished(AfterTransaction::Usable)
             }
+            (Step::Body | Step::EndOfData, _) if self.is_one_flight() && self.accepted == 0 => {
+                self.echo(reply)
+            }
             (Step::Body | Step::EndOfData, PermanentFailure) if self.refuses_chunking(&reply) => {
+                let lost_count = self.loses_count(&reply);
                 let reply = Arc::new(reply);
                 self.decide_accepted(|| {
-                    RecipientOutcome::Deferred(Deferral::ChunkingRefused(reply.clone()))
+                    RecipientOutcome::Deferred(if lost_count {
+                        Deferral::OneFlightRefused(reply.clone())
+                    } else {
+                        Deferral::ChunkingRefused(reply.clone())
+                    })
                 });
                 Next::Finished(AfterTransaction::MustClose)
             }
@@ -172,9 +236,24 @@ impl Exchange {
     }
 
     /// The driver has written the body to its end.
-    pub(super) fn body_sent(&mut self) {
-        debug_assert_eq!(self.awaited, Step::Body);
-        self.awaited = Step::EndOfData;
+    pub(super) fn body_sent(&mut self) -> Next {
+        self.body_written = true;
+        match self.awaited {
+            Step::Body => self.awaited = Step::EndOfData,
+            Step::Drain => return Next::Finished(AfterTransaction::Usable),
+            _ => {}
+        }
+        Next::Wait
+    }
+
+    /// Whether the body is going out, or is about to.
+    pub(super) fn is_sending_body(&self) -> bool {
+        !self.body_written && (self.is_one_flight() || self.awaited == Step::Body)
+    }
+
+    /// Whether all of it is sent before any reply.
+    pub(super) fn is_one_flight(&self) -> bool {
+        self.manner == Manner::OneFlight
     }
 
     /// What the next reply answers.
@@ -184,7 +263,7 @@ impl Exchange {
             Step::Mail => Stage::Mail,
             Step::Rcpt(_) => Stage::Rcpt,
             Step::Data | Step::LoneDot => Stage::Data,
-            Step::Body => Stage::Body,
+            Step::Body | Step::Drain => Stage::Body,
             Step::EndOfData => Stage::EndOfData,
         }
     }
@@ -211,8 +290,8 @@ impl Exchange {
         self.form
     }
 
-    /// The result when the exchange went to its end.
-    pub(super) fn finish(self, connection: AfterTransaction) -> TransactionResult {
+    /// The outcomes when the exchange went to its end.
+    pub(super) fn finish(self) -> Vec<RecipientOutcome> {
         // "Too many" means one thing if others were taken.  Of a first recipient it means that
         // the peer takes none now, and an immediate next transaction would come back for ever.
         let some_accepted = self.accepted > 0;
@@ -229,24 +308,48 @@ impl Exchange {
                 unreachable!("an exchange ends after a verdict on every recipient")
             }
         });
-        TransactionResult { outcomes: outcomes.collect(), connection }
+        outcomes.collect()
     }
 
-    /// The result when the connection failed first: what the peer decided stands, the rest is
-    /// deferred.
-    pub(super) fn break_off(mut self, failure: &ConnectionFailure) -> TransactionResult {
+    /// The outcomes when the connection failed first: what the peer decided stands, the rest is
+    /// deferred.  `is_front` says that the next reply would have been this transaction's.
+    pub(super) fn break_off(
+        mut self,
+        cause: &ConnectionCause,
+        is_front: bool,
+    ) -> Vec<RecipientOutcome> {
+        let stage = self.stage_of_break(cause, is_front);
         for place in &mut self.places {
             if matches!(place, Place::Undecided | Place::Accepted) {
-                let deferral = Deferral::Connection(failure.clone());
-                *place = Place::Decided(RecipientOutcome::Deferred(deferral));
+                let failure = ConnectionFailure { stage, cause: cause.clone() };
+                *place = Place::Decided(RecipientOutcome::Deferred(Deferral::Connection(failure)));
             }
         }
-        self.finish(AfterTransaction::MustClose)
+        self.finish()
+    }
+
+    /// Where a transaction stood when its connection failed, seen from the message: one that went
+    /// out to its last octet may have been taken, and one that did not has not begun.
+    fn stage_of_break(&self, cause: &ConnectionCause, is_front: bool) -> Stage {
+        if !self.is_one_flight() {
+            return self.stage();
+        }
+        let decided = |place: &Place| !matches!(place, Place::Undecided | Place::Accepted);
+        match cause {
+            // After 421 the peer does nothing more (RFC 5321 section 3.8).
+            ConnectionCause::Refused(_) if is_front => self.stage(),
+            ConnectionCause::Refused(_) => Stage::Idle,
+            // It claims to have it.
+            ConnectionCause::Unexpected(_) if is_front && self.awaited == Step::Body => Stage::Body,
+            _ if self.body_written => Stage::EndOfData,
+            _ if self.places.iter().any(decided) => Stage::Body,
+            _ => Stage::Idle,
+        }
     }
 
     /// Goes on to the step after the one that was answered.
     fn proceed(&mut self, next: Step, peer: &Capabilities, out: &mut Vec<u8>) -> Next {
-        self.awaited = next;
+        self.awaited = if next == Step::Body && self.body_written { Step::EndOfData } else { next };
         if self.awaited < self.unsent {
             return Next::Wait;
         }
@@ -283,9 +386,10 @@ impl Exchange {
                     out.extend_from_slice(b"DATA\r\n");
                     self.unsent = Step::LoneDot;
                 }
-                Step::LoneDot | Step::Body | Step::EndOfData => return,
+                Step::LoneDot | Step::Body | Step::EndOfData | Step::Drain => return,
             }
-            if !peer.pipelining || out.len() - begin >= limits::CLIENT_GROUP {
+            let is_full = out.len() - begin >= limits::CLIENT_GROUP && !self.is_one_flight();
+            if !peer.pipelining || is_full {
                 return;
             }
         }
@@ -300,6 +404,7 @@ impl Exchange {
     }
 
     fn rcpt_reply(&mut self, place: usize, reply: PeerReply) {
+        let lost_count = self.loses_count(&reply);
         let place = &mut self.places[place];
         // After a refused MAIL the verdict stands, whatever the peer says to RCPT.
         if !matches!(place, Place::Undecided) {
@@ -308,10 +413,70 @@ impl Exchange {
         if reply.class() == Success {
             *place = Place::Accepted;
             self.accepted += 1;
+        } else if lost_count {
+            *place = Place::Decided(RecipientOutcome::Deferred(Deferral::OneFlightRefused(
+                Arc::new(reply),
+            )));
         } else if means_too_many(&reply) {
             *place = Place::TooMany(Arc::new(reply));
         } else {
             *place = Place::Decided(refusal(Stage::Rcpt, Arc::new(reply)));
+        }
+    }
+
+    /// Whether a reply in one flight says that the peer lost count of the commands.
+    fn loses_count(&self, reply: &PeerReply) -> bool {
+        self.is_one_flight() && reply.code.value() == 503
+    }
+
+    /// Nothing of this transaction is to be judged by the peer's words any more.  Its replies are
+    /// still awaited, so that those to the next one are not taken for them.
+    fn lose_count(&mut self, reply: PeerReply) {
+        let reply = Arc::new(reply);
+        for place in &mut self.places {
+            if matches!(place, Place::Undecided) {
+                let deferral = Deferral::OneFlightRefused(reply.clone());
+                *place = Place::Decided(RecipientOutcome::Deferred(deferral));
+            }
+        }
+    }
+
+    /// The reply to a body that was out before its envelope was refused: it decides nothing.
+    fn echo(&mut self, reply: PeerReply) -> Next {
+        match (self.awaited, reply.class()) {
+            (Step::EndOfData, Success) if self.is_out_of_step() => {
+                self.take_all_the_same(&reply);
+                broken(reply)
+            }
+            (_, Intermediate) | (Step::Body, Success) => broken(reply),
+            // The body has to go out to its end all the same: the peer counts its octets.
+            (Step::Body, _) => {
+                self.awaited = Step::Drain;
+                Next::Wait
+            }
+            _ => Next::Finished(AfterTransaction::Usable),
+        }
+    }
+
+    fn is_out_of_step(&self) -> bool {
+        self.places.iter().any(|place| {
+            matches!(
+                place,
+                Place::Decided(RecipientOutcome::Deferred(Deferral::OneFlightRefused(_)))
+            )
+        })
+    }
+
+    /// The peer lost count and yet took a message, which may have been this one.
+    fn take_all_the_same(&mut self, reply: &PeerReply) {
+        let cause = ConnectionCause::Unexpected(Arc::new(reply.clone()));
+        let failure = ConnectionFailure { stage: Stage::EndOfData, cause };
+        for place in &mut self.places {
+            if let Place::Decided(RecipientOutcome::Deferred(deferral)) = place
+                && matches!(deferral, Deferral::OneFlightRefused(_))
+            {
+                *deferral = Deferral::Connection(failure.clone());
+            }
         }
     }
 
@@ -323,18 +488,40 @@ impl Exchange {
     fn end_of_data(&mut self, reply: PeerReply) -> Next {
         if reply.class() == Success {
             self.reset_after = false;
-            let reply = Arc::new(reply);
-            self.decide_accepted(|| RecipientOutcome::Delivered(reply.clone()));
-        } else {
-            self.refuse_all(Stage::EndOfData, reply);
+        }
+        let reply = Arc::new(reply);
+        let outcome = || match reply.class() {
+            Success => RecipientOutcome::Delivered(reply.clone()),
+            _ => refusal(Stage::EndOfData, reply.clone()),
+        };
+        match self.protocol {
+            Protocol::Smtp => self.decide_accepted(outcome),
+            // RFC 2033 section 4.2: in the order of RCPT, for those that were accepted.
+            Protocol::Lmtp => {
+                if let Some(place) = self.next_accepted() {
+                    self.places[place] = Place::Decided(outcome());
+                    self.answered = place + 1;
+                }
+                if self.next_accepted().is_some() {
+                    return Next::Wait;
+                }
+            }
         }
         Next::Finished(AfterTransaction::Usable)
+    }
+
+    /// The recipient whose reply to the end of data comes next (LMTP).
+    fn next_accepted(&self) -> Option<usize> {
+        let mut rest = self.places[self.answered..].iter();
+        rest.position(|place| matches!(place, Place::Accepted)).map(|place| self.answered + place)
     }
 
     /// A peer that does not know BDAT may have taken the body for commands, so its connection
     /// is of no more use.  503 is how some gateways name a command that they strip.
     fn refuses_chunking(&self, reply: &PeerReply) -> bool {
-        self.form == BodyForm::Bdat && matches!(reply.code.value(), 500 | 502 | 503)
+        self.form == BodyForm::Bdat
+            && self.answered == 0
+            && matches!(reply.code.value(), 500 | 502 | 503)
     }
 
     /// Decides everybody who is not decided yet by one refusing reply.
@@ -354,6 +541,11 @@ impl Exchange {
             }
         }
     }
+}
+
+/// Whether the peer says that it has never heard of what it was asked.
+fn is_unknown_command(reply: &PeerReply) -> bool {
+    matches!(reply.code.value(), 500 | 502)
 }
 
 /// A reply that is none in its place.

@@ -4,25 +4,36 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::settings::TransactionId;
 use crate::smtp::reply_reader::{PeerReply, ReplyError};
 
 /// The end of a transaction.
 #[derive(Debug)]
 pub struct TransactionResult {
+    /// Which one; they end in the order in which they were started.
+    pub id: TransactionId,
     /// One for each of the transaction's recipients, in their order.
     pub outcomes: Vec<RecipientOutcome>,
     /// What may be done with the connection.
     pub connection: AfterTransaction,
+    /// Whether the peer has DSN, so that the requests of RFC 3461 were passed on to it.
+    pub peer_has_dsn: bool,
+    /// What the peer announces and does not keep, to be remembered for its site.
+    pub broken_promise: Option<BrokenPromise>,
+    /// The message went the strict way, its envelope in one group and its body by BDAT, and was
+    /// taken: the next ones may go in one flight
+    /// ([`ClientConfig::one_flight`](super::ClientConfig)).
+    pub has_behaved: bool,
 }
 
-impl TransactionResult {
-    /// Whether the peer announces CHUNKING and does not know BDAT, which the driver remembers
-    /// for the site ([`ClientConfig::use_chunking`](super::ClientConfig)).
-    pub fn chunking_broken(&self) -> bool {
-        self.outcomes.iter().any(|outcome| {
-            matches!(outcome, RecipientOutcome::Deferred(Deferral::ChunkingRefused(_)))
-        })
-    }
+/// What a peer announces and does not keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokenPromise {
+    /// It does not know BDAT ([`ClientConfig::use_chunking`](super::ClientConfig)).
+    Chunking,
+    /// It loses count when an envelope comes together with its body
+    /// ([`ClientConfig::one_flight`](super::ClientConfig)).
+    OneFlight,
 }
 
 /// What may be done with a connection after a transaction.
@@ -45,6 +56,23 @@ pub enum RecipientOutcome {
     Failed(Failure),
 }
 
+impl RecipientOutcome {
+    /// Whether the peer had enough recipients in this transaction.
+    pub fn is_too_many(&self) -> bool {
+        matches!(self, RecipientOutcome::Deferred(Deferral::TooManyRecipients(_)))
+    }
+
+    /// Whether the connection failed before the peer was asked about this recipient.
+    pub fn never_began(&self) -> bool {
+        match self {
+            RecipientOutcome::Deferred(Deferral::Connection(failure)) => {
+                matches!(failure.stage, Stage::Idle | Stage::Reset | Stage::Mail)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Why a recipient is to be tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deferral {
@@ -56,6 +84,9 @@ pub enum Deferral {
     /// The peer announced CHUNKING and refused BDAT as unknown: a fresh connection may try DATA
     /// at once.
     ChunkingRefused(Arc<PeerReply>),
+    /// The peer was out of step when envelope and body came in one flight: a fresh connection may
+    /// try the strict way at once.
+    OneFlightRefused(Arc<PeerReply>),
     /// The connection ended before the peer said anything about this recipient.
     Connection(ConnectionFailure),
 }
@@ -107,6 +138,9 @@ pub enum LocalRefusal {
         "the message has bare newlines, which need CHUNKING, and the mail server does not offer it"
     )]
     BareNewlines,
+    /// RFC 6152 section 3: not converted here, and by policy not sent as it is.
+    #[error("the message has 8-bit data and the mail server does not offer 8BITMIME")]
+    NeedsEightBitMime,
 }
 
 /// The connection failed; this says nothing about the message.
@@ -131,8 +165,23 @@ pub enum ConnectionCause {
     Unexpected(Arc<PeerReply>),
     /// Octets that are not a reply.
     Malformed(ReplyError),
+    /// The connection is not encrypted as it should be.
+    Tls(TlsTrouble),
     /// We gave up: the body could not be read, or the gateway stops.
     Abandoned,
+}
+
+/// Why there is no TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsTrouble {
+    /// It is demanded, and the peer does not offer it.
+    NotOffered,
+    /// The peer offered it and refused the command.
+    Refused(Arc<PeerReply>),
+    /// More than its 220 came in clear.
+    Injected,
+    /// The handshake failed, in these words.
+    Handshake(Box<str>),
 }
 
 impl ConnectionFailure {
@@ -148,7 +197,9 @@ impl ConnectionFailure {
     /// What the peer said last, if that ended the connection.
     pub fn reply(&self) -> Option<&Arc<PeerReply>> {
         match &self.cause {
-            ConnectionCause::Refused(reply) | ConnectionCause::Unexpected(reply) => Some(reply),
+            ConnectionCause::Refused(reply)
+            | ConnectionCause::Unexpected(reply)
+            | ConnectionCause::Tls(TlsTrouble::Refused(reply)) => Some(reply),
             _ => None,
         }
     }
@@ -171,6 +222,16 @@ impl fmt::Display for ConnectionFailure {
             ConnectionCause::Malformed(_) => {
                 write!(f, "the mail server sent no SMTP reply {stage}")
             }
+            ConnectionCause::Tls(TlsTrouble::NotOffered) => {
+                write!(f, "TLS is required here and the mail server does not offer it")
+            }
+            ConnectionCause::Tls(TlsTrouble::Refused(_)) => {
+                write!(f, "the mail server offers STARTTLS and refuses it")
+            }
+            ConnectionCause::Tls(TlsTrouble::Injected) => {
+                write!(f, "octets in clear came behind the reply to STARTTLS")
+            }
+            ConnectionCause::Tls(TlsTrouble::Handshake(words)) => f.write_str(words),
             ConnectionCause::Abandoned => write!(f, "the attempt was cut off here {stage}"),
         }
     }
@@ -183,6 +244,8 @@ pub enum Stage {
     Greeting,
     /// EHLO or HELO.
     Hello,
+    /// STARTTLS and the handshake.
+    StartTls,
     /// Between transactions.
     Idle,
     /// RSET.
@@ -207,6 +270,7 @@ impl fmt::Display for Stage {
         f.write_str(match self {
             Stage::Greeting => "at its greeting",
             Stage::Hello => "at EHLO",
+            Stage::StartTls => "at STARTTLS",
             Stage::Idle => "between two messages",
             Stage::Reset => "at RSET",
             Stage::Mail => "at MAIL FROM",

@@ -3,14 +3,25 @@
 //! the other lines are what the client tells its driver.
 
 use super::*;
-use crate::message::{BodyKind, MailParameters, Notify, Ret};
+use crate::config::EightBit;
+use crate::message::{BodyKind, Envelope, MailParameters, Notify, Recipient, Ret};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 use proptest::prelude::*;
+use std::time::Duration;
 
 const DIALOGUES: &str = include_str!("dialogues.txt");
 
-fn config() -> ClientConfig {
-    ClientConfig { ehlo_name: "me.test".into(), timeouts: Timeouts::default(), use_chunking: true }
+pub(super) fn config() -> ClientConfig {
+    ClientConfig {
+        starttls: StartTls::Never,
+        ehlo_name: "me.test".into(),
+        protocol: Protocol::Smtp,
+        timeouts: Timeouts::default(),
+        use_chunking: true,
+        one_flight: OneFlight::Never,
+        messages_in_flight: 3,
+        eight_bit: EightBit::Send,
+    }
 }
 
 fn mailbox(text: &str) -> Mailbox {
@@ -18,7 +29,7 @@ fn mailbox(text: &str) -> Mailbox {
 }
 
 /// `start a b 8bit` makes a transaction for a@r.test and b@r.test with 8-bit content.
-fn transaction(words: &str) -> Transaction {
+pub(super) fn transaction(words: &str) -> Transaction {
     let mut envelope = Envelope {
         reverse_path: ReversePath::Mailbox(mailbox("s@s.test")),
         parameters: MailParameters::default(),
@@ -35,6 +46,7 @@ fn transaction(words: &str) -> Transaction {
             "open-ended" => flags = BodyFlags(flags.0 & !BodyFlags::ENDS_WITH_CRLF.0),
             "utf8" => envelope.parameters.smtputf8 = true,
             "large" => size_octets = 5000,
+            "huge" => size_octets = 1 << 20,
             "dsn" => {
                 envelope.parameters.ret = Some(Ret::Headers);
                 envelope.parameters.envid = Some("id+2B1".into());
@@ -70,6 +82,9 @@ fn outcome_line(outcome: &RecipientOutcome) -> String {
         RecipientOutcome::Deferred(Deferral::ChunkingRefused(r)) => {
             format!("- no-chunking {}", r.code)
         }
+        RecipientOutcome::Deferred(Deferral::OneFlightRefused(r)) => {
+            format!("- no-flight {}", r.code)
+        }
         RecipientOutcome::Deferred(Deferral::Connection(failure)) => {
             let twice = if failure.possible_duplicate() { " perhaps-taken" } else { "" };
             format!("- lost {}{twice}", failure_line(failure))
@@ -99,12 +114,27 @@ struct Run {
     now: Instant,
     written: Vec<u8>,
     lines: Vec<String>,
+    /// Bodies that the driver has not written to their end.
+    bodies: VecDeque<TransactionId>,
+    /// How many transactions have ended.
+    done: u32,
 }
 
 impl Run {
     fn new() -> Run {
+        Run::with(config())
+    }
+
+    fn with(config: ClientConfig) -> Run {
         let now = Instant::now();
-        Run { client: Client::new(config(), now), now, written: Vec::new(), lines: Vec::new() }
+        Run {
+            client: Client::new(config, now),
+            now,
+            written: Vec::new(),
+            lines: Vec::new(),
+            bodies: VecDeque::new(),
+            done: 0,
+        }
     }
 
     fn flush_written(&mut self) {
@@ -122,22 +152,31 @@ impl Run {
             }
             self.flush_written();
             match action {
-                ClientAction::SendBody { prefix, form, suffix } => self.lines.push(
-                    format!(
-                        "BODY {form:?} {:?} {:?}",
-                        String::from_utf8_lossy(&prefix),
-                        String::from_utf8_lossy(suffix)
-                    )
-                    .replace("\"\"", "-"),
-                ),
+                ClientAction::SendBody { id, prefix, form, suffix } => {
+                    self.bodies.push_back(id);
+                    let prefix = String::from_utf8_lossy(&prefix);
+                    // In one flight the envelope stands before the BDAT.
+                    let (before, bdat) = prefix.split_at(prefix.find("BDAT").unwrap_or(0));
+                    self.lines.extend(before.lines().map(|line| format!("C: {line}")));
+                    let suffix = String::from_utf8_lossy(suffix);
+                    self.lines
+                        .push(format!("BODY {form:?} {bdat:?} {suffix:?}").replace("\"\"", "-"));
+                }
                 ClientAction::Ready => self.lines.push("READY".into()),
                 ClientAction::TransactionDone(result) => {
-                    self.lines.push(format!("DONE {:?}", result.connection));
+                    assert_eq!(result.id, TransactionId(self.done), "in their order");
+                    self.done += 1;
+                    let broken = match result.broken_promise {
+                        Some(BrokenPromise::OneFlight) => " remember",
+                        _ => "",
+                    };
+                    self.lines.push(format!("DONE {:?}{broken}", result.connection));
                     self.lines.extend(result.outcomes.iter().map(outcome_line));
                 }
                 ClientAction::Failed(failure) => {
                     self.lines.push(format!("FAILED {}", failure_line(&failure)));
                 }
+                ClientAction::StartTls => self.lines.push("TLS".into()),
                 ClientAction::Close => self.lines.push("CLOSE".into()),
                 ClientAction::Send(_) => unreachable!("handled above"),
             }
@@ -147,8 +186,16 @@ impl Run {
     fn command(&mut self, words: &str) {
         let (verb, rest) = words.split_once(' ').unwrap_or((words, ""));
         match verb {
-            "start" => self.client.start(self.now, transaction(rest)),
-            "sent" => self.client.body_sent(self.now),
+            "start" => {
+                self.client.start(self.now, transaction(rest));
+            }
+            "sent" => {
+                let id = self.bodies.pop_front().expect("a body");
+                self.client.body_sent(self.now, id);
+            }
+            "full" => assert!(!self.client.can_start()),
+            "room" => assert!(self.client.can_start()),
+            "last" => assert!(!self.client.may_go_on()),
             "progress" => self.client.body_progress(self.now),
             "quit" => self.client.quit(self.now),
             "closed" => self.client.handle_closed(),
@@ -166,14 +213,26 @@ impl Run {
     }
 
     fn feed(&mut self, octets: &[u8]) {
-        assert_eq!(self.client.handle_bytes(self.now, octets), octets.len());
+        self.client.handle_bytes(self.now, octets);
         self.drain();
     }
 }
 
 /// Runs a dialogue; `split` cuts what the server sends.
 fn run(dialogue: &str, split: &dyn Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<String> {
-    let mut run = Run::new();
+    let mut config = config();
+    let words = dialogue.lines().find_map(|line| line.strip_prefix("! ")).unwrap_or_default();
+    for word in words.split(' ') {
+        match word {
+            "" => {}
+            "flight" => config.one_flight = OneFlight::AtOnce,
+            "flight-later" => config.one_flight = OneFlight::AfterOne,
+            "lmtp" => config.protocol = Protocol::Lmtp,
+            "bounce-8bit" => config.eight_bit = EightBit::Bounce,
+            other => panic!("no setting {other}"),
+        }
+    }
+    let mut run = Run::with(config);
     let mut server = Vec::new();
     for line in dialogue.lines().filter(|line| !line.is_empty()).chain(["."]) {
         if let Some(text) = line.strip_prefix("S: ") {
@@ -194,7 +253,7 @@ fn run(dialogue: &str, split: &dyn Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<String> {
 
 fn expected(dialogue: &str) -> Vec<String> {
     let ours =
-        |line: &&str| !(line.is_empty() || line.starts_with("S: ") || line.starts_with("> "));
+        |line: &&str| !(line.is_empty() || ["S: ", "> ", "! "].iter().any(|s| line.starts_with(s)));
     dialogue.lines().filter(ours).map(String::from).collect()
 }
 
@@ -225,7 +284,7 @@ fn dialogues_go_as_written_for_every_split() {
         }
         count += 1;
     }
-    assert!(count >= 40, "{count} dialogues");
+    assert!(count >= 80, "{count} dialogues");
 }
 
 #[test]
@@ -378,8 +437,8 @@ proptest! {
             while let Some(action) = run.client.poll_action() {
                 prop_assert!(!closed, "nothing comes after Close");
                 match action {
-                    ClientAction::SendBody { .. } if driver % 2 == 0 => {
-                        run.client.body_sent(run.now);
+                    ClientAction::SendBody { id, .. } if driver % 2 == 0 => {
+                        run.client.body_sent(run.now, id);
                         body_ended = true;
                     }
                     ClientAction::TransactionDone(result) => {
@@ -392,6 +451,7 @@ proptest! {
                             run.client.is_ready()
                         );
                     }
+                    ClientAction::StartTls => panic!("it was not asked for"),
                     ClientAction::Close => closed = true,
                     _ => {}
                 }
@@ -404,4 +464,88 @@ proptest! {
         }
         prop_assert_eq!(started, done);
     }
+}
+
+fn tls_run(starttls: StartTls) -> Run {
+    Run::with(ClientConfig { starttls, ..config() })
+}
+
+fn hear(run: &mut Run, words: &str) {
+    // The greeting by itself, so that what answers it comes first.
+    let (greeting, rest) = words.split_at(words.find("\r\n").map_or(0, |end| end + 2));
+    for words in [greeting, rest] {
+        run.client.handle_bytes(run.now, words.as_bytes());
+        run.drain();
+        run.flush_written();
+    }
+}
+
+fn told(run: &mut Run) -> String {
+    std::mem::take(&mut run.lines).join("|")
+}
+
+const OFFERS: &str = "220 x\r\n250-x\r\n250 STARTTLS\r\n";
+
+/// RFC 3207 section 4.2: what was said in clear counts for nothing afterwards.
+#[test]
+fn a_peer_is_asked_again_under_tls() {
+    for starttls in [StartTls::IfOffered, StartTls::Demanded] {
+        let mut run = tls_run(starttls);
+        hear(&mut run, "220 x\r\n");
+        hear(&mut run, "250-x\r\n250-CHUNKING\r\n250 STARTTLS\r\n");
+        hear(&mut run, "220 go\r\n");
+        assert_eq!(told(&mut run), "C: EHLO me.test|C: STARTTLS|TLS");
+        assert_eq!(run.client.deadline(), None, "the handshake has a deadline of its own");
+        run.client.tls_started(run.now);
+        hear(&mut run, "");
+        hear(&mut run, "250-x\r\n250 STARTTLS\r\n");
+        assert_eq!(told(&mut run), "C: EHLO me.test|READY", "TLS is not begun twice");
+        assert!(!run.client.capabilities().chunking);
+    }
+}
+
+#[test]
+fn what_comes_in_clear_behind_the_220_ends_the_connection() {
+    let mut run = tls_run(StartTls::IfOffered);
+    hear(&mut run, OFFERS);
+    told(&mut run);
+    run.client.handle_bytes(run.now, b"220 go\r\n250 x\r\n");
+    hear(&mut run, "");
+    assert_eq!(told(&mut run), "FAILED StartTls tls(injected)|CLOSE");
+}
+
+#[test]
+fn without_tls_it_depends_on_who_asks() {
+    let offers_nothing = "220 x\r\n250 x\r\n";
+    let old = "220 x\r\n500 what\r\n250 x\r\n";
+    let not_offered = "FAILED Hello tls(notoffered)|CLOSE";
+    for (starttls, said, last) in [
+        (StartTls::Never, OFFERS, "C: EHLO me.test|READY"),
+        (StartTls::IfOffered, offers_nothing, "C: EHLO me.test|READY"),
+        (StartTls::Demanded, offers_nothing, not_offered),
+        (StartTls::IfOffered, old, "READY"),
+        (StartTls::Demanded, old, not_offered),
+    ] {
+        let mut run = tls_run(starttls);
+        hear(&mut run, said);
+        let told = told(&mut run);
+        assert!(told.ends_with(last), "{starttls:?} {said:?} {told}");
+    }
+}
+
+#[test]
+fn a_refusal_or_a_failed_handshake_ends_the_connection() {
+    for code in ["454", "502"] {
+        let mut run = tls_run(StartTls::IfOffered);
+        hear(&mut run, OFFERS);
+        hear(&mut run, &format!("{code} no\r\n"));
+        assert!(told(&mut run).contains("FAILED StartTls tls(refused("), "{code}");
+    }
+    let mut run = tls_run(StartTls::Demanded);
+    hear(&mut run, OFFERS);
+    hear(&mut run, "220 go\r\n");
+    told(&mut run);
+    run.client.tls_failed("bad certificate");
+    hear(&mut run, "");
+    assert_eq!(told(&mut run), "FAILED StartTls tls(handshake(\"bad certificate\"))|CLOSE");
 }

@@ -103,6 +103,7 @@ impl Machine {
             Event::EndOfMessage => self.store(),
             // As in a gateway whose queue is empty.
             Event::StartQueue => self.server.queue_started(self.now, Ok(QueueStart::Nothing)),
+            Event::StartTls => panic!("no dialogue has TLS"),
             Event::Close => self.closed = true,
             Event::Continue | Event::NeedInput => {}
         }
@@ -117,6 +118,7 @@ impl Machine {
         let facts = Facts {
             service: self.config.listeners[0].service,
             client: self.client,
+            certificate: None,
             authenticated: false,
         };
         let path = self.server.recipient_in_question().expect("there is one");

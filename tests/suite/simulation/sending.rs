@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use mailrace::config::EightBit;
 use mailrace::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use mailrace::delivery::settlement::{Handover, Hop};
 use mailrace::delivery::verp;
@@ -12,7 +13,10 @@ use mailrace::queue::handle::State as HandleState;
 use mailrace::queue::scheduler::{ConnectionId, Event};
 use mailrace::queue::site::{SiteIndex, SiteShared};
 use mailrace::smtp::body::{BodyForm, Reshape};
-use mailrace::smtp::client::{Client, ClientAction, ClientConfig, Timeouts, TransactionResult};
+use mailrace::smtp::client::{
+    BrokenPromise, Client, ClientAction, ClientConfig, OneFlight, Protocol, Timeouts,
+    TransactionId, TransactionResult,
+};
 use mailrace::spool::{ChunkPlace, Kind, RecordView, StoredBody};
 
 use super::gateway::Errand;
@@ -56,6 +60,7 @@ struct Job {
     message: Arc<Loaded>,
     size_octets: u64,
     rounds: Rounds,
+    transaction: TransactionId,
     body: Option<Body>,
 }
 
@@ -81,13 +86,18 @@ impl Connection {
         let link = scene.connect(Between::Peer { site: place }, shared.life);
         let delivery = &shared.config.delivery;
         let config = ClientConfig {
+            starttls: Default::default(),
             ehlo_name: "gateway.example".into(),
             timeouts: Timeouts {
                 greeting: delivery.timeouts.greeting,
                 command: delivery.timeouts.command,
                 data: delivery.timeouts.data,
             },
+            protocol: Protocol::Smtp,
             use_chunking: !state_of_site.chunking_is_broken(),
+            one_flight: OneFlight::Never,
+            messages_in_flight: 1,
+            eight_bit: EightBit::Send,
         };
         scene.trace(|| format!("{link:?} is {id:?} to {site:?}"));
         Some(Connection {
@@ -224,17 +234,19 @@ impl Connection {
         scene.books.attempt(&keys(&message, &places));
         let (together, alone) = verp::split(&shared.config, &message.envelope, places);
         let is_fresh = self.client.transactions() == 0;
-        let rounds = Rounds::new(message.envelope.clone(), together, alone, is_fresh);
-        self.ask(scene, Job { attempt, message, size_octets, rounds, body: None });
+        let limits = self.client.capabilities().limits;
+        let rounds = Rounds::new(message.envelope.clone(), together, alone, is_fresh, limits);
+        let transaction = TransactionId(0);
+        self.ask(scene, Job { attempt, message, size_octets, rounds, transaction, body: None });
     }
 
     /// The next transaction of a message.
-    fn ask(&mut self, scene: &mut Scene, job: Job) {
+    fn ask(&mut self, scene: &mut Scene, mut job: Job) {
         scene.books.asks(self.link, &keys(&job.message, job.rounds.asked()));
         let flags = job.message.stored.summary.flags;
         let transaction = job.rounds.transaction(job.size_octets, flags);
+        job.transaction = self.client.start(scene.now(), transaction);
         self.state = State::Sending(Box::new(job));
-        self.client.start(scene.now(), transaction);
     }
 
     /// Does what the machine wants done.
@@ -242,7 +254,7 @@ impl Connection {
         while let Some(action) = self.client.poll_action() {
             match action {
                 ClientAction::Send(octets) => scene.send(self.link, End::Opener, &octets),
-                ClientAction::SendBody { prefix, form, suffix } => {
+                ClientAction::SendBody { prefix, form, suffix, .. } => {
                     self.send_body(scene, worker, shared, prefix, form, suffix);
                 }
                 ClientAction::Ready => {
@@ -259,6 +271,7 @@ impl Connection {
                     }
                     self.state = State::Over;
                 }
+                ClientAction::StartTls => panic!("no simulated peer has TLS"),
                 ClientAction::Close => self.state = State::Over,
             }
         }
@@ -292,7 +305,7 @@ impl Connection {
         let State::Sending(mut job) = std::mem::replace(&mut self.state, State::Over) else {
             return scene.books.problem(format!("{:?} ended what it had not begun", self.link));
         };
-        if result.chunking_broken() {
+        if result.broken_promise == Some(BrokenPromise::Chunking) {
             self.state_of_site.remember_broken_chunking();
         }
         let keys = keys(&job.message, job.rounds.asked());
@@ -350,7 +363,7 @@ impl Connection {
                 reshape.write(&job.message.inline, &mut out);
                 out.extend_from_slice(suffix);
                 scene.send(self.link, End::Opener, &out);
-                self.client.body_sent(scene.now());
+                self.client.body_sent(scene.now(), job.transaction);
             }
             StoredBody::Chunks(chunks) => {
                 scene.send(self.link, End::Opener, &out);
@@ -384,7 +397,7 @@ impl Connection {
                 out.extend_from_slice(body.suffix);
                 scene.send(self.link, End::Opener, &out);
                 job.body = None;
-                self.client.body_sent(scene.now());
+                self.client.body_sent(scene.now(), job.transaction);
             }
             Err(words) => {
                 scene.books.problem(format!("a chunk is gone: {words}"));

@@ -1,0 +1,115 @@
+//! Reading and writing one connection at the same time, in one task.
+//!
+//! A read is always under way, so that a peer which fills its window with replies is heard while
+//! we write, and an idle connection sees its peer go.  The reading future and the driver's stand
+//! side by side under [`both`]: what is read goes through the [`Inbox`], which holds one piece;
+//! the next read begins when the driver has taken it, so a peer cannot make us hold more.
+//!
+//! No future of an operation is dropped half-way: the connection is shut down first, which ends
+//! the read, and [`both`] sees it to its end.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use crate::runtime::buffer::{self, Buffer};
+use crate::runtime::socket::{Receiving, StreamError};
+
+/// What has arrived and was not looked at.
+#[derive(Default)]
+pub(super) struct Inbox {
+    arrived: RefCell<Option<Arrived>>,
+    /// Something was taken since the reading future last ran.
+    was_emptied: Cell<bool>,
+}
+
+/// What a read brought.
+pub(super) enum Arrived {
+    /// Octets; at least one.
+    Octets(Buffer),
+    /// The peer has closed, or the connection broke.  Nothing comes after it.
+    End,
+    /// It was cut off by its deadline.  Nothing comes after it.
+    TimedOut,
+}
+
+/// Runs the reading of `receiving` into `inbox` beside `driver`, to the end of both.
+///
+/// The driver must have shut the connection down when it ends, or the peer decides how long the
+/// last read takes.
+pub(super) async fn both<T>(
+    inbox: &Inbox,
+    receiving: Receiving,
+    driver: impl Future<Output = T>,
+) -> T {
+    let mut reading = pin!(inbox.fill(receiving));
+    let mut driver = pin!(driver);
+    let mut is_reading = true;
+    let mut outcome = None;
+    poll_fn(move |context| {
+        loop {
+            is_reading = is_reading && reading.as_mut().poll(context).is_pending();
+            if outcome.is_none()
+                && let Poll::Ready(value) = driver.as_mut().poll(context)
+            {
+                inbox.discard();
+                outcome = Some(value);
+            }
+            // Taking from the inbox wakes nobody: that the reading goes on is seen to here.
+            if inbox.was_emptied.take() && is_reading {
+                continue;
+            }
+            return match outcome.take_if(|_| !is_reading) {
+                Some(value) => Poll::Ready(value),
+                None => Poll::Pending,
+            };
+        }
+    })
+    .await
+}
+
+impl Inbox {
+    /// What has arrived, if something has.
+    pub(super) fn take(&self) -> Option<Arrived> {
+        let arrived = self.arrived.borrow_mut().take();
+        if arrived.is_some() {
+            self.was_emptied.set(true);
+        }
+        arrived
+    }
+
+    /// Whether something has arrived.
+    pub(super) fn has_arrived(&self) -> bool {
+        self.arrived.borrow().is_some()
+    }
+
+    /// Waits for the next arrival.  Only the driver under [`both`] may: it is polled again when
+    /// the read ends, which is why no waker is kept.
+    pub(super) async fn next(&self) -> Arrived {
+        poll_fn(|_: &mut Context<'_>| self.take().map_or(Poll::Pending, Poll::Ready)).await
+    }
+
+    /// Nobody looks any more.
+    fn discard(&self) {
+        self.arrived.borrow_mut().take();
+        self.was_emptied.set(true);
+    }
+
+    async fn fill(&self, mut receiving: Receiving) {
+        loop {
+            let (result, buffer) = receiving.read(Buffer::new(buffer::TINY)).await;
+            let arrived = match result {
+                Ok(octets) if octets > 0 => Arrived::Octets(buffer),
+                Ok(_) | Err(StreamError::Io(_)) => Arrived::End,
+                Err(StreamError::TimedOut) => Arrived::TimedOut,
+            };
+            let is_end = !matches!(arrived, Arrived::Octets(_));
+            *self.arrived.borrow_mut() = Some(arrived);
+            if is_end {
+                return;
+            }
+            poll_fn(|_| if self.has_arrived() { Poll::Pending } else { Poll::Ready(()) }).await;
+        }
+    }
+}
