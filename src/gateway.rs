@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::auth::{Authority, AuthorityError};
 use crate::config::{Config, Events, Listener};
 use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
 use crate::control::events::{Event, EventKind, EventLog, EventTarget};
@@ -55,6 +56,7 @@ pub struct Gateway {
     status: Arc<Status>,
     /// With what it is made of, to be read again.
     acceptor: Option<(Arc<Acceptor>, AcceptorSettings)>,
+    authority: Arc<Authority>,
 }
 
 /// Where a gateway can be reached.
@@ -108,6 +110,9 @@ pub enum StartError {
     /// TLS cannot be set up.
     #[error("{0}")]
     Tls(#[from] CertificateError),
+    /// Users or keys cannot be read.
+    #[error("{0}")]
+    Auth(#[from] AuthorityError),
     /// The events cannot be written.
     #[error("cannot write the events: {0}")]
     Events(#[source] io::Error),
@@ -160,6 +165,7 @@ impl Gateway {
         become_user(&config)?;
         // As the user that must be able to read them again at a reload.
         let acceptor = acceptor(&config)?;
+        let authority = Arc::new(Authority::new(&config)?);
         let connector = Arc::new(Connector::new().map_err(CertificateError::Setup)?);
         tell_driver();
 
@@ -203,6 +209,7 @@ impl Gateway {
                 index,
                 config: config.clone(),
                 acceptor: acceptor.as_ref().map(|(acceptor, _)| acceptor.clone()),
+                authority: authority.clone(),
                 connector: connector.clone(),
                 sites: sites.clone(),
                 dns: ResolverConfig::new(&config.dns),
@@ -245,6 +252,7 @@ impl Gateway {
             events,
             status,
             acceptor,
+            authority,
         })
     }
 
@@ -258,8 +266,12 @@ impl Gateway {
         &self.events
     }
 
-    /// Reads the certificates again.  Where that fails all stays as it was.
+    /// Reads the certificates, users and keys again.  What fails stays as it was.
     pub fn reload(&self) {
+        match self.authority.reload() {
+            Ok(()) => tracing::info!("users and keys were read again"),
+            Err(error) => tracing::error!("{error}; users and keys from before stay in use"),
+        }
         let Some((acceptor, settings)) = &self.acceptor else { return };
         match acceptor.reload(settings) {
             Ok(expiries) => {

@@ -14,6 +14,7 @@ use super::report::{Problem, Problems};
 use super::{
     Config, DelayNotice, Environment, Listener, ListenerTls, Route, Schedule, Service, Target,
 };
+use crate::auth::sasl::Mechanism;
 use crate::tls::TlsPolicy;
 use crate::units::Period;
 
@@ -26,6 +27,7 @@ pub(super) fn config(
     presence(marks, problems);
     listeners(config, marks, problems);
     certificates(config, marks, problems);
+    auth(config, marks, problems);
     open_relay(config, marks, problems);
     route_order(config, marks, problems);
     route_targets(config, marks, problems);
@@ -94,6 +96,53 @@ fn certificates(config: &Config, marks: &Marks, problems: &Problems) {
             Problem::warning(title, span.clone())
                 .help("give a listener with `service = \"relay\"` a `tls` other than \"off\""),
         );
+    }
+}
+
+/// Users who could never log in, and listeners that could never take mail.
+fn auth(config: &Config, marks: &Marks, problems: &Problems) {
+    let auth = &config.auth;
+    let usable = |mechanism: &Mechanism| match mechanism.takes_tokens() {
+        true => auth.oauth.is_some(),
+        false => auth.users.is_some(),
+    };
+    let mut submits = false;
+    for (listener, mark) in config.listeners.iter().zip(&marks.listeners) {
+        if listener.service != Service::Submission {
+            if let (true, Some(span)) = (listener.hide_client, &mark.hide_client) {
+                let title = "`listener.hide_client` is for `service = \"submission\"` alone";
+                problems.push(Problem::error(title, span.clone()).label("remove it"));
+            }
+            continue;
+        }
+        submits = true;
+        if !auth.mechanisms.iter().any(usable) {
+            let title = "`service = \"submission\"` needs users who can log in";
+            problems.push(Problem::error(title, mark.service.clone()).help(
+                "add `[auth]` with `users = \"users\"`, and make the first with `mailrace user add`",
+            ));
+        }
+        if auth.require_tls && listener.tls == ListenerTls::Off {
+            let title = "`service = \"submission\"` needs TLS, and this listener has none";
+            let span = mark.tls.clone().unwrap_or(mark.service.clone());
+            problems.push(Problem::error(title, span).help(
+                "add `tls = \"starttls\"` or `\"implicit\"`; or, where passwords may be read on \
+                 the way, `require_tls = false` in `[auth]`",
+            ));
+        }
+    }
+    for (key, span) in [("users", &marks.auth.users), ("oauth_keys", &marks.auth.oauth_keys)] {
+        if let (false, Some(span)) = (submits, span) {
+            let title = format!("`auth.{key}` is of no use: there is no `submission` listener");
+            problems.push(Problem::warning(title, span.clone()));
+        }
+    }
+    if let Some(span) = &marks.auth.mechanisms {
+        for mechanism in auth.mechanisms.iter().filter(|mechanism| !usable(mechanism)) {
+            let needed = if mechanism.takes_tokens() { "oauth_keys" } else { "users" };
+            let title = format!("`auth.mechanisms` has {mechanism}, which needs `auth.{needed}`");
+            problems.push(Problem::error(title, span.clone()));
+        }
     }
 }
 

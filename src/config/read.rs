@@ -18,14 +18,15 @@ use super::pattern::domain_ascii_lower;
 use super::report::{Problem, Problems};
 use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, truth, whole};
 use super::{
-    Admin, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
-    Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, Relay, Route, Routes,
-    SESSIONS_MAX, Service, Target, Timeouts, Tls, WORKERS_MAX,
+    Admin, Auth, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
+    Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, OAuth, Relay, Route,
+    Routes, SESSIONS_MAX, Service, Target, Timeouts, Tls, WORKERS_MAX,
 };
+use crate::auth::Issuer;
 use crate::limits;
 use crate::message::Durability;
 use crate::tls::{CertificateFiles, TlsPolicy};
-use crate::units::ByteSize;
+use crate::units::{ByteSize, Rate};
 
 /// Where things stand in the text, for what `check` has to say; `None` where they do not.
 ///
@@ -37,6 +38,7 @@ pub(super) struct Marks {
     /// Set if the file has the key, though no listener in it was good.
     pub has_listeners: bool,
     pub listeners: Vec<ListenerMarks>,
+    pub auth: AuthMarks,
     pub networks: Option<Range<usize>>,
     pub certificates: Option<Range<usize>>,
     pub domains: Option<Range<usize>>,
@@ -59,6 +61,7 @@ pub(super) struct ListenerMarks {
     pub address: Range<usize>,
     pub service: Range<usize>,
     pub tls: Option<Range<usize>>,
+    pub hide_client: Option<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -69,6 +72,13 @@ pub(super) struct RouteMarks {
     pub tls: Option<Range<usize>>,
     pub schedule: ScheduleMarks,
     pub verp: Option<Range<usize>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct AuthMarks {
+    pub users: Option<Range<usize>>,
+    pub mechanisms: Option<Range<usize>>,
+    pub oauth_keys: Option<Range<usize>>,
 }
 
 /// Of `[queue]` and of each route.
@@ -114,6 +124,7 @@ pub(super) fn config(
         user,
         listeners: listeners(&table, &mut marks),
         tls: tls(&table.table("tls"), directory),
+        auth: auth(&table.table("auth"), directory, defaults.auth, &mut marks.auth),
         relay: relay(&table.table("relay"), defaults.relay, &mut marks),
         domains: domains(&table.table("domains"), &mut marks),
         limits: session_limits(&table.table("limits"), defaults.limits, &mut marks),
@@ -210,6 +221,7 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
             BareNewline::Reject,
             choice(&[("reject", BareNewline::Reject), ("space", BareNewline::Space)]),
         );
+        let hide_client = table.optional("hide_client", truth);
         let (Some(address), Some(service)) = (address, service) else {
             continue;
         };
@@ -217,10 +229,12 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
             address: address.span(),
             service: service.span(),
             tls: tls.as_ref().map(Spanned::span),
+            hide_client: hide_client.as_ref().map(Spanned::span),
         });
+        let hide_client = hide_client.is_some_and(Spanned::into_inner);
         let tls = tls.map_or(ListenerTls::Off, Spanned::into_inner);
         let (address, service) = (address.into_inner(), service.into_inner());
-        listeners.push(Listener { address, service, tls, durability, bare_newline });
+        listeners.push(Listener { address, service, tls, durability, bare_newline, hide_client });
     }
     listeners
 }
@@ -228,13 +242,7 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
 fn service(value: &DeValue<'_>) -> Result<Service, Wrong> {
     let words =
         [("mx", Service::Mx), ("submission", Service::Submission), ("relay", Service::Relay)];
-    match choice(&words)(value)? {
-        Service::Submission => {
-            let instead = "use \"relay\" for your own networks, or \"mx\" for your domains";
-            Err(Wrong::unavailable("submission", instead))
-        }
-        service => Ok(service),
-    }
+    choice(&words)(value)
 }
 
 const LISTENER_TLS: [(&str, ListenerTls); 4] = [
@@ -257,6 +265,35 @@ fn tls(table: &Table<'_>, directory: &Path) -> Tls {
         }
     }
     Tls { certificates }
+}
+
+fn auth(table: &Table<'_>, directory: &Path, default: Auth, marks: &mut AuthMarks) -> Auth {
+    let users = note(table.optional("users", path), &mut marks.users);
+    let mechanism = parsed("has an entry that is no mechanism");
+    let mechanisms = note(table.list("mechanisms", mechanism), &mut marks.mechanisms);
+    let keys = note(table.optional("oauth_keys", path), &mut marks.oauth_keys);
+    let words = |value: &DeValue<'_>| text(value).map(Box::<str>::from);
+    let claim = table.optional("oauth_claim", words).map(Spanned::into_inner);
+    let oauth = keys.map(|keys| {
+        let issuer = table.required("oauth_issuer", "add the `iss` of its tokens", words);
+        let audience = table.required("oauth_audience", "add the `aud` of tokens for us", words);
+        let word = |given: Option<Spanned<Box<str>>>| given.map(Spanned::into_inner);
+        OAuth {
+            keys: directory.join(keys),
+            issuer: Issuer {
+                issuer: word(issuer).unwrap_or_default(),
+                audience: word(audience).unwrap_or_default(),
+                claim: claim.clone().unwrap_or_else(|| "email".into()),
+            },
+        }
+    });
+    let given = mechanisms.map(|all| all.into_iter().map(Spanned::into_inner).collect());
+    Auth {
+        users: users.map(|users| directory.join(users)),
+        mechanisms: given.unwrap_or(default.mechanisms),
+        require_tls: table.or("require_tls", default.require_tls, truth),
+        oauth,
+    }
 }
 
 fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
@@ -317,7 +354,15 @@ fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limi
         sessions_per_address: note(per_address, &mut marks.sessions_per_address)
             .unwrap_or(default.sessions_per_address),
         received: table.or("received", default.received, whole(10..=1_000)),
+        messages_per_user: rate(table, "messages_per_user"),
+        recipients_per_user: rate(table, "recipients_per_user"),
+        messages_per_address: rate(table, "messages_per_address"),
+        recipients_per_address: rate(table, "recipients_per_address"),
     }
+}
+
+fn rate(table: &Table<'_>, key: &'static str) -> Option<Rate> {
+    table.optional(key, parsed("is not a rate")).map(Spanned::into_inner)
 }
 
 fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {

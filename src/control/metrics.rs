@@ -70,6 +70,10 @@ pub struct WorkerMetrics {
     pub sessions_secured: Counter,
     /// TLS handshakes of clients that came to nothing.
     pub handshakes_failed: Counter,
+    /// AUTH commands that succeeded.
+    pub logins: Counter,
+    /// AUTH commands that failed.
+    pub logins_failed: Counter,
     /// Refusals by the name of their reason.
     pub refused: LabelledCounters,
     /// Messages that got their 250.
@@ -259,6 +263,8 @@ impl Default for WorkerMetrics {
             accept_errors: Counter::default(),
             sessions_secured: Counter::default(),
             handshakes_failed: Counter::default(),
+            logins: Counter::default(),
+            logins_failed: Counter::default(),
             refused: LabelledCounters::new(),
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),

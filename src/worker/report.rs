@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::Worker;
+use crate::auth::sasl::Mechanism;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
@@ -81,6 +82,30 @@ impl Worker {
             peer: Some(peer),
             reason: Some(&reason),
             ..Event::new(EventKind::TlsFailed)
+        });
+    }
+
+    /// A login came to its end: of `user` as far as the client named one, refused or not.
+    pub fn report_login(
+        &self,
+        session: SessionId,
+        peer: SocketAddr,
+        mechanism: Mechanism,
+        user: Option<&str>,
+        refusal: Option<&Refusal>,
+    ) {
+        let (counter, kind) = match refusal {
+            None => (&self.metrics.logins, EventKind::Authenticated),
+            Some(_) => (&self.metrics.logins_failed, EventKind::AuthFailed),
+        };
+        counter.count();
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            user,
+            mechanism: Some(mechanism.name()),
+            reason: refusal.map(Refusal::reason),
+            ..Event::new(kind)
         });
     }
 

@@ -32,6 +32,8 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("helo", event.helo, Line::string);
     line.field("tls", event.tls, Line::string);
     line.field("certificate", event.certificate, Line::string);
+    line.field("user", event.user, Line::string);
+    line.field("mechanism", event.mechanism, Line::string);
     line.field("from", event.from, Line::string);
     let to = Some(event.to).filter(|to| !matches!(to, Addressees::None));
     line.field("to", to, Line::addressees);

@@ -113,6 +113,10 @@ impl Everything {
         page.counter("sessions_secured", None, "Sessions that TLS began in", secured)?;
         let failed = self.sum(|worker| &worker.handshakes_failed);
         page.counter("tls_handshakes_failed", None, "TLS handshakes that failed", failed)?;
+        let succeeded = self.sum(|worker| &worker.logins);
+        page.counter("logins", None, "AUTH commands that succeeded", succeeded)?;
+        let failed = self.sum(|worker| &worker.logins_failed);
+        page.counter("logins_failed", None, "AUTH commands that failed", failed)?;
         page.by_label("refused", "Refusals by reason", "reason", &self.refusals())?;
         let messages = self.sum(|worker| &worker.messages_accepted);
         page.counter("messages_accepted", None, "Messages that got their 250", messages)?;

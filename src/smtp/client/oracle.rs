@@ -101,6 +101,8 @@ impl World {
             received: 10,
             bare_newline: BareNewline::Reject,
             tls: ListenerTls::Off,
+            auth: None,
+            checks_senders: false,
         };
         let client = ClientConfig { one_flight: OneFlight::AtOnce, ..config() };
         let mut world = World {
@@ -206,7 +208,9 @@ impl World {
             match handled.event {
                 Event::Body => self.body.extend(consumed),
                 Event::DropBody => self.body.clear(),
-                Event::StartTls | Event::StartQueue => panic!("it is not offered"),
+                Event::StartTls | Event::StartQueue | Event::Authenticate | Event::CheckSender => {
+                    panic!("it is not offered")
+                }
                 Event::CheckRecipient => {
                     let path = format!("{:?}", self.server.recipient_in_question());
                     let verdict = match () {

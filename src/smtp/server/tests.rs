@@ -15,6 +15,8 @@ fn config() -> Rc<ServerConfig> {
         received: 10,
         bare_newline: BareNewline::Reject,
         tls: ListenerTls::Off,
+        auth: None,
+        checks_senders: false,
     })
 }
 

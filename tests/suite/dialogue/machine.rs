@@ -104,6 +104,7 @@ impl Machine {
             // As in a gateway whose queue is empty.
             Event::StartQueue => self.server.queue_started(self.now, Ok(QueueStart::Nothing)),
             Event::StartTls => panic!("no dialogue has TLS"),
+            Event::Authenticate | Event::CheckSender => panic!("no dialogue has AUTH"),
             Event::Close => self.closed = true,
             Event::Continue | Event::NeedInput => {}
         }

@@ -119,5 +119,7 @@ pub fn server_config(config: &Config) -> Rc<ServerConfig> {
         received: config.limits.received as u32,
         bare_newline: config.listeners[0].bare_newline,
         tls: config.listeners[0].tls,
+        auth: None,
+        checks_senders: false,
     })
 }

@@ -157,6 +157,9 @@ impl Session {
                     Step::Store => self.store(scene, worker, shared),
                     Step::StartQueue => unreachable!("no client of the simulation may send ETRN"),
                     Step::StartTls => panic!("no simulated listener has TLS"),
+                    Step::Authenticate | Step::CheckSender => {
+                        panic!("no simulated listener has AUTH")
+                    }
                     Step::Close => {
                         self.flush(scene);
                         return false;
