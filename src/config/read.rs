@@ -271,22 +271,7 @@ fn auth(table: &Table<'_>, directory: &Path, default: Auth, marks: &mut AuthMark
     let users = note(table.optional("users", path), &mut marks.users);
     let mechanism = parsed("has an entry that is no mechanism");
     let mechanisms = note(table.list("mechanisms", mechanism), &mut marks.mechanisms);
-    let keys = note(table.optional("oauth_keys", path), &mut marks.oauth_keys);
-    let words = |value: &DeValue<'_>| text(value).map(Box::<str>::from);
-    let claim = table.optional("oauth_claim", words).map(Spanned::into_inner);
-    let oauth = keys.map(|keys| {
-        let issuer = table.required("oauth_issuer", "add the `iss` of its tokens", words);
-        let audience = table.required("oauth_audience", "add the `aud` of tokens for us", words);
-        let word = |given: Option<Spanned<Box<str>>>| given.map(Spanned::into_inner);
-        OAuth {
-            keys: directory.join(keys),
-            issuer: Issuer {
-                issuer: word(issuer).unwrap_or_default(),
-                audience: word(audience).unwrap_or_default(),
-                claim: claim.clone().unwrap_or_else(|| "email".into()),
-            },
-        }
-    });
+    let oauth = oauth(table, directory, &mut marks.oauth_keys);
     let given = mechanisms.map(|all| all.into_iter().map(Spanned::into_inner).collect());
     Auth {
         users: users.map(|users| directory.join(users)),
@@ -294,6 +279,26 @@ fn auth(table: &Table<'_>, directory: &Path, default: Auth, marks: &mut AuthMark
         require_tls: table.or("require_tls", default.require_tls, truth),
         oauth,
     }
+}
+
+/// The keys about tokens: none of them, or all but the last.
+fn oauth(table: &Table<'_>, directory: &Path, mark: &mut Option<Range<usize>>) -> Option<OAuth> {
+    let words = |value: &DeValue<'_>| text(value).map(Box::<str>::from);
+    let claim = table.optional("oauth_claim", words).map(Spanned::into_inner);
+    if !["oauth_keys", "oauth_issuer", "oauth_audience"].iter().any(|key| table.has(key)) {
+        return None;
+    }
+    let keys = note(table.required("oauth_keys", "add the issuer's JWK set", path), mark);
+    let issuer = table.required("oauth_issuer", "add the `iss` of its tokens", words);
+    let audience = table.required("oauth_audience", "add the `aud` of tokens for us", words);
+    Some(OAuth {
+        keys: directory.join(keys?),
+        issuer: Issuer {
+            issuer: issuer?.into_inner(),
+            audience: audience?.into_inner(),
+            claim: claim.unwrap_or_else(|| "email".into()),
+        },
+    })
 }
 
 fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
