@@ -360,7 +360,7 @@ impl Session {
         let mut text = String::new();
         trace::Received {
             helo: client.map_or("", |client| &client.helo),
-            client: CLIENT.parse().expect("an address"),
+            client: Some(CLIENT.parse().expect("an address")),
             hostname: &shared.config.hostname,
             extended: true,
             secured: None,
