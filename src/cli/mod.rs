@@ -1,13 +1,16 @@
 //! The command line: arguments in, an exit code out.
 //!
 //! Arguments are parsed into types here; each command has a file of its own.  Exit codes: 0 it
-//! went well, 1 something was found or failed, 2 the command line is wrong.  What a command is
+//! went well, 1 something was found or failed, 2 the command line is wrong; `route` has 75 for a
+//! message that would wait.  What a command is
 //! asked for goes to standard output, everything about how it went to standard error.
 
 mod cert;
 mod check;
 mod environment;
+mod plain;
 mod queue;
+mod route;
 mod run;
 mod spool;
 mod user;
@@ -54,6 +57,8 @@ pub enum Command {
     Run(RunArgs),
     /// Say what is wrong with a configuration, where, and the mend
     Check(CheckArgs),
+    /// Say where a message for an address would go, and why; nothing is sent
+    Route(RouteArgs),
     /// Look at the queue of a running gateway, and change it
     #[command(subcommand)]
     Queue(Box<QueueCommand>),
@@ -82,6 +87,22 @@ pub struct CheckArgs {
     /// The configuration
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+}
+
+/// Arguments of `route`.
+#[derive(Debug, Clone, Args)]
+pub struct RouteArgs {
+    /// The recipient, with or without angle brackets
+    pub address: String,
+    /// The originator; '<>' for a notice
+    #[arg(long, value_name = "ADDRESS", allow_hyphen_values = true)]
+    pub from: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration; without it, the development defaults
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// `queue ...`: each goes over the admin socket of the gateway that the configuration names.
@@ -337,21 +358,26 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let done = match cli.command.unwrap_or(Command::Run(cli.run)) {
-        Command::Run(arguments) => run(&arguments),
-        Command::Check(arguments) => check::check(&arguments),
-        Command::Queue(command) => queue(&command),
-        Command::Spool(command) => spool(&command),
-        Command::Cert(command) => cert(&command),
-        Command::User(command) => user(&command),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match perform(cli.command.unwrap_or(Command::Run(cli.run))) {
+        Ok(code) => code,
         Err(failure) => {
             report(&failure);
             ExitCode::from(1)
         }
     }
+}
+
+fn perform(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Run(arguments) => run(&arguments)?,
+        Command::Check(arguments) => check::check(&arguments)?,
+        Command::Route(arguments) => return route::route(&arguments),
+        Command::Queue(command) => queue(&command)?,
+        Command::Spool(command) => spool(&command)?,
+        Command::Cert(command) => cert(&command)?,
+        Command::User(command) => user(&command)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Reads and checks the configuration for this host, warnings told on standard error.
@@ -447,6 +473,7 @@ mod tests {
     fn lines_that_are_understood() {
         for line in [
             "check --config a",
+            "route a@b.example --from <> --json --config a",
             "queue count --json",
             "queue list --to *@example.com --from <> --state held --limit 5",
             "queue list --site 10.0.0.5:25 --from *@example.org",
@@ -469,6 +496,8 @@ mod tests {
             "chekc",
             "cert self-signed --out b",
             "check",
+            "route",
+            "route a@b.example c@d.example",
             "queue",
             "queue show",
             "queue show xyz",

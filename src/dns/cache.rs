@@ -123,9 +123,9 @@ fn failure_ttl(failures: u32) -> Duration {
 fn weight(question: &Question, answer: &Answer) -> usize {
     let texts = answer.result.iter().flatten().map(|record| match record {
         Record::Txt(text) => text.len(),
-        Record::Mx { exchange: Exchange::Host(name), .. } | Record::Ptr(name) => {
-            name.as_str().len() + NAME_OVERHEAD
-        }
+        Record::Mx { exchange: Exchange::Host(name), .. }
+        | Record::Ptr(name)
+        | Record::Cname(name) => name.as_str().len() + NAME_OVERHEAD,
         Record::Mx { exchange: Exchange::Unusable(name), .. } => name.len(),
         Record::Mx { exchange: Exchange::Null, .. } | Record::A(_) | Record::Aaaa(_) => 0,
     });

@@ -239,6 +239,7 @@ fn read_record(data: &RData) -> Option<Record> {
         }
         RData::TXT(text) => Record::Txt(text.txt_data.concat().into()),
         RData::PTR(name) => Record::Ptr(Name::from_labels(name.0.iter())?),
+        RData::CNAME(name) => Record::Cname(Name::from_labels(name.0.iter())?),
         _ => return None,
     })
 }
@@ -260,6 +261,7 @@ fn wire_type(kind: RecordType) -> rr::RecordType {
         RecordType::Mx => rr::RecordType::MX,
         RecordType::Txt => rr::RecordType::TXT,
         RecordType::Ptr => rr::RecordType::PTR,
+        RecordType::Cname => rr::RecordType::CNAME,
     }
 }
 

@@ -47,6 +47,9 @@ pub enum RecordType {
     Txt,
     /// The name behind an address.
     Ptr,
+    /// The name that a name is an alias of.  Other questions follow aliases by themselves; this
+    /// one is for who wants to see them.
+    Cname,
 }
 
 /// One record of an answer.
@@ -67,6 +70,8 @@ pub enum Record {
     Txt(Box<[u8]>),
     /// The name behind an address.
     Ptr(Name),
+    /// The name that a name is an alias of.
+    Cname(Name),
 }
 
 /// What an MX record points to.

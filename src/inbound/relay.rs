@@ -30,17 +30,22 @@ pub struct Facts {
 /// # Errors
 /// `RelayDenied`, `NoRoute`, or `Rejected` with the words of a `reject:` route.
 pub fn decide(config: &Config, facts: Facts, path: &ForwardPath) -> Result<RouteIndex, Refusal> {
+    if let ForwardPath::Mailbox(mailbox) = path {
+        let domain = routing_domain(mailbox);
+        may_send(config, facts, mailbox, &domain)?;
+        return mailbox_route(config, mailbox, &domain);
+    }
+    route_for(config, path)
+}
+
+/// The route for a recipient, whoever sends to it.
+///
+/// # Errors
+/// `NoRoute`, or `Rejected` with the words of a `reject:` route.
+pub fn route_for(config: &Config, path: &ForwardPath) -> Result<RouteIndex, Refusal> {
     match path {
         ForwardPath::Postmaster => postmaster_route(config, "").ok_or(Refusal::NoRoute),
-        ForwardPath::Mailbox(mailbox) => {
-            let domain = routing_domain(mailbox);
-            may_send(config, facts, mailbox, &domain)?;
-            // RFC 5321 section 4.5.1: a postmaster of ours is refused by no route.
-            if path.is_postmaster() && config.domains.contains(&domain) {
-                return postmaster_route(config, &domain).ok_or(Refusal::NoRoute);
-            }
-            route(config, mailbox.local_part(), &domain)
-        }
+        ForwardPath::Mailbox(mailbox) => mailbox_route(config, mailbox, &routing_domain(mailbox)),
     }
 }
 
@@ -48,6 +53,14 @@ pub fn decide(config: &Config, facts: Facts, path: &ForwardPath) -> Result<Route
 /// connections, and the answer tells what waits here.
 pub fn may_start_queues(config: &Config, client: IpAddr) -> bool {
     config.relay.contains(client)
+}
+
+fn mailbox_route(config: &Config, to: &Mailbox, domain: &str) -> Result<RouteIndex, Refusal> {
+    // RFC 5321 section 4.5.1: a postmaster of ours is refused by no route.
+    if to.is_postmaster() && config.domains.contains(domain) {
+        return postmaster_route(config, domain).ok_or(Refusal::NoRoute);
+    }
+    route(config, to.local_part(), domain)
 }
 
 fn may_send(config: &Config, facts: Facts, to: &Mailbox, domain: &str) -> Result<(), Refusal> {

@@ -371,6 +371,11 @@ impl Client {
         if reply.code.value() == 421 && !matches!(self.state, State::Quitting) {
             return self.fail(ConnectionCause::Refused(Arc::new(reply)));
         }
+        // It came with the reply before it, while the command that it would answer is still here:
+        // counted, it would be somebody else's verdict.
+        if !self.output.is_empty() && !matches!(self.state, State::Quitting | State::Closed) {
+            return self.fail(ConnectionCause::Unexpected(Arc::new(reply)));
+        }
         match self.state {
             State::Greeting => self.greeting(now, reply),
             State::Ehlo => self.ehlo_reply(now, reply),

@@ -1,5 +1,6 @@
 //! One SMTP session as its server sees it: a state machine without I/O (RFC 5321, with
-//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING, ETRN, STARTTLS and AUTH).
+//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING, ETRN, STARTTLS and
+//! AUTH).
 //!
 //! Octets and time go in through [`Server::handle_bytes`] and [`Server::handle_timeout`]; what is
 //! to be done comes back as an [`Event`], what is to be sent gathers in [`Server::replies`].  The
@@ -9,8 +10,8 @@
 //! [`Server::recipient_checked`], at [`Event::EndOfMessage`] until [`Server::stored`], at
 //! [`Event::StartQueue`] until [`Server::queue_started`], at [`Event::StartTls`] until
 //! [`Server::tls_started`], at [`Event::Authenticate`] until [`Server::auth_answered`], at
-//! [`Event::CheckSender`] until [`Server::sender_checked`].  Until then it must be given no input; so the replies stay in the
-//! order of the commands.
+//! [`Event::CheckSender`] until [`Server::sender_checked`].  Until then it must be given no input;
+//! so the replies stay in the order of the commands.
 //!
 //! Invariant: a message ends at CRLF.CRLF or at the last octet of BDAT LAST and nowhere else, and
 //! whatever was refused is still read to that end, so that no octet of a body is ever taken for
@@ -556,7 +557,7 @@ impl Server {
             let starttls = self.offers_tls().then_some("STARTTLS");
             let auth = self.auth_keyword();
             let keywords = keywords.into_iter().chain(etrn).chain(auth.as_deref());
-            let keywords = keywords.chain(["HELP"]).chain(starttls);
+            let keywords = keywords.chain(starttls).chain(["HELP"]);
             self.replies.extended_hello(&self.config.hostname, keywords);
         } else {
             self.replies.hello(&self.config.hostname);

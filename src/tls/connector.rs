@@ -30,9 +30,14 @@ impl TlsPolicy {
         matches!(self, TlsPolicy::Off | TlsPolicy::Opportunistic)
     }
 
-    /// Whether TLS is tried at all.
-    pub fn wants_tls(self) -> bool {
-        self != TlsPolicy::Off
+    /// As the configuration writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TlsPolicy::Off => "off",
+            TlsPolicy::Opportunistic => "opportunistic",
+            TlsPolicy::Required => "required",
+            TlsPolicy::Verified => "verified",
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -19,20 +18,14 @@ use mailrace::dns::{Lookup, LookupError, Name, Record, RecordType, Resolver, Res
 use mailrace::runtime;
 use tempfile::TempDir;
 
-use crate::gateway::wait_until;
 use crate::interop::are_here;
-use crate::postfix::cache;
+use crate::nameserver::{NameServer, free_port, in_loop, nsd_conf};
 
 /// `nsd` with the zones below and `unbound` in front of it.
 struct Servers {
     _home: TempDir,
-    nsd: Process,
-    unbound: Process,
-}
-
-struct Process {
-    child: Child,
-    address: SocketAddr,
+    nsd: NameServer,
+    unbound: NameServer,
 }
 
 impl Servers {
@@ -41,80 +34,12 @@ impl Servers {
         let (authority, recursor, dead) = (free_port(), free_port(), free_port());
         fs::write(home.path().join("test.zone"), zone()).expect("a file");
         fs::write(home.path().join("second.zone"), SECOND_ZONE).expect("a file");
-        let nsd = Process::start(home.path(), "nsd", authority, &nsd_conf(home.path(), authority));
+        let conf = nsd_conf(home.path(), authority, &["test", "second"]);
+        let nsd = NameServer::start(home.path(), "nsd", authority, &conf, "test");
         let conf = unbound_conf(home.path(), recursor, authority, dead);
-        let unbound = Process::start(home.path(), "unbound", recursor, &conf);
+        let unbound = NameServer::start(home.path(), "unbound", recursor, &conf, "test");
         Servers { _home: home, nsd, unbound }
     }
-}
-
-impl Process {
-    fn start(home: &Path, program: &str, port: u16, conf: &str) -> Process {
-        let root = cache("dns").join("root/usr");
-        let path = home.join(format!("{program}.conf"));
-        fs::write(&path, conf).expect("a file");
-        let said = fs::File::create(home.join(format!("{program}.log"))).expect("a file");
-        let child = Command::new(root.join("sbin").join(program))
-            .args(["-d", "-c"])
-            .arg(&path)
-            .env("LD_LIBRARY_PATH", libraries(&root))
-            .stdin(Stdio::null())
-            .stdout(said.try_clone().expect("a descriptor"))
-            .stderr(said)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{program}: {error}"));
-        let process = Process { child, address: SocketAddr::from(([127, 0, 0, 1], port)) };
-        let answers = wait_until(|| process.answers().then_some(()));
-        let said = || fs::read_to_string(home.join(format!("{program}.log")));
-        assert!(answers.is_some(), "{program} does not answer: {:?}", said());
-        process
-    }
-
-    fn answers(&self) -> bool {
-        let config = ResolverConfig {
-            timeout: Duration::from_millis(300),
-            ..ResolverConfig::with_servers(vec![self.address])
-        };
-        ask(config, "plain.test", RecordType::Mx).is_ok()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // nsd's helpers end with their parent only if it can tell them to.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
-    }
-}
-
-/// The directories that hold the unpacked shared libraries.
-fn libraries(root: &Path) -> String {
-    let entries = fs::read_dir(root.join("lib")).expect("a directory").flatten();
-    let places = entries.map(|entry| entry.path().display().to_string());
-    places.collect::<Vec<_>>().join(":")
-}
-
-/// A port that is free for datagrams and streams.  Not one of those that the system gives to
-/// sockets that do not care: the many of a busy resolver would meet it before its server does.
-fn free_port() -> u16 {
-    let is_free = |port: &u16| {
-        let address = SocketAddr::from(([127, 0, 0, 1], *port));
-        UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok()
-    };
-    std::iter::repeat_with(|| fastrand::u16(12_000..30_000)).find(is_free).expect("endless")
-}
-
-fn nsd_conf(home: &Path, port: u16) -> String {
-    let home = home.display();
-    format!(
-        "server:\n ip-address: 127.0.0.1@{port}\n username: \"\"\n database: \"\"\n\
-         pidfile: \"{home}/nsd.pid\"\n zonesdir: \"{home}\"\n zonelistfile: \"{home}/zone.list\"\n\
-         xfrdfile: \"{home}/xfrd.state\"\n xfrdir: \"{home}\"\n server-count: 1\n\
-         remote-control:\n control-enable: no\n\
-         zone:\n name: test\n zonefile: test.zone\n\
-         zone:\n name: second\n zonefile: second.zone\n"
-    )
 }
 
 fn unbound_conf(home: &Path, port: u16, authority: u16, dead: u16) -> String {
@@ -195,14 +120,6 @@ fn ask(config: ResolverConfig, name: &str, kind: RecordType) -> Result<Vec<Recor
     in_loop(async move { Resolver::new(config).lookup(&name, kind).await.result.clone() })
 }
 
-fn in_loop<T>(main: impl Future<Output = T>) -> T {
-    runtime::run(async {
-        runtime::spawn(runtime::deadline::sweep_forever());
-        main.await
-    })
-    .expect("an event loop")
-}
-
 /// `preference name addresses` of each host, or why there are none.
 fn hosts(server: SocketAddr, domain: &str) -> Result<String, MailError> {
     let ourselves = Ourselves::new("relay.example", &[], &[], 25);
@@ -239,7 +156,7 @@ fn domains_of_every_kind() {
         ("backup.test", MX1),
     ] {
         for server in [&servers.nsd, &servers.unbound] {
-            assert_eq!(hosts(server.address, domain).as_deref(), Ok(expected), "{domain}");
+            assert_eq!(hosts(server.address(), domain).as_deref(), Ok(expected), "{domain}");
         }
     }
     let ours = NoMail::LoopsBack { host: "relay.example".into() };
@@ -251,23 +168,23 @@ fn domains_of_every_kind() {
         ("literal.test", NoMail::NoMailHost),
         ("ours.test", ours),
     ] {
-        let result = hosts(servers.unbound.address, domain);
+        let result = hosts(servers.unbound.address(), domain);
         assert_eq!(result, Err(MailError::Permanent(reason)), "{domain}");
     }
     for domain in ["x.lame", "x.dead", "loop.test", "lost.test"] {
-        let result = hosts(servers.unbound.address, domain);
+        let result = hosts(servers.unbound.address(), domain);
         assert!(matches!(result, Err(MailError::Temporary { .. })), "{domain}: {result:?}");
     }
     let hopeful = format!("10 host.dead ; {}", MX1.replacen("10", "20", 1));
-    assert_eq!(hosts(servers.unbound.address, "hopeful.test"), Ok(hopeful));
-    let big = hosts(servers.unbound.address, "big.test").expect("over TCP");
+    assert_eq!(hosts(servers.unbound.address(), "hopeful.test"), Ok(hopeful));
+    let big = hosts(servers.unbound.address(), "big.test").expect("over TCP");
     assert_eq!(big.matches("192.0.2.100").count(), mailrace::limits::MAIL_HOSTS);
     for server in [&servers.nsd, &servers.unbound] {
-        let config = ResolverConfig::with_servers(vec![server.address]);
+        let config = ResolverConfig::with_servers(vec![server.address()]);
         let texts = ask(config, "bigtext.test", RecordType::Txt).expect("over TCP");
         assert_eq!(texts.len(), 60);
     }
-    let config = ResolverConfig::with_servers(vec![servers.unbound.address]);
+    let config = ResolverConfig::with_servers(vec![servers.unbound.address()]);
     let name =
         in_loop(async { Resolver::new(config).ptr([192, 0, 2, 1].into()).await.result.clone() });
     assert_eq!(name, Ok(vec![Record::Ptr(Name::parse("mx1.test").expect("a name"))]));

@@ -87,7 +87,8 @@ fn held_mail_is_counted_shown_released_and_deleted() {
     let released = gateway.maildir("held.test", "a", 1);
     assert!(released[0].ends_with(MESSAGE));
     gateway.maildir("held.test", "b", 1);
-    assert_eq!(counts(&gateway), (1, 1));
+    // The file is there before the log says so.
+    gateway.wait_until("both delivered", || (counts(&gateway) == (1, 1)).then_some(()));
 
     // What an operator was told outlives a crash.
     said(&gateway, &["delete", "--to", "c@held.test"]);

@@ -27,6 +27,10 @@ pub struct Manners {
     pub forgets_bodies: bool,
     /// How far away it is: what a reply takes on its way, while it reads on.
     pub latency: Duration,
+    /// Says this in place of its greeting, and hangs up.
+    pub greeting: Option<String>,
+    /// How long it takes for each message.
+    pub pause: Duration,
 }
 
 /// A next hop that runs until it is dropped.
@@ -48,6 +52,9 @@ struct Shared {
     most_under_way: AtomicUsize,
     /// Replies wait.
     is_held: AtomicBool,
+    /// Now, and the most that there were at a time.
+    open: AtomicUsize,
+    open_most: AtomicUsize,
     /// Answers every MAIL with 451.
     is_busy: AtomicBool,
     is_over: AtomicBool,
@@ -75,7 +82,12 @@ pub struct Taken {
 impl Sink {
     /// Listens on a port of its own.
     pub fn start(manners: Manners) -> Sink {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Sink::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), manners)
+    }
+
+    /// Listens there.
+    pub fn start_at(address: SocketAddr, manners: Manners) -> Sink {
+        let listener = TcpListener::bind(address).expect("a port");
         let address = listener.local_addr().expect("bound");
         let shared = Arc::new(Shared { manners, ..Shared::default() });
         let all = shared.clone();
@@ -101,6 +113,11 @@ impl Sink {
     /// Connections so far.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// The most connections that there were at a time.
+    pub fn connections_most(&self) -> usize {
+        self.shared.open_most.load(Ordering::Relaxed)
     }
 
     /// From now on every MAIL gets 451, or no more.
@@ -237,8 +254,29 @@ fn wrong(what: impl Into<String>) -> std::io::Error {
     std::io::Error::new(ErrorKind::InvalidData, what.into())
 }
 
+/// A connection, until its client may open another in its place.
+struct Counted<'a>(&'a Shared);
+
+impl Counted<'_> {
+    fn new(shared: &Shared) -> Counted<'_> {
+        let open = shared.open.fetch_add(1, Ordering::Relaxed) + 1;
+        shared.open_most.fetch_max(open, Ordering::Relaxed);
+        Counted(shared)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Session<'_> {
     fn run(&mut self) -> std::io::Result<()> {
+        let counted = Counted::new(self.shared);
+        if let Some(greeting) = &self.shared.manners.greeting.clone() {
+            return self.say(greeting);
+        }
         self.say("220 sink.test ESMTP")?;
         while let Some(line) = self.line()? {
             let verb = line.split(' ').next().unwrap_or_default().to_ascii_uppercase();
@@ -253,7 +291,10 @@ impl Session<'_> {
                     self.reset();
                     self.say("250 2.0.0 Ok")?;
                 }
-                "QUIT" => return self.say("221 2.0.0 Bye"),
+                "QUIT" => {
+                    drop(counted);
+                    return self.say("221 2.0.0 Bye");
+                }
                 _ => return Err(wrong(format!("unknown command: {line}"))),
             }
         }
@@ -413,6 +454,7 @@ impl Session<'_> {
             crc32c: body.crc32c,
             by_bdat,
         };
+        thread::sleep(self.shared.manners.pause);
         self.shared.taken.lock().expect("no session panics").push(taken);
         self.reset();
         self.judge("250 2.0.0 Taken")

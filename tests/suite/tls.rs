@@ -161,7 +161,7 @@ fn start_tls(address: SocketAddr, extra: &str) -> TcpStream {
     let mut octet_by_octet = BufReader::with_capacity(1, stream.try_clone().unwrap());
     assert!(read_reply(&mut octet_by_octet).starts_with("220"));
     stream.write_all(b"EHLO clear.test\r\n").unwrap();
-    assert!(read_reply(&mut octet_by_octet).contains("STARTTLS\r\n"));
+    assert!(read_reply(&mut octet_by_octet).contains("250-STARTTLS\r\n"));
     stream.write_all(format!("STARTTLS\r\n{extra}").as_bytes()).unwrap();
     assert_eq!(read_reply(&mut octet_by_octet), "220 2.0.0 Ready to start TLS\r\n");
     stream
@@ -201,8 +201,12 @@ fn commands_injected_behind_starttls_leave_no_trace() {
         assert!(client.say("EHLO tls.test\r\n").starts_with("250-"));
         assert!(client.send_message("user@box.test").starts_with("250"));
     }
-    let is_told = |event: &serde_json::Value| event["reason"] == "starttls_injection";
-    assert_eq!(server.gateway.wait_event("injection", is_told)["size"], 6);
+    // Each with the number of octets that were thrown away.
+    for size in [6, 34, 23] {
+        server.gateway.wait_event("injection", |event| {
+            event["reason"] == "starttls_injection" && event["size"] == size
+        });
+    }
 }
 
 #[test]

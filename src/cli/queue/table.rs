@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
+use crate::cli::plain::plain;
 use crate::control::port::{Entry, State};
 
 /// A table, page by page: columns keep the widths that they once had.
@@ -134,18 +135,6 @@ fn originator(entry: &Entry) -> Cow<'_, str> {
     match entry.from.as_str() {
         "" => "<>".into(),
         from => plain(from),
-    }
-}
-
-/// The text without what could drive a terminal or reorder a line.
-fn plain(text: &str) -> Cow<'_, str> {
-    let is_bad = |c: char| {
-        let reorders = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        c.is_control() || reorders
-    };
-    match text.contains(is_bad) {
-        true => text.replace(is_bad, "\u{fffd}").into(),
-        false => text.into(),
     }
 }
 

@@ -141,6 +141,15 @@ fn aliases_are_followed_within_the_answer() {
 }
 
 #[test]
+fn an_alias_itself_can_be_asked_for() {
+    let asked = question("www.test", RecordType::Cname);
+    let records = [("www.test.", 60, alias("Web.test.")), ("web.test.", 30, a(1))];
+    let target = Record::Cname(Name::parse("web.test").expect("a name"));
+    let message = answer(&asked, &records, None);
+    assert_eq!(known(&message, &asked), (Outcome::Records(vec![target]), 60));
+}
+
+#[test]
 fn a_loop_of_aliases_is_a_failure() {
     let asked = question("a.test", RecordType::Mx);
     let to_itself = [("a.test.", 90, alias("a.test."))];

@@ -22,6 +22,8 @@ pub(super) struct Inbox {
     arrived: RefCell<Option<Arrived>>,
     /// Something was taken since the reading future last ran.
     was_emptied: Cell<bool>,
+    /// The driver has ended.
+    is_over: Cell<bool>,
 }
 
 /// What a read brought.
@@ -53,7 +55,7 @@ pub(super) async fn both<T>(
             if outcome.is_none()
                 && let Poll::Ready(value) = driver.as_mut().poll(context)
             {
-                inbox.discard();
+                inbox.end();
                 outcome = Some(value);
             }
             // Taking from the inbox wakes nobody: that the reading goes on is seen to here.
@@ -90,14 +92,16 @@ impl Inbox {
         poll_fn(|_: &mut Context<'_>| self.take().map_or(Poll::Pending, Poll::Ready)).await
     }
 
-    /// Nobody looks any more.
-    fn discard(&self) {
+    /// Nobody looks any more: the read that is under way is the last one, even if a peer that
+    /// babbles has sent more (a socket that was shut down still gives out what came).
+    fn end(&self) {
+        self.is_over.set(true);
         self.arrived.borrow_mut().take();
         self.was_emptied.set(true);
     }
 
     async fn fill(&self, mut receiving: Receiving) {
-        loop {
+        while !self.is_over.get() {
             let (result, buffer) = receiving.read(Buffer::new(buffer::TINY)).await;
             let arrived = match result {
                 Ok(octets) if octets > 0 => Arrived::Octets(buffer),
@@ -111,5 +115,42 @@ impl Inbox {
             }
             poll_fn(|_| if self.has_arrived() { Poll::Pending } else { Poll::Ready(()) }).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::runtime;
+    use crate::runtime::socket::Stream;
+
+    /// A driver that has had enough is not held up by what a peer goes on sending.
+    #[test]
+    fn a_peer_that_babbles_does_not_keep_the_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let babbling = std::thread::spawn(move || {
+            let mut peer = listener.accept().expect("a connection").0;
+            while peer.write_all(&[b'x'; 4096]).is_ok() {}
+        });
+        let ended = runtime::run(async move {
+            let patience = Duration::from_secs(30);
+            let stream = Stream::connect(address, None, patience).await.expect("it listens");
+            let (receiving, sending, limit) = stream.split();
+            let inbox = Inbox::default();
+            let driver = async {
+                let first = inbox.next().await;
+                limit.shut_down();
+                matches!(first, Arrived::Octets(_))
+            };
+            let ended = runtime::timeout(patience, both(&inbox, receiving, driver)).await;
+            drop(sending);
+            ended
+        });
+        assert_eq!(ended.expect("a loop"), Some(true));
+        babbling.join().expect("it ends when it cannot write");
     }
 }
