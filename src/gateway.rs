@@ -166,6 +166,7 @@ impl Gateway {
         // As the user that must be able to read them again at a reload.
         let acceptor = acceptor(&config)?;
         let authority = Arc::new(Authority::new(&config)?);
+        warn_of_missing_secrets(&config);
         let connector = Arc::new(Connector::new().map_err(CertificateError::Setup)?);
         tell_driver();
 
@@ -450,6 +451,16 @@ fn user_ids(user: &str) -> Result<(u32, u32), StartError> {
     let known = nix::unistd::User::from_name(user).map_err(|errno| failed(errno.into()))?;
     let known = known.ok_or_else(|| failed(io::Error::other("there is no such user")))?;
     Ok((known.uid.as_raw(), known.gid.as_raw()))
+}
+
+/// Mail for a smart host whose secret cannot be read waits until it can, so the start does not: all
+/// other mail goes on.
+fn warn_of_missing_secrets(config: &Config) {
+    for login in config.routes.iter().filter_map(|route| route.login.as_ref()) {
+        if let Err(error) = login.credentials() {
+            tracing::warn!(user = &*login.user, %error, "mail for this smart host will wait");
+        }
+    }
 }
 
 /// Drops the privileges of root, before any thread is started.

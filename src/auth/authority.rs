@@ -76,11 +76,23 @@ pub enum AuthorityError {
         #[source]
         source: io::Error,
     },
-    /// The users file can be read by others.
+    /// A file with secrets can be read by others.
     #[error("{} can be read by others than its owner; say chmod 600 on it", path.display())]
     Mode {
         /// Which.
         path: PathBuf,
+    },
+    /// A file that is to hold a secret holds none.
+    #[error("{} is empty", path.display())]
+    Empty {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The environment has no secret of this name.
+    #[error("the environment has no {name}, or an empty one")]
+    NoVariable {
+        /// Which.
+        name: Box<str>,
     },
     /// A line of the users file.
     #[error("{}, {source}", path.display())]
@@ -233,7 +245,7 @@ impl Directory {
         let users = match &settings.users {
             None => Users::default(),
             Some(path) => {
-                let text = read(path, true)?;
+                let text = read(path, 0o077)?;
                 Users::parse(&text)
                     .map_err(|source| AuthorityError::Users { path: path.clone(), source })?
             }
@@ -242,7 +254,7 @@ impl Directory {
             None => None,
             Some(oauth) => {
                 let path = &oauth.keys;
-                let keys = KeySet::parse(&read(path, false)?);
+                let keys = KeySet::parse(&read(path, 0)?);
                 Some(keys.map_err(|source| AuthorityError::Keys { path: path.clone(), source })?)
             }
         };
@@ -250,12 +262,12 @@ impl Directory {
     }
 }
 
-/// Reads a file; one with secrets must be its owner's alone.
-fn read(path: &Path, secret: bool) -> Result<String, AuthorityError> {
+/// Reads a file, whose mode must have none of the bits of `forbidden`.
+pub(super) fn read(path: &Path, forbidden: u32) -> Result<String, AuthorityError> {
     let failed = |source| AuthorityError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.mode();
-    if secret && mode & 0o077 != 0 {
+    if mode & forbidden != 0 {
         return Err(AuthorityError::Mode { path: path.to_owned() });
     }
     let mut text = String::new();

@@ -243,6 +243,7 @@ fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
         source_family(route, mark, problems);
         needless_keys(route, mark, problems);
         clear_smtps(route, mark, problems);
+        login(route, mark, problems);
         schedule("route", &route.schedule(&config.queue), &mark.schedule, problems);
     }
 }
@@ -313,6 +314,37 @@ fn clear_smtps(route: &Route, mark: &RouteMarks, problems: &Problems) {
         problems.push(
             Problem::error(title, span.clone()).label("expected \"required\" or \"verified\""),
         );
+    }
+}
+
+/// A login needs a user and one place of its secret, a smart host that takes it, and one that is
+/// what it says.
+fn login(route: &Route, mark: &RouteMarks, problems: &Problems) {
+    let Some((key, span)) = mark.login.first() else { return };
+    let takes = matches!(route.to, Target::Smtp { .. } | Target::Smtps { .. });
+    let problem = |title: String| Problem::error(title, span.clone());
+    if !takes {
+        let title = format!("`route.{key}` means nothing for `{}`", route.to);
+        return problems.push(problem(title).label("remove it"));
+    }
+    let has_user = *key == "user";
+    let secrets = mark.login.len() - usize::from(has_user);
+    if !has_user {
+        let title = format!("`route.{key}` needs a `user` beside it");
+        problems.push(problem(title).help("add `user = \"NAME\"`, the account at the next hop"));
+    } else if secrets != 1 {
+        let title = "`route.user` needs one secret beside it".to_owned();
+        problems.push(problem(title).help(
+            "add one of `password_file = \"FILE\"`, `password_env = \"VARIABLE\"` and \
+             `token_file = \"FILE\"`",
+        ));
+    } else if route.tls() != TlsPolicy::Verified {
+        let title = "`route.user` logs in at a next hop that need not prove its name";
+        let span = mark.tls.clone().unwrap_or(span.clone());
+        problems.push(Problem::warning(title, span).help(
+            "leave `tls` out, which then means \"verified\"; as it is, whoever stands between may \
+             be given the password",
+        ));
     }
 }
 

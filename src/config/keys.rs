@@ -54,7 +54,20 @@ pub const SECTIONS: &[Section] = &[
     ),
     many(
         "route",
-        &["recipient", "to", "source", "tls", "retry", "lifetime", "delay_notice", "verp"],
+        &[
+            "recipient",
+            "to",
+            "source",
+            "tls",
+            "user",
+            "password_file",
+            "password_env",
+            "token_file",
+            "retry",
+            "lifetime",
+            "delay_notice",
+            "verp",
+        ],
     ),
     one(
         "delivery",

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -22,7 +23,7 @@ use super::{
     Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, OAuth, Relay, Route,
     Routes, SESSIONS_MAX, Service, Target, Timeouts, Tls, WORKERS_MAX,
 };
-use crate::auth::Issuer;
+use crate::auth::{Issuer, SecretPlace, SmartHostLogin};
 use crate::limits;
 use crate::message::Durability;
 use crate::tls::{CertificateFiles, TlsPolicy};
@@ -70,6 +71,8 @@ pub(super) struct RouteMarks {
     pub to: Range<usize>,
     pub source: Option<Range<usize>>,
     pub tls: Option<Range<usize>>,
+    /// Of each key of the login that is there, by its name.
+    pub login: Vec<(&'static str, Range<usize>)>,
     pub schedule: ScheduleMarks,
     pub verp: Option<Range<usize>>,
 }
@@ -283,7 +286,6 @@ fn auth(table: &Table<'_>, directory: &Path, default: Auth, marks: &mut AuthMark
 
 /// The keys about tokens: none of them, or all but the last.
 fn oauth(table: &Table<'_>, directory: &Path, mark: &mut Option<Range<usize>>) -> Option<OAuth> {
-    let words = |value: &DeValue<'_>| text(value).map(Box::<str>::from);
     let claim = table.optional("oauth_claim", words).map(Spanned::into_inner);
     if !["oauth_keys", "oauth_issuer", "oauth_audience"].iter().any(|key| table.has(key)) {
         return None;
@@ -384,6 +386,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
         let to = table.required("to", mend, target);
         let source = table.optional("source", source_address);
         let tls = table.optional("tls", choice(&ROUTE_TLS));
+        let (login, login_marks) = login(&table, directory);
         let mut own = ScheduleMarks::default();
         let given = schedule(&table, &mut own);
         let verp = table.optional("verp", truth);
@@ -395,6 +398,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             to: to.span(),
             source: source.as_ref().map(Spanned::span),
             tls: tls.as_ref().map(Spanned::span),
+            login: login_marks,
             schedule: own,
             verp: verp.as_ref().map(Spanned::span),
         });
@@ -403,11 +407,41 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             to: to.into_inner(),
             source: source.map(Spanned::into_inner),
             given_tls: tls.map(Spanned::into_inner),
+            login: login.map(Arc::new),
             given,
             verp: verp.is_some_and(Spanned::into_inner),
         });
     }
     Routes::new(routes)
+}
+
+/// The keys of a login: the user and one place of its secret.  `check` looks at what is amiss.
+fn login(
+    table: &Table<'_>,
+    directory: &Path,
+) -> (Option<SmartHostLogin>, Vec<(&'static str, Range<usize>)>) {
+    let mut marks = Vec::new();
+    let mut value = |key: &'static str| {
+        let found = table.optional(key, words)?;
+        marks.push((key, found.span()));
+        Some(found.into_inner())
+    };
+    let user = value("user");
+    let file = |path: Box<str>| directory.join(&*path);
+    let place = value("password_file").map(|path| SecretPlace::PasswordFile(file(path)));
+    let place = value("password_env").map(SecretPlace::PasswordVariable).or(place);
+    let place = value("token_file").map(|path| SecretPlace::TokenFile(file(path))).or(place);
+    let login = user.zip(place).map(|(user, secret)| SmartHostLogin { user, secret });
+    (login, marks)
+}
+
+/// Text that is not empty.
+fn words(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
+    match text(value)? {
+        "" => Err(Wrong::new("is empty", "expected some text")),
+        words if words.contains('\0') => Err(Wrong::new("has a NUL", "expected some text")),
+        words => Ok(words.into()),
+    }
 }
 
 fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {

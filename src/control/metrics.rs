@@ -104,6 +104,8 @@ pub struct WorkerMetrics {
     pub connections_failed: Counter,
     /// Connections to next hops that TLS failed on.
     pub tls_failed: Counter,
+    /// Connections to smart hosts that did not let us in.
+    pub smart_host_logins_failed: Counter,
     /// Connections to next hops that there are.
     pub connections_open: Gauge,
     /// Handles, one for each message and site, that wait for a connection.
@@ -280,6 +282,7 @@ impl Default for WorkerMetrics {
             connections_opened: Counter::default(),
             connections_failed: Counter::default(),
             tls_failed: Counter::default(),
+            smart_host_logins_failed: Counter::default(),
             connections_open: Gauge::default(),
             handles_ready: Gauge::default(),
             handles_active: Gauge::default(),

@@ -1,9 +1,11 @@
 //! Courses: what routes say about how mail goes on.  Routes that say the same share one.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::outcome::RetryPolicy;
-use crate::config::{Config, Schedule, Target};
+use crate::auth::SmartHostLogin;
+use crate::config::{Config, Route, Schedule, Target};
 use crate::queue::destination::CourseIndex;
 use crate::tls::TlsPolicy;
 
@@ -16,6 +18,8 @@ pub struct Course {
     pub source: Option<IpAddr>,
     /// How connections are encrypted.
     pub tls: TlsPolicy,
+    /// What they log in with.
+    pub login: Option<Arc<SmartHostLogin>>,
     /// When it is tried again, how long, and when its sender is told that it is late.
     pub schedule: Schedule,
     /// The same as the judge of outcomes needs it.
@@ -37,8 +41,7 @@ impl Courses {
         let mut of_route = Vec::new();
         for route in config.routes.iter() {
             let schedule = route.schedule(&config.queue);
-            let way = (route.source, route.tls());
-            let course = Course::new(route.to.clone(), way, schedule, route.verp);
+            let course = Course::new(route, schedule);
             let known = courses.iter().position(|known| *known == course);
             let place = known.unwrap_or_else(|| {
                 courses.push(course);
@@ -46,12 +49,9 @@ impl Courses {
             });
             of_route.push(CourseIndex(place as u32));
         }
-        courses.push(Course::new(
-            Target::Hold,
-            (None, TlsPolicy::Off),
-            config.queue.clone(),
-            false,
-        ));
+        let everything = "*".parse().expect("a star is a pattern");
+        let nowhere = Route::new(everything, Target::Hold);
+        courses.push(Course::new(&nowhere, config.queue.clone()));
         Courses { courses, of_route }
     }
 
@@ -77,15 +77,18 @@ impl Courses {
 }
 
 impl Course {
-    fn new(
-        target: Target,
-        (source, tls): (Option<IpAddr>, TlsPolicy),
-        schedule: Schedule,
-        verp: bool,
-    ) -> Course {
+    fn new(route: &Route, schedule: Schedule) -> Course {
         let retry = RetryPolicy::new(&schedule.retry, schedule.lifetime)
             .expect("a configuration has at least one wait, none of them empty")
             .with_delay_notice(schedule.delay_notice.after());
-        Course { target, source, tls, schedule, retry, verp }
+        Course {
+            target: route.to.clone(),
+            source: route.source,
+            tls: route.tls(),
+            login: route.login.clone(),
+            schedule,
+            retry,
+            verp: route.verp,
+        }
     }
 }

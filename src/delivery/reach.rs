@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use crate::auth::SmartHostLogin;
 use crate::config::Target;
 use crate::dns::mail::{MailHost, fixed_host};
 use crate::pool::dial::{self, HostHealth};
@@ -23,6 +24,8 @@ pub struct Reach {
     pub source: Option<IpAddr>,
     /// How connections are encrypted; see [`Reach::with_tls`].
     pub tls: TlsPolicy,
+    /// What connections log in with; see [`Reach::with_login`].
+    pub login: Option<Arc<SmartHostLogin>>,
     /// The port of its hosts; 0 where there are none.
     pub port: u16,
     /// Which addresses have failed lately.
@@ -55,6 +58,7 @@ impl Reach {
             target,
             source,
             tls: TlsPolicy::Off,
+            login: None,
             port,
             health: Mutex::default(),
             hosts: Mutex::new(hosts),
@@ -65,6 +69,11 @@ impl Reach {
     /// The same with connections encrypted so.
     pub fn with_tls(self, tls: TlsPolicy) -> Reach {
         Reach { tls, ..self }
+    }
+
+    /// The same with connections that log in so.
+    pub fn with_login(self, login: Option<Arc<SmartHostLogin>>) -> Reach {
+        Reach { login, ..self }
     }
 
     /// What is spoken there; `None` where mail goes without a peer.

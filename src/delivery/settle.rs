@@ -358,6 +358,17 @@ impl Attempt {
 
 /// A site could not be reached or does not take mail: no connection is tried for a while.
 pub fn site_failed(way: &Way, words: &str) {
+    rest(way, words, "site_unreachable");
+}
+
+/// The smart host does not let us in: nothing is said of any message, whatever class its reply
+/// has, for the operator can mend it.
+pub fn login_failed(way: &Way, words: &str) {
+    tracing::warn!(site = %way.site_name(), words, "no login at the smart host");
+    rest(way, words, "login_failed");
+}
+
+fn rest(way: &Way, words: &str, reason: &'static str) {
     let worker = &way.worker;
     let shared = way.shared();
     let now_unix_ms = worker.now_unix_ms();
@@ -379,7 +390,7 @@ pub fn site_failed(way: &Way, words: &str) {
             worker.events.emit(&LogEvent {
                 site: Some(site),
                 reply: Some(words),
-                reason: Some("site_unreachable"),
+                reason: Some(reason),
                 attempts: Some(u32::from(failures)),
                 next_attempt: Some(Moment(until_unix_ms)),
                 ..LogEvent::new(EventKind::Deferred)

@@ -71,7 +71,7 @@ impl Sites {
         let connections_per_site = config.delivery.connections_per_site as u32;
         let mut fixed: Vec<Option<Arc<SiteShared>>> = Vec::new();
         for (place, course) in courses.iter().enumerate() {
-            let way = |course: &Course| (course.source, course.tls);
+            let way = |course: &Course| (course.source, course.tls, course.login.clone());
             let is_same =
                 |other: &&Course| other.target == course.target && way(other) == way(course);
             let known = courses.iter().take(place).position(|other| is_same(&other));
@@ -91,6 +91,7 @@ impl Sites {
             };
             let site = known.and_then(|known| fixed[known].clone()).unwrap_or_else(|| {
                 let reach = Reach::fixed(&course.target, course.source).with_tls(course.tls);
+                let reach = reach.with_login(course.login.clone());
                 let name = course.target.to_string();
                 Arc::new(SiteShared::new(SiteId(place as u64), &name, limit, cores, reach))
             });

@@ -33,9 +33,10 @@ use crate::queue::scheduler::Event;
 use crate::queue::site::SiteShared;
 use crate::runtime::socket::{Sending, Stream, TimeLimit};
 use crate::smtp::client::{
-    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure,
-    OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
+    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure, Login,
+    LoginTrouble, OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
 };
+use crate::smtp::code::ReplyClass;
 use duplex::Inbox;
 use job::Job;
 pub use opening::Security;
@@ -77,7 +78,9 @@ pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: 
     let metrics = &way.worker.metrics;
     metrics.connections_opened.count();
     metrics.connections_open.raise();
-    match opening::open(way, &security, stream, |security| new_client(way, security)).await {
+    match opening::open(way, &security, stream, |security, login| new_client(way, security, login))
+        .await
+    {
         Ok((client, stream)) => {
             way.host_succeeded(peer);
             exchange(way, stream, client, peer).await;
@@ -119,7 +122,23 @@ fn not_opened(
             return way.shared().remember_broken_tls(way.worker.now_unix_ms() + TLS_BROKEN_MS);
         }
     }
+    if is_for_every_host(&failure.cause) {
+        way.worker.metrics.smart_host_logins_failed.count();
+        return settle::login_failed(way, &words);
+    }
     way.host_failed(peer, &words);
+}
+
+/// Whether the site's other hosts need not be tried: a login that one of them refuses for good the
+/// others refuse too, and each attempt is a strike against us.
+fn is_for_every_host(cause: &ConnectionCause) -> bool {
+    match cause {
+        ConnectionCause::Login(LoginTrouble::Refused(reply)) => {
+            reply.class() == ReplyClass::PermanentFailure
+        }
+        ConnectionCause::Login(_) => true,
+        _ => false,
+    }
 }
 
 impl<'a> Connection<'a> {
@@ -299,7 +318,7 @@ impl<'a> Connection<'a> {
                     self.progress = Progress::Closed;
                 }
                 // The opening is over.
-                ClientAction::StartTls | ClientAction::Ready => {}
+                ClientAction::StartTls | ClientAction::Derive(_) | ClientAction::Ready => {}
             }
         }
     }
@@ -333,8 +352,9 @@ impl<'a> Connection<'a> {
     }
 }
 
-fn new_client(way: &Way, security: &Security) -> Client {
-    Client::new(client_config(way, security), Instant::now())
+fn new_client(way: &Way, security: &Security, login: Option<Login>) -> Client {
+    let config = ClientConfig { login, ..client_config(way, security) };
+    Client::new(config, Instant::now())
 }
 
 /// What the site's past allows.
@@ -349,6 +369,8 @@ fn client_config(way: &Way, security: &Security) -> ClientConfig {
     ClientConfig {
         ehlo_name: Arc::from(&*way.worker.config.hostname),
         protocol: way.protocol(),
+        is_secured: security.is_implicit,
+        login: None,
         starttls: security.starttls(shared.tls_is_broken(way.worker.now_unix_ms())),
         timeouts: Timeouts {
             greeting: delivery.timeouts.greeting,

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use data_encoding::BASE64;
 use proptest::prelude::*;
 
-use super::client::{ClientError, ClientExchange, Credentials};
+use super::client::{Answer, ClientError, ClientExchange, Credentials};
 use super::*;
 
 const EXPORTER: Binding = Binding { exporter: Some([9; 32]), offered: true };
@@ -14,6 +14,18 @@ fn lookup(hash: ScramHash, name: &str) -> Verifier {
     match name {
         "user" => Verifier::make(hash, "pencil", b"0123456789abcdef", iterations(4096)),
         _ => Verifier::nobody(hash, name, b"secret"),
+    }
+}
+
+fn credentials(name: &str, secret: &str) -> Credentials {
+    Credentials { name: name.into(), secret: secret.into(), is_token: false }
+}
+
+/// What the client says to a challenge, its keys derived at once.
+fn respond(client: &mut ClientExchange, challenge: &[u8]) -> Result<Vec<u8>, ClientError> {
+    match client.respond(challenge)? {
+        Answer::Respond(octets) => Ok(octets),
+        Answer::Derive(derivation) => client.derived(&derivation.derive()),
     }
 }
 
@@ -55,20 +67,20 @@ fn the_dialogues_of_the_rfcs() {
             Verifier::make(hash, "pencil", &salt_octets, iterations(4096))
         };
         let mut ours = Exchange::new(mechanism, server, Binding::default());
-        let credentials = Credentials { name: "user".into(), secret: "pencil".into() };
+        let known = credentials("user", "pencil");
         let mut theirs =
-            ClientExchange::new(mechanism, &credentials, client, Binding::default()).unwrap();
+            ClientExchange::new(mechanism, &known, client, Binding::default()).unwrap();
         let first = theirs.initial().unwrap();
         assert_eq!(first, format!("n,,n=user,r={client}").as_bytes());
         let challenge = text(ours.respond(Some(&first), &lookup));
         assert_eq!(challenge, format!("r={client}{server},s={salt},i=4096"));
-        let last = theirs.respond(challenge.as_bytes()).unwrap();
+        let last = respond(&mut theirs, challenge.as_bytes()).unwrap();
         let expected = format!("c=biws,r={client}{server},p={proof}");
         assert_eq!(String::from_utf8_lossy(&last), expected);
         let answered = text(ours.respond(Some(&last), &lookup));
         assert_eq!(answered, format!("v={answer}"));
         assert_eq!(theirs.succeeded(), Err(ClientError::NotTheServer), "before it was looked at");
-        assert_eq!(theirs.respond(answered.as_bytes()), Ok(Vec::new()));
+        assert_eq!(respond(&mut theirs, answered.as_bytes()), Ok(Vec::new()));
         assert_eq!(theirs.succeeded(), Ok(()));
         assert_eq!(ours.respond(Some(b""), &lookup), Step::Done("user".into()));
         assert_eq!(ours.respond(Some(b""), &lookup), Step::Failed(Failure::Malformed));
@@ -82,8 +94,8 @@ fn meet(
     client: Binding,
     server: Binding,
 ) -> Step {
-    let credentials = Credentials { name: name.into(), secret: password.into() };
-    let mut theirs = ClientExchange::new(mechanism, &credentials, "abc", client).unwrap();
+    let known = credentials(name, password);
+    let mut theirs = ClientExchange::new(mechanism, &known, "abc", client).unwrap();
     let mut ours = Exchange::new(mechanism, "def", server);
     let mut response = theirs.initial();
     for _ in 0..5 {
@@ -98,7 +110,7 @@ fn meet(
             step = ours.verified(good);
         }
         match step {
-            Step::Challenge(challenge) => match theirs.respond(&challenge) {
+            Step::Challenge(challenge) => match respond(&mut theirs, &challenge) {
                 Ok(next) => response = Some(next),
                 Err(error) => panic!("{error}"),
             },
@@ -140,11 +152,10 @@ fn a_man_in_the_middle_is_found_out() {
 
 #[test]
 fn a_server_without_our_verifier_is_left() {
-    let credentials = Credentials { name: "user".into(), secret: "pencil".into() };
+    let known = credentials("user", "pencil");
     let start = || {
         let mechanism = Mechanism::ScramSha256;
-        let mut client =
-            ClientExchange::new(mechanism, &credentials, "abc", Binding::default()).unwrap();
+        let mut client = ClientExchange::new(mechanism, &known, "abc", Binding::default()).unwrap();
         client.initial();
         client
     };
@@ -157,11 +168,11 @@ fn a_server_without_our_verifier_is_left() {
         b"r=abcdef,s=*,i=4096",
         b"\xff",
     ] {
-        assert_eq!(start().respond(challenge), Err(ClientError::Malformed), "{challenge:?}");
+        assert_eq!(respond(&mut start(), challenge), Err(ClientError::Malformed), "{challenge:?}");
     }
     let mut client = start();
-    client.respond(b"r=abcdef,s=AAAA,i=1").unwrap();
-    assert_eq!(client.respond(b"v=AAAA"), Err(ClientError::NotTheServer));
+    respond(&mut client, b"r=abcdef,s=AAAA,i=1").unwrap();
+    assert_eq!(respond(&mut client, b"v=AAAA"), Err(ClientError::NotTheServer));
 }
 
 #[test]
@@ -235,11 +246,14 @@ fn no_secret_is_shown_in_clear() {
     assert_eq!(choose(&all, true, Binding::default()), Some(Mechanism::ScramSha256));
     assert_eq!(choose(&|name| name == "PLAIN", true, EXPORTER), Some(Mechanism::Plain));
     assert_eq!(choose(&|name| name == "PLAIN", false, EXPORTER), None);
-    assert_eq!(ClientExchange::choose(all, true, true, EXPORTER), Some(Mechanism::XOAuth2));
+    let token =
+        |offered: &dyn Fn(&str) -> bool| ClientExchange::choose(offered, true, true, EXPORTER);
+    assert_eq!(token(&all), Some(Mechanism::OAuthBearer));
+    assert_eq!(token(&|name| name == "XOAUTH2"), Some(Mechanism::XOAuth2));
     assert_eq!(ClientExchange::choose(all, true, false, EXPORTER), None);
-    let credentials = Credentials { name: "u".into(), secret: "hunter2".into() };
+    let known = credentials("u", "hunter2");
     let claim = Claim::Password { name: "u".into(), password: "hunter2".into() };
-    assert!(!format!("{credentials:?} {claim:?}").contains("hunter2"));
+    assert!(!format!("{known:?} {claim:?}").contains("hunter2"));
 }
 
 /// Octets near the grammars, so that they get past their first checks.
@@ -284,13 +298,13 @@ proptest! {
 
     #[test]
     fn whatever_a_server_sends(mechanism in 0..Mechanism::ALL.len(), all in responses()) {
-        let credentials = Credentials { name: "user".into(), secret: "pencil".into() };
+        let known = credentials("user", "pencil");
         let mechanism = Mechanism::ALL[mechanism];
         let mut client =
-            ClientExchange::new(mechanism, &credentials, "abc", EXPORTER).unwrap();
+            ClientExchange::new(mechanism, &known, "abc", EXPORTER).unwrap();
         client.initial();
         for challenge in &all {
-            let _ = client.respond(challenge);
+            let _ = respond(&mut client, challenge);
         }
     }
 }

@@ -158,6 +158,7 @@ impl Everything {
             ("opened", self.sum(|worker| &worker.connections_opened)),
             ("failed", self.sum(|worker| &worker.connections_failed)),
             ("tls_failed", self.sum(|worker| &worker.tls_failed)),
+            ("login_failed", self.sum(|worker| &worker.smart_host_logins_failed)),
         ];
         let help = "Connections to next hops by what came of them";
         page.by_label("connections", help, "outcome", &connections)?;

@@ -175,7 +175,7 @@ impl World {
                 }
                 ClientAction::StartTls => panic!("the server offers none"),
                 ClientAction::Close => self.is_closed = true,
-                ClientAction::Ready | ClientAction::Failed(_) => {}
+                ClientAction::Derive(_) | ClientAction::Ready | ClientAction::Failed(_) => {}
             }
         }
     }
