@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::auth::{Authority, AuthorityError};
-use crate::config::{Config, Events, Listener};
+use crate::config::{Config, Events, Listener, Spool};
 use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
 use crate::control::events::{Event, EventKind, EventLog, EventTarget};
 use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics};
@@ -511,6 +511,9 @@ fn spool_figures(stats: Arc<SpoolStats>) -> impl Fn() -> SpoolFigures + Send + S
             segments_spare: value(&stats.segments_spare),
             segments_damaged: value(&stats.segments_damaged),
             live_records: value(&stats.live_records),
+            compactions: value(&stats.compactions),
+            messages_moved: value(&stats.messages_moved),
+            compacted_octets: value(&stats.compacted_octets),
             reads: value(&stats.reads),
             read_failures: value(&stats.read_failures),
             health: match stats.health() {
@@ -530,7 +533,8 @@ fn open_log(config: &Config, sites: &Sites, stats: Arc<SpoolStats>) -> Result<Op
     let disk = Arc::new(FileDisk::open(&config.spool_dir())?);
     let mut recovered = Recovered::new(config, sites);
     let mut random = random_generation;
-    let (log, report) = recover(disk, LogOptions::default(), stats, &mut random, &mut recovered)?;
+    let options = log_options(&config.spool);
+    let (log, report) = recover(disk, options, stats, &mut random, &mut recovered)?;
     if report.live_messages > 0 || report.damage_count > 0 {
         tracing::info!(
             messages = report.live_messages,
@@ -541,6 +545,16 @@ fn open_log(config: &Config, sites: &Sites, stats: Arc<SpoolStats>) -> Result<Op
         );
     }
     Ok((log, recovered.into_handles(), report.highest_id.unwrap_or(MessageId(0))))
+}
+
+/// The log as it is configured.
+fn log_options(spool: &Spool) -> LogOptions {
+    let whole = |value: u64| u32::try_from(value).expect("the configuration has bounds");
+    LogOptions {
+        segment_bytes: whole(spool.segment_size.0),
+        compact_after_ticks: whole(spool.compact_after.as_secs()),
+        ..LogOptions::default()
+    }
 }
 
 /// A worker's receiving ends.

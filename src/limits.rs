@@ -101,6 +101,8 @@ pub const DNS_CACHE_ENTRIES: usize = 65_536;
 pub const DNS_CACHE_OCTETS: usize = 32 * 1024 * 1024;
 /// Questions that a core has under way with its name servers; more wait for their turn.
 pub const DNS_QUERIES: usize = 256;
+/// Of those, the ones that are kept free of questions which nobody could answer the last time.
+pub const DNS_QUERIES_RESERVED: usize = DNS_QUERIES / 2;
 /// Questions that wait for their turn; beyond, the answer is a temporary failure at once.
 pub const DNS_QUERIES_WAITING: usize = 16_384;
 /// The aliases that are followed from one name (RFC 1034 section 5.2.2 wants loops to be found).
@@ -145,6 +147,8 @@ pub const DESTINATIONS_REMEMBERED: u32 = 16_384;
 /// so that domains whose servers are silent do not hold up those of the others: each is a task of
 /// some kilobytes.
 pub const RESOLUTIONS_AT_ONCE: u32 = 1_024;
+/// Of those, the ones that are kept free of destinations for which nobody could tell the last time.
+pub const RESOLUTIONS_RESERVED: u32 = RESOLUTIONS_AT_ONCE / 2;
 
 /// Events that a worker hands to the event log at a time, in octets.
 pub const EVENT_BLOCK: usize = 32 * 1024;

@@ -15,8 +15,9 @@ use super::{
     Config, DelayNotice, Environment, Listener, ListenerTls, Route, Schedule, Service, Target,
 };
 use crate::auth::sasl::Mechanism;
+use crate::spool::BATCH_BYTES;
 use crate::tls::TlsPolicy;
-use crate::units::Period;
+use crate::units::{ByteSize, Period};
 
 pub(super) fn config(
     config: &Config,
@@ -35,6 +36,7 @@ pub(super) fn config(
     host(config, marks, environment, problems);
     schedule("queue", &config.queue, &marks.queue, problems);
     delivery(config, marks, problems);
+    segments(config, marks, problems);
     dns(config, marks, problems);
 }
 
@@ -379,6 +381,28 @@ fn limits(config: &Config, marks: &Marks, environment: &Environment, problems: &
         problems.push(Problem::warning(title, span.clone()).label(label));
     }
 }
+
+/// The envelope of a message stands in one segment, whole.
+fn segments(config: &Config, marks: &Marks, problems: &Problems) {
+    let recipients = config.limits.recipients;
+    let needed = RECIPIENT_OCTETS * recipients as u64 + BATCH_BYTES as u64;
+    if let Some(span) = &marks.segment_size
+        && config.spool.segment_size.0 < needed
+    {
+        let title =
+            format!("`spool.segment_size` cannot hold a message for {recipients} recipients");
+        let mebibytes = ByteSize(needed.next_multiple_of(1 << 20));
+        problems.push(
+            Problem::error(title, span.clone())
+                .label(format!("expected {mebibytes} or more"))
+                .help("or lower `limits.recipients`"),
+        );
+    }
+}
+
+/// An address and an ORCPT, each of the greatest length (RFC 5321 section 4.5.3.1.3, RFC 3461
+/// section 4.2), and what stands between them.
+const RECIPIENT_OCTETS: u64 = 1024;
 
 fn host(config: &Config, marks: &Marks, environment: &Environment, problems: &Problems) {
     let is_public = config.listeners.iter().any(|listener| listener.service == Service::Mx);

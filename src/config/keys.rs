@@ -18,7 +18,7 @@ pub const SECTIONS: &[Section] = &[
         "",
         &[
             "hostname", "data_dir", "workers", "user", "listener", "tls", "auth", "relay",
-            "domains", "limits", "route", "delivery", "queue", "dns", "log", "admin",
+            "domains", "limits", "route", "delivery", "queue", "spool", "dns", "log", "admin",
         ],
     ),
     many("listener", &["address", "service", "tls", "durability", "bare_newline", "hide_client"]),
@@ -84,6 +84,7 @@ pub const SECTIONS: &[Section] = &[
     ),
     one("delivery.timeouts", &["connect", "greeting", "command", "data"]),
     one("queue", &["retry", "lifetime", "delay_notice"]),
+    one("spool", &["segment_size", "compact_after"]),
     one("dns", &["servers", "trusted", "timeout"]),
     one("log", &["events"]),
     one("admin", &["address"]),

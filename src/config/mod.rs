@@ -35,6 +35,7 @@ use crate::auth::Issuer;
 use crate::auth::sasl::Mechanism;
 use crate::limits;
 use crate::message::Durability;
+use crate::spool::SEGMENT_BYTES;
 use crate::tls::{AcceptorSettings, CertificateFiles, Fingerprint};
 use crate::units::{ByteSize, Rate};
 
@@ -75,6 +76,8 @@ pub struct Config {
     pub delivery: Delivery,
     /// When mail is tried again, and how long.
     pub queue: Schedule,
+    /// How the log of messages uses its disk.
+    pub spool: Spool,
     /// Whom to ask for names.
     pub dns: Dns,
     /// Where events go.
@@ -237,6 +240,15 @@ pub struct Timeouts {
     pub command: Duration,
     /// For the reply to the end of the data.
     pub data: Duration,
+}
+
+/// `[spool]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spool {
+    /// The size of a segment file; whole mebibytes.  One that exists keeps its size.
+    pub segment_size: ByteSize,
+    /// How long a segment rests before what is still needed of it may be written anew.
+    pub compact_after: Duration,
 }
 
 /// `[dns]`.
@@ -448,6 +460,10 @@ impl Config {
                 retry: [5, 10, 20, 60, 120, 240].map(|m| Duration::from_secs(60 * m)).into(),
                 lifetime: Duration::from_secs(5 * 86_400),
                 delay_notice: DelayNotice::After(Duration::from_secs(4 * 3_600)),
+            },
+            spool: Spool {
+                segment_size: ByteSize(u64::from(SEGMENT_BYTES)),
+                compact_after: Duration::from_secs(600),
             },
             dns: Dns { servers: Vec::new(), trusted: Vec::new(), timeout: Duration::from_secs(5) },
             log: Log { events: Events::Stdout },

@@ -21,7 +21,7 @@ use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, t
 use super::{
     Admin, Auth, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
     Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, OAuth, Relay, Route,
-    Routes, SESSIONS_MAX, Service, Target, Timeouts, Tls, WORKERS_MAX,
+    Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX,
 };
 use crate::auth::{Issuer, SecretPlace, SmartHostLogin};
 use crate::limits;
@@ -51,6 +51,7 @@ pub(super) struct Marks {
     pub routes: Vec<RouteMarks>,
     pub queue: ScheduleMarks,
     pub soft_bounce: Option<Range<usize>>,
+    pub segment_size: Option<Range<usize>>,
     pub dns_servers: Option<Range<usize>>,
     /// One for each of `dns.trusted`.
     pub dns_trusted: Vec<Range<usize>>,
@@ -101,6 +102,10 @@ const LOOK_UP: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration:
 /// The most messages that `[delivery] messages_in_flight` may ask for.
 const MESSAGES_IN_FLIGHT_MAX: usize = 16;
 const DNS_PORT: u16 = 53;
+/// Every batch fits the smallest segment, and a start holds the largest in memory.
+const SEGMENT_SIZE: RangeInclusive<ByteSize> = ByteSize(4 * MEBIBYTE)..=ByteSize(256 * MEBIBYTE);
+const MEBIBYTE: u64 = 1 << 20;
+const REST: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 86_400);
 const MESSAGE_SIZE: RangeInclusive<ByteSize> = ByteSize(1 << 10)..=ByteSize(1 << 30);
 
 /// Reads every value; bad ones become problems.
@@ -134,6 +139,7 @@ pub(super) fn config(
         routes: routes(&table, directory, &mut marks),
         delivery: delivery(&table.table("delivery"), defaults.delivery, &mut marks),
         queue: schedule(&table.table("queue"), &mut marks.queue).or(&defaults.queue),
+        spool: spool(&table.table("spool"), defaults.spool, &mut marks),
         dns: dns(&table.table("dns"), defaults.dns, &mut marks),
         log: log(&table.table("log"), directory, defaults.log),
         admin: admin(&table.table("admin"), defaults.admin, &mut marks),
@@ -522,6 +528,21 @@ fn delay_notice(value: &DeValue<'_>) -> Result<DelayNotice, Wrong> {
             Some(_) => wrong,
         }),
     }
+}
+
+fn spool(table: &Table<'_>, default: Spool, marks: &mut Marks) -> Spool {
+    let segment_size = note(table.optional("segment_size", segment_size), &mut marks.segment_size);
+    Spool {
+        segment_size: segment_size.unwrap_or(default.segment_size),
+        compact_after: table.or("compact_after", default.compact_after, period(REST)),
+    }
+}
+
+fn segment_size(value: &DeValue<'_>) -> Result<ByteSize, Wrong> {
+    let given = size(SEGMENT_SIZE)(value)?;
+    let whole = given.0.is_multiple_of(MEBIBYTE);
+    let wrong = || Wrong::new("is not a whole number of MiB", "expected a size like \"64MiB\"");
+    whole.then_some(given).ok_or_else(wrong)
 }
 
 fn dns(table: &Table<'_>, default: Dns, marks: &mut Marks) -> Dns {

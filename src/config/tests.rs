@@ -95,6 +95,9 @@ timeouts = { connect = "1s", greeting = "2s", command = "3s", data = "4s" }
 retry = ["1s", "2s"]
 lifetime = "1h"
 delay_notice = "off"
+[spool]
+segment_size = "16MiB"
+compact_after = "90s"
 [dns]
 servers = ["192.0.2.53", "127.0.0.1:5353", "2001:db8::53", "[::1]:54"]
 trusted = ["::ffff:192.0.2.53", "2001:db8::53"]
@@ -167,6 +170,8 @@ address = "[::1]:80"
         delay_notice: DelayNotice::Off,
     };
     assert_eq!(config.queue, queue);
+    let spool = Spool { segment_size: ByteSize(16 << 20), compact_after: 90 * second };
+    assert_eq!(config.spool, spool);
     let servers = ["192.0.2.53:53", "127.0.0.1:5353", "[2001:db8::53]:53", "[::1]:54"];
     let dns = Dns {
         servers: servers.map(|server| server.parse().unwrap()).into(),

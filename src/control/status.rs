@@ -61,6 +61,12 @@ pub struct SpoolFigures {
     pub segments_damaged: u64,
     /// Records of messages that are not done.
     pub live_records: u64,
+    /// Compactions that came to their end.
+    pub compactions: u64,
+    /// Messages that those wrote again.
+    pub messages_moved: u64,
+    /// Octets that they wrote, padding included.
+    pub compacted_octets: u64,
     /// Reads answered.
     pub reads: u64,
     /// Reads that failed or did not verify.

@@ -3,14 +3,16 @@
 //! One for each site, shared by its cores.  The locks in here are taken a few times a connection
 //! and once a resolution, never for a message.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::auth::SmartHostLogin;
 use crate::config::Target;
 use crate::dns::mail::{MailHost, fixed_host};
+use crate::dns::{Addresses, Name};
 use crate::pool::dial::{self, HostHealth};
 use crate::smtp::client::Protocol;
 use crate::tls::TlsPolicy;
@@ -33,6 +35,9 @@ pub struct Reach {
     hosts: Mutex<Arc<[MailHost]>>,
     /// Hosts that did not take us since one did.
     failures: AtomicU32,
+    /// The addresses of connections that have shown themselves well, and how many lead to each;
+    /// bounded by the site's connections.
+    serving: Mutex<HashMap<SocketAddr, u32>>,
 }
 
 impl Reach {
@@ -63,6 +68,7 @@ impl Reach {
             health: Mutex::default(),
             hosts: Mutex::new(hosts),
             failures: AtomicU32::new(0),
+            serving: Mutex::default(),
         }
     }
 
@@ -95,6 +101,17 @@ impl Reach {
         *self.hosts.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
     }
 
+    /// What a dial has looked up, which is what [`Reach::host_failed`] judges by: the hosts
+    /// themselves are renewed only as often as their domain is asked for, and the next hop of a
+    /// route that names one never.
+    pub fn learn(&self, name: &Name, found: &Addresses) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut learned = hosts.to_vec();
+        let same = learned.iter_mut().filter(|host| *host.name == *name.as_str());
+        same.for_each(|host| host.learn(found));
+        *hosts = learned.into();
+    }
+
     /// A host did not take us; tells whether another one is known that has not failed lately, and
     /// is to be tried at once.
     pub fn host_failed(&self, address: SocketAddr, now: Instant) -> bool {
@@ -103,9 +120,9 @@ impl Reach {
         health.failed(address, now);
         let fits = |ip: &IpAddr| self.source.is_none_or(|source| source.is_ipv4() == ip.is_ipv4());
         let hosts = self.hosts();
-        // Addresses that have run out are asked for anew by whoever dials, and may be others.
-        let stand = hosts.iter().filter(|host| host.expires > now);
-        let mut known = stand.flat_map(|host| &host.addresses).copied().filter(fits);
+        // Also those that have run out: whoever dials asks for them anew, and what became of them
+        // is found there.
+        let mut known = hosts.iter().flat_map(|host| &host.addresses).copied().filter(fits);
         let is_left =
             known.any(|ip| health.avoid_until(SocketAddr::new(ip, self.port), now).is_none());
         // Whatever the addresses do, this comes to an end and the site to its rest.
@@ -116,20 +133,68 @@ impl Reach {
         goes_on
     }
 
-    /// A host has greeted us well.
-    pub fn host_succeeded(&self, address: SocketAddr) {
+    /// The site rests until then because of this host.  If another one's addresses could not be
+    /// looked up, it is asked for before this one has its next turn: else a host that connects and
+    /// then refuses would hide the others for ever.
+    pub fn rests(&self, address: SocketAddr, until: Instant) {
+        if self.hosts().iter().any(|host| host.addresses.is_empty()) {
+            dial::lock(&self.health).avoid_at_least(address, until + AVOIDED_AFTER_REST);
+        }
+    }
+
+    /// A host did not take us while others serve the site; it is avoided unless it is one of
+    /// them.
+    pub fn host_refused(&self, address: SocketAddr, now: Instant) {
+        if !self.serves(address) {
+            dial::lock(&self.health).failed(address, now);
+        }
+    }
+
+    /// A host has had its word on a message: not at its greeting, since one that greets and then
+    /// drops every transaction is not well.  It serves until the value is dropped.
+    pub fn host_succeeded(&self, address: SocketAddr) -> Serving<'_> {
         self.failures.store(0, Ordering::Relaxed);
         dial::lock(&self.health).succeeded(address);
+        *self.serving().entry(address).or_default() += 1;
+        Serving { reach: self, address }
+    }
+
+    /// Whether a connection to this address stands that has shown itself well.
+    pub fn serves(&self, address: SocketAddr) -> bool {
+        self.serving().contains_key(&address)
+    }
+
+    fn serving(&self) -> MutexGuard<'_, HashMap<SocketAddr, u32>> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection whose host has had its word on a message.
+#[derive(Debug)]
+pub struct Serving<'a> {
+    reach: &'a Reach,
+    address: SocketAddr,
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        let mut serving = self.reach.serving();
+        if let Some(count) = serving.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                serving.remove(&self.address);
+            }
+        }
     }
 }
 
 /// Hosts that are tried one after the other before a site rests.
 const HOSTS_AT_ONCE: u32 = 16;
+/// How long after a rest the host that led to it still comes last, if another one is unknown.
+const AVOIDED_AFTER_REST: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn reach(hosts: &[(&str, Instant)]) -> Reach {
@@ -153,9 +218,69 @@ mod tests {
         let later = now + Duration::from_secs(60);
         let reach = reach(&[("192.0.2.1", later), ("192.0.2.2", later), ("192.0.2.3", now)]);
         assert!(reach.host_failed(at(1), now), "the second one is left");
-        assert!(!reach.host_failed(at(2), now), "what is known of the third one has run out");
+        assert!(reach.host_failed(at(2), now), "what is known of the third one has run out");
+        assert!(!reach.host_failed(at(3), now));
         reach.host_succeeded(at(2));
         assert!(reach.host_failed(at(1), now));
+    }
+
+    #[test]
+    fn a_host_that_serves_is_not_avoided_for_refusing_more() {
+        let now = Instant::now();
+        let reach = reach(&[("192.0.2.1", now), ("192.0.2.2", now)]);
+        let is_avoided = |last| dial::lock(&reach.health).avoid_until(at(last), now).is_some();
+        let serving = [reach.host_succeeded(at(2)), reach.host_succeeded(at(2))];
+        (1..=2).for_each(|last| reach.host_refused(at(last), now));
+        assert!(is_avoided(1) && !is_avoided(2));
+        let [one, other] = serving;
+        drop(one);
+        assert!(reach.serves(at(2)));
+        drop(other);
+        assert!(!reach.serves(at(2)));
+        reach.host_refused(at(2), now);
+        assert!(is_avoided(2));
+    }
+
+    fn found(addresses: &[&str], expires: Instant) -> Addresses {
+        let addresses = addresses.iter().map(|address| address.parse().expect("an address"));
+        Addresses { result: Ok(addresses.collect()), authentic: false, expires }
+    }
+
+    #[test]
+    fn a_next_hop_with_a_name_has_the_addresses_that_its_dial_found() {
+        let (now, name) = (Instant::now(), Name::parse("relay.test").expect("a name"));
+        let target = Target::parse("smtp://relay.test", std::path::Path::new("/"));
+        let reach = Reach::fixed(&target.expect("a target"), None);
+        assert!(!reach.host_failed(at(1), now), "no other one is known");
+        // It expires at once, which is the business of the next dial.
+        reach.learn(&name, &found(&["192.0.2.1", "0.0.0.0", "::ffff:192.0.2.2"], now));
+        assert_eq!(reach.hosts()[0].addresses, [at(1).ip(), at(2).ip()]);
+        assert!(reach.host_failed(at(1), now), "the second one is left");
+        assert!(!reach.host_failed(at(2), now));
+        // Nobody can say: what was known stands.
+        let result = Err(crate::dns::LookupError::Temporary { why: "silence".into() });
+        reach.learn(&name, &Addresses { result, authentic: false, expires: now });
+        assert_eq!(reach.hosts()[0].addresses.len(), 2);
+        let result = Err(crate::dns::LookupError::NoData);
+        reach.learn(&name, &Addresses { result, authentic: false, expires: now });
+        assert_eq!(reach.hosts()[0].addresses.len(), 0);
+    }
+
+    #[test]
+    fn a_host_that_leads_to_a_rest_comes_after_one_that_could_not_be_looked_up() {
+        let now = Instant::now();
+        let rest = now + Duration::from_secs(900);
+        let avoided = |reach: &Reach| dial::lock(&reach.health).avoid_until(at(1), rest).is_some();
+        let reach = reach(&[("192.0.2.1", now), ("192.0.2.2", now)]);
+        reach.host_failed(at(1), now);
+        reach.rests(at(1), rest);
+        assert!(!avoided(&reach), "both are known, and have their turn by preference");
+        let hosts = reach.hosts();
+        let mut hosts = hosts.to_vec();
+        hosts[1].addresses.clear();
+        reach.renew(hosts.into());
+        reach.rests(at(1), rest);
+        assert!(avoided(&reach));
     }
 
     #[test]

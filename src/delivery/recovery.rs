@@ -146,10 +146,12 @@ impl Known {
 fn restore(handle: &mut Handle, deferral: &StoredDefer) {
     handle.attempts = deferral.attempts;
     handle.delay_told = deferral.delay_told;
+    handle.released = deferral.state == DeferState::Released;
     match deferral.state {
-        DeferState::Deferred => handle.due_unix_ms = deferral.next_attempt_unix_ms,
+        DeferState::Deferred | DeferState::Released => {
+            handle.due_unix_ms = deferral.next_attempt_unix_ms;
+        }
         DeferState::Held => handle.state = State::Held,
-        DeferState::Released => {}
     }
 }
 

@@ -1,5 +1,5 @@
 //! What becomes of a message after an attempt: carries out what
-//! [`settlement`](super::settlement) decides - appends to the log, events, the scheduler.
+//! [`settlement`] decides - appends to the log, events, the scheduler.
 //!
 //! Nothing is decided here, so that the simulation, which has a shell of its own, runs the same
 //! decisions.  The order of the effects matters and is theirs: the outcome is appended first; the
@@ -14,7 +14,9 @@ use super::message::{LoadError, LoadedMessage};
 use super::notice;
 use super::outcome::{Attempted, Reason};
 use super::settlement::parcel::Parcel;
-use super::settlement::site::{SiteFacts, SiteVerdict, after_failed_connection};
+use super::settlement::site::{
+    SiteFacts, SiteVerdict, after_failed_connection, after_own_shortage,
+};
 use super::settlement::{self, Effect, Handover, Hop, Judge, Paper, Part, Settlement, Told};
 use crate::control::events::{Addressees, Event as LogEvent, EventKind};
 use crate::control::moment::Moment;
@@ -119,6 +121,7 @@ impl Attempt {
             envelope: message.envelope(),
             attempts_before: self.handle.attempts,
             delay_told: self.handle.delay_told,
+            released: self.handle.released,
         }
     }
 
@@ -396,6 +399,18 @@ fn rest(way: &Way, words: &str, reason: &'static str) {
                 ..LogEvent::new(EventKind::Deferred)
             });
         }
+    }
+}
+
+/// This machine had nothing left for a connection: the site is not to blame, and pauses.
+pub fn own_shortage(way: &Way, words: &str) {
+    let (worker, shared) = (&way.worker, way.shared());
+    let now_unix_ms = worker.now_unix_ms();
+    worker.metrics.connections_failed.count();
+    let rests = shared.rests_until(now_unix_ms).is_some();
+    if let SiteVerdict::Pause { until_unix_ms } = after_own_shortage(rests, now_unix_ms) {
+        tracing::warn!(site = %way.site_name(), words, "this machine is short of resources");
+        shared.pause(until_unix_ms);
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Part<'a> {
     pub attempts_before: u16,
     /// The originator has been told of the delay, or need not be.
     pub delay_told: bool,
+    /// An operator has let it go past the routes that hold.
+    pub released: bool,
 }
 
 /// By what an attempt is judged.
@@ -131,6 +133,9 @@ pub enum Record {
         attempts: u16,
         /// The originator has been told of the delay, or need not be.
         delay_told: bool,
+        /// An operator has let them go; only the latest record of a recipient counts, so each has
+        /// to say it again.
+        released: bool,
         /// Why.
         reply: String,
     },
@@ -527,6 +532,7 @@ impl<'a> Settlement<'a> {
                 next_attempt_unix_ms: self.due_unix_ms,
                 attempts: self.attempts(),
                 delay_told: self.delay_told(),
+                released: self.part.released,
                 reply,
             };
             effects.push(Effect::Append { record, notice: notice.take() });
@@ -565,12 +571,20 @@ impl Record {
                 let recipients = spool_recipients(places, recipients);
                 NewRecord::Done(Done { id, segment, recipients, last: *last })
             }
-            Record::Defer { places, next_attempt_unix_ms, attempts, delay_told, reply } => {
+            Record::Defer {
+                places,
+                next_attempt_unix_ms,
+                attempts,
+                delay_told,
+                released,
+                reply,
+            } => {
+                let state = if *released { DeferState::Released } else { DeferState::Deferred };
                 NewRecord::Defer(Defer {
                     id,
                     segment,
                     recipients: spool_recipients(places, recipients),
-                    state: DeferState::Deferred,
+                    state,
                     next_attempt_unix_ms: *next_attempt_unix_ms,
                     attempts: *attempts,
                     delay_told: *delay_told,

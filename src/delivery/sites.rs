@@ -55,9 +55,22 @@ struct Entry {
 /// What makes two sites one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct SiteKey {
+    /// By rank, 0 first.  The preferences themselves say nothing but the order.
     hosts: Box<[(u16, Box<str>)]>,
     source: Option<IpAddr>,
     tls: TlsPolicy,
+}
+
+impl SiteKey {
+    /// The key of hosts that are in the order of their preference.
+    fn of(hosts: &[MailHost], source: Option<IpAddr>, tls: TlsPolicy) -> SiteKey {
+        let mut ranked = Vec::with_capacity(hosts.len());
+        let by_rank = hosts.chunk_by(|one, other| one.preference == other.preference);
+        for (rank, equals) in (0_u16..).zip(by_rank) {
+            ranked.extend(equals.iter().map(|host| (rank, host.name.clone())));
+        }
+        SiteKey { hosts: ranked.into(), source, tls }
+    }
 }
 
 /// The recipients of one message that go to one destination.
@@ -206,8 +219,7 @@ impl Sites {
         now_unix_ms: u64,
     ) -> Arc<SiteShared> {
         let course = self.course(course);
-        let names = hosts.iter().map(|host| (host.preference, host.name.clone()));
-        let key = SiteKey { hosts: names.collect(), source: course.source, tls: course.tls };
+        let key = SiteKey::of(&hosts, course.source, course.tls);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.sweep(now_unix_ms);
         if let Some(known) = table.sites.get_mut(&key) {
@@ -419,10 +431,15 @@ to = "mx"
         let mx = CourseIndex(3);
         let first = sites.of_hosts(mx, hosts(&[(10, "a.test"), (20, "b.test")]), 0);
         let again = sites.of_hosts(mx, hosts(&[(10, "a.test"), (20, "b.test")]), 1);
-        let other = sites.of_hosts(mx, hosts(&[(20, "a.test"), (10, "b.test")]), 2);
+        let other = sites.of_hosts(mx, hosts(&[(10, "b.test"), (20, "a.test")]), 2);
         assert_eq!(first.id(), again.id());
         assert_ne!(first.id(), other.id());
-        assert_eq!((first.name(), sites.exchanger_sites()), ("a.test,b.test", 2));
+        let same_order = sites.of_hosts(mx, hosts(&[(0, "a.test"), (5, "b.test")]), 2);
+        assert_eq!(first.id(), same_order.id(), "only the order of preferences matters");
+        let equals = sites.of_hosts(mx, hosts(&[(10, "a.test"), (10, "b.test")]), 2);
+        assert_ne!(first.id(), equals.id());
+        drop((same_order, equals));
+        assert_eq!((first.name(), sites.exchanger_sites()), ("a.test,b.test", 3));
         drop((again, other));
         let later = SITE_REMEMBERED_MS + SWEEP_EVERY_MS;
         sites.of_hosts(mx, hosts(&[(0, "c.test")]), later);

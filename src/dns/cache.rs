@@ -68,6 +68,11 @@ impl Cache {
         (now < entry.answer.expires).then(|| entry.answer.clone())
     }
 
+    /// Whether nobody could answer a question the last time, as far as that is remembered.
+    pub fn has_failed(&self, question: &Question) -> bool {
+        self.entries.get(question).is_some_and(|entry| entry.failures > 0)
+    }
+
     /// Keeps an answer; it takes the place of an older one.
     pub fn put(&mut self, question: Question, answer: Answer) -> Rc<Answer> {
         self.remove(&question);

@@ -191,7 +191,11 @@ fn judge(message: &Message, question: &Question) -> Result<Reply, NotAReply> {
     let negative = negative_ttl(message);
     let absent_ttl = ttl.min(negative.unwrap_or(DNS_TTL_MIN));
     if message.metadata.response_code == ResponseCode::NXDomain {
-        return known(Outcome::NoName, absent_ttl);
+        // Name servers beside it are no referral here (RFC 2308 section 2.1.1, type 4).
+        return match negative.is_none() && is_uninvolved(message) {
+            true => Ok(Reply::Failed("no such name, says a server that cannot know".into())),
+            false => known(Outcome::NoName, absent_ttl),
+        };
     }
     if negative.is_none() && aliases > 0 {
         let Some(target) = Name::from_labels(owner.iter()) else {
@@ -210,7 +214,12 @@ fn judge(message: &Message, question: &Question) -> Result<Reply, NotAReply> {
 fn is_lame(message: &Message) -> bool {
     let refers =
         message.authorities.iter().any(|record| record.record_type() == rr::RecordType::NS);
-    refers || !(message.metadata.authoritative || message.metadata.recursion_available)
+    refers || is_uninvolved(message)
+}
+
+/// Whether the server neither has the zone nor asks others.
+fn is_uninvolved(message: &Message) -> bool {
+    !(message.metadata.authoritative || message.metadata.recursion_available)
 }
 
 /// How long an absence stands (RFC 2308 section 5).

@@ -33,6 +33,20 @@ pub struct MailHost {
     pub authentic: bool,
 }
 
+impl MailHost {
+    /// Takes over what the DNS says of its addresses; where it could not say, what was known
+    /// still counts.
+    pub fn learn(&mut self, found: &Addresses) {
+        self.addresses = match &found.result {
+            Ok(addresses) => usable(addresses),
+            Err(LookupError::NoName | LookupError::NoData) => Vec::new(),
+            Err(LookupError::Temporary { .. }) => return,
+        };
+        self.expires = found.expires;
+        self.authentic = found.authentic;
+    }
+}
+
 /// The hosts that take the mail of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MailHosts {
@@ -298,8 +312,7 @@ impl Candidate {
     fn into_host(self) -> Option<MailHost> {
         let addresses: Vec<IpAddr> = match self.addresses.result {
             Ok(found) => {
-                let usable = found.into_iter().filter(|address| is_usable(*address));
-                let usable: Vec<IpAddr> = usable.map(|address| address.to_canonical()).collect();
+                let usable = usable(&found);
                 (!usable.is_empty()).then_some(usable)?
             }
             Err(LookupError::Temporary { .. }) => Vec::new(),
@@ -313,6 +326,12 @@ impl Candidate {
             authentic: self.addresses.authentic,
         })
     }
+}
+
+/// Those of a host's addresses to which a connection may be made.
+pub(crate) fn usable(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let usable = addresses.iter().filter(|address| is_usable(**address));
+    usable.map(IpAddr::to_canonical).collect()
 }
 
 /// Whether a connection to the address can lead to one host: `0.0.0.0` and `::` would lead to this

@@ -13,6 +13,8 @@ pub struct Ourselves {
     names: Vec<Name>,
     /// Addresses at which a connection to the delivery port ends here.
     addresses: Vec<IpAddr>,
+    /// So does one to any address of 127/8, of which the interfaces name only the first.
+    is_all_loopback: bool,
 }
 
 impl Ourselves {
@@ -28,11 +30,12 @@ impl Ourselves {
         interfaces: &[IpAddr],
         delivery_port: u16,
     ) -> Ourselves {
-        let mut addresses = Vec::new();
+        let (mut addresses, mut is_all_loopback) = (Vec::new(), false);
         for listener in listeners.iter().filter(|listener| listener.port() == delivery_port) {
             let of_family = |address: &&IpAddr| address.is_ipv4() == listener.is_ipv4();
             if listener.ip().is_unspecified() {
                 addresses.extend(interfaces.iter().filter(of_family));
+                is_all_loopback |= listener.is_ipv4();
             } else {
                 addresses.push(listener.ip());
             }
@@ -40,7 +43,7 @@ impl Ourselves {
         // A name without a dot is what a machine calls itself that has not been named: it says
         // nothing about a host in the DNS.
         let names = Name::parse(hostname).filter(|name| name.as_str().contains('.'));
-        Ourselves { names: names.into_iter().collect(), addresses }
+        Ourselves { names: names.into_iter().collect(), addresses, is_all_loopback }
     }
 
     /// Whether this gateway is called so.
@@ -50,7 +53,9 @@ impl Ourselves {
 
     /// Whether mail that is delivered to `address` ends here.
     pub fn is_at(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address.to_canonical())
+        let address = address.to_canonical();
+        let is_loopback = address.is_ipv4() && address.is_loopback();
+        self.is_all_loopback && is_loopback || self.addresses.contains(&address)
     }
 }
 
@@ -81,6 +86,7 @@ mod tests {
         let listeners = ["192.0.2.1:25", "127.0.0.1:2525"].map(|text| text.parse().expect("one"));
         let at_25 = Ourselves::new("mx.example", &listeners, &[], 25);
         assert!(at_25.is_at(address("192.0.2.1")) && !at_25.is_at(address("127.0.0.1")));
+        assert!(!at_25.is_at(address("127.0.0.2")), "only a listener on all addresses is there");
         assert!(at_25.is_at(address("::ffff:192.0.2.1")));
         let at_2525 = Ourselves::new("mx.example", &listeners, &[], 2525);
         assert!(at_2525.is_at(address("127.0.0.1")) && !at_2525.is_at(address("192.0.2.1")));
@@ -93,6 +99,7 @@ mod tests {
         let ourselves = Ourselves::new("mx.example", &listeners, &interfaces, 25);
         assert!(ourselves.is_at(address("192.0.2.1")) && ourselves.is_at(address("127.0.0.1")));
         assert!(!ourselves.is_at(address("2001:db8::1")));
+        assert!(ourselves.is_at(address("127.0.0.2")) && !ourselves.is_at(address("192.0.2.2")));
     }
 
     #[test]

@@ -13,10 +13,13 @@ use std::time::{Duration, Instant};
 use super::asking::Asking;
 use super::cache::{Cache, Question};
 use super::codec::{Known, Outcome};
-use super::flight::{Flight, Turns};
+use super::flight::{Flight, Prospect, Turns};
 use super::{Answer, Lookup, LookupError, Name, RecordType, resolv_conf, transport};
 use crate::config;
-use crate::limits::{DNS_ALIASES, DNS_FAILURE_TTL, DNS_QUERIES, DNS_QUERIES_WAITING, DNS_TTL_MIN};
+use crate::limits::{
+    DNS_ALIASES, DNS_FAILURE_TTL, DNS_QUERIES, DNS_QUERIES_RESERVED, DNS_QUERIES_WAITING,
+    DNS_TTL_MIN,
+};
 
 /// Whom to ask.
 #[derive(Debug, Clone)]
@@ -72,7 +75,7 @@ impl Resolver {
             config,
             cache: RefCell::default(),
             flights: RefCell::default(),
-            turns: Turns::new(DNS_QUERIES),
+            turns: Turns::new(DNS_QUERIES, DNS_QUERIES_RESERVED),
             first: Cell::new(0),
         };
         Resolver { shared: Rc::new(shared) }
@@ -144,7 +147,11 @@ struct Landing {
 
 impl Landing {
     async fn fly(self) {
-        let turn = self.shared.turns.take().await;
+        let prospect = match self.shared.cache.borrow().has_failed(&self.question) {
+            true => Prospect::Doubtful,
+            false => Prospect::Hopeful,
+        };
+        let turn = self.shared.turns.take(prospect).await;
         let found = self.shared.resolve(&self.question).await;
         drop(turn);
         let now = Instant::now();

@@ -5,8 +5,11 @@
 //! its stream; [`local`] writes Maildirs and whatever else needs no peer.
 //!
 //! However it ends, the scheduler hears `ConnectionClosed`, and a message that was being sent is
-//! settled or returned: nothing is left active.  A host that cannot be reached or does not greet
-//! well is avoided for a while; only when no other one is left does the site rest.
+//! settled or returned: nothing is left active.  A panic in here aborts the process, since it may
+//! have come from the middle of the scheduler's or the log's work; recovery does the rest.  A host
+//! that cannot be reached, does not greet well, or ends a fresh connection without a word on a
+//! message is avoided for a while; only when no other one is left does the site rest, or the
+//! message wait.
 
 pub mod local;
 pub mod maildir;
@@ -16,15 +19,17 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 
 use crate::config::{Host, Target};
 use crate::delivery::outcome::RetryPolicy;
+use crate::delivery::reach::Serving;
 use crate::delivery::settle;
+use crate::dns::{Addresses, Name};
 use crate::pool::Lane;
-use crate::pool::dial::{DialError, Dialled, dial};
+use crate::pool::dial::{DialError, Dialled, dial, is_own_shortage};
 use crate::queue::arena::Slot;
 use crate::queue::scheduler::{ConnectionId, Event};
 use crate::queue::site::{SiteIndex, SiteShared};
@@ -38,7 +43,9 @@ pub async fn run(worker: Rc<Worker>, site: SiteIndex, connection: ConnectionId, 
     if let Some(shared) = worker.with_queue(|queue| queue.site(site).cloned()) {
         let way = Way { worker: worker.clone(), site, shared, connection, lane };
         if let Err(words) = guarded(go(&way)).await {
-            tracing::error!(site = way.site_name(), "a delivery ended by a bug of ours: {words}");
+            let site = way.site_name();
+            tracing::error!(site, "a delivery met a bug of ours; the process ends: {words}");
+            std::process::abort();
         }
     }
     worker.pool.close(connection);
@@ -61,6 +68,7 @@ async fn go(way: &Way) {
         Ok(Dialled { stream, peer, host }) => {
             smtp::run(way, stream, Some(peer), way.security(&host)).await;
         }
+        Err(error) if error.is_own_shortage => settle::own_shortage(way, &error.words),
         Err(error) => settle::site_failed(way, &error.words),
     }
 }
@@ -78,12 +86,15 @@ async fn connect(way: &Way) -> Result<Dialled, DialError> {
         return match Stream::connect(peer, reach.source, limit).await {
             Ok(stream) => Ok(Dialled { stream, peer, host: ip.to_string().into() }),
             Err(error) => {
-                Err(DialError { words: describe_connect(peer, &error).into(), dns_only: false })
+                let words = describe_connect(peer, &error).into();
+                let is_own_shortage = is_own_shortage(&error, peer, reach.source);
+                Err(DialError { words, dns_only: false, is_own_shortage })
             }
         };
     }
     let hosts = reach.hosts();
-    dial(&worker.resolver, &hosts, reach.port, reach.source, limit, &reach.health).await
+    let learned = |name: &Name, found: &Addresses| reach.learn(name, found);
+    dial(&worker.resolver, &hosts, reach.port, reach.source, limit, &reach.health, &learned).await
 }
 
 fn describe_connect(peer: impl Display, error: &StreamError) -> String {
@@ -140,27 +151,47 @@ impl Way {
         &self.worker.sites.course(course.unwrap_or(fallback)).retry
     }
 
-    /// The host has greeted us well.
-    pub fn host_succeeded(&self, peer: Option<SocketAddr>) {
-        if let Some(peer) = peer {
-            self.shared.reach().host_succeeded(peer);
+    /// The host has had its word on a message; said once a connection, for as long as it lasts.
+    pub fn host_succeeded(&self, peer: Option<SocketAddr>) -> Option<Serving<'_>> {
+        peer.map(|peer| self.shared.reach().host_succeeded(peer))
+    }
+
+    /// The host has greeted us and then ended the connection without a word on its first message.
+    /// Tells whether another host is left, which is to have the message at once.
+    ///
+    /// Not if other connections to it are well: then it is the message that it does not like.
+    pub fn is_passed_over(&self, peer: Option<SocketAddr>) -> bool {
+        let reach = self.shared.reach();
+        let Some(peer) = peer.filter(|peer| !reach.serves(*peer)) else { return false };
+        let is_passed_over = reach.host_failed(peer, Instant::now());
+        if is_passed_over {
+            let words = "no word on its first message";
+            tracing::info!(site = self.site_name(), %peer, words, "the next host is tried");
         }
+        is_passed_over
     }
 
     /// The host has connected and then not taken us, at its greeting or at EHLO: the next
     /// connection goes to another host.  Without one the site rests, or pauses.
     pub fn host_failed(&self, peer: Option<SocketAddr>, words: &str) {
-        // A site that serves other connections has enough of them: no reason to trouble the hosts
-        // that stand in for it.
-        let is_lone = self.shared.established() == 0;
-        if let Some(peer) = peer.filter(|_| is_lone)
-            && self.shared.reach().host_failed(peer, Instant::now())
+        // A site that serves other connections most likely has enough of them: it pauses, and the
+        // hosts that stand in are not troubled at once.
+        let (is_lone, reach) = (self.shared.established() == 0, self.shared.reach());
+        if let Some(peer) = peer.filter(|_| !is_lone) {
+            reach.host_refused(peer, Instant::now());
+        } else if let Some(peer) = peer
+            && reach.host_failed(peer, Instant::now())
         {
             self.worker.metrics.connections_failed.count();
             tracing::info!(site = self.site_name(), %peer, words, "the next host is tried");
             return;
         }
         settle::site_failed(self, words);
+        let now_unix_ms = self.worker.now_unix_ms();
+        if let (Some(peer), Some(until)) = (peer, self.shared.rests_until(now_unix_ms)) {
+            let rest = Duration::from_millis(until.saturating_sub(now_unix_ms));
+            reach.rests(peer, Instant::now() + rest);
+        }
     }
 
     /// The next message, once the connection is ready for one.  After `None` none will come: the

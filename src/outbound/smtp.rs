@@ -3,7 +3,7 @@
 //!
 //! A small message leaves in one write with its trace header and, in one flight, its envelope; what
 //! goes in one flight leaves together, up to a bound.  A large message goes chunk by chunk as the
-//! reader brings it.  While anything is written, replies are read ([`duplex`]).  The peer's word
+//! reader brings it.  While anything is written, replies are read (`duplex`).  The peer's word
 //! for each recipient goes to [`crate::delivery::settle`].
 //!
 //! Invariant: every slot that the lane gave is settled or returned before [`run`] ends, those that
@@ -24,6 +24,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::Way;
+use crate::delivery::reach::Serving;
 use crate::delivery::settle::{self, Attempt};
 use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use crate::delivery::settlement::{Handover, Hop, remote_mta};
@@ -57,6 +58,8 @@ struct Connection<'a> {
     again: VecDeque<Job>,
     /// Messages that this connection did not come to.
     returned: Vec<Slot>,
+    /// Since the peer has had its word on a message.
+    serving: Option<Serving<'a>>,
     progress: Progress,
 }
 
@@ -81,10 +84,7 @@ pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: 
     match opening::open(way, &security, stream, |security, login| new_client(way, security, login))
         .await
     {
-        Ok((client, stream)) => {
-            way.host_succeeded(peer);
-            exchange(way, stream, client, peer).await;
-        }
+        Ok((client, stream)) => exchange(way, stream, client, peer).await,
         Err(failure) => not_opened(way, peer, &security, failure.as_ref()),
     }
     metrics.connections_open.lower();
@@ -161,6 +161,7 @@ impl<'a> Connection<'a> {
             jobs: VecDeque::new(),
             again: VecDeque::new(),
             returned: Vec::new(),
+            serving: None,
             progress: Progress::Serving,
         }
     }
@@ -169,6 +170,7 @@ impl<'a> Connection<'a> {
         let established = self.way.shared().establish();
         self.serve().await;
         drop(established);
+        self.serving = None;
         // Each goes to the head of its list: the last one first.
         for slot in self.returned.drain(..).rev() {
             self.way.worker.queue_event(Event::Returned { slot });
@@ -341,14 +343,31 @@ impl<'a> Connection<'a> {
             Protocol::Smtp => Handover::Relayed,
         };
         let Job { slot, mut attempt, message, rounds, .. } = job;
-        let Verdict::Settled { outcomes, taken } = rounds.verdict() else {
-            return self.returned.push(slot);
+        let (outcomes, taken) = match rounds.verdict() {
+            Verdict::Returned => return self.returned.push(slot),
+            Verdict::Unheard { .. } if self.way.is_passed_over(self.peer) => {
+                return self.returned.push(slot);
+            }
+            // Perhaps the message is why: it may not go round for ever.
+            Verdict::Unheard { outcomes } => (outcomes, None),
+            Verdict::Settled { outcomes, taken, has_word } => {
+                if has_word {
+                    self.is_well();
+                }
+                (outcomes, taken)
+            }
         };
-        // Not at its greeting: a peer that greets and then drops every transaction is not well.
-        self.way.shared().recover();
         let remote_mta = self.peer.map(|peer| remote_mta(peer.ip()));
         attempt.led_to(Hop { remote_mta, handover, taken });
         attempt.settle(&self.way.worker, &message, outcomes).await;
+    }
+
+    /// Not at its greeting: a peer that greets and then drops every transaction is not well.
+    fn is_well(&mut self) {
+        self.way.shared().recover();
+        if self.serving.is_none() {
+            self.serving = self.way.host_succeeded(self.peer);
+        }
     }
 }
 

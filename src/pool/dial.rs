@@ -20,6 +20,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 pub use health::HostHealth;
+use nix::errno::Errno;
 use plan::{DialPlan, DialStep, Target};
 
 use crate::dns::mail::MailHost;
@@ -45,12 +46,29 @@ pub struct DialError {
     pub words: Box<str>,
     /// No address was tried: the DNS has none, or none that can be reached from the source.
     pub dns_only: bool,
+    /// This machine had no descriptor, port or memory for one of the attempts.
+    pub is_own_shortage: bool,
+}
+
+/// Whether a connection did not come about because this machine is short of something, which says
+/// nothing of the peer.
+///
+/// EADDRNOTAVAIL is the want of a port only between IPv4 addresses that the system has chosen:
+/// else it may mean that there is no IPv6 here, or that the source is not an address of ours.
+pub fn is_own_shortage(error: &StreamError, peer: SocketAddr, source: Option<IpAddr>) -> bool {
+    let StreamError::Io(error) = error else { return false };
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => true,
+        Some(Errno::EADDRNOTAVAIL) => peer.is_ipv4() && source.is_none(),
+        _ => false,
+    }
 }
 
 /// Connects to one of `hosts`, which are in the order of their preference, from the address
 /// `source` if one is given.
 ///
-/// From the first attempt on it takes `connect_limit` at most; before that only the resolver's
+/// What is looked up on the way is told to `learned`, so that it is known to whoever judges the
+/// connection.  From the first attempt on it takes `connect_limit` at most; before that only the resolver's
 /// own time.
 ///
 /// # Errors
@@ -62,6 +80,7 @@ pub async fn dial(
     source: Option<IpAddr>,
     connect_limit: Duration,
     health: &Mutex<HostHealth>,
+    learned: &dyn Fn(&Name, &Addresses),
 ) -> Result<Dialled, DialError> {
     let mut rng = fastrand::Rng::new();
     let plan = DialPlan::new(hosts, port, source, Instant::now(), &mut rng);
@@ -69,6 +88,7 @@ pub async fn dial(
         resolver,
         plan,
         health,
+        learned,
         rng,
         source,
         connect_limit,
@@ -95,6 +115,7 @@ struct Race<'a, L> {
     resolver: &'a L,
     plan: DialPlan,
     health: &'a Mutex<HostHealth>,
+    learned: &'a dyn Fn(&Name, &Addresses),
     rng: fastrand::Rng,
     source: Option<IpAddr>,
     connect_limit: Duration,
@@ -172,6 +193,7 @@ impl<'a, L: Lookup> Race<'a, L> {
             if let Err(error) = &addresses.result {
                 self.problems.of_dns(format!("no address of {name}: {error}"));
             }
+            (self.learned)(name, addresses);
             self.plan.looked_up(name, addresses);
         }
     }
@@ -208,7 +230,11 @@ impl<'a, L: Lookup> Race<'a, L> {
     fn lost(&mut self, place: usize, error: &StreamError) {
         let is_last = place + 1 == self.attempts.len();
         let attempt = self.attempts.remove(place);
-        lock(self.health).failed(attempt.target.address, Instant::now());
+        if is_own_shortage(error, attempt.target.address, self.source) {
+            self.problems.is_own_shortage = true;
+        } else {
+            lock(self.health).failed(attempt.target.address, Instant::now());
+        }
         self.problems.of_connection(&attempt.target, error);
         // Its successor has not to wait, unless that is a back-up and a better host may still
         // answer; the successor of an earlier attempt is under way already.
@@ -234,6 +260,7 @@ impl<'a, L: Lookup> Race<'a, L> {
 struct Problems {
     words: String,
     tried: bool,
+    is_own_shortage: bool,
 }
 
 impl Problems {
@@ -269,7 +296,8 @@ impl Problems {
             Some(source) => format!("no host has an address that {source} can connect to"),
             None => "no host has an address".to_owned(),
         };
-        DialError { words: words.into(), dns_only: !self.tried }
+        let is_own_shortage = self.is_own_shortage;
+        DialError { words: words.into(), dns_only: !self.tried, is_own_shortage }
     }
 }
 

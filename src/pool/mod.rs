@@ -6,7 +6,7 @@
 
 pub mod dial;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub struct Pool {
 #[derive(Default)]
 pub struct Lane {
     next: Handover<Option<Slot>>,
+    /// It has been ready for a message: its peer has greeted us.
+    was_ready: Cell<bool>,
 }
 
 impl Pool {
@@ -60,14 +62,10 @@ impl Pool {
         }
     }
 
-    /// How many connections there are.
-    pub fn len(&self) -> usize {
-        self.lanes.borrow().len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.lanes.borrow().is_empty()
+    /// Whether there are none that a stop has to wait for.  One that was never ready has no
+    /// message and nobody to say good-bye to, and its peer may be silent for minutes yet.
+    pub fn is_quiet(&self) -> bool {
+        !self.lanes.borrow().values().any(|lane| lane.was_ready.get())
     }
 }
 
@@ -79,6 +77,7 @@ impl Lane {
 
     /// The next message; `None` when none came in time, or when the service stops.
     pub async fn next(&self, idle_timeout: Duration) -> Option<Slot> {
+        self.was_ready.set(true);
         // Nearly always the message is there already: no timer for that.
         if let Some(next) = self.next.take_now() {
             return next;

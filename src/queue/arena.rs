@@ -80,6 +80,11 @@ impl<T> Arena<T> {
         self.len == 0
     }
 
+    /// How many places there are, free ones too.
+    pub fn places(&self) -> u32 {
+        (self.pages.len() * PAGE) as u32
+    }
+
     /// All values with their places.
     pub fn iter(&self) -> impl Iterator<Item = (Slot, &T)> {
         self.pages.iter().flatten().enumerate().filter_map(|(place, entry)| match entry {

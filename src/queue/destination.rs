@@ -1,7 +1,7 @@
 //! Where messages are filed: destinations, and one core's table of them.
 //!
 //! A destination is known as soon as a recipient's route is, so filing never waits for DNS.  What
-//! it resolves to is its [`Standing`], which belongs to the whole destination: a million messages
+//! it resolves to is its `Standing`, which belongs to the whole destination: a million messages
 //! for a domain that is dead, or that has moved, are one entry here.
 //!
 //! Each core has a table of its own, and a destination's identity is its content, not its place
@@ -148,14 +148,16 @@ pub(super) struct DestinationQueue {
     pub(super) asking: Asking,
     /// Times in a row that it could not be found out where its mail goes.
     pub(super) failures: u32,
+    /// Until when the answer held by which it has its site.
+    pub(super) held_until_unix_ms: u64,
     /// Messages that wait for a connection, or for it to be known where they go.
     pub(super) ready: List,
     /// Messages that wait for their next attempt.
     pub(super) deferred: List,
     /// All messages of this destination, held and active ones too.
     pub(super) handles: u32,
-    /// The latest time at which the age of any of those matters that were ever put at the end of
-    /// `ready`: what comes behind them and matters sooner has a timer of its own.
+    /// The latest time at which the age of any of those matters that were put into `ready` since
+    /// it was empty: what comes behind them and matters sooner has a timer of its own.
     pub(super) newest_unix_ms: u64,
     /// When it is to be looked at: at the latest when the first in `ready` expires.
     pub(super) alarm_unix_ms: Option<u64>,
@@ -181,6 +183,7 @@ impl DestinationQueue {
             standing,
             asking: Asking::No,
             failures: 0,
+            held_until_unix_ms: 0,
             ready: List::default(),
             deferred: List::default(),
             handles: 0,
@@ -308,6 +311,11 @@ impl Destinations {
         self.idle.remove(&mut self.entries, index.slot());
         let entry = self.entries.remove(index.slot());
         self.by_key.remove(&entry.expect("it was in a list").key);
+    }
+
+    /// The places of the table, free ones too.
+    pub(super) fn places(&self) -> u32 {
+        self.entries.places()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -29,6 +29,8 @@ pub struct Handle {
     pub attempts: u16,
     /// Its originator has been told of the delay, or need not be.
     pub delay_told: bool,
+    /// An operator has let it go past the routes that hold, which every record of its waits says.
+    pub released: bool,
     /// What it waits for.
     pub state: State,
     /// What the last attempt came to; shared by all that heard the same.
@@ -132,6 +134,7 @@ impl Handle {
             parts,
             attempts: 0,
             delay_told: false,
+            released: false,
             state: State::Ready,
             reason: None,
             links: Links::default(),

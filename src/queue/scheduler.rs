@@ -189,8 +189,10 @@ pub struct Scheduler {
     timers: BTreeSet<(u64, Slot)>,
     /// When a destination or a site is to be looked at, earliest first.
     alarms: BTreeSet<(u64, Alarm)>,
-    /// Destinations whose site is to be asked for; those that are, are counted.
+    /// Destinations whose site is to be asked for, and those for which nobody could tell the last
+    /// time: they come last.  Those that are asked for are counted.
     to_ask: VecDeque<DestinationIndex>,
+    to_ask_again: VecDeque<DestinationIndex>,
     asked: u32,
     /// Destinations whose messages go back.
     refused: VecDeque<DestinationIndex>,
@@ -257,6 +259,7 @@ impl Scheduler {
             timers: BTreeSet::new(),
             alarms: BTreeSet::new(),
             to_ask: VecDeque::new(),
+            to_ask_again: VecDeque::new(),
             asked: 0,
             refused: VecDeque::new(),
             hurried: VecDeque::new(),
@@ -437,6 +440,22 @@ impl Scheduler {
         self.expiry(handle.destination, handle.id)
     }
 
+    /// The places of this core's table of destinations, free ones too: for those who walk it.
+    pub fn destination_places(&self) -> u32 {
+        self.destinations.places()
+    }
+
+    /// The destination at a place, with how many of its messages wait for a time; `None` if none
+    /// does.
+    pub fn waiting_at(&self, place: u32, now_unix_ms: u64) -> Option<(&Destination, u64)> {
+        let index = DestinationIndex(place);
+        let entry = self.destinations.get(index)?;
+        let is_resting = !entry.ready.is_empty() && self.rests(index, now_unix_ms);
+        let ready = if is_resting { entry.ready.len() } else { 0 };
+        let waiting = u64::from(entry.deferred.len()) + u64::from(ready);
+        (waiting > 0).then_some((&entry.key, waiting))
+    }
+
     // ---- what operators change -----------------------------------------------------------
 
     /// An operator leaves only some recipients to a message that is not being sent; the others
@@ -452,6 +471,13 @@ impl Scheduler {
     pub fn delay_told(&mut self, slot: Slot) {
         if let Some(handle) = self.handles.get_mut(slot) {
             handle.delay_told = true;
+        }
+    }
+
+    /// Notes that an operator has let it go.
+    pub fn released(&mut self, slot: Slot) {
+        if let Some(handle) = self.handles.get_mut(slot) {
+            handle.released = true;
         }
     }
 

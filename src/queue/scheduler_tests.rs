@@ -300,6 +300,47 @@ fn with_one_connection_one_core_serves_whatever_the_others_have() {
     assert!(other.is_empty());
 }
 
+/// A connection that had others under way takes note of nothing but that there is no message.
+#[test]
+fn a_connection_that_missed_its_end_is_told_again() {
+    let rules = rules(&[Kind::Open], 2, 2);
+    let mut scheduler = Scheduler::new(0, 2, rules.clone());
+    (0..2).for_each(|number| file(&mut scheduler, number, 0, START));
+    let connections = opened(&actions(&mut scheduler));
+    connections.iter().for_each(|&connection| drop(ready(&mut scheduler, connection, START)));
+    // Another core joins: one connection is too many.
+    shared(&scheduler).join();
+    let end = [Action::Close { connection: connections[0] }];
+    assert_eq!(ready(&mut scheduler, connections[0], START), end);
+    let leaving = Event::ConnectionLeaving { site: SITE, connection: connections[0] };
+    scheduler.handle(leaving, START);
+    assert_eq!(actions(&mut scheduler), []);
+    assert_eq!(ready(&mut scheduler, connections[0], START), end, "once it has ended the others");
+}
+
+#[test]
+fn an_age_that_is_long_gone_costs_the_next_messages_no_timers() {
+    let mut scheduler = scheduler(1, 1, &[Kind::Open]);
+    file(&mut scheduler, 1_000 << 23, 0, START);
+    let gone = scheduler.iter().next().expect("it was filed").0;
+    scheduler.finish(gone);
+    (0..3).for_each(|number| file(&mut scheduler, number, 0, START));
+    assert_eq!(scheduler.timers.len(), 0, "they are in the order of their age");
+    check(&mut scheduler);
+}
+
+#[test]
+fn what_comes_back_to_an_empty_list_is_not_overlooked_by_what_comes_behind() {
+    let mut scheduler = scheduler(1, 1, &[Kind::Open]);
+    let late = u64::from(u32::MAX);
+    file(&mut scheduler, late << 23, 0, START);
+    let connection = opened(&actions(&mut scheduler))[0];
+    let slot = delivered(&ready(&mut scheduler, connection, START))[0].1;
+    scheduler.handle(Event::Returned { slot }, START);
+    file(&mut scheduler, 0, 0, START);
+    assert_eq!(scheduler.timers.len(), 1, "the older one, which stands behind");
+}
+
 // ---- mail exchangers -------------------------------------------------------------------------
 
 fn domain(name: &str) -> Destination {
@@ -418,6 +459,96 @@ fn a_resolution_that_has_run_out_is_renewed_and_a_domain_moves_with_its_messages
     assert_eq!((old.members(), new.members()), (1, 1), "the old connection is still busy");
     scheduler.handle(Event::ConnectionClosed { site: SITE, connection }, START + 1_002);
     assert_eq!((old.members(), old.connections(), scheduler.site_count()), (0, 0, 1));
+    check(&mut scheduler);
+}
+
+#[test]
+fn a_core_joins_a_busy_site_of_a_domain_that_it_took_for_anothers() {
+    let rules = rules(&[Kind::Mail], 8, 2);
+    let mut other = Scheduler::new(1, 2, rules);
+    let site = site_of(10, 8, 2);
+    let filed = |number| Event::Filed {
+        destination: domain("a.example"),
+        handle: handle(number),
+        stay: false,
+    };
+    other.handle(filed(0), START);
+    let to = asked(&actions(&mut other))[0];
+    resolve(&mut other, to, to_site(&site, LONG), START);
+    assert_eq!(actions(&mut other), [Action::Forward { core: 0 }]);
+    // The home has joined, and has more than it can send soon.
+    site.join();
+    site.report_backlog(true);
+    other.handle(filed(1), START);
+    assert_eq!(opened(&actions(&mut other)).len(), 1, "it joins in");
+    assert_eq!((other.len(), site.members()), (1, 2));
+    check(&mut other);
+}
+
+#[test]
+fn a_working_site_outlasts_name_servers_that_do_not() {
+    const HOUR: u64 = 3_600_000;
+    let mut scheduler = scheduler(1, 1, &[Kind::Mail]);
+    let site = site_of(9, 1, 1);
+    file_to(&mut scheduler, 0, "a.example", START);
+    let to = asked(&actions(&mut scheduler))[0];
+    resolve(&mut scheduler, to, to_site(&site, START + 1_000), START);
+    let connection = opened(&actions(&mut scheduler))[0];
+    let mut now = START + 1_000;
+    let mut looks = 0;
+    while now < START + 1_000 + 4 * HOUR {
+        looks += 1;
+        file_to(&mut scheduler, looks, "a.example", now);
+        assert_eq!(asked(&actions(&mut scheduler)), [to]);
+        resolve(&mut scheduler, to, later(now + 300_000 + looks), now);
+        assert_eq!((scheduler.resolution_failures(to), scheduler.rest_of(to, now)), (0, None));
+        scheduler.handle(Event::Tick, now + 29_999);
+        assert_eq!(asked(&actions(&mut scheduler)), [], "not at once");
+        now += 60_000;
+    }
+    assert_eq!(looks, 240);
+    let given = ready(&mut scheduler, connection, now);
+    assert_eq!(delivered(&given).len(), 1, "it is used to the end");
+    assert_eq!(asked(&given), [to]);
+    resolve(&mut scheduler, to, later(now + 300_000), now);
+    assert!(scheduler.rest_of(to, now).is_some(), "and not for ever");
+    check(&mut scheduler);
+}
+
+#[test]
+fn what_waits_is_counted_by_destinations() {
+    let mut scheduler = scheduler(1, 1, &[Kind::Mail, Kind::Hold]);
+    (0..3).for_each(|number| file_to(&mut scheduler, number, "a.example", START));
+    file(&mut scheduler, 9, 1, START);
+    let waiting = |scheduler: &Scheduler| -> Vec<(Destination, u64)> {
+        let at = |place| scheduler.waiting_at(place, START);
+        let found = (0..scheduler.destination_places()).filter_map(at);
+        found.map(|(destination, waiting)| (destination.clone(), waiting)).collect()
+    };
+    assert_eq!(waiting(&scheduler), [], "they are ready, or held");
+    let to = asked(&actions(&mut scheduler))[0];
+    resolve(&mut scheduler, to, later(START + 5_000), START);
+    assert_eq!(waiting(&scheduler), [(domain("a.example"), 3)]);
+}
+
+#[test]
+fn domains_that_nobody_can_tell_about_leave_room_for_others() {
+    let mut scheduler = scheduler(1, 1, &[Kind::Mail]);
+    let most = crate::limits::RESOLUTIONS_AT_ONCE as usize;
+    (0..most as u64)
+        .for_each(|number| file_to(&mut scheduler, number, &format!("{number}.example"), START));
+    let dead = asked(&actions(&mut scheduler));
+    assert_eq!(dead.len(), most);
+    dead.iter().for_each(|&to| resolve(&mut scheduler, to, later(START + 1_000), START));
+    scheduler.handle(Event::Tick, START + 1_000);
+    let again = asked(&actions(&mut scheduler));
+    assert_eq!(again.len(), most - crate::limits::RESOLUTIONS_RESERVED as usize);
+    file_to(&mut scheduler, 5_000, "new.example", START + 1_000);
+    assert_eq!(asked(&actions(&mut scheduler)).len(), 1, "at once");
+    // The others have their turn.
+    again.iter().for_each(|&to| resolve(&mut scheduler, to, later(LONG), START + 1_001));
+    let left = most - again.len();
+    assert_eq!(asked(&actions(&mut scheduler)).len(), left - 1, "the new one is still at it");
     check(&mut scheduler);
 }
 

@@ -173,11 +173,10 @@ impl Accounts {
     }
 
     /// A copy of a message of segment `from` stands in `to` and counts from now on; `chunks` are
-    /// the segments of the chunks that it names, one entry a chunk.
+    /// the segments of the chunks that it names, one entry a chunk.  [`Self::succeeds`] is told apart.
     pub fn moved(&mut self, id: MessageId, from: SegmentNo, to: SegmentNo, chunks: &[SegmentNo]) {
         self.add(to, id);
         self.subtract(from, id);
-        self.succeeds(to, from);
         self.retain_chunks(id, chunks);
     }
 
@@ -437,6 +436,7 @@ mod tests {
         let mut accounts = accounts(&[A, B, C]);
         accounts.message(A, MessageId(1));
         accounts.moved(MessageId(1), A, B, &[]);
+        accounts.succeeds(B, A);
         accounts.outcome(C, B);
         accounts.finished(B, MessageId(1));
         close_all(&mut accounts);
@@ -471,6 +471,7 @@ mod tests {
         accounts.message(A, MessageId(1));
         accounts.chunk(B, MessageId(1));
         accounts.moved(MessageId(1), A, C, &[A, B]);
+        accounts.succeeds(C, A);
         assert_eq!(accounts.live(), 3);
         accounts.forget_chunks(MessageId(1), &[B]);
         assert_eq!(accounts.live(), 2);

@@ -16,6 +16,8 @@
 //! It does not know threads or clocks, and never looks into a body.
 
 mod compact;
+mod failure;
+mod head;
 mod upkeep;
 
 use std::collections::{HashMap, VecDeque};
@@ -24,15 +26,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use self::failure::RefusedGroup;
+pub(crate) use self::head::SegmentFile;
+use self::head::{Head, Turn, open_header};
 use super::accounts::Accounts;
 use super::chore::{Chore, Spare, write_header};
 use super::direct::AlignedBuf;
 use super::disk::{Disk, FileNo, Sync};
 use super::format::BATCH_HEADER;
 use super::format::batch::{self, BatchHeader};
-use super::format::header::{SegmentHeader, SegmentState};
 use super::format::index::IndexBuilder;
-use super::format::message::{self, ChunkPlace};
 use super::format::record::Kind;
 use super::sealed::{BatchPlace, CommitError, Completion, SealedBatch};
 use super::segments::SegmentTable;
@@ -68,6 +71,21 @@ pub struct LogOptions {
     pub compact_after_ticks: u32,
     /// Octets that a compaction may write a tick, besides an eighth of what others write.
     pub compact_octets_per_tick: u32,
+    /// For the simulation, which must find it; nothing otherwise.
+    #[doc(hidden)]
+    pub mistake: Option<Mistake>,
+}
+
+/// A rule that the compaction leaves out, so that a test can see what the rule is for.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mistake {
+    /// The segment of a copy may die before the one that it was copied from.
+    NoSuccessor,
+    /// A copy is committed although an outcome of its message came since it was read.
+    Outdated,
+    /// The recipients that are done are left out of a copy.
+    ForgottenDone,
 }
 
 impl Default for LogOptions {
@@ -78,6 +96,7 @@ impl Default for LogOptions {
             spares_max: 16,
             compact_after_ticks: 600,
             compact_octets_per_tick: 32 * 1024 * 1024,
+            mistake: None,
         }
     }
 }
@@ -123,70 +142,6 @@ pub struct Log<D> {
     moved_into: HashMap<SegmentNo, Vec<MessageId>>,
 }
 
-/// A segment in use.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SegmentFile {
-    pub(crate) file: FileNo,
-    /// As it was written last, or tried.
-    pub(crate) header: SegmentHeader,
-    /// Where the batches that count end; set when it is closed.
-    pub(crate) end: u32,
-    /// Kept aside when it dies.
-    pub(crate) is_damaged: bool,
-    /// It was damaged when it was recovered.
-    pub(crate) was_damaged: bool,
-    /// Compaction cannot read it.
-    pub(crate) is_stuck: bool,
-    pub(crate) closed_at_tick: i64,
-    pub(crate) look: Option<compact::Look>,
-}
-
-impl SegmentFile {
-    pub(crate) fn new(file: FileNo, header: SegmentHeader) -> SegmentFile {
-        SegmentFile {
-            file,
-            header,
-            end: header.segment_bytes,
-            is_damaged: false,
-            was_damaged: false,
-            is_stuck: false,
-            closed_at_tick: 0,
-            look: None,
-        }
-    }
-}
-
-/// The segment that is appended to.
-#[derive(Debug)]
-struct Head {
-    header: SegmentHeader,
-    file: FileNo,
-    /// Where the next batch goes.
-    position: u32,
-    /// The header goes out with the first batch: one write, one sync.
-    header_is_written: bool,
-    /// Something in it is written and not synced.
-    has_unsynced: bool,
-    /// Where the batches that count end.
-    ///
-    /// `written <= position`
-    written: u32,
-    /// Everything before this offset is synced.
-    ///
-    /// `synced <= position`
-    synced: u32,
-    /// Nothing once it outgrew its bound.
-    index: Option<IndexBuilder>,
-}
-
-#[derive(Debug)]
-struct RefusedGroup {
-    batches: Vec<SealedBatch>,
-    error: io::Error,
-    /// It was a sync that was refused, so that another one would say nothing.
-    was_sync: bool,
-}
-
 /// What recovery found, for [`Log::resume`].
 #[derive(Debug)]
 pub(crate) struct Found {
@@ -205,12 +160,6 @@ pub(crate) struct Found {
     pub(crate) next_sequence: u64,
     /// Messages that do not stand where some of their outcomes say.
     pub(crate) moved: Vec<(MessageId, RecordPlace)>,
-}
-
-enum Turn {
-    Rolled,
-    Wait,
-    Refuse(CommitError),
 }
 
 impl<D: Disk> Log<D> {
@@ -537,273 +486,10 @@ impl<D: Disk> Log<D> {
             }
         }
     }
-
-    /// Gives an index up that has outgrown its part of the segment.
-    fn bound_index(&mut self) {
-        let index_max = (self.options.segment_bytes / INDEX_PART) as usize;
-        if self.head.index.as_ref().is_some_and(|index| index.len() > index_max) {
-            self.head.index = None;
-        }
-    }
-
-    /// Goes on to the next segment if a batch may make it.
-    fn turn(&mut self, has_messages: bool) -> Turn {
-        let kept_back = if has_messages { KEPT_FOR_OUTCOMES } else { KEPT_FOR_FAILURE };
-        if self.spares.len() > kept_back {
-            return self.roll();
-        }
-        if self.is_full && self.waiting.iter().any(|batch| batch.has_messages) {
-            return Turn::Refuse(CommitError::Full);
-        }
-        Turn::Wait
-    }
-
-    fn roll(&mut self) -> Turn {
-        // Everything before a segment's first batch is durable, so that a tear can only be at
-        // the very end of the log.
-        if self.head.has_unsynced {
-            self.sync_unsynced();
-        }
-        let Some(next) = self.next_segment() else {
-            return Turn::Rolled;
-        };
-        let spare = self.spares.pop_front().expect("the caller has looked");
-        self.write_index();
-        self.close_head();
-        let header = open_header(
-            &self.options,
-            spare,
-            next,
-            self.head.header.segment,
-            self.last_sequence,
-            self.next_sequence,
-        );
-        self.head = Head::new(header, spare.file, false);
-        self.install_head();
-        Turn::Rolled
-    }
-
-    /// Nothing more is appended to the head.
-    fn close_head(&mut self) {
-        let segment = self.head.header.segment;
-        self.accounts.close(segment);
-        if let Some(file) = self.segments.get_mut(&segment) {
-            (file.end, file.closed_at_tick) = (self.head.written, self.ticks);
-        }
-    }
-
-    fn write_index(&mut self) {
-        let head = &self.head;
-        let blocks = head.index.as_ref().and_then(|index| {
-            index.finish(
-                head.header.segment,
-                head.header.generation,
-                self.last_sequence,
-                head.position,
-                self.options.segment_bytes,
-            )
-        });
-        if let Some((offset, blocks)) = blocks {
-            self.chores.push_back(Chore::Index { file: head.file, offset, blocks });
-        }
-    }
-
-    /// Makes the new head known to the accounts and the tables.
-    fn install_head(&mut self) {
-        let header = &self.head.header;
-        self.accounts.open(header.segment);
-        if header.voided.is_some() {
-            self.accounts.succeeds(header.segment, header.predecessor);
-        }
-        self.segments.insert(header.segment, SegmentFile::new(self.head.file, *header));
-        self.table.insert(header.segment, self.head.file);
-        self.stats.rolls.fetch_add(1, Relaxed);
-    }
-
-    /// Syncs batches that were acknowledged without one.  They were promised to survive us, not
-    /// the power: when the disk refuses, they stay where they are and may still be good.
-    fn sync_unsynced(&mut self) {
-        match self.disk.sync(self.head.file) {
-            Ok(()) => self.head.synced = self.head.position,
-            Err(error) => {
-                tracing::error!(segment = %self.head.header.segment, %error,
-                    "a late sync failed: messages taken with durability = \"os\" may not survive a power cut");
-                self.stats.commit_failures.fetch_add(1, Relaxed);
-                self.mark_damaged(self.head.header.segment);
-                self.suspect_unsynced();
-                // Nothing more may follow in a segment whose sync failed.
-                self.head.position = self.options.segment_bytes;
-                self.head.index = None;
-            }
-        }
-        self.head.has_unsynced = false;
-        self.durable_through = self.last_sequence;
-    }
-
-    /// Syncs what was acknowledged without a sync in the segment that is being closed by a failure.
-    fn sync_closed(&mut self, was_sync: bool) {
-        if !self.head.has_unsynced {
-            return;
-        }
-        // A sync that was refused once would lie the second time.
-        if !was_sync && self.disk.sync(self.head.file).is_ok() {
-            self.head.has_unsynced = false;
-            return;
-        }
-        tracing::error!(segment = %self.head.header.segment,
-            "messages taken with durability = \"os\" before the disk's refusal may not survive a \
-             power cut");
-        self.mark_damaged(self.head.header.segment);
-        self.suspect_unsynced();
-    }
-
-    fn suspect_unsynced(&mut self) {
-        if self.head.has_unsynced {
-            self.suspect.insert(self.head.header.segment, self.head.synced);
-        }
-    }
-
-    /// Whether the batch has a message with a chunk whose sync failed.
-    fn names_suspect(&self, batch: &SealedBatch) -> bool {
-        let is_suspect = |chunk: ChunkPlace| {
-            let from = self.suspect.get(&chunk.place.segment);
-            from.is_some_and(|&from| chunk.place.offset >= from)
-        };
-        !self.suspect.is_empty()
-            && batch::records(batch.payload())
-                .flatten()
-                .filter(|(_, record)| record.kind() == Kind::Message)
-                .filter_map(|(_, record)| message::chunks(&record).ok())
-                .any(|mut chunks| chunks.any(is_suspect))
-    }
-
-    /// Records durably that the refused batches are void, then tells so.  Gives whether the log
-    /// can go on.
-    fn void_refused(&mut self, done: &mut Vec<Completion>) -> bool {
-        while let Some(spare) = self.spares.pop_front() {
-            let Some(next) = self.next_segment() else {
-                return false;
-            };
-            let header = open_header(
-                &self.options,
-                spare,
-                next,
-                self.head.header.segment,
-                self.last_sequence,
-                self.next_sequence,
-            );
-            if let Err(error) = write_header(&*self.disk, spare.file, &header) {
-                tracing::error!(file = spare.file.0, %error, "a spare segment refused its header");
-                self.chores.push_back(Chore::SetAside { file: spare.file });
-                continue;
-            }
-            let RefusedGroup { batches, error, was_sync } =
-                self.refused.take().expect("called only with a refused group");
-            if !is_out_of_space(&error) {
-                self.mark_damaged(self.head.header.segment);
-            }
-            self.close_head();
-            self.sync_closed(was_sync);
-            self.durable_through = self.last_sequence;
-            self.head = Head::new(header, spare.file, true);
-            self.install_head();
-            let error = CommitError::Disk(error.kind());
-            done.extend(batches.into_iter().map(|batch| batch.refused(error)));
-            return true;
-        }
-        if self.is_full || !self.is_creating {
-            self.fail("a failed commit could not be recorded as void");
-        }
-        false
-    }
-
-    /// A number for the next head, used for one attempt only.
-    fn next_segment(&mut self) -> Option<SegmentNo> {
-        let next = self.last_segment.0.checked_add(1).map(SegmentNo);
-        match next {
-            Some(next) => self.last_segment = next,
-            None => self.fail("segment numbers are used up"),
-        }
-        next
-    }
-
-    fn mark_damaged(&mut self, segment: SegmentNo) {
-        if let Some(file) = self.segments.get_mut(&segment)
-            && !file.is_damaged
-        {
-            file.is_damaged = true;
-            self.stats.segments_damaged.fetch_add(1, Relaxed);
-        }
-    }
-
-    fn fail(&mut self, why: &str) {
-        tracing::error!("the log stops: {why}");
-        self.has_failed = true;
-    }
-
-    fn refuse_all(&mut self, done: &mut Vec<Completion>) {
-        let refused = self.refused.take().map(|group| group.batches).unwrap_or_default();
-        let all = refused.into_iter().chain(self.waiting.drain(..));
-        done.extend(all.map(|batch| batch.refused(CommitError::Failed)));
-    }
-
-    /// Refuses the waiting batches that bring messages; outcomes go on waiting.
-    fn refuse_messages(&mut self, error: CommitError, done: &mut Vec<Completion>) {
-        for batch in std::mem::take(&mut self.waiting) {
-            if batch.has_messages {
-                done.push(batch.refused(error));
-            } else {
-                self.waiting.push_back(batch);
-            }
-        }
-    }
 }
 
 /// Why a group of batches is not on the disk.
 struct Unwritten {
     error: io::Error,
     was_sync: bool,
-}
-
-impl Head {
-    fn new(header: SegmentHeader, file: FileNo, header_is_written: bool) -> Head {
-        Head {
-            header,
-            file,
-            position: BLOCK as u32,
-            header_is_written,
-            has_unsynced: false,
-            written: BLOCK as u32,
-            synced: BLOCK as u32,
-            index: Some(IndexBuilder::default()),
-        }
-    }
-}
-
-fn is_out_of_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// The header with which a spare becomes the head.  What lies between the last sequence that
-/// counts and the next to be given out is void for ever.
-fn open_header(
-    options: &LogOptions,
-    spare: Spare,
-    segment: SegmentNo,
-    predecessor: SegmentNo,
-    last_sequence: u64,
-    next_sequence: u64,
-) -> SegmentHeader {
-    debug_assert!(last_sequence < next_sequence);
-    SegmentHeader {
-        revision: spare.revision + 1,
-        state: SegmentState::Open,
-        segment_bytes: options.segment_bytes,
-        generation: spare.generation,
-        segment,
-        predecessor,
-        first_sequence: next_sequence,
-        predecessor_last: last_sequence,
-        voided: (last_sequence + 1 < next_sequence).then(|| (last_sequence + 1, next_sequence - 1)),
-    }
 }

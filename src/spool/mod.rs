@@ -64,6 +64,8 @@ pub use file_disk::FileDisk;
 pub use format::message::{ChunkPlace, Extension, NewBody, NewMessage, StoredBody, StoredMessage};
 pub use format::outcome::{Defer, DeferState, Done, Recipients, StoredDefer, StoredDone};
 pub use format::record::{Kind, RecordView};
+#[doc(hidden)]
+pub use log::Mistake;
 pub use log::{Log, LogOptions};
 pub use reader::{
     Part, ReadAnswer, ReadError, ReadRecord, ReadRequest, ReadSink, Reader, ReaderHandle,

@@ -35,7 +35,7 @@ use super::format::header::{SegmentHeader, SegmentState};
 use super::format::message::{self, StoredBody, StoredMessage};
 use super::format::outcome::{StoredDefer, StoredDone};
 use super::format::record::{Kind, RecordView};
-use super::log::{Found, Log, LogOptions, SegmentFile};
+use super::log::{Found, Log, LogOptions, Mistake, SegmentFile};
 use super::scan::{self, Scanned};
 use super::segments::SegmentTable;
 use super::stats::SpoolStats;
@@ -423,7 +423,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
             Entry::Occupied(mut live) => {
                 let live = live.get_mut();
                 self.accounts.subtract_message(live.place.segment, record.id());
-                self.accounts.succeeds(place.segment, live.place.segment);
+                if self.options.mistake != Some(Mistake::NoSuccessor) {
+                    self.accounts.succeeds(place.segment, live.place.segment);
+                }
                 live.place = place;
             }
         }

@@ -18,6 +18,7 @@ pub(crate) const OPTIONS: LogOptions = LogOptions {
     spares_max: 4,
     compact_after_ticks: u32::MAX,
     compact_octets_per_tick: 1 << 20,
+    mistake: None,
 };
 
 /// A message's parts, from which a [`NewMessage`] borrows.

@@ -31,8 +31,8 @@ use crate::spool::{self, Defer, DeferState, Done, Ticket};
 pub async fn answer(worker: Rc<Worker>, request: Request, answer: oneshot::Sender<Answer>) {
     let result = match request {
         Request::Ping => Ok(Answer::Pong),
-        Request::Count(filter) => count(&worker, &filter).await.map(Answer::Counted),
-        Request::List(page) => list(&worker, &page).await.map(Answer::Listed),
+        Request::Count(filter) => count(&worker, &filter, &answer).await.map(Answer::Counted),
+        Request::List(page) => list(&worker, &page, &answer).await.map(Answer::Listed),
         Request::Show(id) => show(&worker, id).await.map(Answer::Listed),
         Request::Act(action, selection) => act(&worker, action, &selection).await,
     };
@@ -41,9 +41,16 @@ pub async fn answer(worker: Rc<Worker>, request: Request, answer: oneshot::Sende
     let _ = answer.send(result.unwrap_or_else(words));
 }
 
-async fn count(worker: &Rc<Worker>, filter: &Filter) -> Result<Tally, LoadError> {
+async fn count(
+    worker: &Rc<Worker>,
+    filter: &Filter,
+    answer: &oneshot::Sender<Answer>,
+) -> Result<Tally, LoadError> {
     let mut tally = Tally::default();
     for (slot, id) in fitting(worker, filter, |_| true) {
+        if answer.is_closed() {
+            break;
+        }
         if !filter.needs_envelope() {
             let found = worker.with_queue(|queue| {
                 let handle = queue.get(slot)?;
@@ -64,15 +71,24 @@ async fn count(worker: &Rc<Worker>, filter: &Filter) -> Result<Tally, LoadError>
     Ok(tally)
 }
 
-async fn list(worker: &Rc<Worker>, page: &Page) -> Result<Vec<Entry>, LoadError> {
+async fn list(
+    worker: &Rc<Worker>,
+    page: &Page,
+    answer: &oneshot::Sender<Answer>,
+) -> Result<Vec<Entry>, LoadError> {
     let mut entries = Vec::new();
     let (mut messages, mut after) = (0, page.after);
-    // As many candidates as messages are wanted, then more if the envelopes did not fit.
-    loop {
-        let wanted = page.limit - messages;
-        let candidates = oldest(worker, &page.filter, after, wanted);
-        let is_end = candidates.chunk_by(|a, b| a.0 == b.0).count() < wanted;
+    // Each round is a look at all handles, and few envelopes may fit: so each has more candidates
+    // than the one before, and the rounds stay few.
+    let mut round = CANDIDATES.0;
+    while messages < page.limit {
+        let candidates = oldest(worker, &page.filter, after, round);
+        let is_end = candidates.chunk_by(|a, b| a.0 == b.0).count() < round;
+        round = (2 * round).min(CANDIDATES.1);
         for same in candidates.chunk_by(|a, b| a.0 == b.0) {
+            if messages == page.limit || answer.is_closed() {
+                return Ok(entries);
+            }
             let before = entries.len();
             for &(id, slot) in same {
                 entries.extend(entry(worker, &page.filter, slot, id).await?);
@@ -80,10 +96,11 @@ async fn list(worker: &Rc<Worker>, page: &Page) -> Result<Vec<Entry>, LoadError>
             }
             messages += usize::from(entries.len() > before);
         }
-        if is_end || messages >= page.limit {
-            return Ok(entries);
+        if is_end {
+            break;
         }
     }
+    Ok(entries)
 }
 
 /// The handles that may fit of the `count` oldest messages after one, by id.
@@ -95,7 +112,9 @@ fn oldest(
 ) -> Vec<(MessageId, Slot)> {
     let mut oldest: BTreeMap<MessageId, Vec<Slot>> = BTreeMap::new();
     each_fitting(worker, filter, |slot, id| {
-        if after.is_some_and(|after| id <= after) {
+        let is_full = oldest.len() == count;
+        let is_late = is_full && oldest.last_key_value().is_some_and(|(&last, _)| id > last);
+        if is_late || after.is_some_and(|after| id <= after) {
             return;
         }
         oldest.entry(id).or_default().push(slot);
@@ -273,7 +292,7 @@ async fn act(
     let named: HashSet<MessageId> = selection.ids.iter().copied().collect();
     let is_named = |id| named.is_empty() || named.contains(&id);
     let mut tally = Tally::default();
-    let (mut last, mut stuck) = (None, 0u64);
+    let (mut last, mut stuck, mut changes) = (None, 0u64, 0u64);
     for (slot, id) in fitting(worker, filter, is_named) {
         let Some(target) = Target::find(worker, slot, id, action, filter).await? else { continue };
         let state = people_state(worker, &target.handle);
@@ -289,6 +308,10 @@ async fn act(
             let count = if action == Action::Delete { target.places.len() } else { whole };
             add(&mut tally, &target.handle, state, count);
             target.report(worker, action);
+            changes += 1;
+            if changes.is_multiple_of(CHANGES_A_TURN) {
+                runtime::sleep(TURN_PAUSE).await;
+            }
         }
     }
     finish(&mut tally);
@@ -381,11 +404,15 @@ impl Target {
         let mut groups = groups.into_iter();
         let (destination, kept) = groups.next()?;
         let kept = Recipients::of(kept, recipients.len());
-        worker.with_queue(|queue| queue.split(slot, kept, parts.clone()));
+        worker.with_queue(|queue| {
+            queue.split(slot, kept, parts.clone());
+            queue.released(slot);
+        });
         worker.queue_event(Event::Reroute { slot, destination });
         for (destination, places) in groups {
             let recipients = Recipients::of(places, recipients.len());
-            let handle = Handle::new(handle.id, handle.place, recipients, parts.clone());
+            let mut handle = Handle::new(handle.id, handle.place, recipients, parts.clone());
+            handle.released = true;
             worker.queue_event(Event::Filed { destination, handle, stay: true });
         }
         Some(Some(record))
@@ -444,6 +471,12 @@ fn more_parts(handle: &Handle, more: u32) -> Option<Arc<AtomicU32>> {
         }
     }
 }
+
+/// Candidates of the first round of a listing, at least a page, and of any round at most.
+const CANDIDATES: (usize, usize) = (limits::ADMIN_PAGE, 64 * limits::ADMIN_PAGE);
+/// Changes after which a worker's sessions have a turn, and how long that is at least.
+const CHANGES_A_TURN: u64 = 1_000;
+const TURN_PAUSE: Duration = Duration::from_millis(1);
 
 /// How long a change waits to be in the log.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);

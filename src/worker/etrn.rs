@@ -1,8 +1,8 @@
 //! ETRN (RFC 1985): a client has the mail for its domain tried now, on every worker.
 //!
 //! A session's request waits at its worker's [`Desk`] for the next errand, which goes round all
-//! workers: each looks through its own handles once for all nodes of the errand, makes what waits
-//! due, and says what it found.  When the last has answered, so do the sessions.
+//! workers: each looks through its own destinations once for all nodes of the errand, some of them
+//! at a time, makes what waits due, and says what it found.  When the last has answered, so do the sessions.
 //!
 //! What it costs is bounded whatever clients send: one errand a second and worker, with at most
 //! [`limits::ETRN_WAITING`] nodes; what comes beyond is refused with 458.
@@ -12,15 +12,15 @@
 //! host) is started as a whole, and the answer gives no number.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Letter, Worker};
 use crate::config::{Config, Reach, Route, RouteIndex};
 use crate::limits;
-use crate::queue::destination::Destination;
-use crate::queue::handle::State;
+use crate::queue::destination::{CourseIndex, Destination};
 use crate::queue::scheduler::Event;
 use crate::runtime;
 use crate::runtime::notify::Handover;
@@ -74,6 +74,13 @@ struct Ways {
     among_others: bool,
 }
 
+/// A node on this core: the courses that its mail may take.
+struct Wanted<'a> {
+    node: &'a Node,
+    courses: Vec<CourseIndex>,
+    among_others: bool,
+}
+
 impl Worker {
     /// Has the mail for a node tried now; the session's side.
     ///
@@ -100,10 +107,28 @@ impl Worker {
         }
     }
 
-    /// Does what a worker asks of all.
-    pub(super) fn run_errand(self: &Rc<Self>, errand: &Errand) {
-        let found = errand.nodes.iter().map(|node| self.retry_node(node)).collect();
-        self.tell(errand.from, Letter::EtrnDone(found));
+    /// Does what a worker asks of all, in turns between which sessions go on.
+    pub(super) async fn run_errand(self: Rc<Self>, errand: Errand) {
+        let wanted: Vec<Wanted> = errand.nodes.iter().map(|node| self.wanted(node)).collect();
+        let mut found = vec![Found::default(); wanted.len()];
+        // All is counted before anything is made due: the first that is wakes a site for others.
+        let (mut due, mut place) = (Vec::new(), 0);
+        while place < self.with_queue(|queue| queue.destination_places()) {
+            let next = place.saturating_add(DESTINATIONS_A_TURN);
+            self.look_for(place..next, &wanted, &mut found, &mut due);
+            place = next;
+            runtime::sleep(TURN_PAUSE).await;
+        }
+        let mut messages = 0;
+        for (destination, waiting) in due {
+            self.queue_event(Event::RetryDestination { destination });
+            messages += waiting;
+            if messages >= MESSAGES_A_TURN {
+                messages = 0;
+                runtime::sleep(TURN_PAUSE).await;
+            }
+        }
+        self.tell(errand.from, Letter::EtrnDone(found.into()));
     }
 
     /// Takes what another worker has found.
@@ -111,39 +136,35 @@ impl Worker {
         self.etrn.gather(found);
     }
 
-    /// Makes this core's mail for a node due.
-    fn retry_node(self: &Rc<Self>, node: &Node) -> Found {
-        let ways = Ways::of(&self.config, node);
-        let courses: Vec<_> = ways.routes.iter().map(|&way| self.sites.course_of(way)).collect();
-        let is_meant = |destination: &Destination| {
-            courses.contains(&destination.course)
-                && destination.domain.as_deref().is_none_or(|domain| node.covers(domain))
-        };
+    fn wanted<'a>(&self, node: &'a Node) -> Wanted<'a> {
+        let Ways { routes, among_others } = Ways::of(&self.config, node);
+        let courses = routes.into_iter().map(|way| self.sites.course_of(way)).collect();
+        Wanted { node, courses, among_others }
+    }
+
+    /// Counts what waits for some nodes under the destinations at some places, and lists those.
+    fn look_for(
+        &self,
+        places: Range<u32>,
+        wanted: &[Wanted],
+        found: &mut [Found],
+        due: &mut Vec<(Destination, u64)>,
+    ) {
         let now_unix_ms = self.now_unix_ms();
-        let mut found = Found::default();
-        let mut due = BTreeSet::new();
         self.with_queue(|queue| {
-            for (_, handle) in queue.iter() {
-                let index = handle.destination();
-                let waits = match handle.state {
-                    State::Deferred => true,
-                    State::Ready => queue.rests(index, now_unix_ms),
-                    State::Active | State::Held => false,
-                };
-                let Some(destination) = queue.destination(index).filter(|d| waits && is_meant(d))
-                else {
+            for place in places.start..places.end.min(queue.destination_places()) {
+                let Some((destination, waiting)) = queue.waiting_at(place, now_unix_ms) else {
                     continue;
                 };
-                found.messages += 1;
-                // Where exchangers take the mail, a destination is one domain's alone.
-                found.among_others |= destination.domain.is_none() && ways.among_others;
-                due.insert(destination.clone());
+                let mut is_meant = false;
+                for (wanted, found) in wanted.iter().zip(found.iter_mut()) {
+                    is_meant |= wanted.count(destination, waiting, found);
+                }
+                if is_meant {
+                    due.push((destination.clone(), waiting));
+                }
             }
         });
-        for destination in due {
-            self.queue_event(Event::RetryDestination { destination });
-        }
-        found
     }
 
     fn tell(&self, to: usize, letter: Letter) {
@@ -152,6 +173,21 @@ impl Worker {
         if letters.push(letter).is_ok() {
             letters.wake();
         }
+    }
+}
+
+impl Wanted<'_> {
+    /// Adds what waits for a destination, if its mail is meant; tells whether it is.
+    fn count(&self, destination: &Destination, waiting: u64, found: &mut Found) -> bool {
+        let domain = destination.domain.as_deref();
+        let is_meant = self.courses.contains(&destination.course)
+            && domain.is_none_or(|domain| self.node.covers(domain));
+        if is_meant {
+            found.messages += waiting;
+            // Where exchangers take the mail, a destination is one domain's alone.
+            found.among_others |= domain.is_none() && self.among_others;
+        }
+        is_meant
     }
 }
 
@@ -252,6 +288,12 @@ impl Ways {
 
 /// How long after an errand the next one may begin.
 const ERRAND_PAUSE_MS: u64 = 1_000;
+/// Destinations that a worker looks at before its sessions have a turn.
+const DESTINATIONS_A_TURN: u32 = 1_024;
+/// Messages that it makes due before that, but for the last destination's.
+const MESSAGES_A_TURN: u64 = 1_024;
+/// How long that turn is at least.
+const TURN_PAUSE: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {

@@ -83,8 +83,8 @@ pub struct Worker {
     posts: Arc<[Post]>,
     /// ETRN of this core's sessions.
     etrn: etrn::Desk,
-    /// Handles for other cores whose mailbox was full.
-    leaving: RefCell<VecDeque<(usize, Forwarded)>>,
+    /// Handles for the other cores, of each in their order: more than fit its mailbox wait here.
+    leaving: RefCell<Vec<VecDeque<Forwarded>>>,
     ids: RefCell<MessageIds>,
     session_ids: RefCell<SessionIds>,
     sessions: Cell<usize>,
@@ -237,7 +237,7 @@ impl Worker {
                     if let Some((destination, handle)) = leaving {
                         let batch = self.log.in_memory(handle.place).map(|b| b.downgrade());
                         let forwarded = Forwarded { destination, handle, batch };
-                        self.leaving.borrow_mut().push_back((core as usize, forwarded));
+                        self.leaving.borrow_mut()[core as usize].push_back(forwarded);
                     }
                 }
             }
@@ -269,18 +269,15 @@ impl Worker {
 
     /// Hands messages to the cores that serve their sites, as far as there is room.
     fn forward(&self) {
-        let mut leaving = self.leaving.borrow_mut();
-        let mut woken = 0u128;
-        for _ in 0..leaving.len() {
-            let Some((core, forwarded)) = leaving.pop_front() else { break };
-            match self.posts[core].handles.push(forwarded) {
-                Ok(()) => woken |= 1 << core,
-                Err(forwarded) => leaving.push_back((core, forwarded)),
+        for (post, leaving) in self.posts.iter().zip(self.leaving.borrow_mut().iter_mut()) {
+            let before = leaving.len();
+            while let Some(forwarded) = leaving.pop_front() {
+                if let Err(forwarded) = post.handles.push(forwarded) {
+                    leaving.push_front(forwarded);
+                    break;
+                }
             }
-        }
-        drop(leaving);
-        for (core, post) in self.posts.iter().enumerate() {
-            if woken >> core & 1 == 1 {
+            if leaving.len() < before {
                 post.handles.wake();
             }
         }

@@ -48,12 +48,18 @@ impl Worker {
                 Resolution::NoMail { verdict: Arc::new(verdict), until_unix_ms }
             }
             Err(MailError::Temporary { why }) => {
-                let failures = self.with_queue(|queue| queue.resolution_failures(index));
+                let (failures, keeps_site) = self.with_queue(|queue| {
+                    (queue.resolution_failures(index), queue.keeps_site(index, now_unix_ms))
+                });
                 let attempts = u16::try_from(failures.saturating_add(1)).unwrap_or(u16::MAX);
                 let retry = &self.sites.course(destination.course).retry;
                 let again = retry.next_attempt(attempts, now_unix_ms, fastrand::u32(..));
                 let until_unix_ms = again.max(until_unix_ms);
-                self.report_unresolved(destination, &why, attempts, until_unix_ms);
+                // With the site that it has nothing is deferred.
+                match keeps_site {
+                    true => tracing::debug!(domain = destination.domain.as_deref(), why, "stale"),
+                    false => self.report_unresolved(destination, &why, attempts, until_unix_ms),
+                }
                 Resolution::Later { reason: self.shared_reason(&why), until_unix_ms }
             }
         }

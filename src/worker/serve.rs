@@ -1,6 +1,7 @@
 //! A worker's thread from its start to its end: which tasks run on its loop, and how they stop.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -115,8 +116,8 @@ async fn run(seat: Seat) -> io::Result<()> {
         queue: RefCell::new(scheduler),
         reasons: RefCell::default(),
         etrn: Default::default(),
+        leaving: RefCell::new(posts.iter().map(|_| VecDeque::new()).collect()),
         posts,
-        leaving: RefCell::default(),
         ids: RefCell::new(MessageIds::new(index as u8, seat.highest)),
         session_ids: RefCell::new(SessionIds::new(index as u8)),
         sessions: Cell::new(0),
@@ -198,7 +199,7 @@ async fn read_letters(worker: Rc<Worker>, letters: Inbox<Letter>, stop: Rc<Notif
         Letter::Asked(request, answer) => {
             runtime::spawn(super::admin::answer(worker.clone(), request, answer));
         }
-        Letter::Etrn(errand) => worker.run_errand(&errand),
+        Letter::Etrn(errand) => runtime::spawn(worker.clone().run_errand(errand)),
         Letter::EtrnDone(found) => worker.errand_done(&found),
         Letter::Stop => stop.notify(),
     };
@@ -244,7 +245,7 @@ async fn shut_down(worker: &Rc<Worker>, canceller: Canceller, doors: &[TcpListen
     worker.pool.end_waiting();
     let end = Instant::now() + GRACE;
     while Instant::now() < end {
-        let is_quiet = worker.sessions() == 0 && worker.pool.is_empty();
+        let is_quiet = worker.sessions() == 0 && worker.pool.is_quiet();
         if worker.log.drain() && is_quiet {
             break;
         }

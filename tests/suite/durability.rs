@@ -2,7 +2,8 @@
 //! nothing else.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,16 +28,25 @@ impl Ledger {
         self.promised.lock().expect("no client panics").len()
     }
 
+    fn promised_numbers(&self) -> Vec<u64> {
+        self.promised.lock().expect("no client panics").iter().copied().collect()
+    }
+
     /// Sends by many sessions at once until `enough` more messages are promised, then kills the
     /// gateway in the middle of it all.
     fn load_and_kill(&self, gateway: &mut Gateway, enough: usize) {
-        let address = gateway.smtp(0);
         let wanted = self.promised() + enough;
+        self.load_and_kill_when(gateway, |_| self.promised() >= wanted);
+    }
+
+    /// The same as soon as `is_enough` says so.
+    fn load_and_kill_when(&self, gateway: &mut Gateway, is_enough: impl Fn(&Gateway) -> bool) {
+        let address = gateway.smtp(0);
         thread::scope(|scope| {
             for _ in 0..SESSIONS {
                 scope.spawn(|| self.send_until_it_breaks(address));
             }
-            gateway.wait_until("enough messages", || (self.promised() >= wanted).then_some(()));
+            gateway.wait_until("enough messages", || is_enough(gateway).then_some(()));
             gateway.kill9();
         });
     }
@@ -68,7 +78,11 @@ impl Ledger {
 /// Sends one message in as few flights as the protocol allows; `None` if the connection breaks.
 fn send(client: &mut Client, number: u64) -> Option<String> {
     let message = message(number);
-    let site = if number % 4 == 1 { "box.test" } else { "hop.test" };
+    let site = match number {
+        _ if is_kept_waiting(number) => "wait.test",
+        _ if number % 4 == 1 => "box.test",
+        _ => "hop.test",
+    };
     let envelope = format!("MAIL FROM:<sender@client.test>\r\nRCPT TO:<n{number}@{site}>\r\n");
     let by_bdat = number.is_multiple_of(3);
     let mut flight = envelope.into_bytes();
@@ -86,6 +100,12 @@ fn send(client: &mut Client, number: u64) -> Option<String> {
         client.try_send(&stuffed(&message)).ok()?;
     }
     client.try_reply().map(|reply| reply.0)
+}
+
+/// Whether the next hop of a message may be one that takes nothing for a long time: an eighth of
+/// the small ones, and half of those of a few chunks.
+fn is_kept_waiting(number: u64) -> bool {
+    number % 8 == 3 || number % 40 == 20
 }
 
 /// The message of that number: always the same octets, of all sizes, some over several chunks.
@@ -255,6 +275,75 @@ fn the_weaker_durability_names_itself_and_survives_kill_9_too() {
     let mut client = Client::hello(gateway.smtp(0));
     let reply = send(&mut client, u64::MAX / 40 * 40 + 2).expect("a reply");
     assert!(reply.ends_with(" (fsync)"), "{reply}");
+    gateway.terminate();
+}
+
+// ---- old mail among new ----------------------------------------------------------------------
+
+/// Segments of 4 MiB that are old after a second.
+fn compacting_config(busy: &Sink, sink: &Sink) -> String {
+    let routes = format!(
+        "[[route]]\nrecipient = \"*@wait.test\"\nto = \"smtp://{}\"\n{}",
+        busy.address(),
+        delivering_to(sink)
+    );
+    let config = config(2, "fsync", &routes).replace("\"1s\"", "\"4s\"");
+    config + "[spool]\nsegment_size = \"4MiB\"\ncompact_after = \"1s\"\n"
+}
+
+const SEGMENT_OCTETS: u64 = 4 << 20;
+
+/// A figure of `/metrics`.
+fn figure(gateway: &Gateway, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(gateway.admin()).expect("the admin interface");
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("it is taken");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("a page");
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = value.unwrap_or_else(|| panic!("no {name}:\n{page}"));
+    value.parse::<f64>().expect("a number") as u64
+}
+
+/// Mail that waits stands among ten times as much that goes; only the compaction frees the disk.
+/// The gateway is killed while it moves messages, again and again.
+#[test]
+fn a_crash_while_old_mail_is_moved_loses_and_doubles_nothing() {
+    let ledger = Ledger::default();
+    let manners = || Manners { chunking: true, ..Manners::default() };
+    let (busy, sink) = (Sink::start(manners()), Sink::start(manners()));
+    busy.set_busy(true);
+    let config = compacting_config(&busy, &sink);
+    let mut gateway = Gateway::start(&config);
+    for round in 1..=4 {
+        let wanted = ledger.promised() + 300;
+        ledger.load_and_kill_when(&mut gateway, |gateway| {
+            ledger.promised() >= wanted
+                && figure(gateway, "mailrace_spool_messages_moved_total") >= 20 * round
+        });
+        assert_no_damage(&gateway);
+        gateway = gateway.restart(&config);
+    }
+    let waiting = ledger.promised_numbers().into_iter().filter(|&number| is_kept_waiting(number));
+    let live: u64 = waiting.map(|number| message(number).len() as u64).sum();
+    gateway.wait_until("a log of hardly more than what waits", || {
+        let used = figure(&gateway, "mailrace_spool_segments{state=\"used\"}") * SEGMENT_OCTETS;
+        (used <= live * 22 / 10 + 4 * SEGMENT_OCTETS).then_some(())
+    });
+    println!("{live} octets wait, of {}", figure(&gateway, "mailrace_spool_live_records"));
+    gateway.kill9();
+    gateway = gateway.restart(&config);
+    assert_eq!(busy.count(), 0, "it took nothing so far");
+    busy.set_busy(false);
+    gateway.wait_until("an empty queue", || (queued(&gateway) == 0).then_some(()));
+    // No attempt of it came before a crash, so each copy but one would be a resurrection.
+    let late = at_sink(&busy);
+    let doubled: Vec<_> = late.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(doubled.is_empty(), "the compaction doubled {doubled:?}");
+    let mut found = at_sink(&sink);
+    found.extend(in_maildirs(&gateway));
+    found.extend(late);
+    ledger.judge(&found, "after five crashes");
     gateway.terminate();
 }
 

@@ -18,6 +18,7 @@ mod interop;
 mod limits_and_floods;
 mod lmtp;
 mod mx;
+mod mx_world;
 mod nameserver;
 mod notices;
 mod one_flight;

@@ -33,6 +33,10 @@ down        MX    10 closed
 down        MX    20 h2
 busy        MX    10 h3
 busy        MX    20 h2
+brief 1     MX    10 brief3
+brief 1     MX    20 brief2
+brief2 1    A     127.0.5.2
+brief3 1    A     127.0.5.3
 equal       MX    10 h1
 equal       MX    10 h2
 one         MX    10 h1
@@ -173,6 +177,27 @@ fn hosts_are_tried_by_their_preference() {
     ];
     assert_eq!(recipients(&h2, 6), second);
     assert!(h3.connections() > 0 && h3.count() == 0, "the busy one was asked first");
+    world.gateway.terminate();
+}
+
+/// A host that greets well and then drops every transaction is passed over, before the message
+/// has counted one attempt; so is one that greets badly while its address stands for a second.
+#[test]
+fn a_host_that_takes_no_message_is_passed_over() {
+    if !are_here(&["dns"]) {
+        return;
+    }
+    let mut world = World::start("");
+    let farewell = Some("421 4.3.0 not today".to_owned());
+    let h1 = world.sink(1, Manners { farewell, ..Manners::default() });
+    let h2 = world.sink(2, Manners::default());
+    let refusal = Some("554 5.3.2 no".to_owned());
+    let h3 = world.sink(3, Manners { greeting: refusal, ..Manners::default() });
+    world.send(SENDER, &["a@first.test", "b@first.test", "c@brief.test"]);
+    assert_eq!(recipients(&h2, 3), ["a@first.test", "b@first.test", "c@brief.test"]);
+    assert!(h1.connections() > 0 && h3.connections() > 0, "they were asked first");
+    let events = world.gateway.events();
+    assert!(events.iter().all(|event| event["event"] != "deferred"), "{events:?}");
     world.gateway.terminate();
 }
 

@@ -101,6 +101,45 @@ fn held_mail_is_counted_shown_released_and_deleted() {
     gateway.terminate();
 }
 
+/// The next hop puts it off, and only the latest record of a wait counts.
+#[test]
+fn what_was_released_and_then_deferred_is_not_held_again() {
+    let replies = HashMap::from([("a@held.test".into(), "450 4.2.1 Not now".into())]);
+    let sink = Sink::start(Manners { replies, ..Manners::default() });
+    let config = format!(
+        r#"
+[[listener]]
+address = "127.0.0.1:0"
+service = "relay"
+[[route]]
+recipient = "*@held.test"
+to = "hold"
+[[route]]
+recipient = "*"
+to = "smtp://{}"
+[queue]
+retry = ["1h"]
+"#,
+        sink.address()
+    );
+    let mut gateway = Gateway::start(&config);
+    let held = send(&gateway, &["a@held.test"]);
+    gateway.wait_until("it is held", || (counts(&gateway) == (1, 1)).then_some(()));
+    said(&gateway, &["release", &held]);
+    gateway.wait_event("the deferral", |event| {
+        event["event"] == "deferred" && event["message"] == *held
+    });
+    let deferred = |gateway: &Gateway| said(gateway, &["list", "--state", "deferred"]);
+    assert!(deferred(&gateway).contains(&held));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    gateway.kill9();
+    let config = std::fs::read_to_string(gateway.config_file()).expect("as it was started");
+    let mut gateway = gateway.restart(&config);
+    let listed = deferred(&gateway);
+    assert!(listed.contains(&held) && listed.contains("450 4.2.1 Not now"), "{listed}");
+    gateway.terminate();
+}
+
 #[test]
 fn a_dead_site_says_why_and_a_retry_tries_it_at_once() {
     let replies = HashMap::from([("busy@hop.test".into(), "450 4.2.1 Not now".into())]);

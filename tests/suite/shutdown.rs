@@ -68,6 +68,24 @@ fn a_stuck_client_does_not_hold_up_the_end() {
 }
 
 #[test]
+fn a_next_hop_that_never_greets_does_not_hold_up_the_end() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("bound");
+    let mut gateway = Gateway::start(&format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"relay\"\n\
+         [[route]]\nrecipient = \"*\"\nto = \"smtp://{address}\"\n"
+    ));
+    let mut client = Client::hello(gateway.smtp(0));
+    client.envelope("sender@client.test", &["user@silent.test"]);
+    client.data(MESSAGE).expect("250");
+    let (_connection, _) = silent.accept().expect("it is tried");
+    drop(client);
+    gateway.ask_to_stop();
+    // Its greeting may take five minutes, and messages under way would have fifteen seconds.
+    gateway.wait_for_end(Duration::from_secs(8));
+}
+
+#[test]
 fn it_starts_again_at_once_on_the_same_port() {
     let mut gateway = Gateway::start(INTO_MAILDIRS);
     let address = gateway.smtp(0).to_string();

@@ -29,6 +29,8 @@ pub struct Manners {
     pub latency: Duration,
     /// Says this in place of its greeting, and hangs up.
     pub greeting: Option<String>,
+    /// Says this to every MAIL, and hangs up.
+    pub farewell: Option<String>,
     /// How long it takes for each message.
     pub pause: Duration,
 }
@@ -283,7 +285,10 @@ impl Session<'_> {
             self.shared.journal.lock().expect("no session panics").push(verb.clone());
             match verb.as_str() {
                 "EHLO" => self.hello()?,
-                "MAIL" => self.mail(&line)?,
+                "MAIL" => match &self.shared.manners.farewell.clone() {
+                    Some(farewell) => return self.say(farewell),
+                    None => self.mail(&line)?,
+                },
                 "RCPT" => self.rcpt(&line)?,
                 "DATA" => self.data()?,
                 "BDAT" => self.bdat(&line)?,

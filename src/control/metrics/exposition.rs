@@ -181,17 +181,20 @@ impl Everything {
             segments_spare,
             segments_damaged,
             live_records,
+            compactions,
+            messages_moved,
+            compacted_octets,
             reads,
             read_failures,
             health,
         } = self.sources.status.spool();
         page.histogram("spool_commit", "Writes of the log, each with its sync", &commit)?;
-        let written = Some(Unit::Bytes);
+        let bytes = || Some(Unit::Bytes);
         for (name, unit, help, value) in [
             ("spool_commits", None, "Writes of the log that succeeded", commits),
             ("spool_batches", None, "Batches in those", batches),
             ("spool_records", None, "Records in those", records),
-            ("spool_written", written, "Octets written, padding included", written_octets),
+            ("spool_written", bytes(), "Octets written, padding included", written_octets),
             (
                 "spool_commit_failures",
                 None,
@@ -205,6 +208,14 @@ impl Everything {
                 None,
                 "Background work of the log that failed",
                 chore_failures,
+            ),
+            ("spool_compactions", None, "Compactions of old segments", compactions),
+            ("spool_messages_moved", None, "Messages that compactions wrote again", messages_moved),
+            (
+                "spool_compacted",
+                bytes(),
+                "Octets that compactions wrote, padding included",
+                compacted_octets,
             ),
             ("spool_reads", None, "Reads of the log", reads),
             ("spool_read_failures", None, "Reads that failed or did not verify", read_failures),

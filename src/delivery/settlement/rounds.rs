@@ -2,7 +2,7 @@
 //!
 //! Usually one.  More where the peer takes only some recipients at a time (452, RFC 5321 section
 //! 4.5.3.1.10, or by its word beforehand, RFC 9422), and one for each recipient where each has a reverse-path of its own
-//! ([`verp`](crate::delivery::verp)): that is decided here, so that neither the scheduler nor the
+//! ([`verp`]): that is decided here, so that neither the scheduler nor the
 //! client machine knows of it.
 //!
 //! Invariants: each recipient ends with exactly one outcome; each further transaction comes after
@@ -14,7 +14,9 @@ use crate::delivery::outcome::Attempted;
 use crate::delivery::verp;
 use crate::message::{BodyFlags, Envelope};
 use crate::smtp::capabilities::Limits;
-use crate::smtp::client::{AfterTransaction, RecipientOutcome, Transaction, TransactionResult};
+use crate::smtp::client::{
+    AfterTransaction, Deferral, Failure, RecipientOutcome, Transaction, TransactionResult,
+};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub struct Rounds {
     outcomes: Vec<(u16, Attempted)>,
     /// The peer was asked about a recipient, or may have been.
     has_begun: bool,
+    /// The peer said something about a recipient.
+    has_word: bool,
     taken: Option<String>,
 }
 
@@ -55,12 +59,21 @@ pub enum Verdict {
     /// The connection had been used before and was closed meanwhile: that says nothing.  The
     /// message goes back to where it was.
     Returned,
+    /// A fresh connection ended before the peer was asked about a recipient: it has greeted and
+    /// then not taken this message.  Another host may have it at once; where none is left this
+    /// counts against the message, and not against what waits behind it.
+    Unheard {
+        /// One for each recipient.
+        outcomes: Vec<(u16, Attempted)>,
+    },
     /// There is something to judge.
     Settled {
         /// One for each recipient.
         outcomes: Vec<(u16, Attempted)>,
         /// What the peer said to the first that it took.
         taken: Option<String>,
+        /// The peer said something about a recipient, good or bad.
+        has_word: bool,
     },
 }
 
@@ -87,6 +100,7 @@ impl Rounds {
             limits,
             outcomes: Vec::new(),
             has_begun: false,
+            has_word: false,
             taken: None,
         };
         rounds.begin();
@@ -125,6 +139,7 @@ impl Rounds {
                 continue;
             }
             self.has_begun |= !outcome.never_began();
+            self.has_word |= is_word(&outcome);
             if let (RecipientOutcome::Delivered(reply), None) = (&outcome, &self.taken) {
                 self.taken = Some(reply.to_string());
             }
@@ -152,12 +167,12 @@ impl Rounds {
 
     /// What all of it came to.
     pub fn verdict(self) -> Verdict {
-        // On a fresh connection the peer has greeted us and then not taken this message, which
-        // counts against it and not against what waits behind it.
-        if !self.is_fresh && !self.has_begun {
-            return Verdict::Returned;
+        let Rounds { outcomes, taken, has_word, .. } = self;
+        match (self.has_begun, self.is_fresh) {
+            (false, false) => Verdict::Returned,
+            (false, true) => Verdict::Unheard { outcomes },
+            (true, _) => Verdict::Settled { outcomes, taken, has_word },
         }
-        Verdict::Settled { outcomes: self.outcomes, taken: self.taken }
     }
 
     fn begin(&mut self) {
@@ -169,6 +184,15 @@ impl Rounds {
     }
 }
 
+/// Whether the peer said it, rather than its silence or ourselves.
+fn is_word(outcome: &RecipientOutcome) -> bool {
+    !matches!(
+        outcome,
+        RecipientOutcome::Deferred(Deferral::Connection(_))
+            | RecipientOutcome::Failed(Failure::Local(_))
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,7 +200,7 @@ mod tests {
     use crate::message::{MailParameters, Notify, Recipient};
     use crate::smtp::address::{ForwardPath, ReversePath, Utf8};
     use crate::smtp::client::{
-        ConnectionCause, ConnectionFailure, Deferral, Failure, Stage, StagedReply, TransactionId,
+        ConnectionCause, ConnectionFailure, Stage, StagedReply, TransactionId,
     };
     use crate::smtp::reply_reader::{PeerReply, ReplyReader};
 
@@ -240,7 +264,9 @@ mod tests {
     }
 
     fn words(verdict: &Verdict) -> String {
-        let Verdict::Settled { outcomes, .. } = verdict else { return "returned".into() };
+        let (Verdict::Settled { outcomes, .. } | Verdict::Unheard { outcomes }) = verdict else {
+            return "returned".into();
+        };
         let word = |(place, attempted): &(u16, Attempted)| {
             let word = match attempted {
                 Attempted::Delivered => "ok",
@@ -299,7 +325,12 @@ mod tests {
             assert_eq!(*last, Round::Over { usable }, "{transactions:?}");
             let verdict = rounds.verdict();
             assert_eq!(words(&verdict), expected, "{transactions:?}");
-            if let Verdict::Settled { taken, .. } = verdict {
+            let is_unheard = fresh && transactions[0].starts_with("mail");
+            assert_eq!(matches!(verdict, Verdict::Unheard { .. }), is_unheard, "{transactions:?}");
+            if let Verdict::Settled { taken, has_word, .. } = verdict {
+                let said = ["ok", "many", "later", "never"];
+                let is_said = |words: &&str| said.iter().any(|word| words.contains(word));
+                assert_eq!(has_word, transactions.iter().any(is_said), "{transactions:?}");
                 let took = transactions.iter().any(|words| words.contains("ok"));
                 assert_eq!(taken.as_deref(), took.then_some("250 2.0.0 taken"));
             }

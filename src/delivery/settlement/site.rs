@@ -55,6 +55,14 @@ pub fn after_failed_connection(
     SiteVerdict::Rest { until_unix_ms, failures }
 }
 
+/// What it means for a site that this machine had nothing left for a connection to it.
+pub fn after_own_shortage(rests: bool, now_unix_ms: u64) -> SiteVerdict {
+    match rests {
+        true => SiteVerdict::Nothing,
+        false => SiteVerdict::Pause { until_unix_ms: now_unix_ms.saturating_add(PAUSE_MS) },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -91,6 +99,13 @@ mod tests {
             let site = SiteFacts { rests, established, failures };
             assert_eq!(after_failed_connection(site, &retry(), NOW, 0), expected, "{site:?}");
         }
+    }
+
+    #[test]
+    fn a_shortage_of_our_own_is_no_failure_and_ends_no_rest() {
+        let pause = SiteVerdict::Pause { until_unix_ms: NOW + PAUSE_MS };
+        assert_eq!(after_own_shortage(false, NOW), pause);
+        assert_eq!(after_own_shortage(true, NOW), SiteVerdict::Nothing);
     }
 
     /// Ten connections that were opened together are one failure and one wait of the schedule.

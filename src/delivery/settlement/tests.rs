@@ -34,7 +34,7 @@ fn envelope(recipients: usize, notify: Notify) -> Envelope {
 }
 
 fn part(envelope: &Envelope) -> Part<'_> {
-    Part { id: id(), envelope, attempts_before: 2, delay_told: false }
+    Part { id: id(), envelope, attempts_before: 2, delay_told: false, released: false }
 }
 
 fn reason(status: (u8, u16, u16), text: &str) -> Reason {
@@ -144,6 +144,25 @@ fn action(notice: &Parcel) -> String {
     let text = std::str::from_utf8(&notice.notice.content).expect("ASCII");
     let action = text.lines().find_map(|line| line.strip_prefix("Action: ")).expect("it has one");
     format!("{action} {}", text.matches("Final-Recipient").count())
+}
+
+#[test]
+fn what_an_operator_has_let_go_says_so_in_every_record() {
+    let envelope = envelope(1, Notify::UNSPECIFIED);
+    for (released, expected) in [(false, DeferState::Deferred), (true, DeferState::Released)] {
+        let mut case = Case::new(&envelope);
+        case.part.released = released;
+        let effects = case.attempt(&["later full"]);
+        let records = effects.iter().filter_map(|effect| match effect {
+            Effect::Append { record, .. } => Some(record.for_log(id(), SegmentNo(1), 1)),
+            _ => None,
+        });
+        let states = records.map(|record| match record {
+            NewRecord::Defer(defer) => (defer.state, defer.next_attempt_unix_ms > ACCEPTED),
+            _ => panic!("it waits"),
+        });
+        assert_eq!(states.collect::<Vec<_>>(), [(expected, true)]);
+    }
 }
 
 #[test]

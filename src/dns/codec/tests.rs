@@ -208,7 +208,18 @@ fn a_lame_server_knows_nothing() {
     for message in [&referral, &neither] {
         assert!(matches!(read(message, &asked), Ok(Reply::Failed(_))));
     }
+    // Its "no such name" would return mail at once.
+    neither.metadata.response_code = ResponseCode::NXDomain;
+    assert!(matches!(read(&neither, &asked), Ok(Reply::Failed(_))));
+    let mut with_soa = answer(&asked, &[], Some((60, 70)));
+    with_soa.metadata.recursion_available = false;
+    with_soa.metadata.response_code = ResponseCode::NXDomain;
+    assert_eq!(known(&with_soa, &asked), (Outcome::NoName, 60));
+    referral.metadata.response_code = ResponseCode::NXDomain;
+    assert_eq!(known(&referral, &asked).0, Outcome::NoName);
     neither.metadata.authoritative = true;
+    assert_eq!(known(&neither, &asked).0, Outcome::NoName);
+    neither.metadata.response_code = ResponseCode::NoError;
     assert_eq!(known(&neither, &asked).0, Outcome::NoData);
 }
 

@@ -18,6 +18,8 @@ pub struct HostHealth {
 struct Failing {
     avoid_until: Instant,
     pause: Duration,
+    /// When it failed last, within the pause or not.
+    failed: Instant,
 }
 
 impl HostHealth {
@@ -27,8 +29,8 @@ impl HostHealth {
     /// as the last, an hour at most.  Failures within the pause are those of connections that were
     /// begun together, and count once.
     pub fn failed(&mut self, address: SocketAddr, now: Instant) {
-        let pause = match self.failing.get(&address) {
-            Some(failing) if now < failing.avoid_until => return,
+        let pause = match self.failing.get_mut(&address) {
+            Some(failing) if now < failing.avoid_until => return failing.failed = now,
             Some(failing) if now < failing.avoid_until + PAUSE_MAX => failing.pause * 2,
             _ => PAUSE_MIN,
         };
@@ -36,7 +38,14 @@ impl HostHealth {
             self.forget_oldest();
         }
         let pause = pause.min(PAUSE_MAX);
-        self.failing.insert(address, Failing { avoid_until: now + pause, pause });
+        self.failing.insert(address, Failing { avoid_until: now + pause, pause, failed: now });
+    }
+
+    /// One that has failed is avoided at least until then.
+    pub fn avoid_at_least(&mut self, address: SocketAddr, until: Instant) {
+        if let Some(failing) = self.failing.get_mut(&address) {
+            failing.avoid_until = failing.avoid_until.max(until);
+        }
     }
 
     /// The peer has greeted well: it is as good as any.
@@ -47,6 +56,12 @@ impl HostHealth {
     /// When the address is no longer to come last, if it is to now.
     pub fn avoid_until(&self, address: SocketAddr, now: Instant) -> Option<Instant> {
         self.failing.get(&address).map(|failing| failing.avoid_until).filter(|until| now < *until)
+    }
+
+    /// When the address failed last, if it is to come last now.
+    pub fn avoided_since(&self, address: SocketAddr, now: Instant) -> Option<Instant> {
+        let failing = self.failing.get(&address).filter(|failing| now < failing.avoid_until);
+        failing.map(|failing| failing.failed)
     }
 
     /// The addresses that come last now, for people.
@@ -102,6 +117,20 @@ mod tests {
             health.failed(address(25), now);
         }
         assert_eq!(health.avoid_until(address(25), now), Some(now + PAUSE_MIN));
+    }
+
+    #[test]
+    fn who_failed_last_is_told_within_the_pause_too() {
+        let (mut health, now) = (HostHealth::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        health.failed(address(25), now);
+        health.failed(address(25), now + second);
+        assert_eq!(health.avoided_since(address(25), now + second), Some(now + second));
+        assert_eq!(health.avoided_since(address(25), now + PAUSE_MIN), None);
+        health.avoid_at_least(address(25), now + PAUSE_MIN * 5);
+        assert_eq!(health.avoided_since(address(25), now + PAUSE_MIN), Some(now + second));
+        health.avoid_at_least(address(26), now + PAUSE_MIN);
+        assert_eq!(health.avoid_until(address(26), now), None, "it has not failed");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::Instant;
 use fastrand::Rng;
 
 use super::health::HostHealth;
-use crate::dns::mail::{MailHost, is_usable};
+use crate::dns::mail::{MailHost, usable};
 use crate::dns::{Addresses, LookupError, Name};
 
 /// The way through a site's addresses.
@@ -28,7 +28,7 @@ pub struct DialPlan {
     next_host: usize,
     /// Addresses to be tried.
     queued: VecDeque<Target>,
-    /// Those that failed lately, for the end.
+    /// Those that failed lately and when they did, for the end.
     avoided: Vec<(Instant, Target)>,
     /// All that were queued or put off, so that none is tried twice.
     seen: Vec<SocketAddr>,
@@ -134,10 +134,7 @@ impl DialPlan {
             }
             host.unknown = None;
             match &found.result {
-                Ok(addresses) => {
-                    let usable = addresses.iter().filter(|address| is_usable(**address));
-                    host.addresses = usable.map(IpAddr::to_canonical).collect();
-                }
+                Ok(addresses) => host.addresses = usable(addresses),
                 Err(LookupError::NoName | LookupError::NoData) => host.addresses.clear(),
                 Err(LookupError::Temporary { .. }) => {}
             }
@@ -161,16 +158,17 @@ impl DialPlan {
             }
             self.seen.push(address);
             let target = Target { address, host: host.name.clone(), preference: host.preference };
-            match health.avoid_until(address, now) {
+            match health.avoided_since(address, now) {
                 None => self.queued.push_back(target),
-                Some(until) => self.avoided.push((until, target)),
+                Some(failed) => self.avoided.push((failed, target)),
             }
         }
     }
 
-    /// Now also those that failed lately, the one that has rested most first.
+    /// Now also those that failed lately, the one whose last failure is oldest first: each has its
+    /// turn, however long it is avoided.
     fn queue_avoided(&mut self) {
-        self.avoided.sort_by_key(|(until, _)| *until);
+        self.avoided.sort_by_key(|(failed, _)| *failed);
         self.queued.extend(self.avoided.drain(..).map(|(_, target)| target));
     }
 }

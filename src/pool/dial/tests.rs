@@ -79,7 +79,8 @@ fn dial_now(
     health: &Mutex<HostHealth>,
 ) -> Outcome {
     let began = Instant::now();
-    let dialled = crate::runtime::run(dial(&Nobody, hosts, port, source, limit, health));
+    let dialled =
+        crate::runtime::run(dial(&Nobody, hosts, port, source, limit, health, &|_, _| {}));
     let result = dialled.expect("an event loop").map(|dialled| (dialled.peer, dialled.host));
     Outcome { result, took: began.elapsed() }
 }
@@ -205,4 +206,20 @@ fn the_words_of_many_failures_are_bounded() {
     }
     let words = problems.error(None).words;
     assert!(words.len() <= KEPT_REPLY && words.starts_with("no address of host0.test"));
+}
+
+#[test]
+fn what_this_machine_lacks_says_nothing_of_the_peer() {
+    let v4 = SocketAddr::new(address(1), 25);
+    let v6 = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 25));
+    let of = |errno: Errno| StreamError::Io(std::io::Error::from_raw_os_error(errno as i32));
+    for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS] {
+        assert!(is_own_shortage(&of(errno), v6, Some(address(2))), "{errno}");
+    }
+    let no_port = of(Errno::EADDRNOTAVAIL);
+    assert!(is_own_shortage(&no_port, v4, None));
+    assert!(!is_own_shortage(&no_port, v4, Some(address(2))), "perhaps not our address");
+    assert!(!is_own_shortage(&no_port, v6, None), "perhaps there is no IPv6");
+    assert!(!is_own_shortage(&of(Errno::ECONNREFUSED), v4, None));
+    assert!(!is_own_shortage(&StreamError::TimedOut, v4, None));
 }

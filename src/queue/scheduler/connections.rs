@@ -99,7 +99,11 @@ impl Scheduler {
     ) {
         let Some(queue) = self.sites.get_mut(site.slot()) else { return };
         take(&mut queue.opening, connection);
-        if !queue.idle.contains(&connection) && !queue.closing.contains(&connection) {
+        if queue.closing.contains(&connection) {
+            // It was told to end while it had others under way, and only took note that there was
+            // no message: without a second word it would wait until it is idle for too long.
+            self.actions.push_back(Action::Close { connection });
+        } else if !queue.idle.contains(&connection) {
             queue.idle.push(connection);
         }
         self.pump(site, now_unix_ms);

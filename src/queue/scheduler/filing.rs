@@ -20,7 +20,7 @@ impl Scheduler {
             self.leaving.push_back((destination, handle));
             return self.actions.push_back(Action::Forward { core });
         }
-        if stay {
+        if stay || self.joins(index, now_unix_ms) {
             self.serve_here(index);
         }
         let is_hold = matches!(self.destinations.entry(index).standing, Standing::Hold);
@@ -66,6 +66,18 @@ impl Scheduler {
             return None;
         }
         Some(shared.core_for(self.core, self.cores)).filter(|&core| core != self.core)
+    }
+
+    /// Whether this core joins those that serve a destination's site: it keeps a message for it
+    /// though the site was another core's business when it was asked for.
+    fn joins(&self, index: DestinationIndex, now_unix_ms: u64) -> bool {
+        let Some(entry) = self.destinations.get(index) else { return false };
+        match &entry.standing {
+            Standing::Elsewhere { shared, until_unix_ms } => {
+                *until_unix_ms > now_unix_ms && shared.core_for(self.core, self.cores) == self.core
+            }
+            _ => false,
+        }
     }
 
     fn insert(&mut self, handle: Handle) -> Slot {
@@ -142,6 +154,9 @@ impl Scheduler {
             }
             End::Front => {
                 entry.ready.push_front(&mut self.handles, slot);
+                if head.is_none() {
+                    entry.newest_unix_ms = look;
+                }
                 if let Some(head) = head {
                     let behind = self.look_unix_ms(head);
                     if behind < look {
@@ -167,6 +182,9 @@ impl Scheduler {
         let entry = self.destinations.entry(index);
         entry.ready.remove(&mut self.handles, slot);
         let (is_empty, site) = (entry.ready.is_empty(), entry.site());
+        if is_empty {
+            entry.newest_unix_ms = 0;
+        }
         if let Some(site) = site {
             self.site_queue(site).ready -= 1;
             if is_empty {

@@ -1,8 +1,9 @@
 //! Where destinations lead: asking for their sites, and moving them from one to another.
 //!
 //! A resolution is renewed when it has run out and there is something to send; until the answer
-//! comes the old site goes on.  A destination that moves takes its list along as it is, so moving
-//! a million messages is as quick as moving one.
+//! comes the old site goes on, and for some hours where nobody can tell (RFC 8767): name servers
+//! that are down take no working site away.  A destination that moves takes its list along as it
+//! is, so moving a million messages is as quick as moving one.
 
 use super::*;
 use crate::limits;
@@ -80,19 +81,30 @@ impl Scheduler {
             return;
         }
         entry.asking = Asking::Waiting;
-        self.to_ask.push_back(index);
+        match entry.failures {
+            0 => self.to_ask.push_back(index),
+            _ => self.to_ask_again.push_back(index),
+        }
         self.ask_more();
     }
 
     fn ask_more(&mut self) {
-        while self.asked < limits::RESOLUTIONS_AT_ONCE
-            && let Some(index) = self.to_ask.pop_front()
-        {
+        while let Some(index) = self.next_to_ask() {
             self.step();
             self.destinations.entry(index).asking = Asking::Asked;
             self.asked += 1;
             self.actions.push_back(Action::Resolve { destination: index });
         }
+    }
+
+    fn next_to_ask(&mut self) -> Option<DestinationIndex> {
+        let left = limits::RESOLUTIONS_AT_ONCE.saturating_sub(self.asked);
+        if left > 0
+            && let Some(index) = self.to_ask.pop_front()
+        {
+            return Some(index);
+        }
+        (left > limits::RESOLUTIONS_RESERVED).then(|| self.to_ask_again.pop_front()).flatten()
     }
 
     pub(super) fn resolved(
@@ -105,11 +117,12 @@ impl Scheduler {
             return;
         }
         self.asked -= 1;
+        let keeps_site = self.keeps_site(index, now_unix_ms);
         let entry = self.destinations.entry(index);
         entry.asking = Asking::No;
         entry.failures = match resolution {
-            Resolution::Later { .. } => entry.failures.saturating_add(1),
-            Resolution::Site { .. } | Resolution::NoMail { .. } => 0,
+            Resolution::Later { .. } if !keeps_site => entry.failures.saturating_add(1),
+            _ => 0,
         };
         match resolution {
             Resolution::Site { shared, until_unix_ms } => {
@@ -120,6 +133,15 @@ impl Scheduler {
                 self.destinations.entry(index).standing =
                     Standing::Refusing { verdict, until_unix_ms };
             }
+            Resolution::Later { until_unix_ms: later, .. } if keeps_site => {
+                if let Standing::Resolved { until_unix_ms, .. }
+                | Standing::Elsewhere { until_unix_ms, .. } =
+                    &mut self.destinations.entry(index).standing
+                {
+                    // The jitter is in the last digits of when the schedule would ask again.
+                    *until_unix_ms = now_unix_ms + RENEWAL_MS + later % RENEWAL_MS;
+                }
+            }
             Resolution::Later { reason, until_unix_ms } => {
                 self.detach(index);
                 self.destinations.entry(index).standing =
@@ -129,6 +151,15 @@ impl Scheduler {
         self.arm_destination(index, now_unix_ms);
         self.go_on(index, now_unix_ms);
         self.ask_more();
+    }
+
+    /// Whether a destination keeps the site that it has if nobody can tell where its mail goes
+    /// now.
+    pub fn keeps_site(&self, index: DestinationIndex, now_unix_ms: u64) -> bool {
+        self.destinations.get(index).is_some_and(|entry| {
+            matches!(entry.standing, Standing::Resolved { .. } | Standing::Elsewhere { .. })
+                && now_unix_ms < entry.held_until_unix_ms.saturating_add(STALE_MS)
+        })
     }
 
     /// As [`Scheduler::stir`], but what was found just now counts even if it has run out already:
@@ -157,6 +188,7 @@ impl Scheduler {
     /// A destination's mail goes to that site: over connections of ours if this core serves it
     /// or has backlog enough to join, else by way of the core that does.
     fn lead_to(&mut self, index: DestinationIndex, shared: Arc<SiteShared>, until_unix_ms: u64) {
+        self.destinations.entry(index).held_until_unix_ms = until_unix_ms;
         let known = self.site_by_id.get(&shared.id()).copied();
         let serves = known.is_some_and(|site| self.site_queue(site).serves);
         let waiting = self.destinations.entry(index).ready.len();
@@ -302,3 +334,10 @@ impl Scheduler {
         }
     }
 }
+
+/// How long beyond its time an answer is used that cannot be renewed.  RFC 8767 section 5 allows
+/// days; a message that meets a host which has moved meanwhile should wait for hours at most.
+const STALE_MS: u64 = 4 * 3_600_000;
+/// How soon such an answer is asked for again: this, and up to as much again.  RFC 8767 section 5
+/// wants thirty seconds at least.
+const RENEWAL_MS: u64 = 30_000;

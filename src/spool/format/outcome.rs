@@ -60,7 +60,7 @@ pub enum DeferState {
     Deferred = 0,
     /// For an operator.
     Held = 1,
-    /// For nothing: an operator let them go, they are due.
+    /// For their next attempt, past the routes that hold: an operator let them go.
     Released = 2,
 }
 

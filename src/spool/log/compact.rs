@@ -16,7 +16,7 @@ use super::super::format::record::Kind;
 use super::super::format::{BATCH_HEADER, batch};
 use super::super::sealed::{BatchPlace, Completion, SealedBatch};
 use super::super::{RecordPlace, SegmentNo};
-use super::{KEPT_FOR_OUTCOMES, Log};
+use super::{KEPT_FOR_OUTCOMES, Log, Mistake};
 use crate::message::MessageId;
 
 /// Segments that one job empties at most.
@@ -190,7 +190,11 @@ impl<D: Disk> Log<D> {
     pub(super) fn planned(&mut self, plan: Plan) {
         let Some(job) = &mut self.job else { return };
         job.chosen = plan.chosen;
-        job.stage = Stage::Copying { left: plan.items.into(), is_busy: false };
+        let mut left: VecDeque<Item> = plan.items.into();
+        if self.options.mistake == Some(Mistake::ForgottenDone) {
+            left.iter_mut().for_each(|item| item.done = None);
+        }
+        job.stage = Stage::Copying { left, is_busy: false };
         self.compact_step();
     }
 
@@ -302,6 +306,9 @@ impl<D: Disk> Log<D> {
     /// An outcome was committed.
     pub(super) fn touch(&mut self, id: MessageId) {
         let Some(job) = &mut self.job else { return };
+        if self.options.mistake == Some(Mistake::Outdated) {
+            return;
+        }
         job.touched.insert(id);
         job.is_given_up |= job.touched.len() > TOUCHED_MAX;
     }
@@ -321,6 +328,9 @@ impl<D: Disk> Log<D> {
                     let chunks = message::chunks(&record).into_iter().flatten();
                     let chunks: Vec<SegmentNo> = chunks.map(|chunk| chunk.place.segment).collect();
                     self.accounts.moved(id, from.segment, segment, &chunks);
+                    if self.options.mistake != Some(Mistake::NoSuccessor) {
+                        self.accounts.succeeds(segment, from.segment);
+                    }
                     let length = record.total_length() as u32;
                     self.table.set_moved(id, RecordPlace { segment, offset, length });
                     self.moved_into.entry(segment).or_default().push(id);

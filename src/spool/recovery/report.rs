@@ -108,7 +108,10 @@ pub enum RecoveryError {
         error: FormatError,
     },
     /// The segments have another size than this log was told.
-    #[error("{file:08x}.seg is a segment of {found} octets; this log has segments of {expected}")]
+    #[error(
+        "{file:08x}.seg is a segment of {found} octets and `spool.segment_size` is {expected}; the size \
+         of a spool that exists cannot be changed"
+    )]
     SegmentSize {
         /// The file's number.
         file: u32,

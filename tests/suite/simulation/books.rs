@@ -105,6 +105,7 @@ pub struct Books {
     /// The power cuts, each by the time at which the gateway was last seen before it.
     power_cuts_us: Vec<u64>,
     down_since_us: Option<u64>,
+    moved: usize,
     problems: Vec<String>,
 }
 
@@ -131,6 +132,7 @@ impl Books {
             always_dsn: plan.offers.iter().map(|offer| offer.dsn).collect(),
             power_cuts_us: Vec::new(),
             down_since_us: None,
+            moved: 0,
             problems: Vec::new(),
         }
     }
@@ -280,6 +282,11 @@ impl Books {
         self.down_since_us = None;
     }
 
+    /// Its compactions wrote so many messages again.
+    pub fn moved(&mut self, messages: usize) {
+        self.moved += messages;
+    }
+
     /// The gateway ended without a word.
     pub fn crash(&mut self, power: bool) {
         // While it is down nobody syncs what was only written.
@@ -389,6 +396,7 @@ impl Books {
             late: self.late.len(),
             relayed: self.relayed.len(),
             lives: self.life as usize + 1,
+            moved: self.moved,
         }
     }
 }
@@ -408,6 +416,8 @@ pub struct Tally {
     pub late: usize,
     pub relayed: usize,
     pub lives: usize,
+    /// Messages that compactions wrote again.
+    pub moved: usize,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -421,5 +431,6 @@ impl std::ops::AddAssign for Tally {
         self.late += other.late;
         self.relayed += other.relayed;
         self.lives += other.lives;
+        self.moved += other.moved;
     }
 }

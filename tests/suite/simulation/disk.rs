@@ -4,7 +4,7 @@
 use std::io::{self, IoSlice};
 
 use mailrace::spool::disk::{Disk, FileNo, Sync};
-use mailrace::spool::format::header::SegmentHeader;
+use mailrace::spool::format::header::{SegmentHeader, SegmentState};
 use mailrace::spool::sim_disk::SimDisk;
 
 use super::plan::Plant;
@@ -14,6 +14,8 @@ use super::plan::Plant;
 pub struct TestDisk {
     pub sim: SimDisk,
     pub plant: Plant,
+    /// A file whose header cannot be rewritten once it was in use: it never becomes free again.
+    pub bad_header: Option<FileNo>,
 }
 
 /// A block that direct I/O would take.
@@ -32,6 +34,11 @@ impl TestDisk {
         forgetful.encode(&mut block.0);
         Some(block)
     }
+}
+
+fn frees(offset: u32, parts: &[IoSlice<'_>]) -> bool {
+    let header = parts.first().filter(|_| offset == 0).map(|part| SegmentHeader::decode(part));
+    header.is_some_and(|header| header.is_ok_and(|header| header.state != SegmentState::Open))
 }
 
 impl Disk for TestDisk {
@@ -54,6 +61,9 @@ impl Disk for TestDisk {
         parts: &[IoSlice<'_>],
         sync: Sync,
     ) -> io::Result<()> {
+        if self.bad_header == Some(file) && frees(offset, parts) {
+            return Err(io::Error::other("a bad sector"));
+        }
         if let Some(block) = self.forget_void(offset, parts) {
             let mut parts: Vec<IoSlice<'_>> = parts.to_vec();
             parts[0] = IoSlice::new(&block.0);

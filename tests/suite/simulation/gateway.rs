@@ -12,6 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use mailrace::delivery::recovery::Recovered;
 use mailrace::delivery::sites::Sites;
@@ -213,6 +214,11 @@ impl Gateway {
     /// Messages and chunks that the log holds as live, and segments in use.
     pub fn live(&self) -> (u64, usize) {
         (self.log.accounts().live(), self.log.accounts().segments())
+    }
+
+    /// Messages that its compactions have written again.
+    pub fn moved(&self) -> usize {
+        self.shared.stats.messages_moved.load(Relaxed) as usize
     }
 
     /// Whether the log has stopped for good.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mailrace::message::{Envelope, MessageId};
 use mailrace::smtp::body::{BodyForm, Reshape};
 use mailrace::spool::disk::Disk;
-use mailrace::spool::{Kind, RecordPlace, RecordView, StoredBody, StoredMessage};
+use mailrace::spool::{Kind, RecordPlace, RecordView, SegmentPin, StoredBody, StoredMessage};
 
 use super::books::Key;
 use super::worker::{Shared, Worker};
@@ -15,6 +15,8 @@ pub struct Loaded {
     pub stored: StoredMessage,
     pub envelope: Arc<Envelope>,
     pub inline: Vec<u8>,
+    /// The segments of its chunks stay while it is at hand.
+    _pins: Vec<SegmentPin>,
 }
 
 /// A message's recipients as the books name them.
@@ -37,11 +39,27 @@ pub fn load(
     id: MessageId,
     place: RecordPlace,
 ) -> Result<Loaded, String> {
-    let record = read(worker, shared, id, place, Kind::Message)?;
-    let view = RecordView::parse(&record).expect("it was parsed before");
-    let stored = StoredMessage::decode(&view).map_err(|error| error.to_string())?;
+    let decode = |record: &[u8]| {
+        let view = RecordView::parse(record).expect("it was parsed before");
+        StoredMessage::decode(&view).map_err(|error| error.to_string())
+    };
+    let mut record = read(worker, shared, id, place, Kind::Message)?;
+    let mut stored = decode(&record)?;
+    let mut pins = pin_chunks(shared, &stored);
+    if pins.is_none() {
+        // What is in memory names chunks that have been moved since.
+        record = read_from_disk(shared, id, place, Kind::Message)?;
+        stored = decode(&record)?;
+        pins = pin_chunks(shared, &stored);
+    }
+    let inline = RecordView::parse(&record).expect("it was parsed before").body().to_vec();
     let envelope = Arc::new(stored.envelope.clone());
-    Ok(Loaded { inline: view.body().to_vec(), envelope, stored })
+    Ok(Loaded { inline, envelope, stored, _pins: pins.ok_or("its chunks were retired")? })
+}
+
+fn pin_chunks(shared: &Shared, stored: &StoredMessage) -> Option<Vec<SegmentPin>> {
+    let StoredBody::Chunks(chunks) = &stored.body else { return Some(Vec::new()) };
+    chunks.iter().map(|chunk| shared.table.pin(chunk.place.segment)).collect()
 }
 
 /// A record out of memory, or off the disk and verified.
@@ -53,20 +71,29 @@ pub fn read(
     kind: Kind,
 ) -> Result<Vec<u8>, String> {
     let in_memory = worker.in_memory(place).and_then(|batch| batch.record(place).map(Vec::from));
-    let octets = match in_memory {
-        Some(octets) => octets,
-        None => {
-            let place = match kind {
-                Kind::Message => shared.table.place_of(id, place),
-                _ => place,
-            };
-            let file = shared.table.file(place.segment).ok_or("its segment was retired")?;
-            let mut octets = vec![0; place.length as usize];
-            let read = shared.disk.read(file, place.offset, &mut octets);
-            read.map_err(|error| error.to_string())?;
-            octets
-        }
+    match in_memory {
+        Some(octets) => verified(octets, id, kind),
+        None => read_from_disk(shared, id, place, kind),
+    }
+}
+
+fn read_from_disk(
+    shared: &Shared,
+    id: MessageId,
+    place: RecordPlace,
+    kind: Kind,
+) -> Result<Vec<u8>, String> {
+    let place = match kind {
+        Kind::Message => shared.table.place_of(id, place),
+        _ => place,
     };
+    let file = shared.table.file(place.segment).ok_or("its segment was retired")?;
+    let mut octets = vec![0; place.length as usize];
+    shared.disk.read(file, place.offset, &mut octets).map_err(|error| error.to_string())?;
+    verified(octets, id, kind)
+}
+
+fn verified(octets: Vec<u8>, id: MessageId, kind: Kind) -> Result<Vec<u8>, String> {
     let view = RecordView::parse(&octets).map_err(|error| error.to_string())?;
     view.verify_body().map_err(|error| error.to_string())?;
     if view.id() != id || view.kind() != kind {

@@ -26,6 +26,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mailrace::spool::Mistake;
 use mailrace::spool::sim_disk::{Faults, SimDisk};
 
 use books::Tally;
@@ -63,7 +64,8 @@ impl World {
     fn new(seed: u64, plant: Plant) -> World {
         let mut random = fastrand::Rng::with_seed(seed);
         let plan = Plan::new(plant, &mut random);
-        let disk = Arc::new(TestDisk { sim: SimDisk::new(random.u64(..)), plant });
+        let bad_header = plan.bad_header;
+        let disk = Arc::new(TestDisk { sim: SimDisk::new(random.u64(..)), plant, bad_header });
         disk.sim.set_faults(plan.faults);
         let mut scene = Scene::new(plan, random);
         scene.trace(|| format!("{:#?}", scene.plan));
@@ -198,7 +200,8 @@ impl World {
         let life = scene.books.life;
         scene.books.crash(power);
         scene.cut_links(life);
-        if self.gateway.take().is_some() {
+        if let Some(gateway) = self.gateway.take() {
+            scene.books.moved(gateway.moved());
             let wait_us = scene.wait_us(0..3_000_000);
             scene.after(wait_us, Task::Start);
         }
@@ -299,10 +302,13 @@ fn every_acknowledged_mail_has_its_end_in_every_world() {
 /// Worlds in which nothing goes wrong would prove nothing.
 fn assert_rough(tally: &Tally) {
     if tally.mails > 1_000 {
-        let Tally { mails, accepted, refused, repeated, named, late, relayed, lives, .. } = *tally;
+        let Tally {
+            mails, accepted, refused, repeated, named, late, relayed, lives, moved, ..
+        } = *tally;
         assert!(accepted > mails / 2 && refused > mails / 200, "{tally:?}");
         assert!(repeated > mails / 200 && named > mails / 50 && lives > mails / 10, "{tally:?}");
         assert!(late > mails / 50 && relayed > mails / 50, "{tally:?}");
+        assert!(moved > mails / 50, "{tally:?}");
     }
 }
 
@@ -319,6 +325,9 @@ fn every_planted_mistake_is_found() {
         Plant::Forgotten,
         Plant::LyingSync,
         Plant::NoVoid,
+        Plant::Compaction(Mistake::NoSuccessor),
+        Plant::Compaction(Mistake::Outdated),
+        Plant::Compaction(Mistake::ForgottenDone),
     ] {
         let found = (0..PLANT_SEEDS).find_map(|seed| Some((seed, run(seed, plant).err()?)));
         let Some((seed, words)) = found else {

@@ -67,6 +67,7 @@ impl Attempt {
             envelope: &message.envelope,
             attempts_before: self.handle.attempts,
             delay_told: self.handle.delay_told,
+            released: self.handle.released,
         }
     }
 

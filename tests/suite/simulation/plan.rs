@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use mailrace::config::{Config, Environment};
 use mailrace::message::Durability;
 use mailrace::spool::sim_disk::Faults;
-use mailrace::spool::{AppenderOptions, LogOptions};
+use mailrace::spool::{AppenderOptions, FileNo, LogOptions, Mistake};
 
 /// A mistake that a test puts into the glue or under the log, to see whether it is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Plant {
     LyingSync,
     /// A refused commit is not recorded as void.
     NoVoid,
+    /// The compaction leaves out one of its rules.
+    Compaction(Mistake),
 }
 
 /// What a next hop offers.
@@ -63,6 +65,8 @@ pub struct Plan {
     pub log: LogOptions,
     pub appender: AppenderOptions,
     pub faults: Faults,
+    /// A segment file that never becomes free again.
+    pub bad_header: Option<FileNo>,
     /// Trouble of the next hops at each reply, of a thousand.
     pub peer_trouble: u32,
     /// Crashes at any time, and crashes at a bad moment.
@@ -112,7 +116,12 @@ impl Plan {
                 segment_bytes,
                 spares: 3,
                 spares_max: random.usize(3..8),
-                ..LogOptions::default()
+                compact_after_ticks: [1, 2, 5, 12, 600][random.usize(0..5)],
+                mistake: match plant {
+                    Plant::Compaction(mistake) => Some(mistake),
+                    _ => None,
+                },
+                compact_octets_per_tick: [1, 64, 32 * 1024][random.usize(0..3)] * 1024,
             },
             appender: AppenderOptions {
                 batch_bytes,
@@ -129,6 +138,8 @@ impl Plan {
                 sync_failures_permil: if bad_disk && !os { random.u32(0..60) } else { 0 },
                 files_max: if is_full_at_times { random.usize(6..9) } else { usize::MAX },
             },
+            bad_header: (random.u8(0..4) == 0 && !is_full_at_times)
+                .then(|| FileNo(random.u32(1..5))),
             peer_trouble: [0, 30, 120, 300][random.usize(0..4)],
             crashes: random.usize(0..3),
             bad_moments: random.usize(0..3),

@@ -321,11 +321,18 @@ impl Connection {
             Round::Again => return self.ask(scene, *job),
             Round::Over { usable } => usable,
         };
-        let Verdict::Settled { outcomes, taken } = job.rounds.verdict() else {
-            let slot = job.attempt.slot;
-            return worker.queue_event(shared, scene, Event::Returned { slot });
+        let (outcomes, taken, has_word) = match job.rounds.verdict() {
+            Verdict::Returned => {
+                let slot = job.attempt.slot;
+                return worker.queue_event(shared, scene, Event::Returned { slot });
+            }
+            // A site has one host here.
+            Verdict::Unheard { outcomes } => (outcomes, None, false),
+            Verdict::Settled { outcomes, taken, has_word } => (outcomes, taken, has_word),
         };
-        self.state_of_site.recover();
+        if has_word {
+            self.state_of_site.recover();
+        }
         let has_dsn = self.client.capabilities().dsn;
         let hop = Hop {
             remote_mta: Some("[127.0.0.1]".into()),
