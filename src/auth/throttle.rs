@@ -192,14 +192,15 @@ impl Rates {
         }
     }
 
-    /// Whether a message may be begun; it counts from MAIL on.
-    pub fn message(&self, user: Option<&str>, address: IpAddr, now: Instant) -> bool {
+    /// Whether a message may be begun; it counts from MAIL on, for its user and its address as far
+    /// as they are given.
+    pub fn message(&self, user: Option<&str>, address: Option<IpAddr>, now: Instant) -> bool {
         let (users, addresses) = (&self.messages_per_user, &self.messages_per_address);
         take(users, addresses, user, address, now)
     }
 
     /// Whether one more recipient may be named.
-    pub fn recipient(&self, user: Option<&str>, address: IpAddr, now: Instant) -> bool {
+    pub fn recipient(&self, user: Option<&str>, address: Option<IpAddr>, now: Instant) -> bool {
         let (users, addresses) = (&self.recipients_per_user, &self.recipients_per_address);
         take(users, addresses, user, address, now)
     }
@@ -209,14 +210,18 @@ fn take(
     users: &Option<Allowances<Arc<str>>>,
     addresses: &Option<Allowances<IpAddr>>,
     user: Option<&str>,
-    address: IpAddr,
+    address: Option<IpAddr>,
     now: Instant,
 ) -> bool {
     let of_user = match (users, user) {
         (Some(users), Some(user)) => users.take(&user.into(), now),
         _ => true,
     };
-    of_user && addresses.as_ref().is_none_or(|all| all.take(&network(address), now))
+    let of_address = || match (addresses, address) {
+        (Some(addresses), Some(address)) => addresses.take(&network(address), now),
+        _ => true,
+    };
+    of_user && of_address()
 }
 
 #[cfg(test)]

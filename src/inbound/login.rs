@@ -3,6 +3,7 @@
 //! Every failure is answered at the same time after its last response, whatever the reason and
 //! however long the look-up took; meanwhile the session waits and the worker does not.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::Session;
@@ -163,26 +164,27 @@ impl Session {
         {
             return Err(Refusal::SenderDenied);
         }
-        let counts = |user| self.worker.authority.rates.message(user, self.peer.ip(), now);
-        if self.is_counted() && !counts(self.login.user()) {
-            return Err(Refusal::TooManyMessages);
+        let (user, address) = self.who_counts();
+        match self.worker.authority.rates.message(user, address, now) {
+            true => Ok(()),
+            false => Err(Refusal::TooManyMessages),
         }
-        Ok(())
     }
 
     /// Whether one more recipient is within the rates.
     pub(super) fn counts_recipient(&self, now: Instant) -> Result<(), Refusal> {
-        let counts = |user| self.worker.authority.rates.recipient(user, self.peer.ip(), now);
-        if self.is_counted() && !counts(self.login.user()) {
-            return Err(Refusal::TooManyMessages);
+        let (user, address) = self.who_counts();
+        match self.worker.authority.rates.recipient(user, address, now) {
+            true => Ok(()),
+            false => Err(Refusal::TooManyMessages),
         }
-        Ok(())
     }
 
-    /// Hosts of our own networks may send as much as they like, until they say who they are.
-    fn is_counted(&self) -> bool {
-        let is_counting = self.worker.config.limits.count_messages();
-        let is_ours = self.worker.config.relay.contains(self.peer.ip());
-        is_counting && (self.login.user().is_some() || !is_ours)
+    /// Whose rates what the client does is counted under.  Hosts of our own networks are not
+    /// counted by address: many users may be behind one.
+    fn who_counts(&self) -> (Option<&str>, Option<IpAddr>) {
+        let address = self.peer.ip();
+        let is_ours = self.worker.config.relay.contains(address);
+        (self.login.user(), (!is_ours).then_some(address))
     }
 }
