@@ -142,6 +142,8 @@ pub struct Event<'a> {
     pub reason: Option<&'a str>,
     /// From acceptance to now, in milliseconds.
     pub delay_ms: Option<u64>,
+    /// Its sender requires TLS all the way (RFC 8689).
+    pub require_tls: Option<bool>,
     /// Without `[delivery] soft_bounce` these recipients would have bounced.
     pub soft_bounce: Option<bool>,
     /// When recipients are tried again.
@@ -255,6 +257,7 @@ impl<'a> Event<'a> {
             attempts: None,
             reply: None,
             reason: None,
+            require_tls: None,
             soft_bounce: None,
             delay_ms: None,
             next_attempt: None,

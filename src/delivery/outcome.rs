@@ -206,6 +206,7 @@ impl From<LocalRefusal> for Reason {
         let status = match refusal {
             LocalRefusal::TooLarge { .. } => status(5, 3, 4),
             LocalRefusal::NeedsSmtputf8 => status(5, 6, 7),
+            LocalRefusal::NeedsRequireTls => status(5, 7, 30),
             LocalRefusal::BareNewlines => status(5, 6, 0),
             LocalRefusal::NeedsEightBitMime => status(5, 6, 3),
         };

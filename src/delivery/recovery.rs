@@ -108,7 +108,9 @@ fn handles(
             .is_some_and(|deferral| recovered.deferrals[deferral].state == DeferState::Released);
         let route = route_of(config, &recipient.path, is_released);
         let destination = match route {
-            Some(route) => known.share(sites.destination(route, &recipient.path)),
+            Some(route) => {
+                known.share(sites.destination(route, &recipient.path, &envelope.parameters))
+            }
             None => sites.unrouted(),
         };
         groups.entry(Wait { destination, deferral }).or_default().push(place);

@@ -287,7 +287,7 @@ fn append_notice(worker: &Worker, notice: &Parcel, cause: NewRecord<'_>) -> Opti
         tracing::warn!(%message, "no route leads to the sender; this notice is not sent");
         return None;
     };
-    let groups = worker.sites.group(&routes, &notice.notice.envelope.recipients);
+    let groups = worker.sites.group(&routes, &notice.notice.envelope);
     let filing = Filing { id: notice.id, groups };
     let appended = worker.log.append_notice(&notice.message(), filing, cause);
     if appended.is_err() {

@@ -406,7 +406,7 @@ impl Session {
             extensions: &[],
             body,
         };
-        let groups = self.worker.sites.group(&message.routes, &message.envelope.recipients);
+        let groups = self.worker.sites.group(&message.routes, &message.envelope);
         let filing = Filing { id, groups };
         let receipt = self.worker.log.append_message(&new, filing)?;
         // The body is in the batch; the buffer need not wait for the disk.

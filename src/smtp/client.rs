@@ -684,6 +684,14 @@ impl Client {
         if transaction.envelope.parameters.smtputf8 && !self.peer.smtputf8 {
             return Err(LocalRefusal::NeedsSmtputf8);
         }
+        // RFC 8689 section 4.2.1.  That the peer has proved its name is the site's policy, under
+        // which such mail goes.  LMTP delivers, which ends the way.
+        if transaction.envelope.parameters.require_tls
+            && self.config.protocol == Protocol::Smtp
+            && !(self.is_secured && self.peer.require_tls)
+        {
+            return Err(LocalRefusal::NeedsRequireTls);
+        }
         if transaction.flags.contains(BodyFlags::EIGHT_BIT)
             && !self.peer.eight_bit_mime
             && self.config.eight_bit == EightBit::Bounce

@@ -1,6 +1,6 @@
 //! One SMTP session as its server sees it: a state machine without I/O (RFC 5321, with
-//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING, ETRN, STARTTLS and
-//! AUTH).
+//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING, LIMITS, ETRN,
+//! STARTTLS, REQUIRETLS and AUTH).
 //!
 //! Octets and time go in through [`Server::handle_bytes`] and [`Server::handle_timeout`]; what is
 //! to be done comes back as an [`Event`], what is to be sent gathers in [`Server::replies`].  The
@@ -544,6 +544,8 @@ impl Server {
         self.client = Some(Client { helo: name.into(), extended, secured, ..known });
         if extended {
             let size = format!("SIZE {}", self.config.message_size);
+            // RFC 9422 section 4.2: who knows it splits its recipients before we refuse some.
+            let limits = format!("LIMITS RCPTMAX={}", self.config.recipients);
             let keywords = [
                 "PIPELINING",
                 &size,
@@ -552,12 +554,14 @@ impl Server {
                 "ENHANCEDSTATUSCODES",
                 "DSN",
                 "CHUNKING",
+                &limits,
             ];
+            let require_tls = self.is_secured.then_some("REQUIRETLS");
             let etrn = self.may_start_queues.then_some("ETRN");
             let starttls = self.offers_tls().then_some("STARTTLS");
             let auth = self.auth_keyword();
             let keywords = keywords.into_iter().chain(etrn).chain(auth.as_deref());
-            let keywords = keywords.chain(starttls).chain(["HELP"]);
+            let keywords = keywords.chain(starttls).chain(require_tls).chain(["HELP"]);
             self.replies.extended_hello(&self.config.hostname, keywords);
         } else {
             self.replies.hello(&self.config.hostname);
@@ -604,6 +608,8 @@ impl Server {
             smtputf8: true,
             dsn: true,
             auth: self.config.auth.is_some(),
+            // RFC 8689 section 2: not in clear, where the message has gone unprotected already.
+            require_tls: self.is_secured,
             transaction: if smtputf8 { Utf8::Allowed } else { Utf8::Refused },
         }
     }

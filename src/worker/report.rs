@@ -142,6 +142,7 @@ impl Worker {
             to: Addressees::All(&message.envelope.recipients),
             size: Some(message.summary.octets),
             delay_ms: Some(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)),
+            require_tls: message.envelope.parameters.require_tls.then_some(true),
             ..Event::new(EventKind::Accepted)
         });
     }

@@ -43,6 +43,7 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("attempts", event.attempts.map(u64::from), Line::number);
     line.field("reply", event.reply, Line::string);
     line.field("reason", event.reason, Line::string);
+    line.field("require_tls", event.require_tls, Line::boolean);
     line.field("soft_bounce", event.soft_bounce, Line::boolean);
     line.field("delay_ms", event.delay_ms, Line::number);
     line.field("next_attempt", event.next_attempt, Line::display);

@@ -129,6 +129,9 @@ pub enum LocalRefusal {
         /// SIZE of the peer.
         limit_octets: u64,
     },
+    /// RFC 8689 section 4.2.1.
+    #[error("the sender requires TLS all the way and the mail server does not offer that")]
+    NeedsRequireTls,
     /// RFC 6531 section 3.5.
     #[error("the message needs SMTPUTF8 and the mail server does not offer it")]
     NeedsSmtputf8,

@@ -54,6 +54,7 @@ pub(super) fn transaction(words: &str) -> Transaction {
             "bare" => flags.insert(BodyFlags::BARE_LF),
             "open-ended" => flags = BodyFlags(flags.0 & !BodyFlags::ENDS_WITH_CRLF.0),
             "utf8" => envelope.parameters.smtputf8 = true,
+            "secure" => envelope.parameters.require_tls = true,
             "large" => size_octets = 5000,
             "huge" => size_octets = 1 << 20,
             "dsn" => {

@@ -341,7 +341,7 @@ impl Session {
                 return self.server.stored(scene.now(), Err(Refusal::from(refused)));
             }
         };
-        let groups = shared.sites.group(&message.routes, &message.envelope.recipients);
+        let groups = shared.sites.group(&message.routes, &message.envelope);
         let filing = Filing { id, groups };
         worker.waiting.insert(ticket, Waiting::Message { link: self.link, filing });
         let path = |recipient: &mailrace::message::Recipient| recipient.path.as_str().to_owned();
