@@ -246,15 +246,21 @@ impl Reason {
     }
 }
 
-/// One line for the log, the queue's listing and the DEFER record.
+/// One line for the log, the queue's listing and the DEFER record.  Where TLS failed it begins
+/// with the status, as a reply would: no reply says it.
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Reply(staged) => write!(f, "{} ({})", staged.reply, staged.stage),
-            Reason::Connection(failure) => match failure.reply() {
-                Some(reply) => write!(f, "{failure}: {reply}"),
-                None => write!(f, "{failure}"),
-            },
+            Reason::Connection(failure) => {
+                if matches!(failure.cause, ConnectionCause::Tls(_)) {
+                    write!(f, "{} ", self.status())?;
+                }
+                match failure.reply() {
+                    Some(reply) => write!(f, "{failure}: {reply}"),
+                    None => write!(f, "{failure}"),
+                }
+            }
             Reason::Local { text, .. } => f.write_str(text),
         }
     }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use super::Way;
 use crate::delivery::reach::Serving;
-use crate::delivery::settle::{self, Attempt};
+use crate::delivery::settle::{self, Attempt, LOGIN_FAILED, TLS_FAILED, UNREACHABLE};
 use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use crate::delivery::settlement::{Handover, Hop, remote_mta};
 use crate::delivery::verp;
@@ -47,6 +47,8 @@ use writing::Outbox;
 struct Connection<'a> {
     way: &'a Way,
     peer: Option<SocketAddr>,
+    /// The version and the cipher suite, for the events; `None` in clear.
+    tls: Option<Rc<str>>,
     limit: TimeLimit,
     sending: Sending,
     inbox: &'a Inbox,
@@ -93,9 +95,11 @@ pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: 
 /// Sends over a connection whose peer has introduced itself.
 async fn exchange(way: &Way, stream: Stream, client: Client, peer: Option<SocketAddr>) {
     let inbox = Inbox::default();
+    let tls = stream.secured().map(|secured| secured.to_string().into());
     let (receiving, sending, limit) = stream.split();
     let driver = async {
         let mut connection = Connection::new(way, peer, limit, sending, client, &inbox);
+        connection.tls = tls;
         connection.run().await;
         connection.sending.close();
         connection.limit.shut_down();
@@ -112,32 +116,35 @@ fn not_opened(
     failure: Option<&ConnectionFailure>,
 ) {
     let Some(failure) = failure else {
-        return way.host_failed(peer, "the connection was closed before the greeting");
+        let words = "the connection was closed before the greeting";
+        return way.host_failed(peer, UNREACHABLE, words);
     };
     let words = settle::words_of_failure(failure);
-    if matches!(failure.cause, ConnectionCause::Tls(_)) {
-        way.worker.metrics.tls_failed.count();
-        if security.policy.allows_clear() && !security.is_implicit {
-            tracing::info!(site = %way.site_name(), words, "going on in clear, as `tls` allows");
-            return way.shared().remember_broken_tls(way.worker.now_unix_ms() + TLS_BROKEN_MS);
-        }
+    if let ConnectionCause::Login(trouble) = &failure.cause {
+        return not_let_in(way, peer, trouble, &words);
     }
-    if is_for_every_host(&failure.cause) {
-        way.worker.metrics.smart_host_logins_failed.count();
-        return settle::login_failed(way, &words);
+    if !matches!(failure.cause, ConnectionCause::Tls(_)) {
+        return way.host_failed(peer, UNREACHABLE, &words);
     }
-    way.host_failed(peer, &words);
+    let goes_on = security.policy.allows_clear() && !security.is_implicit;
+    way.worker.report_tls_failed_at(way.site_name(), peer, goes_on, &words);
+    if goes_on {
+        let until_unix_ms = way.worker.now_unix_ms() + TLS_BROKEN_MS;
+        return way.shared().remember_broken_tls(until_unix_ms, &words);
+    }
+    way.host_failed(peer, TLS_FAILED, &words);
 }
 
-/// Whether the site's other hosts need not be tried: a login that one of them refuses for good the
-/// others refuse too, and each attempt is a strike against us.
-fn is_for_every_host(cause: &ConnectionCause) -> bool {
-    match cause {
-        ConnectionCause::Login(LoginTrouble::Refused(reply)) => {
-            reply.class() == ReplyClass::PermanentFailure
+/// The smart host does not let us in.  What it says for good its site's other hosts say too, and
+/// each attempt is a strike against us, so they are not tried.
+fn not_let_in(way: &Way, peer: Option<SocketAddr>, trouble: &LoginTrouble, words: &str) {
+    way.worker.metrics.smart_host_logins_failed.count();
+    tracing::warn!(site = way.site_name(), words, "no login at the smart host");
+    match trouble {
+        LoginTrouble::Refused(reply) if reply.class() == ReplyClass::TransientFailure => {
+            way.host_failed(peer, LOGIN_FAILED, words);
         }
-        ConnectionCause::Login(_) => true,
-        _ => false,
+        _ => settle::site_failed(way, LOGIN_FAILED, words),
     }
 }
 
@@ -153,6 +160,7 @@ impl<'a> Connection<'a> {
         Connection {
             way,
             peer,
+            tls: None,
             limit,
             sending,
             inbox,
@@ -256,9 +264,10 @@ impl<'a> Connection<'a> {
     /// Takes a message up.
     async fn begin(&mut self, slot: Slot) {
         let worker = &self.way.worker;
-        let Some(attempt) = Attempt::begin(worker, self.way.site, self.peer, slot) else {
+        let Some(mut attempt) = Attempt::begin(worker, self.way.site, self.peer, slot) else {
             return;
         };
+        attempt.over_tls(self.tls.clone());
         let message = match worker.load(attempt.id(), attempt.place()).await {
             Ok(message) => message,
             Err(error) => return attempt.unreadable(worker, &error),

@@ -11,28 +11,38 @@
 //! its user and records to its peer.  Octets that its user has read in clear before that are the
 //! user's to throw away: they were sent by nobody knows whom.
 
-use std::cell::RefCell;
+/// Does the same with either kind.
+macro_rules! either {
+    ($kind:ident, $value:expr, $name:ident => $what:expr) => {
+        match $value {
+            $kind::Tcp($name) => $what,
+            $kind::Unix($name) => $what,
+        }
+    };
+}
+
+mod encrypted;
+mod halves;
+mod listening;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
-use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use monoio::buf::IoBuf;
-use monoio::io::{
-    AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable,
-};
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 pub use monoio::io::{CancelHandle, Canceller};
-use monoio::net::{TcpListener, TcpStream, UnixStream};
-use rustls::pki_types::{CertificateDer, ServerName};
+use monoio::net::{TcpStream, UnixStream};
 
 use super::buffer::{Fill, Spare, octets};
 use super::deadline::{Cut, Watch, watch};
-use super::tls::inflow::Drained;
 use super::tls::link::Link;
-use super::tls::{Records, Secured, TlsError};
+
+pub use encrypted::HandshakeError;
+pub use halves::{Receiving, Sending, TimeLimit};
+pub use listening::{Listener, bind};
 
 /// A connection in either direction.
 pub struct Stream {
@@ -48,16 +58,6 @@ enum Socket {
     Unix(UnixStream),
 }
 
-/// Does the same with either kind.
-macro_rules! either {
-    ($kind:ident, $value:expr, $name:ident => $what:expr) => {
-        match $value {
-            $kind::Tcp($name) => $what,
-            $kind::Unix($name) => $what,
-        }
-    };
-}
-
 /// Why a read or a write came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -67,20 +67,6 @@ pub enum StreamError {
     /// The connection broke, or the peer broke TLS.
     #[error("the connection broke")]
     Io(#[source] io::Error),
-}
-
-/// Why a connection is not encrypted as it should be; it is dead then.
-#[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
-    /// The two sides did not come to terms.
-    #[error("the TLS handshake failed: {0}")]
-    Tls(#[from] TlsError),
-    /// The peer closed the connection in the middle.
-    #[error("the peer closed the connection in the TLS handshake")]
-    Closed,
-    /// The connection broke or took too long.
-    #[error("the TLS handshake came to no end: {0}")]
-    Stream(#[source] StreamError),
 }
 
 impl Stream {
@@ -188,41 +174,6 @@ impl Stream {
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write);
     }
 
-    /// Becomes the server's side of a TLS connection.
-    ///
-    /// # Errors
-    /// See [`HandshakeError`]; the peer was told by an alert where it can be told.
-    pub async fn accept_tls(
-        &mut self,
-        config: Arc<rustls::ServerConfig>,
-        deadline: Instant,
-    ) -> Result<Secured, HandshakeError> {
-        self.shake_hands(Records::server(config)?, deadline).await
-    }
-
-    /// Becomes the client's side of a TLS connection to `name`, which goes out as SNI.
-    ///
-    /// # Errors
-    /// See [`HandshakeError`]; the peer was told by an alert where it can be told.
-    pub async fn connect_tls(
-        &mut self,
-        config: Arc<rustls::ClientConfig>,
-        name: ServerName<'static>,
-        deadline: Instant,
-    ) -> Result<Secured, HandshakeError> {
-        self.shake_hands(Records::client(config, name)?, deadline).await
-    }
-
-    /// What the handshake agreed on; none in clear.
-    pub fn secured(&self) -> Option<Secured> {
-        self.tls.as_ref().map(|tls| tls.records.session())
-    }
-
-    /// The certificate that the peer has proved to hold the key of.
-    pub fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
-        self.tls.as_ref()?.records.peer_certificate()
-    }
-
     /// The peer's address.
     ///
     /// # Errors
@@ -231,61 +182,6 @@ impl Stream {
         match &self.socket {
             Socket::Tcp(tcp) => tcp.peer_addr(),
             Socket::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
-    /// The two directions, to be used at the same time.
-    pub fn split(self) -> (Receiving, Sending, TimeLimit) {
-        let fd = self.fd().as_raw_fd();
-        self.watch.set_for_both(None);
-        let watch = Rc::new(self.watch);
-        let tls = self.tls.map(|link| Rc::new(RefCell::new(*link)));
-        let (reading, writing) = match self.socket {
-            Socket::Tcp(tcp) => {
-                let (reading, writing) = tcp.into_split();
-                (ReadHalf::Tcp(reading), WriteHalf::Tcp(writing))
-            }
-            Socket::Unix(unix) => {
-                let (reading, writing) = unix.into_split();
-                (ReadHalf::Unix(reading), WriteHalf::Unix(writing))
-            }
-        };
-        let limit = TimeLimit { watch: Rc::downgrade(&watch), fd };
-        (
-            Receiving { watch: watch.clone(), half: reading, tls: tls.clone() },
-            Sending { watch, half: writing, fd, tls },
-            limit,
-        )
-    }
-
-    async fn shake_hands(
-        &mut self,
-        records: Records,
-        deadline: Instant,
-    ) -> Result<Secured, HandshakeError> {
-        let mut link = Box::new(Link::new(records));
-        loop {
-            let progress = link.inflow.shake_hands(&mut link.records);
-            let outgoing = link.records.take_outgoing();
-            if !outgoing.is_empty() {
-                let (written, _) = self.write_socket(outgoing, deadline).await;
-                // What went wrong first counts, and is why nobody takes the alert.
-                progress.as_ref().map_or(Ok(()), |_| written).map_err(HandshakeError::Stream)?;
-            }
-            if progress? {
-                return Err(HandshakeError::Closed);
-            }
-            if link.records.is_established() {
-                let session = link.records.session();
-                self.tls = Some(link);
-                return Ok(session);
-            }
-            let buffer = link.inflow.take_buffer()?;
-            let (result, buffer) = self.read_socket(buffer, deadline, Cut::Both).await;
-            link.inflow.put_buffer(buffer);
-            if result.map_err(HandshakeError::Stream)? == 0 {
-                return Err(HandshakeError::Closed);
-            }
         }
     }
 
@@ -312,56 +208,6 @@ impl Stream {
         (self.judge(result.map(|_| ())), bytes)
     }
 
-    /// Reads records until one of them holds plaintext.
-    async fn read_plain<B: Fill>(
-        &mut self,
-        mut buffer: B,
-        deadline: Instant,
-    ) -> (Result<usize, StreamError>, B) {
-        loop {
-            let drained = match &mut self.tls {
-                Some(tls) => tls.drain(&mut buffer),
-                None => Ok(Drained::Ended),
-            };
-            match drained {
-                Ok(Drained::Octets(octets)) => return (Ok(octets), buffer),
-                Ok(Drained::Ended) => return (Ok(0), buffer),
-                Ok(Drained::NeedsInput) => {}
-                Err(error) => {
-                    let alert = self.tls.as_mut().map(|tls| tls.records.take_outgoing());
-                    self.send_now(&alert.unwrap_or_default());
-                    return (Err(StreamError::Io(error)), buffer);
-                }
-            }
-            match self.read_records(deadline).await {
-                Ok(0) => return (Ok(0), buffer),
-                Ok(_) => {}
-                Err(error) => return (Err(error), buffer),
-            }
-        }
-    }
-
-    async fn read_records(&mut self, deadline: Instant) -> Result<usize, StreamError> {
-        let Some(tls) = &mut self.tls else { return Ok(0) };
-        let records = tls.take_buffer().map_err(StreamError::Io)?;
-        let (result, records) = self.read_socket(records, deadline, Cut::Receiving).await;
-        if let Some(tls) = &mut self.tls {
-            tls.inflow.put_buffer(records);
-        }
-        result
-    }
-
-    async fn write_plain(&mut self, plain: &[u8], deadline: Instant) -> Result<(), StreamError> {
-        let mut taken = 0;
-        while taken < plain.len() {
-            let Some(tls) = &mut self.tls else { break };
-            let (records, more) = tls.encrypt(&plain[taken..]).map_err(StreamError::Io)?;
-            taken += more;
-            self.write_socket(records, deadline).await.0?;
-        }
-        Ok(())
-    }
-
     /// Sends a few octets that nothing waits for, as far as the kernel takes them now.
     fn send_now(&self, octets: &[u8]) {
         if !octets.is_empty() {
@@ -379,154 +225,6 @@ impl Stream {
     fn judge<T>(&self, result: io::Result<T>) -> Result<T, StreamError> {
         self.watch.clear();
         judge(&self.watch, result)
-    }
-}
-
-enum ReadHalf {
-    Tcp(OwnedReadHalf<TcpStream>),
-    Unix(OwnedReadHalf<UnixStream>),
-}
-
-enum WriteHalf {
-    Tcp(OwnedWriteHalf<TcpStream>),
-    Unix(OwnedWriteHalf<UnixStream>),
-}
-
-/// The half of a stream that is read.
-pub struct Receiving {
-    watch: Rc<Watch>,
-    half: ReadHalf,
-    tls: Option<Rc<RefCell<Link>>>,
-}
-
-/// The half of a stream that is written.
-pub struct Sending {
-    watch: Rc<Watch>,
-    half: WriteHalf,
-    fd: Fd,
-    tls: Option<Rc<RefCell<Link>>>,
-}
-
-/// The one deadline of both halves, and their common end.
-pub struct TimeLimit {
-    watch: Weak<Watch>,
-    fd: Fd,
-}
-
-impl Receiving {
-    /// Waits for bytes and adds them to `buffer`; `Ok(0)` is the peer's end of the stream.
-    ///
-    /// # Errors
-    /// `TimedOut` when the [`TimeLimit`] passed; the connection is then dead.
-    pub async fn read<B: Fill>(&mut self, mut buffer: B) -> (Result<usize, StreamError>, B) {
-        let Some(tls) = self.tls.clone() else { return self.read_socket(buffer).await };
-        loop {
-            let drained = tls.borrow_mut().drain(&mut buffer);
-            match drained {
-                Ok(Drained::Octets(octets)) => return (Ok(octets), buffer),
-                Ok(Drained::Ended) => return (Ok(0), buffer),
-                Ok(Drained::NeedsInput) => {}
-                Err(error) => return (Err(StreamError::Io(error)), buffer),
-            }
-            let records = tls.borrow_mut().take_buffer();
-            let records = match records {
-                Ok(records) => records,
-                Err(error) => return (Err(StreamError::Io(error)), buffer),
-            };
-            let (result, records) = self.read_socket(records).await;
-            tls.borrow_mut().inflow.put_buffer(records);
-            match result {
-                Ok(0) | Err(_) => return (result, buffer),
-                Ok(_) => {}
-            }
-        }
-    }
-
-    async fn read_socket<B: Fill>(&mut self, buffer: B) -> (Result<usize, StreamError>, B) {
-        let (result, Spare(buffer)) =
-            either!(ReadHalf, &mut self.half, half => half.read(Spare(buffer)).await);
-        (judge(&self.watch, result), buffer)
-    }
-}
-
-impl Sending {
-    /// Writes some of `bytes` from the place `from` on, and tells how many.
-    ///
-    /// # Errors
-    /// `TimedOut` when the [`TimeLimit`] passed; the connection is then dead.
-    pub async fn write<B: IoBuf>(
-        &mut self,
-        bytes: B,
-        from: usize,
-    ) -> (Result<usize, StreamError>, B) {
-        if let Some(tls) = self.tls.clone() {
-            let plain = octets(&bytes).get(from..).unwrap_or_default();
-            return (self.write_plain(&tls, plain).await, bytes);
-        }
-        let (result, slice) = self.write_socket(bytes.slice(from..)).await;
-        (result, slice.into_inner())
-    }
-
-    /// Tells a TLS peer that nothing more comes, as far as the kernel takes it now.
-    pub fn close(&mut self) {
-        let Some(tls) = &self.tls else { return };
-        let mut tls = tls.borrow_mut();
-        tls.records.close();
-        let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
-        let last = tls.records.take_outgoing();
-        let _ = rustix::net::send(super::deadline::borrow(self.fd, self), &last, flags);
-    }
-
-    /// Writes what one buffer of records takes of `plain`, all of it.
-    async fn write_plain(
-        &mut self,
-        tls: &RefCell<Link>,
-        plain: &[u8],
-    ) -> Result<usize, StreamError> {
-        let encrypted = tls.borrow_mut().encrypt(plain);
-        let (mut records, taken) = encrypted.map_err(StreamError::Io)?;
-        let mut written = 0;
-        while written < records.bytes().len() {
-            let (result, slice) = self.write_socket(records.slice(written..)).await;
-            records = slice.into_inner();
-            match result? {
-                0 => return Err(StreamError::Io(io::ErrorKind::WriteZero.into())),
-                octets => written += octets,
-            }
-        }
-        Ok(taken)
-    }
-
-    async fn write_socket<B: IoBuf>(&mut self, bytes: B) -> (Result<usize, StreamError>, B) {
-        let (result, bytes) = either!(WriteHalf, &mut self.half, half => half.write(bytes).await);
-        (judge(&self.watch, result), bytes)
-    }
-}
-
-impl TimeLimit {
-    /// Whatever is under way must have moved on by `deadline`; with `None` it may wait for ever.
-    pub fn set(&self, deadline: Option<Instant>) {
-        if let Some(watch) = self.watch.upgrade() {
-            watch.set_for_both(deadline);
-        }
-    }
-
-    /// Ends the connection in both directions: what is under way ends by itself at once.
-    pub fn shut_down(&self) {
-        if let Some(watch) = self.watch.upgrade() {
-            // The peer may have closed already; then it is ending anyway.
-            let _ = rustix::net::shutdown(
-                super::deadline::borrow(self.fd, &*watch),
-                rustix::net::Shutdown::Both,
-            );
-        }
-    }
-}
-
-/// However a connection's use ends, by a panic too, its read must not wait for the peer.
-impl Drop for TimeLimit {
-    fn drop(&mut self) {
-        self.shut_down();
     }
 }
 
@@ -560,156 +258,5 @@ async fn connect_from(source: IpAddr, peer: SocketAddr) -> io::Result<TcpStream>
     }
 }
 
-/// A listening socket of one worker; all workers bind the same address with SO_REUSEPORT and
-/// the kernel spreads the connections.
-pub struct Listener {
-    tcp: TcpListener,
-}
-
-impl Listener {
-    /// Takes over a socket made by [`bind`].
-    ///
-    /// # Errors
-    /// The event loop refused the socket.
-    pub fn new(socket: std::net::TcpListener) -> io::Result<Listener> {
-        Ok(Listener { tcp: TcpListener::from_std(socket)? })
-    }
-
-    /// The next connection.  Ended only through `cancel`: a dropped accept could swallow a
-    /// connection that the kernel has already given out.
-    ///
-    /// # Errors
-    /// As accept(2), EMFILE above all; ECANCELED once cancelled.
-    pub async fn accept(&self, cancel: CancelHandle) -> io::Result<(Stream, SocketAddr)> {
-        let (tcp, peer) = self.tcp.cancelable_accept(cancel).await?;
-        let fd = tcp.as_raw_fd();
-        let stream = Stream::new(tcp)?;
-        rustix::io::fcntl_setfd(
-            super::deadline::borrow(fd, &stream),
-            rustix::io::FdFlags::CLOEXEC,
-        )?;
-        Ok((stream, peer))
-    }
-}
-
-/// Binds `address` for one of several workers.
-///
-/// # Errors
-/// As bind(2) and listen(2).
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(address),
-        socket2::Type::STREAM,
-        Some(socket2::Protocol::TCP),
-    )?;
-    socket.set_reuse_port(true)?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// Connections that the kernel holds for us between two accepts.
-const BACKLOG: i32 = 4_096;
-
 /// A file descriptor's number, for the deadline sweep.
 pub(super) type Fd = RawFd;
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::thread;
-
-    use super::*;
-    use crate::runtime::buffer::{Buffer, SMALL};
-    use crate::runtime::{self};
-
-    /// More than both windows hold.
-    const MUCH: usize = 32 << 20;
-
-    /// A peer that writes all that it has before it reads anything.
-    fn stubborn(mut peer: impl Read + Write + Send + 'static) -> thread::JoinHandle<usize> {
-        thread::spawn(move || {
-            peer.write_all(&vec![b'p'; MUCH]).expect("the other side reads");
-            let mut octets = 0;
-            let mut piece = vec![0; 1 << 16];
-            while octets < MUCH {
-                octets += peer.read(&mut piece).expect("the other side writes");
-            }
-            octets
-        })
-    }
-
-    async fn write_and_read(stream: Stream) -> usize {
-        let (mut receiving, mut sending, limit) = stream.split();
-        limit.set(Some(Instant::now() + Duration::from_secs(60)));
-        let writing = async {
-            let (mut bytes, mut written) = (vec![b'w'; MUCH], 0);
-            while written < MUCH {
-                let result;
-                (result, bytes) = sending.write(bytes, written).await;
-                written += result.expect("the peer reads in the end");
-            }
-        };
-        let reading = async {
-            let mut octets = 0;
-            while octets < MUCH {
-                octets += receiving.read(Buffer::new(SMALL)).await.0.expect("the peer writes");
-            }
-            octets
-        };
-        tokio::join!(writing, reading).1
-    }
-
-    #[test]
-    fn two_sides_that_write_at_once_do_not_wait_for_each_other() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("bound");
-        let peer = thread::spawn(move || stubborn(listener.accept().expect("a connection").0));
-        let read = runtime::run(async move {
-            let stream = Stream::connect(address, None, Duration::from_secs(30)).await;
-            write_and_read(stream.expect("it listens")).await
-        });
-        assert_eq!(read.expect("a loop"), MUCH);
-        assert_eq!(peer.join().expect("no panic").join().expect("no panic"), MUCH);
-    }
-
-    #[test]
-    fn a_unix_socket_does_the_same() {
-        let home = tempfile::TempDir::new().expect("a directory");
-        let path = home.path().join("lmtp");
-        let listener = std::os::unix::net::UnixListener::bind(&path).expect("a path");
-        let peer = thread::spawn(move || stubborn(listener.accept().expect("a connection").0));
-        let read = runtime::run(async move {
-            let stream = Stream::connect_unix(&path, Duration::from_secs(30)).await;
-            write_and_read(stream.expect("it listens")).await
-        });
-        assert_eq!(read.expect("a loop"), MUCH);
-        assert_eq!(peer.join().expect("no panic").join().expect("no panic"), MUCH);
-    }
-
-    /// Nothing is left of a connection whose read waits, once its limit is dropped.
-    #[test]
-    fn a_read_that_waits_ends_with_the_connection() {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
-        let result = runtime::run(async move {
-            let socket = UnixStream::from_std(ours).expect("the loop takes it");
-            let watch = watch(socket.as_raw_fd());
-            let (mut receiving, sending, limit) =
-                Stream { watch, socket: Socket::Unix(socket), tls: None }.split();
-            let ending = async {
-                runtime::sleep(Duration::from_millis(20)).await;
-                drop(limit);
-            };
-            let (read, ()) = tokio::join!(receiving.read(Buffer::new(SMALL)), ending);
-            drop(sending);
-            read.0.map_err(|error| error.to_string())
-        });
-        assert_eq!(result.expect("a loop"), Ok(0));
-        drop(theirs);
-    }
-}

@@ -24,6 +24,7 @@ pub mod link;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::UnbufferedClientConnection;
@@ -340,6 +341,13 @@ pub struct Secured {
     pub resumed: bool,
     /// What binds an authentication to this connection; TLS 1.3 only.
     pub binding: Option<ChannelBinding>,
+}
+
+/// As events and trace headers have it: the version and the suite.
+impl fmt::Display for Secured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.version, self.cipher)
+    }
 }
 
 fn handle<Data>(

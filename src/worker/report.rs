@@ -57,7 +57,7 @@ impl Worker {
         certificate: Option<Fingerprint>,
     ) {
         self.metrics.sessions_secured.count();
-        let tls = format!("{} {}", secured.version, secured.cipher);
+        let tls = secured.to_string();
         let certificate = certificate.map(|certificate| certificate.to_string());
         self.events.emit(&Event {
             session: Some(session),
@@ -81,6 +81,24 @@ impl Worker {
             session: Some(session),
             peer: Some(peer),
             reason: Some(&reason),
+            ..Event::new(EventKind::TlsFailed)
+        });
+    }
+
+    /// TLS did not come about with a next hop; `goes_on` says that mail goes there in clear now.
+    pub fn report_tls_failed_at(
+        &self,
+        site: &str,
+        peer: Option<SocketAddr>,
+        goes_on: bool,
+        words: &str,
+    ) {
+        self.metrics.tls_failed.count();
+        self.events.emit(&Event {
+            site: Some(site),
+            peer,
+            reply: Some(words),
+            reason: Some(if goes_on { "goes_on_in_clear" } else { "tls_demanded" }),
             ..Event::new(EventKind::TlsFailed)
         });
     }

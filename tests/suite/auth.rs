@@ -706,7 +706,9 @@ fn mail_that_requires_tls_goes_on_so_or_not_at_all() {
     let accepted = server.gateway.wait_event("accepted", |event| event["event"] == "accepted");
     assert_eq!(accepted["require_tls"], true, "{accepted}");
     send("clear.test");
-    let waits = gateway.wait_event("no TLS", |event| event["reason"] == "site_unreachable");
+    let waits = gateway.wait_event("no TLS", |event| {
+        event["event"] == "deferred" && event["reason"] == "tls_failed"
+    });
     assert!(waits["reply"].as_str().is_some_and(|words| words.contains("does not offer it")));
     assert!(clear.taken_so_far().is_empty(), "not a word of it in clear");
 }

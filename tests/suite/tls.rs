@@ -15,7 +15,7 @@ use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::client::Client;
-use crate::gateway::{Gateway, PATIENCE};
+use crate::gateway::{Gateway, PATIENCE, binary};
 use crate::sink::{Manners, Sink};
 
 const STARTTLS: usize = 0;
@@ -271,6 +271,15 @@ fn send_through(gateway: &Gateway) {
     client.data(b"Subject: out\r\n\r\nhello\r\n").expect("250");
 }
 
+/// What `queue list` says of the one message that waits.
+fn shown_by_queue(gateway: &Gateway) -> serde_json::Value {
+    let mut command = Command::new(binary());
+    command.args(["queue", "list", "--json", "--config"]).arg(gateway.config_file());
+    let output = command.output().expect("the binary is there");
+    let listing: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    listing[0].clone()
+}
+
 fn route(to: &str, tls: &str) -> String {
     format!(
         "[[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"relay\"\n\
@@ -293,7 +302,8 @@ fn mail_goes_out_encrypted_where_it_can() {
     for ((to, tls), arrived) in ways.into_iter().zip(1..) {
         let gateway = Gateway::start_under(&["env", &trust], &route(&to, tls));
         send_through(&gateway);
-        gateway.wait_event("delivered", |event| event["event"] == "delivered");
+        let delivered = gateway.wait_event("delivered", |event| event["event"] == "delivered");
+        assert!(delivered["tls"].as_str().is_some_and(|tls| tls.starts_with("TLSv1.3 TLS_")));
         let is_it = |event: &serde_json::Value| event["event"] == "secured";
         server.gateway.wait_until(&format!("{to} {tls} in TLS"), || {
             let secured = server.gateway.events().iter().filter(|event| is_it(event)).count();
@@ -308,17 +318,23 @@ fn what_must_not_go_in_clear_waits() {
     let server = Server::start("");
     let clear = Sink::start(Manners::default());
     let nobody = "SSL_CERT_FILE=/dev/null";
-    for (to, tls, words) in [
-        (clear.address(), "required", "does not offer it"),
-        (clear.address(), "verified", "does not offer it"),
-        (server.gateway.smtp(STARTTLS), "verified", "handshake failed"),
+    for (to, tls, status, words) in [
+        (clear.address(), "required", "4.7.10 ", "does not offer it"),
+        (clear.address(), "verified", "4.7.10 ", "does not offer it"),
+        (server.gateway.smtp(STARTTLS), "verified", "4.7.5 ", "handshake failed"),
     ] {
         let config = route(&format!("smtp://{to}"), &format!("tls = \"{tls}\""));
         let gateway = Gateway::start_under(&["env", nobody], &config);
         send_through(&gateway);
         let deferred = gateway.wait_event("deferred", |event| event["event"] == "deferred");
         let reply = deferred["reply"].as_str().unwrap_or_default();
+        assert!(reply.starts_with(status), "{reply} does not say {status}");
         assert!(reply.contains(words), "{reply} does not say {words}");
+        assert_eq!(deferred["reason"], "tls_failed");
+        let shown = shown_by_queue(&gateway);
+        assert_eq!(shown["reason"], reply);
+        let failed = gateway.wait_event("tls_failed", |event| event["event"] == "tls_failed");
+        assert_eq!(failed["reason"], "tls_demanded");
     }
     assert!(clear.taken_so_far().is_empty());
     let other = self_signed::generate(&["other"], Timestamp::now()).unwrap();
@@ -332,7 +348,8 @@ fn what_must_not_go_in_clear_waits() {
     assert!(deferred["reply"].as_str().is_some_and(|words| words.contains("handshake failed")));
 }
 
-/// A next hop that offers STARTTLS and breaks at it: the next connection goes in clear, at once.
+/// A next hop that offers STARTTLS and breaks at it: the next connection goes in clear, at once,
+/// and whoever asks is told.
 #[test]
 fn a_broken_offer_of_tls_does_not_hold_mail_up() {
     for reply in ["454 4.7.0 not now\r\n", "220 go\r\nwhat handshake?\r\n"] {
@@ -343,7 +360,7 @@ fn a_broken_offer_of_tls_does_not_hold_mail_up() {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
                 verbs.push(break_at_starttls(&stream, reply));
-                if verbs.last().is_some_and(|verbs| verbs.contains(&"DATA".into())) {
+                if verbs.last().is_some_and(|verbs| verbs.contains(&"MAIL".into())) {
                     return verbs;
                 }
             }
@@ -351,7 +368,16 @@ fn a_broken_offer_of_tls_does_not_hold_mail_up() {
         });
         let gateway = Gateway::start(&route(&format!("smtp://{address}"), ""));
         send_through(&gateway);
-        gateway.wait_event("delivered", |event| event["event"] == "delivered");
+        let failed = gateway.wait_event("tls_failed", |event| event["event"] == "tls_failed");
+        assert_eq!(failed["reason"], "goes_on_in_clear");
+        let is_it = |event: &serde_json::Value| event["event"] == "deferred";
+        let deferred = gateway.wait_event("in clear", is_it);
+        assert_eq!(
+            (&deferred["reply"], &deferred["tls"]),
+            (&"451 later (at RCPT TO)".into(), &().into())
+        );
+        let note = shown_by_queue(&gateway)["tls"].to_string();
+        assert!(note.contains("in clear until") && note.contains("4.7.5"), "{note}");
         let verbs = hop.join().unwrap();
         assert_eq!(verbs[0], ["EHLO", "STARTTLS"]);
         assert_eq!(verbs.len(), 2);
@@ -368,22 +394,12 @@ fn break_at_starttls(mut stream: &TcpStream, reply: &str) -> Vec<String> {
         let answer = match verb.as_str() {
             "EHLO" => "250-hop.test\r\n250 STARTTLS\r\n",
             "STARTTLS" => reply,
-            "DATA" => "354 go\r\n",
+            "RCPT" => "451 later\r\n",
             _ => "250 ok\r\n",
         };
-        let is_data = verb == "DATA";
         verbs.push(verb);
         stream.write_all(answer.as_bytes()).unwrap();
         if verbs.last().is_some_and(|verb| verb == "STARTTLS") {
-            return verbs;
-        }
-        if is_data {
-            for line in lines.by_ref() {
-                if line.unwrap() == "." {
-                    break;
-                }
-            }
-            stream.write_all(b"250 taken\r\n").unwrap();
             return verbs;
         }
     }
