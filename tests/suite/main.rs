@@ -32,3 +32,4 @@ mod simulation;
 mod sink;
 mod soup;
 mod tls;
+mod tls_programs;
