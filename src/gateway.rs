@@ -20,14 +20,12 @@ use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics}
 use crate::control::port::{Answer, Request, WorkerPort};
 use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
 use crate::control::workers::{Times, Workers};
-use crate::delivery::recovery::Recovered;
+use crate::delivery::recovery::{Recovered, RecoveredHandles};
 use crate::delivery::sites::Sites;
 use crate::dns::ResolverConfig;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
 use crate::listener::SessionCounts;
 use crate::message::MessageId;
-use crate::queue::destination::Destination;
-use crate::queue::handle::Handle;
 use crate::runtime;
 use crate::runtime::blocking::BlockingPool;
 use crate::runtime::mailbox::{Inbox, mailbox};
@@ -503,9 +501,24 @@ fn spool_figures(stats: Arc<SpoolStats>) -> impl Fn() -> SpoolFigures + Send + S
 }
 
 /// What recovery leaves: the log, each core's handles, the highest message id.
-type Opened = (Log<FileDisk>, Vec<Vec<(Destination, Handle)>>, MessageId);
+type Opened = (Log<FileDisk>, Vec<RecoveredHandles>, MessageId);
 
+/// Recovers the log in a thread of its own: what a large queue takes in passing goes back to the
+/// system with the thread, where an allocator may keep it for one that lives on.
 fn open_log(config: &Config, sites: &Sites, stats: Arc<SpoolStats>) -> Result<Opened, StartError> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("recovery".into());
+        let recovery = thread.spawn_scoped(scope, || recover_log(config, sites, stats));
+        let recovered = recovery.map_err(StartError::Thread)?.join();
+        recovered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn recover_log(
+    config: &Config,
+    sites: &Sites,
+    stats: Arc<SpoolStats>,
+) -> Result<Opened, StartError> {
     let started = Instant::now();
     let disk = Arc::new(FileDisk::open(&config.spool_dir())?);
     let mut recovered = Recovered::new(config, sites);

@@ -127,6 +127,10 @@ pub const CHUNK: usize = 256 * 1024;
 /// Chunks of one upload that may wait for the disk.
 pub const CHUNKS_IN_FLIGHT: usize = 2;
 
+/// Messages that one job of the log's compaction may know of while it surveys: some 300 octets
+/// each.  A segment of outcomes alone may speak of more; it is left until fewer of them matter.
+pub const COMPACTION_MESSAGES: usize = 512 * 1024;
+
 /// Destinations without messages that a core remembers, so that the next message to them need
 /// not wait for a look-up: some 200 octets each.
 pub const DESTINATIONS_REMEMBERED: u32 = 16_384;

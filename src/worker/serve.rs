@@ -13,6 +13,7 @@ use super::{Forwarded, Letter, Post, Worker};
 use crate::config::{Config, Listener};
 use crate::control::events::{EventBuffer, SessionIds};
 use crate::control::metrics::WorkerMetrics;
+use crate::delivery::recovery::RecoveredHandles;
 use crate::delivery::sites::Sites;
 use crate::dns::ourselves::Ourselves;
 use crate::dns::{Resolver, ResolverConfig};
@@ -20,8 +21,6 @@ use crate::inbound::ListenerState;
 use crate::listener::{self, SessionCounts};
 use crate::message::{MessageId, MessageIds};
 use crate::pool::Pool;
-use crate::queue::destination::Destination;
-use crate::queue::handle::Handle;
 use crate::queue::scheduler::{Event, Scheduler};
 use crate::runtime::blocking::{Blocking, BlockingPool};
 use crate::runtime::mailbox::Inbox;
@@ -73,7 +72,7 @@ pub struct Seat {
     /// The highest id that recovery saw.
     pub highest: MessageId,
     /// What recovery found for this core.
-    pub recovered: Vec<(Destination, Handle)>,
+    pub recovered: RecoveredHandles,
     /// Called once it accepts.
     pub ready: Box<dyn FnOnce() + Send>,
 }
