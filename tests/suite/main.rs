@@ -34,3 +34,4 @@ mod sink;
 mod soup;
 mod submission;
 mod tls;
+mod tls_programs;
