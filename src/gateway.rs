@@ -24,8 +24,10 @@ use crate::delivery::recovery::Recovered;
 use crate::delivery::sites::Sites;
 use crate::dns::ResolverConfig;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
+use crate::inbound::memory::{self, Share};
 use crate::listener::SessionCounts;
 use crate::message::MessageId;
+use crate::queue::allowance::Allowance;
 use crate::queue::destination::Destination;
 use crate::queue::handle::Handle;
 use crate::runtime;
@@ -184,6 +186,10 @@ impl Gateway {
         let blocking = BlockingPool::start(BLOCKING_THREADS).map_err(StartError::Thread)?;
 
         let counts = Arc::new(SessionCounts::new(&config));
+        let default_memory = || memory::default_octets(config.workers);
+        let memory = config.limits.memory.map_or_else(default_memory, |memory| memory.0);
+        let share = Share::of(memory, config.workers);
+        let allowance = Arc::new(Allowance::new(config.delivery.connections));
         let (ready, all_ready) = mpsc::channel();
         let mut workers = Vec::new();
         let seats = inboxes.into_iter().zip(sockets).zip(recovered).enumerate();
@@ -196,6 +202,8 @@ impl Gateway {
                 dns: ResolverConfig::new(&config.dns),
                 ourselves: ourselves.clone(),
                 counts: counts.clone(),
+                share,
+                allowance: allowance.clone(),
                 sockets,
                 committer: committer.handle(),
                 reader: reader.handle(),

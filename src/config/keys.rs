@@ -26,7 +26,10 @@ pub const SECTIONS: &[Section] = &[
     many("tls.certificate", &["chain", "key"]),
     one("relay", &["networks"]),
     one("domains", &["accept"]),
-    one("limits", &["message_size", "recipients", "sessions", "sessions_per_address", "received"]),
+    one(
+        "limits",
+        &["message_size", "recipients", "sessions", "sessions_per_address", "received", "memory"],
+    ),
     many(
         "route",
         &["recipient", "to", "source", "tls", "retry", "lifetime", "delay_notice", "verp"],
@@ -35,6 +38,7 @@ pub const SECTIONS: &[Section] = &[
         "delivery",
         &[
             "port",
+            "connections",
             "connections_per_site",
             "messages_per_connection",
             "messages_in_flight",

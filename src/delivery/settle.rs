@@ -30,7 +30,7 @@ use crate::runtime;
 use crate::smtp::client::ConnectionFailure;
 use crate::smtp::code::EnhancedCode;
 use crate::spool::appender::NewRecord;
-use crate::spool::{self, Done, RecordPlace, Ticket};
+use crate::spool::{self, Done, ReadError, RecordPlace, Ticket};
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Receipt};
 
@@ -94,6 +94,14 @@ impl Attempt {
     /// The message could not be read: it stays, and somebody has to look.
     pub fn unreadable(self, worker: &Rc<Worker>, error: &LoadError) {
         let message = self.handle.id;
+        if let LoadError::Read(ReadError::Late) = error {
+            tracing::warn!(%message, %error, "a message is tried again in a minute");
+            let recipients = self.handle.recipients.clone();
+            let due_unix_ms = worker.now_unix_ms() + LATE_WAIT_MS;
+            let deferred =
+                Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason: None };
+            return worker.queue_event(deferred);
+        }
         tracing::error!(%message, %error, "a message could not be read from the log; it is kept");
         let due_unix_ms = worker.now_unix_ms() + UNREADABLE_WAIT_MS;
         let recipients = self.handle.recipients.clone();
@@ -413,5 +421,7 @@ fn site_reason(words: &str) -> Reason {
     Reason::Local { status, text: words.into() }
 }
 
+/// The wait before a message is looked at again whose reading took too long.
+const LATE_WAIT_MS: u64 = 60_000;
 /// The wait before a message is looked at again that could not be read.
 const UNREADABLE_WAIT_MS: u64 = 3_600_000;

@@ -228,6 +228,17 @@ impl Intake {
         self.tidy();
     }
 
+    /// Gives back all room beyond what is held, which may have to wait for long; room for a read
+    /// comes with the next [`Intake::make_room`].
+    pub fn park(&mut self) {
+        let front = self.front();
+        self.buffer = Buffer::parked(&self.buffer.bytes()[front..]);
+        self.start -= front;
+        if let Body::InPlace { from, .. } = &mut self.body {
+            *from = 0;
+        }
+    }
+
     /// Whether there is neither body nor anything unconsumed.
     pub fn is_empty(&self) -> bool {
         matches!(self.body, Body::None) && self.start == self.buffer.bytes().len()
@@ -241,15 +252,20 @@ impl Intake {
         }
     }
 
+    /// Where what is still needed begins.
+    fn front(&self) -> usize {
+        match self.body {
+            Body::InPlace { from, .. } => from,
+            _ => self.start,
+        }
+    }
+
     /// Room behind what is there: moves it to the front, takes a larger buffer.
     fn grow(&mut self) {
         if self.buffer.room() >= READ_ROOM {
             return;
         }
-        let front = match self.body {
-            Body::InPlace { from, .. } => from,
-            _ => self.start,
-        };
+        let front = self.front();
         if front > 0 {
             self.buffer.remove(0..front);
             self.start -= front;
@@ -259,7 +275,8 @@ impl Intake {
         }
         let held = self.buffer.bytes().len();
         if self.buffer.room() < READ_ROOM {
-            let class = if held == 0 { buffer::SMALL } else { buffer::LARGE };
+            let is_small = held + READ_ROOM <= buffer::SMALL;
+            let class = if is_small { buffer::SMALL } else { buffer::LARGE };
             let mut larger = Buffer::new(class);
             larger.push(self.buffer.bytes());
             self.buffer = larger;
@@ -294,6 +311,32 @@ const _: () = assert!(buffer::LARGE - READ_ROOM > limits::SMALL_MESSAGE + limits
 mod tests {
     use super::*;
     use crate::spool::{Appender, AppenderOptions};
+
+    /// What waits is as large as it must be, and goes on where it stood.
+    #[test]
+    fn a_body_that_waits_takes_no_more_room_than_it_needs() {
+        let mut intake = Intake::default();
+        intake.make_room(false);
+        let mut buffer = intake.take_buffer();
+        buffer.push(b"DATA\r\nhalf a bodyhalf a command");
+        intake.put_buffer(buffer);
+        intake.consume(6);
+        intake.keep(11);
+        let before = buffer::held_octets();
+        intake.park();
+        assert_eq!(before - buffer::held_octets(), buffer::SMALL - 25);
+        assert_eq!(intake.small_body(), b"half a body");
+        assert_eq!(intake.unconsumed(), b"half a command");
+        assert_eq!(intake.make_room(true), Room::Buffer);
+        let mut buffer = intake.take_buffer();
+        assert!((READ_ROOM..buffer::SMALL).contains(&buffer.room()));
+        buffer.push(b"!");
+        intake.put_buffer(buffer);
+        assert_eq!(intake.unconsumed(), b"half a command!");
+        intake.drop_body();
+        intake.consume(15);
+        assert!(intake.is_empty() && buffer::held_octets() < before);
+    }
 
     /// With the commands in the body, a next hop that is sent it by BDAT would obey them.
     #[test]

@@ -12,6 +12,8 @@
 //! [`smtp::server`]: crate::smtp::server
 
 pub mod intake;
+pub mod memory;
+pub mod pace;
 pub mod relay;
 pub mod step;
 pub mod trace;
@@ -24,6 +26,7 @@ use crate::config::Listener;
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::limits;
 use crate::message::{MessageId, Origin};
+use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::{ReceivedMessage, Server, ServerConfig};
@@ -31,6 +34,7 @@ use crate::spool::{NewBody, NewMessage};
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Upload};
 use intake::{Intake, Room};
+use pace::Pace;
 use relay::Facts;
 use step::{Step, step};
 
@@ -55,6 +59,10 @@ struct Session {
     intake: Intake,
     /// The parts of a large body that are on their way to the disk.
     upload: Option<Box<Upload>>,
+    /// How fast the body comes that is under way.
+    pace: Option<Pace>,
+    /// What the envelope takes, as it was told to the worker.
+    envelope_octets: usize,
     messages: u32,
 }
 
@@ -80,10 +88,23 @@ pub async fn serve(
         server.permit_etrn();
     }
     let intake = Intake::default();
-    let mut session =
-        Session { worker, listener, stream, peer, id, server, intake, upload: None, messages: 0 };
+    let mut session = Session {
+        worker,
+        listener,
+        stream,
+        peer,
+        id,
+        server,
+        intake,
+        upload: None,
+        pace: None,
+        envelope_octets: 0,
+        messages: 0,
+    };
     let end = session.run().await;
     session.report_end(end);
+    session.drop_body();
+    session.drop_envelope();
 }
 
 impl Session {
@@ -147,10 +168,20 @@ impl Session {
         let verdict = relay::decide(&self.worker.config, facts, path);
         // 452 before the data is kinder than after it.
         let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
+            None if self.worker.receive_is_full() => Err(Refusal::Busy),
             None => Ok(route),
             Some(refusal) => Err(refusal),
         });
+        if verdict.is_ok() {
+            let octets = self.server.recipient_octets();
+            self.envelope_octets += octets;
+            self.worker.envelope_grew(octets);
+        }
         self.server.recipient_checked(now, verdict);
+    }
+
+    fn drop_envelope(&mut self) {
+        self.worker.envelope_went(std::mem::take(&mut self.envelope_octets));
     }
 
     async fn start_queue(&mut self) {
@@ -163,6 +194,8 @@ impl Session {
     fn drop_body(&mut self) {
         self.intake.drop_body();
         self.upload = None;
+        self.pace = None;
+        self.worker.receive_freed();
     }
 
     fn report_refusals(&mut self) {
@@ -205,9 +238,30 @@ impl Session {
     }
 
     async fn read(&mut self) -> Result<usize, StreamError> {
-        let slowest = |upload: &Upload| upload.deadline().min(self.server.deadline());
-        let deadline = self.upload.as_deref().map_or_else(|| self.server.deadline(), slowest);
+        if !self.server.in_transaction() {
+            self.drop_envelope();
+        }
+        if self.server.in_body() {
+            self.pace.get_or_insert_with(|| Pace::new(Instant::now()));
+        }
+        if self.server.keeps_body() && !self.worker.may_receive().await {
+            self.server.refuse_body(Refusal::Busy);
+            self.drop_body();
+        }
+        let server = self.server.deadline();
+        let deadline = self.pace.map_or(server, |pace| pace.deadline().min(server));
         self.stream.allow_interrupt(!self.server.in_transaction());
+        let pressed = self.pace.map(|pace| (Shortage::Intake, pace.deadline_pressed()));
+        self.stream.give_way_at(pressed);
+        let result = self.read_by(deadline).await;
+        self.stream.give_way_at(None);
+        if let (Ok(octets), Some(pace)) = (&result, &mut self.pace) {
+            pace.received(*octets);
+        }
+        result
+    }
+
+    async fn read_by(&mut self, deadline: Instant) -> Result<usize, StreamError> {
         loop {
             match self.intake.make_room(self.server.in_body()) {
                 Room::NeedsChunk => self.next_chunk().await,
@@ -215,9 +269,6 @@ impl Session {
                     let Some((chunk, kept)) = self.intake.take_chunk() else { continue };
                     let (result, chunk) = self.stream.read(chunk, deadline).await;
                     self.intake.put_chunk(chunk, kept);
-                    if let (Ok(octets), Some(upload)) = (&result, &mut self.upload) {
-                        upload.received(*octets);
-                    }
                     return result;
                 }
                 Room::Buffer => {
@@ -229,6 +280,10 @@ impl Session {
                             return Ok(0);
                         }
                         self.intake.make_room(false);
+                    } else if self.worker.receive_is_crowded() {
+                        self.intake.park();
+                        self.stream.readable(deadline).await?;
+                        self.intake.make_room(self.server.in_body());
                     }
                     let buffer = self.intake.take_buffer();
                     let (result, buffer) = self.stream.read(buffer, deadline).await;
@@ -275,9 +330,9 @@ impl Session {
                 self.upload.insert(Box::new(Upload::new(self.worker.log.clone(), id)))
             }
         };
-        let Some(empty) = self.worker.log.chunk_buffer(CHUNK_PATIENCE).await else {
+        let Some(empty) = self.worker.log.chunk_buffer().await else {
             // Too many large messages at once: this one is told to come again.
-            self.server.refuse_body(Refusal::StorageFull);
+            self.server.refuse_body(Refusal::Busy);
             return self.drop_body();
         };
         if let Some(full) = self.intake.next_chunk(empty, self.server.in_body()) {
@@ -330,9 +385,12 @@ impl Session {
         };
         let groups = self.worker.sites.group(&message.routes, &message.envelope.recipients);
         let filing = Filing { id, groups };
-        let receipt = self.worker.log.append_message(&new, filing)?;
+        let delayed = || self.worker.metrics.appends_delayed.count();
+        let receipt = self.worker.log.append_message(&new, filing, delayed).await?;
         // The body is in the batch; the buffer need not wait for the disk.
         self.intake.drop_body();
+        self.pace = None;
+        self.worker.receive_freed();
         let settled = receipt.settled().await;
         // Without its MESSAGE nobody needs the chunks: dropped, the upload gives them up.
         if let (Ok(_), Some(upload)) = (&settled, upload) {
@@ -362,8 +420,6 @@ impl Session {
 
 /// From this many sessions of a worker on, all that wait do so without a buffer.
 const QUIET_FROM_SESSIONS: usize = 512;
-/// How long a large message waits for room in memory.
-const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
 /// How long, and how much, a client may go on sending after our last reply.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_OCTETS: usize = 256 * 1024;

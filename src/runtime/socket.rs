@@ -22,7 +22,7 @@ pub use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::buffer::{Fill, Spare};
-use super::deadline::{Cut, Watch, watch};
+use super::deadline::{Cut, Shortage, Watch, watch};
 
 /// A connection in either direction.
 pub struct Stream {
@@ -126,6 +126,12 @@ impl Stream {
         // and that read would hold a buffer for as long as the session idles.
         let result = either!(Socket, &self.socket, socket => socket.readable(false).await);
         self.judge(result)
+    }
+
+    /// The reads from here on must be over by then if the thread is short of that
+    /// ([`press`](super::deadline::press)); then they end as if they had timed out.
+    pub fn give_way_at(&self, at: Option<(Shortage, Instant)>) {
+        self.watch.set_pressed(at);
     }
 
     /// Whether a stopping service may end the reads from here on, as if they had timed out: the
@@ -257,6 +263,13 @@ impl TimeLimit {
     pub fn set(&self, deadline: Option<Instant>) {
         if let Some(watch) = self.watch.upgrade() {
             watch.set_for_both(deadline);
+        }
+    }
+
+    /// Likewise by then, if the thread is short of that; see [`Stream::give_way_at`].
+    pub fn give_way_at(&self, at: Option<(Shortage, Instant)>) {
+        if let Some(watch) = self.watch.upgrade() {
+            watch.set_pressed(at);
         }
     }
 

@@ -10,8 +10,6 @@ use crate::wire::reply::{Replies, Reply, ReplyError};
 
 /// How long QUIT may take to be answered: nothing depends on it any more.
 const QUIT: Duration = Duration::from_secs(2);
-/// The pause between two pieces of a message that is sent slowly.
-const TRICKLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// See the module's text.
 pub struct Connection {
@@ -171,11 +169,11 @@ impl Connection {
         (result.map_err(Broken::from), bytes)
     }
 
-    /// Writes `bytes` in pieces of `octets`, with pauses between them.
+    /// Writes `bytes` in pieces of `octets`, with a pause of `every` after each.
     pub async fn trickle<B: IoBuf>(
         &mut self,
         mut bytes: B,
-        octets: usize,
+        (octets, every): (usize, Duration),
     ) -> (Result<(), Broken>, B) {
         let (mut begin, end) = (0, bytes.bytes_init());
         while begin < end {
@@ -187,7 +185,7 @@ impl Connection {
                 return (Err(error.into()), bytes);
             }
             begin += octets;
-            crate::runtime::sleep(TRICKLE_PAUSE).await;
+            crate::runtime::sleep(every).await;
         }
         (Ok(()), bytes)
     }

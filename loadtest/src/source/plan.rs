@@ -100,8 +100,8 @@ pub struct Manners {
     pub hold: Option<Duration>,
     /// Leaves after the recipients.
     pub no_data: bool,
-    /// Writes so many octets at a time, ten times a second.
-    pub trickle: Option<usize>,
+    /// Writes so many octets of a message at a time, with such pauses.
+    pub trickle: Option<(usize, Duration)>,
 }
 
 /// What is wrong with the settings.
@@ -131,6 +131,8 @@ pub enum PlanError {
 const SIZES_OF_RANGE: u64 = 8;
 /// Octets of all templates together.
 const TEMPLATES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// The pauses of a slow peer.
+const TRICKLE_EVERY: Duration = Duration::from_millis(100);
 /// Files that are taken from a folder.
 const FILES_MAX: usize = 10_000;
 /// What a message may weigh in recipients.
@@ -154,6 +156,10 @@ impl Plan {
         within("threads", threads, 1, 1_024, "from 1 to 1024")?;
         let trickle = settings.trickle.map(|Octets(octets)| octets as usize);
         within("trickle", trickle.unwrap_or(1), 1, 1 << 20, "from 1B to 1MiB")?;
+        let every = settings.trickle_every.map_or(TRICKLE_EVERY, |span| span.0);
+        if settings.trickle_every.is_some() && trickle.is_none() {
+            return Err(PlanError::Contradiction("--trickle-every goes with --trickle"));
+        }
         let messages = settings.messages.unwrap_or(match settings.time {
             Some(_) => u64::MAX,
             None => 10_000,
@@ -182,7 +188,7 @@ impl Plan {
                 early: settings.early,
                 hold: settings.hold.map(|span| span.0),
                 no_data: settings.no_data,
-                trickle,
+                trickle: trickle.map(|octets| (octets, every)),
             },
         })
     }
@@ -364,6 +370,7 @@ mod tests {
             "source = \"127.0.0.9-127.0.0.2\"",
             "size = [\"9KiB-1KiB\"]",
             "bdat = \"flight\"\nno_data = true",
+            "trickle_every = \"1s\"",
             "ahead = true",
             "ahead = true\npipeline = true\nrate = 5",
             "ahead = true\npipeline = true\nbdat = \"strict\"",

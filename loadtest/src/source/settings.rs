@@ -104,9 +104,12 @@ pub struct Settings {
     #[arg(long)]
     #[serde(default)]
     pub no_data: bool,
-    /// Write so many octets at a time, ten times a second: a slow peer.
+    /// Write so many octets of a message at a time, with pauses between them: a slow peer.
     #[arg(long, value_name = "SIZE")]
     pub trickle: Option<Octets>,
+    /// The pauses of --trickle [default: 100ms].
+    #[arg(long, value_name = "TIME")]
+    pub trickle_every: Option<Span>,
 }
 
 /// How BDAT is used.
@@ -226,6 +229,7 @@ impl Settings {
             hold: self.hold.or(file.hold),
             no_data: self.no_data || file.no_data,
             trickle: self.trickle.or(file.trickle),
+            trickle_every: self.trickle_every.or(file.trickle_every),
         }
     }
 }

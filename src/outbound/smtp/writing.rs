@@ -14,6 +14,7 @@ use super::Connection;
 use super::duplex::Arrived;
 use crate::delivery::message::LoadedMessage;
 use crate::limits;
+use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{IoBuf, StreamError};
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::smtp::client::{Client, TransactionId};
@@ -94,9 +95,15 @@ impl Connection<'_> {
             };
             if reshape.is_identity() {
                 self.flush().await;
+                self.piece = Some(Instant::now());
+                let pressed = Instant::now() + limits::CLIENT_PIECE_PRESSED;
+                self.limit.give_way_at(Some((Shortage::Reader, pressed)));
                 self.write(piece, &[]).await;
+                self.limit.give_way_at(None);
+                self.piece = None;
             } else {
                 reshape.write(piece.0.view().body(), &mut self.outbox.octets);
+                drop(piece);
                 self.flush().await;
             }
             // The peer may have said enough before the end.
@@ -126,7 +133,7 @@ impl Connection<'_> {
         let mut written = 0;
         while written < octets && !self.client.is_over() {
             self.client.body_progress(Instant::now());
-            self.limit.set(self.client.deadline());
+            self.limit.set(self.time_left());
             let result;
             (result, bytes) = self.write_some(bytes, written).await;
             match result {
@@ -164,6 +171,13 @@ impl Connection<'_> {
             }
         })
         .await
+    }
+
+    /// When the present write must have come to something.
+    fn time_left(&self) -> Option<Instant> {
+        let piece = self.piece.map(|began| began + limits::CLIENT_PIECE);
+        let deadline = self.client.deadline();
+        deadline.zip(piece).map_or(deadline, |(deadline, piece)| Some(deadline.min(piece)))
     }
 
     /// A peer that gives up says why before it closes: what can still be read counts first.

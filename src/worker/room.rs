@@ -1,0 +1,74 @@
+//! Room for messages on their way in: what the sessions of this worker hold of its memory, and
+//! how they wait when it is used up.
+//!
+//! The rungs, in their order: from a quarter of the worker's part on, who waits in the middle of
+//! something gives back the room that it does not use; at the whole of it nobody reads on in a
+//! body, recipients are refused with 452, and bodies that trickle are cut off; after a while who
+//! still finds no room has its message refused.
+
+use std::time::{Duration, Instant};
+
+use super::Worker;
+use crate::limits;
+use crate::runtime::buffer;
+use crate::runtime::deadline::{self, Shortage};
+
+impl Worker {
+    /// What receive buffers and envelopes take, in octets.
+    pub fn receive_octets(&self) -> usize {
+        buffer::held_octets() + self.envelope_octets.get()
+    }
+
+    /// Whether they take all that they may.
+    pub fn receive_is_full(&self) -> bool {
+        self.receive_octets() >= self.share.receive_octets
+    }
+
+    /// Whether a session that waits is to give back what it does not use.
+    pub fn receive_is_crowded(&self) -> bool {
+        buffer::held_octets() >= self.share.receive_octets / 4
+    }
+
+    /// Waits until a session may read on in a body; `false` if that has taken too long.
+    pub async fn may_receive(&self) -> bool {
+        if !self.receive_is_full() {
+            return true;
+        }
+        self.metrics.reads_paused.count();
+        let end = Instant::now() + limits::RECEIVE_PATIENCE;
+        while self.receive_is_full() && Instant::now() < end && !self.is_stopping() {
+            deadline::press(Shortage::Intake, Instant::now() + limits::PRESSURE);
+            self.receivers.wait(RECEIVE_POLL).await;
+        }
+        !self.receive_is_full()
+    }
+
+    /// A session has given something back: others may go on.
+    pub fn receive_freed(&self) {
+        if self.receivers.is_empty() {
+            return;
+        }
+        let room = self.share.receive_octets.saturating_sub(self.receive_octets());
+        self.receivers.wake(room.div_ceil(buffer::SMALL));
+    }
+
+    /// While the log's reader is short of buffers, next hops that hold one for long give way.
+    pub(super) fn press_next_hops(&self) {
+        if self.log.reader_is_short() {
+            deadline::press(Shortage::Reader, Instant::now() + limits::PRESSURE);
+        }
+    }
+
+    /// The envelopes of this worker's sessions have grown by so much.
+    pub fn envelope_grew(&self, octets: usize) {
+        self.envelope_octets.set(self.envelope_octets.get() + octets);
+    }
+
+    /// Envelopes of so much are gone.
+    pub fn envelope_went(&self, octets: usize) {
+        self.envelope_octets.set(self.envelope_octets.get().saturating_sub(octets));
+    }
+}
+
+/// The longest wait before looking again: what outbound connections give back tells nobody.
+const RECEIVE_POLL: Duration = Duration::from_secs(1);
