@@ -78,6 +78,10 @@ pub struct WorkerMetrics {
     pub appends_delayed: Counter,
     /// Sessions that were cut off because their body trickled while others waited for room.
     pub sessions_cut: Counter,
+    /// Sessions that TLS began in.
+    pub sessions_secured: Counter,
+    /// TLS handshakes of clients that came to nothing.
+    pub handshakes_failed: Counter,
     /// Refusals by the name of their reason.
     pub refused: LabelledCounters,
     /// Messages that got their 250.
@@ -106,6 +110,8 @@ pub struct WorkerMetrics {
     pub connections_opened: Counter,
     /// Connections to next hops that did not come about.
     pub connections_failed: Counter,
+    /// Connections to next hops that TLS failed on.
+    pub tls_failed: Counter,
     /// Connections to next hops that there are.
     pub connections_open: Gauge,
     /// Sites that wait for a connection because all workers together have as many as they may.
@@ -281,6 +287,8 @@ impl Default for WorkerMetrics {
             reads_paused: Counter::default(),
             appends_delayed: Counter::default(),
             sessions_cut: Counter::default(),
+            sessions_secured: Counter::default(),
+            handshakes_failed: Counter::default(),
             refused: LabelledCounters::new(),
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),
@@ -295,6 +303,7 @@ impl Default for WorkerMetrics {
             delivery_delay: Histogram::new(DELIVERY_DELAY_US),
             connections_opened: Counter::default(),
             connections_failed: Counter::default(),
+            tls_failed: Counter::default(),
             connections_open: Gauge::default(),
             sites_waiting: Gauge::default(),
             connections_cut: Counter::default(),

@@ -28,10 +28,17 @@ impl Allowance {
         Allowance { most, used: none(), lines: none() }
     }
 
-    /// Takes one for a core that has `own` of them, among `cores`, and perhaps a line itself.
+    /// Whether there is one for a core that has `own` of them, among `cores`, and perhaps a line
+    /// itself.
+    pub(super) fn has_room(&self, own: u32, cores: u32, has_line: bool) -> bool {
+        let lines = self.lines.load(Ordering::Acquire);
+        let others_wait = lines > u32::from(has_line);
+        !self.is_full() && !(others_wait && own >= self.most.div_ceil(cores))
+    }
+
+    /// Takes one, if there is one; see [`Allowance::has_room`].
     pub(super) fn acquire(&self, own: u32, cores: u32, has_line: bool) -> bool {
-        let other_lines = self.lines.load(Ordering::Acquire) - u32::from(has_line);
-        if other_lines > 0 && own >= self.most.div_ceil(cores) {
+        if !self.has_room(own, cores, has_line) {
             return false;
         }
         let taken = self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {

@@ -16,3 +16,4 @@ pub mod handle;
 mod list;
 pub mod scheduler;
 pub mod site;
+mod timers;

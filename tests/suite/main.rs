@@ -33,3 +33,4 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod tls;

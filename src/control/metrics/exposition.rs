@@ -127,6 +127,10 @@ impl Everything {
         let cut = self.sum(|worker| &worker.sessions_cut);
         let help = "Sessions cut off for a body that trickled while others waited for memory";
         page.counter("sessions_cut", None, help, cut)?;
+        let secured = self.sum(|worker| &worker.sessions_secured);
+        page.counter("sessions_secured", None, "Sessions that TLS began in", secured)?;
+        let failed = self.sum(|worker| &worker.handshakes_failed);
+        page.counter("tls_handshakes_failed", None, "TLS handshakes that failed", failed)?;
         page.by_label("refused", "Refusals by reason", "reason", &self.refusals())?;
         let messages = self.sum(|worker| &worker.messages_accepted);
         page.counter("messages_accepted", None, "Messages that got their 250", messages)?;
@@ -167,6 +171,7 @@ impl Everything {
         let connections = [
             ("opened", self.sum(|worker| &worker.connections_opened)),
             ("failed", self.sum(|worker| &worker.connections_failed)),
+            ("tls_failed", self.sum(|worker| &worker.tls_failed)),
         ];
         let help = "Connections to next hops by what came of them";
         page.by_label("connections", help, "outcome", &connections)?;

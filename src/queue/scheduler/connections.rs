@@ -156,7 +156,7 @@ impl Scheduler {
     /// Lets sites that wait for a connection have those that have become free.
     pub(super) fn call_next(&mut self, now_unix_ms: u64) {
         for _ in 0..self.in_line.len() {
-            if self.allowance.is_full() {
+            if !self.allowance.has_room(self.counted, self.cores, true) {
                 return;
             }
             let Some(site) = self.in_line.pop_front() else { return };
