@@ -383,13 +383,23 @@ pub const TLS_FAILED: &str = "tls_failed";
 /// A site could not be reached or does not take mail: no connection is tried for a while.
 /// `reason` is the short name for the events.
 pub fn site_failed(way: &Way, reason: &'static str, words: &str) {
+    site_failed_beside(way, reason, words, way.shared().established());
+}
+
+/// A site greets, and drops one message after the other without a word: it rests, although it has
+/// other connections, which are no better as long as none of them has brought a word.
+pub fn site_silent(way: &Way) {
+    site_failed_beside(way, UNREACHABLE, "it drops every message without a word", 0);
+}
+
+fn site_failed_beside(way: &Way, reason: &'static str, words: &str, established: u32) {
     let worker = &way.worker;
     let shared = way.shared();
     let now_unix_ms = worker.now_unix_ms();
     worker.metrics.connections_failed.count();
     let facts = SiteFacts {
         rests: shared.rests_until(now_unix_ms).is_some(),
-        established: shared.established(),
+        established,
         failures: shared.failures(),
     };
     match after_failed_connection(facts, way.retry(), now_unix_ms, fastrand::u32(..)) {

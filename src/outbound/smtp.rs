@@ -167,7 +167,7 @@ impl<'a> Connection<'a> {
         drop(established);
         self.serving = None;
         if self.is_given_up {
-            settle::site_failed(self.way, UNREACHABLE, SILENT);
+            settle::site_silent(self.way);
         }
         // Each goes to the head of its list: the last one first.
         for slot in self.returned.drain(..).rev() {
@@ -415,8 +415,6 @@ fn remember(shared: &SiteShared, result: &TransactionResult) {
     }
 }
 
-/// What is told of a site that greets and then drops every message.
-const SILENT: &str = "it ends the connection without a word on the message";
 /// A connection is closed at this age, so that a next hop which changes its address is followed.
 const AGE_MAX: Duration = Duration::from_secs(300);
 /// How long a site whose TLS has failed is sent to in clear, where its policy allows that.

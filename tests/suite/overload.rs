@@ -313,7 +313,7 @@ fn sullen() -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
 fn a_lone_host_that_drops_every_message_rests() {
     let (hop, connections) = sullen();
     let config = format!(
-        "{RELAY}{}[delivery]\nconnections_per_site = 1\n[queue]\nretry = [\"1h\"]\n",
+        "{RELAY}{}[delivery]\nconnections_per_site = 5\n[queue]\nretry = [\"1h\"]\n",
         routes_to(&[hop])
     );
     let mut gateway = Gateway::start(&config);
@@ -321,8 +321,8 @@ fn a_lone_host_that_drops_every_message_rests() {
     gateway.wait_event("the site rests", |event| event["reason"] == "site_unreachable");
     // Those that were tried wait for their own time, the others for the site.
     let tried = connections.load(std::sync::atomic::Ordering::Relaxed);
-    assert!((3..=6).contains(&tried), "{tried} connections for forty messages");
-    assert!(metric(&gateway, "mailrace_attempts_total") <= 6);
+    assert!((3..=15).contains(&tried), "{tried} connections for forty messages");
+    assert!(metric(&gateway, "mailrace_attempts_total") <= 15);
     gateway.terminate();
 }
 
