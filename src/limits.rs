@@ -135,7 +135,7 @@ pub const READ_PATIENCE: Duration = Duration::from_secs(60);
 /// What work on the blocking pool may take, its wait for a thread included.
 pub const BLOCKING_PATIENCE: Duration = Duration::from_secs(120);
 /// Jobs that may wait for a thread of the blocking pool; one more comes to nothing at once.
-pub const BLOCKING_WAITING: usize = 1_024;
+pub const BLOCKING_WAITING: usize = 16_384;
 
 /// Fresh connections in a row that a site ended without a word on a message before it rests.
 pub const SITE_SILENCES: u32 = 3;

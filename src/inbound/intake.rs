@@ -228,6 +228,11 @@ impl Intake {
         self.tidy();
     }
 
+    /// Whether what comes next of a body needs room in the receive buffer.
+    pub fn receives_in_buffer(&self) -> bool {
+        !matches!(self.body, Body::Chunked(_))
+    }
+
     /// Gives back all room beyond what is held, which may have to wait for long; room for a read
     /// comes with the next [`Intake::make_room`].
     pub fn park(&mut self) {

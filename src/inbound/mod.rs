@@ -298,9 +298,13 @@ impl Session {
         if self.server.in_body() {
             self.pace.get_or_insert_with(|| Pace::new(Instant::now()));
         }
-        if self.server.keeps_body() && !self.worker.may_receive().await {
-            self.server.refuse_body(Refusal::Busy);
-            self.drop_body();
+        if self.server.keeps_body() && self.intake.receives_in_buffer() {
+            let began = Instant::now();
+            if !self.worker.may_receive().await {
+                self.server.refuse_body(Refusal::Busy);
+                self.drop_body();
+            }
+            self.excuse_since(began);
         }
         let server = self.server.deadline();
         let deadline = self.pace.map_or(server, |pace| pace.deadline().min(server));
@@ -313,6 +317,13 @@ impl Session {
             pace.received(*octets);
         }
         result
+    }
+
+    /// Since then the client was not listened to.
+    fn excuse_since(&mut self, began: Instant) {
+        if let Some(pace) = &mut self.pace {
+            pace.excuse(began.elapsed());
+        }
     }
 
     async fn read_by(&mut self, deadline: Instant) -> Result<usize, StreamError> {
@@ -377,6 +388,12 @@ impl Session {
 
     /// Sends a full chunk to the log and takes an empty one.
     async fn next_chunk(&mut self) {
+        let began = Instant::now();
+        self.change_chunk().await;
+        self.excuse_since(began);
+    }
+
+    async fn change_chunk(&mut self) {
         let upload = match &mut self.upload {
             Some(upload) => upload,
             None => {

@@ -25,6 +25,11 @@ impl Pace {
         self.octets += octets as u64;
     }
 
+    /// It was we who did not read for so long.
+    pub fn excuse(&mut self, paused: Duration) {
+        self.started += paused;
+    }
+
     /// When it has been too slow if nothing more comes.
     pub fn deadline(&self) -> Instant {
         self.at(limits::UPLOAD_GRACE, limits::UPLOAD_RATE_LEAST)
@@ -54,5 +59,7 @@ mod tests {
         assert_eq!(pace.deadline(), now + limits::UPLOAD_GRACE + Duration::from_secs(64));
         let pressed = limits::UPLOAD_GRACE_PRESSED + Duration::from_secs(8);
         assert_eq!(pace.deadline_pressed(), now + pressed);
+        pace.excuse(Duration::from_secs(7));
+        assert_eq!(pace.deadline_pressed(), now + pressed + Duration::from_secs(7));
     }
 }

@@ -196,6 +196,7 @@ impl LocalLog {
 
     /// Takes a commit's completion; `file` gets each message that is now in the log.
     pub fn completed(&self, completion: Completion, mut file: impl FnMut(Filing, RecordPlace)) {
+        let was_chunk = completion.is_chunk();
         let settled = self.appender.borrow_mut().completed(completion, Instant::now());
         if let Some(batch) = &settled.batch {
             self.remember(batch.downgrade());
@@ -210,8 +211,10 @@ impl LocalLog {
             }
         }
         drop(settled.batch);
-        self.chunk_freed.wake(WOKEN);
-        self.batch_freed.wake(WOKEN);
+        match was_chunk {
+            true => self.chunk_freed.wake(1),
+            false => self.batch_freed.wake(WOKEN),
+        }
         self.has_more.notify();
     }
 

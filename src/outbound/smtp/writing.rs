@@ -93,19 +93,20 @@ impl Connection<'_> {
                 // Without its end the peer does not take what it has for the message.
                 return self.client.abandon();
             };
+            // From here until the piece is written, a buffer of the reader is held; also where its
+            // octets are copied, so that there are no more copies than buffers.
+            let now = Instant::now();
+            self.piece = Some(now);
+            self.limit.give_way_at(Some((Shortage::Reader, now + limits::CLIENT_PIECE_PRESSED)));
             if reshape.is_identity() {
                 self.flush().await;
-                self.piece = Some(Instant::now());
-                let pressed = Instant::now() + limits::CLIENT_PIECE_PRESSED;
-                self.limit.give_way_at(Some((Shortage::Reader, pressed)));
                 self.write(piece, &[]).await;
-                self.limit.give_way_at(None);
-                self.piece = None;
             } else {
                 reshape.write(piece.0.view().body(), &mut self.outbox.octets);
-                drop(piece);
                 self.flush().await;
             }
+            self.limit.give_way_at(None);
+            self.piece = None;
             // The peer may have said enough before the end.
             if self.client.is_over() {
                 return;
