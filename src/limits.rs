@@ -66,6 +66,9 @@ pub const PRESSURE: Duration = Duration::from_secs(2);
 /// How long a session does not read on because its worker's receive buffers are used up; then its
 /// message is refused.
 pub const RECEIVE_PATIENCE: Duration = Duration::from_secs(10);
+/// The same for commands, which take little and may tell of the end of something; they are read
+/// after that.
+pub const RECEIVE_PATIENCE_COMMAND: Duration = Duration::from_secs(1);
 /// How long a message waits for room in memory on its way to the disk; then it is refused.
 pub const ROOM_PATIENCE: Duration = Duration::from_secs(30);
 

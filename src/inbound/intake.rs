@@ -222,25 +222,29 @@ impl Intake {
         self.body = Body::Chunked(Chunk { buffer, kept });
     }
 
-    /// Gives the empty buffer back while nothing is to be read.
-    pub fn release(&mut self) {
-        debug_assert!(self.is_empty(), "only what is empty is given back");
-        self.tidy();
-    }
-
-    /// Whether what comes next of a body needs room in the receive buffer.
-    pub fn receives_in_buffer(&self) -> bool {
-        !matches!(self.body, Body::Chunked(_))
-    }
-
     /// Gives back all room beyond what is held, which may have to wait for long; room for a read
     /// comes with the next [`Intake::make_room`].
     pub fn park(&mut self) {
         let front = self.front();
-        self.buffer = Buffer::parked(&self.buffer.bytes()[front..]);
+        self.buffer = match &self.buffer.bytes()[front..] {
+            [] => Buffer::default(),
+            held => Buffer::parked(held),
+        };
         self.start -= front;
         if let Body::InPlace { from, .. } = &mut self.body {
             *from = 0;
+        }
+    }
+
+    /// Makes room for a read where memory is short: little for who has sent little.
+    pub fn make_little_room(&mut self) {
+        let front = self.front();
+        let held = self.buffer.bytes().len() - front;
+        if held + LITTLE_ROOM > buffer::TINY {
+            return self.grow();
+        }
+        if self.buffer.room() < LITTLE_ROOM {
+            self.renew(buffer::TINY);
         }
     }
 
@@ -281,10 +285,21 @@ impl Intake {
         let held = self.buffer.bytes().len();
         if self.buffer.room() < READ_ROOM {
             let is_small = held + READ_ROOM <= buffer::SMALL;
-            let class = if is_small { buffer::SMALL } else { buffer::LARGE };
-            let mut larger = Buffer::new(class);
-            larger.push(self.buffer.bytes());
-            self.buffer = larger;
+            self.renew(if is_small { buffer::SMALL } else { buffer::LARGE });
+        }
+    }
+
+    /// The same octets in a buffer of another class, into which they fit.
+    fn renew(&mut self, class: usize) {
+        let front = self.front();
+        let mut renewed = Buffer::new(class);
+        let held = self.buffer.bytes().len() - front;
+        let pushed = renewed.push(&self.buffer.bytes()[front..]);
+        debug_assert_eq!(pushed, held, "the caller chose a class that is large enough");
+        self.buffer = renewed;
+        self.start -= front;
+        if let Body::InPlace { from, .. } = &mut self.body {
+            *from = 0;
         }
     }
 }
@@ -304,6 +319,8 @@ fn spill(buffer: &mut Buffer, start: &mut usize, octets: &[u8]) {
 
 /// The least room worth a read.
 const READ_ROOM: usize = 4 * 1024;
+/// The least room worth a read of a client that sends little, where memory is short.
+const LITTLE_ROOM: usize = 1024;
 /// The least room of a chunk with which the data scanner can go on: an end of data and more.
 const UNDECIDED_ROOM: usize = 8;
 
@@ -332,6 +349,9 @@ mod tests {
         assert_eq!(before - buffer::held_octets(), buffer::SMALL - 25);
         assert_eq!(intake.small_body(), b"half a body");
         assert_eq!(intake.unconsumed(), b"half a command");
+        intake.make_little_room();
+        assert_eq!(before - buffer::held_octets(), buffer::SMALL - buffer::TINY);
+        assert_eq!(intake.small_body(), b"half a body");
         assert_eq!(intake.make_room(true), Room::Buffer);
         let mut buffer = intake.take_buffer();
         assert!((READ_ROOM..buffer::SMALL).contains(&buffer.room()));

@@ -185,7 +185,7 @@ impl Session {
         let verdict = relay::decide(&self.worker.config, facts, path);
         // 452 before the data is kinder than after it.
         let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
-            None if self.worker.receive_is_full() => Err(Refusal::Busy),
+            None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
             None => Ok(route),
             Some(refusal) => Err(refusal),
         });
@@ -292,19 +292,13 @@ impl Session {
     }
 
     async fn read(&mut self) -> Result<usize, StreamError> {
+        // What came before has been seen to, and its buffer given back.
+        self.worker.receive_freed();
         if !self.server.in_transaction() {
             self.drop_envelope();
         }
         if self.server.in_body() {
             self.pace.get_or_insert_with(|| Pace::new(Instant::now()));
-        }
-        if self.server.keeps_body() && self.intake.receives_in_buffer() {
-            let began = Instant::now();
-            if !self.worker.may_receive().await {
-                self.server.refuse_body(Refusal::Busy);
-                self.drop_body();
-            }
-            self.excuse_since(began);
         }
         let server = self.server.deadline();
         let deadline = self.pace.map_or(server, |pace| pace.deadline().min(server));
@@ -319,13 +313,6 @@ impl Session {
         result
     }
 
-    /// Since then the client was not listened to.
-    fn excuse_since(&mut self, began: Instant) {
-        if let Some(pace) = &mut self.pace {
-            pace.excuse(began.elapsed());
-        }
-    }
-
     async fn read_by(&mut self, deadline: Instant) -> Result<usize, StreamError> {
         loop {
             match self.intake.make_room(self.server.in_body()) {
@@ -337,18 +324,16 @@ impl Session {
                     return result;
                 }
                 Room::Buffer => {
-                    // A session that waits between messages gives its buffer back meanwhile.
-                    if self.intake.is_empty() && self.is_quiet() {
-                        self.intake.release();
-                        self.stream.readable(deadline).await?;
-                        if self.worker.is_stopping() {
-                            return Ok(0);
-                        }
-                        self.intake.make_room(false);
-                    } else if self.worker.receive_is_crowded() {
+                    // A session that waits between messages gives its buffer back meanwhile; where
+                    // memory is short, every one that waits gives back what it does not use.
+                    let is_idle = self.intake.is_empty() && self.is_quiet();
+                    if is_idle || self.worker.receive_is_crowded() {
                         self.intake.park();
                         self.stream.readable(deadline).await?;
-                        self.intake.make_room(self.server.in_body());
+                        if is_idle && self.worker.is_stopping() {
+                            return Ok(0);
+                        }
+                        self.take_turn().await;
                     }
                     let buffer = self.intake.take_buffer();
                     let (result, buffer) = self.stream.read(buffer, deadline).await;
@@ -356,6 +341,33 @@ impl Session {
                     return result;
                 }
             }
+        }
+    }
+
+    /// Takes room for what has come, as soon as there is some; a body that finds none for too long
+    /// is refused.
+    async fn take_turn(&mut self) {
+        let began = Instant::now();
+        let keeps_body = self.server.keeps_body();
+        let patience = match keeps_body {
+            true => limits::RECEIVE_PATIENCE,
+            false => limits::RECEIVE_PATIENCE_COMMAND,
+        };
+        if !self.worker.may_receive(patience).await && keeps_body {
+            self.server.refuse_body(Refusal::Busy);
+            self.drop_body();
+        }
+        self.excuse_since(began);
+        match self.worker.receive_is_crowded() {
+            true => self.intake.make_little_room(),
+            false => drop(self.intake.make_room(false)),
+        }
+    }
+
+    /// Since then the client was not listened to.
+    fn excuse_since(&mut self, began: Instant) {
+        if let Some(pace) = &mut self.pace {
+            pace.excuse(began.elapsed());
         }
     }
 

@@ -92,6 +92,8 @@ pub struct Worker {
     share: Share,
     /// What the envelopes of transactions under way take, in octets.
     envelope_octets: Cell<usize>,
+    /// For how many ticks in a row there has been no room.
+    full_ticks: Cell<u32>,
     /// Sessions that wait for room.
     receivers: WaitingList,
     stopping: Cell<bool>,

@@ -2,9 +2,9 @@
 //! how they wait when it is used up.
 //!
 //! The rungs, in their order: from a quarter of the worker's part on, who waits in the middle of
-//! something gives back the room that it does not use; at the whole of it nobody reads on in a
-//! body, recipients are refused with 452, and bodies that trickle are cut off; after a while who
-//! still finds no room has its message refused.
+//! something gives back the room that it does not use; at the whole of it nobody reads on, and
+//! bodies that trickle are cut off; after a second recipients are refused with 452, and after ten
+//! a body that still finds no room.
 
 use std::time::{Duration, Instant};
 
@@ -24,21 +24,33 @@ impl Worker {
         self.receive_octets() >= self.share.receive_octets
     }
 
+    /// Whether they have taken it for so long that nobody new is to begin.  A burst that all comes
+    /// in one turn of the loop is over with the next.
+    pub fn receive_is_exhausted(&self) -> bool {
+        self.full_ticks.get() >= EXHAUSTED_TICKS && self.receive_is_full()
+    }
+
+    /// Looks whether they still take all; a tick has passed.
+    pub(super) fn watch_receive(&self) {
+        let is_full = self.receive_is_full();
+        self.full_ticks.set(if is_full { self.full_ticks.get().saturating_add(1) } else { 0 });
+    }
+
     /// Whether a session that waits is to give back what it does not use.
     pub fn receive_is_crowded(&self) -> bool {
         buffer::held_octets() >= self.share.receive_octets / 4
     }
 
-    /// Waits until a session may read on in a body; `false` if that has taken too long.
-    pub async fn may_receive(&self) -> bool {
+    /// Waits until a session may read on; `false` if there was no room for so long.
+    pub async fn may_receive(&self, patience: Duration) -> bool {
         if !self.receive_is_full() {
             return true;
         }
         self.metrics.reads_paused.count();
-        let end = Instant::now() + limits::RECEIVE_PATIENCE;
+        let end = Instant::now() + patience;
         while self.receive_is_full() && Instant::now() < end && !self.is_stopping() {
             deadline::press(Shortage::Intake, Instant::now() + limits::PRESSURE);
-            self.receivers.wait(RECEIVE_POLL).await;
+            self.receivers.wait(RECEIVE_POLL.min(patience)).await;
         }
         !self.receive_is_full()
     }
@@ -70,5 +82,7 @@ impl Worker {
     }
 }
 
+/// Ticks of a tenth of a second.
+const EXHAUSTED_TICKS: u32 = 10;
 /// The longest wait before looking again: what outbound connections give back tells nobody.
 const RECEIVE_POLL: Duration = Duration::from_secs(1);

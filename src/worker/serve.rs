@@ -124,6 +124,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         sessions: Cell::new(0),
         share: seat.share,
         envelope_octets: Cell::new(0),
+        full_ticks: Cell::new(0),
         receivers: WaitingList::default(),
         stopping: Cell::new(false),
         date: RefCell::new((0, "".into())),
@@ -214,6 +215,7 @@ async fn tick(worker: Rc<Worker>) {
         worker.send_errand();
         worker.forward();
         worker.events.flush();
+        worker.watch_receive();
         worker.receive_freed();
         worker.press_next_hops();
         worker.report_queue();
