@@ -66,10 +66,11 @@ pub fn tries_to_get_through(gateway: &Gateway, to: &str) -> bool {
     true
 }
 
-/// Sends `count` messages in flights of fifty, as fast as they are taken.
-pub fn send_many(gateway: &Gateway, to: &str, count: usize) {
+/// Sends `count` messages of so many lines in flights of fifty, as fast as they are taken.
+pub fn send_many(gateway: &Gateway, to: &str, count: usize, lines: usize) {
     let mut client = Client::hello(gateway.smtp(0));
-    let body = [b"Subject: one of many\r\n\r\n", "x".repeat(1_000).as_bytes(), b"\r\n"].concat();
+    let line = b"a line of one of many messages that are all the same\r\n";
+    let body = [b"Subject: one of many\r\n\r\n".as_slice(), &line.repeat(lines)].concat();
     let mut one = format!("MAIL FROM:<sender@client.test>\r\nRCPT TO:<{to}>\r\n").into_bytes();
     one.extend_from_slice(format!("BDAT {} LAST\r\n", body.len()).as_bytes());
     one.extend_from_slice(&body);
@@ -162,7 +163,7 @@ pub fn begin_bodies(clients: &mut [TcpStream]) {
 
 #[test]
 fn bodies_that_do_not_end_take_no_more_memory_than_they_may_and_give_way() {
-    const SESSIONS: usize = 600;
+    const SESSIONS: usize = 1_500;
     let _alone = alone();
     let config = format!("{INTO_MAILDIRS}\n[limits]\nsessions = 2000\nmemory = \"8MiB\"\n");
     let mut gateway = Gateway::start(&config);
@@ -177,7 +178,7 @@ fn bodies_that_do_not_end_take_no_more_memory_than_they_may_and_give_way() {
             // What it does not read stays in the socket's buffers, as far as they go.
             let _ = client.write(&body);
         }
-        // 14 MiB are on their way, and 4 MiB may be.
+        // 34 MiB are on their way, which take 94 MiB of buffers, and 4 MiB may be.
         gateway.wait_until("sessions that are not read", || {
             (metric(&gateway, "mailrace_reads_paused_total") > 0).then_some(())
         });
@@ -188,7 +189,7 @@ fn bodies_that_do_not_end_take_no_more_memory_than_they_may_and_give_way() {
     });
     let growth = peak.saturating_sub(before);
     println!("{} KiB for {SESSIONS} bodies of 23 KiB", growth / 1024);
-    assert!(growth <= 16 * MIB, "{} KiB more", growth / 1024);
+    assert!(growth <= 40 * MIB, "{} KiB more", growth / 1024);
     // They do not come on: those that hold memory are cut off, or refused, and then there is room.
     gateway.wait_until("a message that is taken", || {
         tries_to_get_through(&gateway, "user@after.test").then_some(())
@@ -293,7 +294,7 @@ fn all_next_hops_together_have_no_more_connections_than_they_may() {
     let config = format!("{RELAY}{}[delivery]\nconnections = 4\n", routes_to(&hops));
     let mut gateway = Gateway::start(&config);
     for number in 0..12 {
-        send_many(&gateway, &format!("user@hop{number}.test"), 6);
+        send_many(&gateway, &format!("user@hop{number}.test"), 6, 1);
     }
     let (mut most, mut waiting) = (0, 0);
     gateway.wait_until("every message delivered", || {
@@ -337,7 +338,7 @@ fn a_lone_host_that_drops_every_message_rests() {
         routes_to(&[hop])
     );
     let mut gateway = Gateway::start(&config);
-    send_many(&gateway, "user@hop0.test", 40);
+    send_many(&gateway, "user@hop0.test", 40, 1);
     gateway.wait_event("the site rests", |event| event["reason"] == "site_unreachable");
     // Those that were tried wait for their own time, the others for the site.
     let tried = connections.load(std::sync::atomic::Ordering::Relaxed);
@@ -359,16 +360,17 @@ fn a_next_hop_that_takes_nothing_costs_a_queue_and_nothing_else() {
         routes_to(&[hop, well.address()])
     );
     let mut gateway = Gateway::start(&config);
-    send_many(&gateway, "user@hop0.test", 500);
-    send_many(&gateway, "user@hop1.test", 100);
+    send_many(&gateway, "user@hop0.test", 500, 160);
+    send_many(&gateway, "user@hop1.test", 100, 1);
     well.taken(100);
     let before = gateway.memory_bytes();
-    send_many(&gateway, "user@hop0.test", MESSAGES);
+    send_many(&gateway, "user@hop0.test", MESSAGES, 160);
     let each = gateway.memory_bytes().saturating_sub(before) / MESSAGES as u64;
     println!("{each} bytes for each message that waits");
-    assert!(each <= 1024, "{each} bytes for each message that waits");
+    // Each has more than 8 KiB, and its events may wait for their reader.
+    assert!(each <= 4 * 1024, "{each} bytes for each message that waits");
     // Others get theirs meanwhile.
-    send_many(&gateway, "user@hop1.test", 100);
+    send_many(&gateway, "user@hop1.test", 100, 1);
     well.taken(200);
     drop(dead);
     let back = Sink::start_at(hop, Manners { forgets_bodies: true, ..Manners::default() });
