@@ -82,6 +82,10 @@ pub struct WorkerMetrics {
     pub sessions_secured: Counter,
     /// TLS handshakes of clients that came to nothing.
     pub handshakes_failed: Counter,
+    /// AUTH commands that succeeded.
+    pub logins: Counter,
+    /// AUTH commands that failed.
+    pub logins_failed: Counter,
     /// Refusals by the name of their reason.
     pub refused: LabelledCounters,
     /// Messages that got their 250.
@@ -112,6 +116,8 @@ pub struct WorkerMetrics {
     pub connections_failed: Counter,
     /// Connections to next hops that TLS failed on.
     pub tls_failed: Counter,
+    /// Connections to smart hosts that did not let us in.
+    pub smart_host_logins_failed: Counter,
     /// Connections to next hops that there are.
     pub connections_open: Gauge,
     /// Sites that wait for a connection because all workers together have as many as they may.
@@ -289,6 +295,8 @@ impl Default for WorkerMetrics {
             sessions_cut: Counter::default(),
             sessions_secured: Counter::default(),
             handshakes_failed: Counter::default(),
+            logins: Counter::default(),
+            logins_failed: Counter::default(),
             refused: LabelledCounters::new(),
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),
@@ -304,6 +312,7 @@ impl Default for WorkerMetrics {
             connections_opened: Counter::default(),
             connections_failed: Counter::default(),
             tls_failed: Counter::default(),
+            smart_host_logins_failed: Counter::default(),
             connections_open: Gauge::default(),
             sites_waiting: Gauge::default(),
             connections_cut: Counter::default(),

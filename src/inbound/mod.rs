@@ -12,6 +12,7 @@
 //! [`smtp::server`]: crate::smtp::server
 
 pub mod intake;
+mod login;
 pub mod memory;
 pub mod pace;
 pub mod relay;
@@ -22,7 +23,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::config::{Listener, ListenerTls};
+use crate::config::{Listener, ListenerTls, Service};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::limits;
 use crate::message::{MessageId, Origin};
@@ -35,6 +36,7 @@ use crate::tls::Fingerprint;
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Upload};
 use intake::{Intake, Room};
+use login::Login;
 use pace::Pace;
 use relay::Facts;
 use step::{Step, step};
@@ -60,6 +62,7 @@ struct Session {
     intake: Intake,
     /// The certificate that the client has proved to hold the key of.
     certificate: Option<Fingerprint>,
+    login: Login,
     /// The parts of a large body that are on their way to the disk.
     upload: Option<Box<Upload>>,
     /// How fast the body comes that is under way.
@@ -101,6 +104,7 @@ pub async fn serve(
         server,
         intake,
         certificate: None,
+        login: Login::default(),
         upload: None,
         pace: None,
         envelope_octets: 0,
@@ -118,6 +122,7 @@ impl Session {
         if self.listener.listener.tls == ListenerTls::Implicit && !self.shake_hands().await {
             return End::TlsFailed;
         }
+        self.permit_binding();
         loop {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
                 Step::Read => {
@@ -155,6 +160,9 @@ impl Session {
                 Step::DropBody => self.drop_body(),
                 Step::CheckRecipient => self.check_recipient(Instant::now()),
                 Step::Store => self.store().await,
+                Step::Authenticate => self.authenticate().await,
+                Step::CheckSender => self.check_sender(),
+                Step::StartQueue => self.start_queue().await,
                 Step::StartTls => {
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -163,7 +171,6 @@ impl Session {
                         return End::TlsFailed;
                     }
                 }
-                Step::StartQueue => self.start_queue().await,
                 Step::Close => {
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -186,7 +193,7 @@ impl Session {
         // 452 before the data is kinder than after it.
         let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
             None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
-            None => Ok(route),
+            None => self.counts_recipient(now).map(|()| route),
             Some(refusal) => Err(refusal),
         });
         if verdict.is_ok() {
@@ -253,7 +260,15 @@ impl Session {
         self.intake = Intake::default();
         let succeeded = self.shake_hands().await;
         self.server.tls_started(Instant::now());
+        self.login = Login::default();
+        self.permit_binding();
         succeeded
+    }
+
+    fn permit_binding(&mut self) {
+        if self.stream.secured().is_some_and(|secured| secured.binding.is_some()) {
+            self.server.permit_binding();
+        }
     }
 
     async fn shake_hands(&mut self) -> bool {
@@ -466,7 +481,7 @@ impl Session {
             extensions: &[],
             body,
         };
-        let groups = self.worker.sites.group(&message.routes, &message.envelope.recipients);
+        let groups = self.worker.sites.group(&message.routes, &message.envelope);
         let filing = Filing { id, groups };
         let delayed = || self.worker.metrics.appends_delayed.count();
         let receipt = self.worker.log.append_message(&new, filing, delayed).await?;
@@ -485,9 +500,10 @@ impl Session {
     fn trace(&self, id: MessageId, message: &ReceivedMessage) -> String {
         let client = self.server.client();
         let mut text = String::with_capacity(256);
-        trace::Received {
+        let service = self.listener.listener.service;
+        let received = trace::Received {
             helo: client.map_or("", |client| &client.helo),
-            client: self.peer,
+            client: (!self.listener.listener.hide_client).then_some(self.peer),
             hostname: &self.worker.config.hostname,
             extended: client.is_some_and(|client| client.extended),
             secured: self.stream.secured(),
@@ -495,8 +511,11 @@ impl Session {
             id,
             envelope: &message.envelope,
             date: &self.worker.date(),
+        };
+        received.write(&mut text);
+        if service == Service::Submission {
+            received.complete(&message.header, &mut text);
         }
-        .write(&mut text);
         text
     }
 }

@@ -159,7 +159,7 @@ fn is_over(stream: &mut TcpStream) -> bool {
 fn fifteen_thousand_clients_of_an_octet_a_second() {
     const SESSIONS: usize = 15_000;
     const SECONDS: usize = 10;
-    let _alone = alone();
+    let _alone = alone(SESSIONS as u64 + 1_000);
     let (group, mut gateway) = start_capped(INTO_NOTHING);
     rate(&gateway);
     let before = rate(&gateway);
@@ -190,7 +190,7 @@ fn fifteen_thousand_clients_of_an_octet_a_second() {
 #[ignore = "needs the whole machine; .ci/run has it"]
 fn ten_thousand_bodies_that_do_not_end_in_256_mib() {
     const SESSIONS: usize = 10_000;
-    let _alone = alone();
+    let _alone = alone(SESSIONS as u64 + 1_000);
     let (group, mut gateway) = start_capped(INTO_NOTHING);
     rate(&gateway);
     let before = rate(&gateway);
@@ -226,7 +226,7 @@ fn ten_thousand_bodies_that_do_not_end_in_256_mib() {
 #[ignore = "needs the whole machine; .ci/run has it"]
 fn senders_faster_than_the_disk_wait_for_it() {
     const SESSIONS: usize = 2_000;
-    let _alone = alone();
+    let _alone = alone(SESSIONS as u64 + 1_000);
     let Some(group) = Group::new("blkio") else {
         println!("no control group for disks here: left out");
         return;

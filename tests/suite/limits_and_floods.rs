@@ -21,7 +21,7 @@ fn loopback(index: usize) -> IpAddr {
 #[test]
 fn ten_thousand_idle_sessions_take_at_most_8_kib_each() {
     const SESSIONS: usize = 10_000;
-    let _alone = alone();
+    let _alone = alone(SESSIONS as u64 + 1_000);
     let config = format!("{INTO_MAILDIRS}\n[limits]\nsessions = 12000\n");
     let mut gateway = Gateway::start(&config);
     // What is there for the first sessions is there for all.

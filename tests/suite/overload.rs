@@ -19,11 +19,13 @@ use crate::sink::{Manners, Sink};
 
 const MIB: u64 = 1024 * 1024;
 
-/// One crowd at a time: two would need more descriptors than a process has.
-pub fn alone() -> MutexGuard<'static, ()> {
+/// One crowd at a time: two would need more descriptors than a process has.  Raises the limit of
+/// open files, which must not be below `needed` by decree.
+pub fn alone(needed: u64) -> MutexGuard<'static, ()> {
     static CROWD: Mutex<()> = Mutex::new(());
     let guard = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    assert!(hard >= needed, "`ulimit -Hn` is {hard}; this test needs {needed} open files");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
     guard
 }
@@ -107,7 +109,7 @@ pub fn metric(gateway: &Gateway, name: &str) -> u64 {
 #[test]
 fn a_crowd_in_the_middle_of_a_command_costs_little() {
     const SESSIONS: usize = 6_000;
-    let _alone = alone();
+    let _alone = alone(SESSIONS as u64 + 1_000);
     let config = format!("{INTO_MAILDIRS}\n[limits]\nsessions = 12000\nmemory = \"16MiB\"\n");
     let mut gateway = Gateway::start(&config);
     drop(crowd(&gateway, 100));
@@ -164,7 +166,7 @@ pub fn begin_bodies(clients: &mut [TcpStream]) {
 #[test]
 fn bodies_that_do_not_end_take_no_more_memory_than_they_may_and_give_way() {
     const SESSIONS: usize = 1_500;
-    let _alone = alone();
+    let _alone = alone(SESSIONS as u64 + 1_000);
     let config = format!("{INTO_MAILDIRS}\n[limits]\nsessions = 2000\nmemory = \"8MiB\"\n");
     let mut gateway = Gateway::start(&config);
     drop(crowd(&gateway, 100));

@@ -44,11 +44,6 @@ timeout = "1s"
 "#;
 
 const ZONE: &str = "
-$ORIGIN test.
-$TTL 300
-@           SOA   ns x 1 3600 600 86400 60
-@           NS    ns
-ns          A     192.0.2.53
 plain       MX    20 mx2
 plain       MX    10 mx1
 mx1         A     192.0.2.1

@@ -204,10 +204,12 @@ impl Drop for TimeLimit {
 mod tests {
     use std::io::{Read, Write};
     use std::thread;
+    use std::time::Duration;
 
+    use super::super::super::deadline::watch;
     use super::*;
+    use crate::runtime;
     use crate::runtime::buffer::{Buffer, SMALL};
-    use crate::runtime::{self};
 
     /// More than both windows hold.
     const MUCH: usize = 32 << 20;
