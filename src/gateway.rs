@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::auth::{Authority, AuthorityError};
 use crate::config::{Config, Events, Listener, Spool};
 use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
 use crate::control::events::{Event, EventKind, EventLog, EventTarget};
@@ -53,6 +54,7 @@ pub struct Gateway {
     status: Arc<Status>,
     /// With what it is made of, to be read again.
     acceptor: Option<(Arc<Acceptor>, AcceptorSettings)>,
+    authority: Arc<Authority>,
 }
 
 /// Where a gateway can be reached.
@@ -106,6 +108,9 @@ pub enum StartError {
     /// TLS cannot be set up.
     #[error("{0}")]
     Tls(#[from] CertificateError),
+    /// Users or keys cannot be read.
+    #[error("{0}")]
+    Auth(#[from] AuthorityError),
     /// The events cannot be written.
     #[error("cannot write the events: {0}")]
     Events(#[source] io::Error),
@@ -158,6 +163,8 @@ impl Gateway {
         become_user(&config)?;
         // As the user that must be able to read them again at a reload.
         let acceptor = acceptor(&config)?;
+        let authority = Arc::new(Authority::new(&config)?);
+        warn_of_missing_secrets(&config);
         let connector = Arc::new(Connector::new().map_err(CertificateError::Setup)?);
         tell_driver();
 
@@ -201,6 +208,7 @@ impl Gateway {
                 index,
                 config: config.clone(),
                 acceptor: acceptor.as_ref().map(|(acceptor, _)| acceptor.clone()),
+                authority: authority.clone(),
                 connector: connector.clone(),
                 sites: sites.clone(),
                 dns: ResolverConfig::new(&config.dns),
@@ -243,6 +251,7 @@ impl Gateway {
             events,
             status,
             acceptor,
+            authority,
         })
     }
 
@@ -256,8 +265,12 @@ impl Gateway {
         &self.events
     }
 
-    /// Reads the certificates again.  Where that fails all stays as it was.
+    /// Reads the certificates, users and keys again.  What fails stays as it was.
     pub fn reload(&self) {
+        match self.authority.reload() {
+            Ok(()) => tracing::info!("users and keys were read again"),
+            Err(error) => tracing::error!("{error}; users and keys from before stay in use"),
+        }
         let Some((acceptor, settings)) = &self.acceptor else { return };
         match acceptor.reload(settings) {
             Ok(expiries) => {
@@ -436,6 +449,16 @@ fn user_ids(user: &str) -> Result<(u32, u32), StartError> {
     let known = nix::unistd::User::from_name(user).map_err(|errno| failed(errno.into()))?;
     let known = known.ok_or_else(|| failed(io::Error::other("there is no such user")))?;
     Ok((known.uid.as_raw(), known.gid.as_raw()))
+}
+
+/// Mail for a smart host whose secret cannot be read waits until it can, so the start does not: all
+/// other mail goes on.
+fn warn_of_missing_secrets(config: &Config) {
+    for login in config.routes.iter().filter_map(|route| route.login.as_ref()) {
+        if let Err(error) = login.credentials() {
+            tracing::warn!(user = &*login.user, %error, "mail for this smart host will wait");
+        }
+    }
 }
 
 /// Drops the privileges of root, before any thread is started.

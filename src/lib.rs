@@ -12,6 +12,8 @@ pub mod units;
 pub mod dns;
 pub mod runtime;
 pub mod smtp;
+
+pub mod auth;
 pub mod tls;
 
 pub mod listener;

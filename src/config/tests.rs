@@ -66,6 +66,10 @@ recipients = 200
 sessions = 0x64
 sessions_per_address = 7
 received = 50
+messages_per_user = "5/1s"
+recipients_per_user = "6/1m"
+messages_per_address = "7/1h"
+recipients_per_address = "8/1d"
 [[route]]
 recipient = "*@example.com"
 to = "smtp://192.0.2.9:26"
@@ -123,6 +127,10 @@ address = "[::1]:80"
         sessions: 100,
         sessions_per_address: 7,
         received: 50,
+        messages_per_user: Some(Rate { count: 5, period: second }),
+        recipients_per_user: Some(Rate { count: 6, period: 60 * second }),
+        messages_per_address: Some(Rate { count: 7, period: 3_600 * second }),
+        recipients_per_address: Some(Rate { count: 8, period: 86_400 * second }),
     };
     assert_eq!(config.limits, limits);
     let shown: Vec<String> =

@@ -295,7 +295,7 @@ fn append_notice(worker: &Worker, notice: &Parcel, cause: NewRecord<'_>) -> Opti
         tracing::warn!(%message, "no route leads to the sender; this notice is not sent");
         return None;
     };
-    let groups = worker.sites.group(&routes, &notice.notice.envelope.recipients);
+    let groups = worker.sites.group(&routes, &notice.notice.envelope);
     let filing = Filing { id: notice.id, groups };
     let appended = worker.log.append_notice(&notice.message(), filing, cause);
     if appended.is_err() {
@@ -371,6 +371,9 @@ impl Attempt {
 pub const UNREACHABLE: &str = "site_unreachable";
 /// The reason in the events of a site where TLS is demanded and does not come about.
 pub const TLS_FAILED: &str = "tls_failed";
+/// The reason in the events of a smart host that does not let us in.  Nothing is said of any
+/// message, whatever class its reply has, for the operator can mend it.
+pub const LOGIN_FAILED: &str = "login_failed";
 
 /// A site could not be reached or does not take mail: no connection is tried for a while.
 /// `reason` is the short name for the events.

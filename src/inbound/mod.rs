@@ -12,6 +12,7 @@
 //! [`smtp::server`]: crate::smtp::server
 
 pub mod intake;
+mod login;
 pub mod relay;
 pub mod step;
 pub mod trace;
@@ -20,7 +21,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::config::{Listener, ListenerTls};
+use crate::config::{Listener, ListenerTls, Service};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::limits;
 use crate::message::{MessageId, Origin};
@@ -32,6 +33,7 @@ use crate::tls::Fingerprint;
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Upload};
 use intake::{Intake, Room};
+use login::Login;
 use relay::Facts;
 use step::{Step, step};
 
@@ -56,6 +58,7 @@ struct Session {
     intake: Intake,
     /// The certificate that the client has proved to hold the key of.
     certificate: Option<Fingerprint>,
+    login: Login,
     /// The parts of a large body that are on their way to the disk.
     upload: Option<Box<Upload>>,
     messages: u32,
@@ -93,6 +96,7 @@ pub async fn serve(
         server,
         intake,
         certificate: None,
+        login: Login::default(),
         upload: None,
         messages: 0,
     };
@@ -106,6 +110,7 @@ impl Session {
         if self.listener.listener.tls == ListenerTls::Implicit && !self.shake_hands().await {
             return End::TlsFailed;
         }
+        self.permit_binding();
         loop {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
                 Step::Read => {
@@ -143,6 +148,9 @@ impl Session {
                 Step::DropBody => self.drop_body(),
                 Step::CheckRecipient => self.check_recipient(Instant::now()),
                 Step::Store => self.store().await,
+                Step::Authenticate => self.authenticate().await,
+                Step::CheckSender => self.check_sender(),
+                Step::StartQueue => self.start_queue().await,
                 Step::StartTls => {
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -151,7 +159,6 @@ impl Session {
                         return End::TlsFailed;
                     }
                 }
-                Step::StartQueue => self.start_queue().await,
                 Step::Close => {
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -173,7 +180,7 @@ impl Session {
         let verdict = relay::decide(&self.worker.config, facts, path);
         // 452 before the data is kinder than after it.
         let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
-            None => Ok(route),
+            None => self.counts_recipient(now).map(|()| route),
             Some(refusal) => Err(refusal),
         });
         self.server.recipient_checked(now, verdict);
@@ -229,7 +236,15 @@ impl Session {
         self.intake = Intake::default();
         let succeeded = self.shake_hands().await;
         self.server.tls_started(Instant::now());
+        self.login = Login::default();
+        self.permit_binding();
         succeeded
+    }
+
+    fn permit_binding(&mut self) {
+        if self.stream.secured().is_some_and(|secured| secured.binding.is_some()) {
+            self.server.permit_binding();
+        }
     }
 
     async fn shake_hands(&mut self) -> bool {
@@ -391,7 +406,7 @@ impl Session {
             extensions: &[],
             body,
         };
-        let groups = self.worker.sites.group(&message.routes, &message.envelope.recipients);
+        let groups = self.worker.sites.group(&message.routes, &message.envelope);
         let filing = Filing { id, groups };
         let receipt = self.worker.log.append_message(&new, filing)?;
         // The body is in the batch; the buffer need not wait for the disk.
@@ -407,9 +422,10 @@ impl Session {
     fn trace(&self, id: MessageId, message: &ReceivedMessage) -> String {
         let client = self.server.client();
         let mut text = String::with_capacity(256);
-        trace::Received {
+        let service = self.listener.listener.service;
+        let received = trace::Received {
             helo: client.map_or("", |client| &client.helo),
-            client: self.peer,
+            client: (!self.listener.listener.hide_client).then_some(self.peer),
             hostname: &self.worker.config.hostname,
             extended: client.is_some_and(|client| client.extended),
             secured: self.stream.secured(),
@@ -417,8 +433,11 @@ impl Session {
             id,
             envelope: &message.envelope,
             date: &self.worker.date(),
+        };
+        received.write(&mut text);
+        if service == Service::Submission {
+            received.complete(&message.header, &mut text);
         }
-        .write(&mut text);
         text
     }
 }

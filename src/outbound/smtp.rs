@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use super::Way;
 use crate::delivery::reach::Serving;
-use crate::delivery::settle::{self, Attempt, TLS_FAILED, UNREACHABLE};
+use crate::delivery::settle::{self, Attempt, LOGIN_FAILED, TLS_FAILED, UNREACHABLE};
 use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use crate::delivery::settlement::{Handover, Hop, remote_mta};
 use crate::delivery::verp;
@@ -34,9 +34,10 @@ use crate::queue::scheduler::Event;
 use crate::queue::site::SiteShared;
 use crate::runtime::socket::{Sending, Stream, TimeLimit};
 use crate::smtp::client::{
-    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure,
-    OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
+    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure, Login,
+    LoginTrouble, OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
 };
+use crate::smtp::code::ReplyClass;
 use duplex::Inbox;
 use job::Job;
 pub use opening::Security;
@@ -82,7 +83,9 @@ pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: 
     let metrics = &way.worker.metrics;
     metrics.connections_opened.count();
     metrics.connections_open.raise();
-    match opening::open(way, &security, stream, |security| new_client(way, security)).await {
+    match opening::open(way, &security, stream, |security, login| new_client(way, security, login))
+        .await
+    {
         Ok((client, stream)) => exchange(way, stream, client, peer).await,
         Err(failure) => not_opened(way, peer, &security, failure.as_ref()),
     }
@@ -117,6 +120,9 @@ fn not_opened(
         return way.host_failed(peer, UNREACHABLE, words);
     };
     let words = settle::words_of_failure(failure);
+    if let ConnectionCause::Login(trouble) = &failure.cause {
+        return not_let_in(way, peer, trouble, &words);
+    }
     if !matches!(failure.cause, ConnectionCause::Tls(_)) {
         return way.host_failed(peer, UNREACHABLE, &words);
     }
@@ -127,6 +133,19 @@ fn not_opened(
         return way.shared().remember_broken_tls(until_unix_ms, &words);
     }
     way.host_failed(peer, TLS_FAILED, &words);
+}
+
+/// The smart host does not let us in.  What it says for good its site's other hosts say too, and
+/// each attempt is a strike against us, so they are not tried.
+fn not_let_in(way: &Way, peer: Option<SocketAddr>, trouble: &LoginTrouble, words: &str) {
+    way.worker.metrics.smart_host_logins_failed.count();
+    tracing::warn!(site = way.site_name(), words, "no login at the smart host");
+    match trouble {
+        LoginTrouble::Refused(reply) if reply.class() == ReplyClass::TransientFailure => {
+            way.host_failed(peer, LOGIN_FAILED, words);
+        }
+        _ => settle::site_failed(way, LOGIN_FAILED, words),
+    }
 }
 
 impl<'a> Connection<'a> {
@@ -310,7 +329,7 @@ impl<'a> Connection<'a> {
                     self.progress = Progress::Closed;
                 }
                 // The opening is over.
-                ClientAction::StartTls | ClientAction::Ready => {}
+                ClientAction::StartTls | ClientAction::Derive(_) | ClientAction::Ready => {}
             }
         }
     }
@@ -361,8 +380,9 @@ impl<'a> Connection<'a> {
     }
 }
 
-fn new_client(way: &Way, security: &Security) -> Client {
-    Client::new(client_config(way, security), Instant::now())
+fn new_client(way: &Way, security: &Security, login: Option<Login>) -> Client {
+    let config = ClientConfig { login, ..client_config(way, security) };
+    Client::new(config, Instant::now())
 }
 
 /// What the site's past allows.
@@ -377,6 +397,8 @@ fn client_config(way: &Way, security: &Security) -> ClientConfig {
     ClientConfig {
         ehlo_name: Arc::from(&*way.worker.config.hostname),
         protocol: way.protocol(),
+        is_secured: security.is_implicit,
+        login: None,
         starttls: security.starttls(shared.tls_is_broken(way.worker.now_unix_ms())),
         timeouts: Timeouts {
             greeting: delivery.timeouts.greeting,

@@ -32,12 +32,16 @@
 //! ([`ClientAction::StartTls`]); what the peer said before is forgotten then, and what it sent in
 //! clear behind its 220 ends the connection, since nobody knows who sent it.
 //!
-//! What it does not do: AUTH; choosing peers, retrying, judging what an outcome means for
+//! **AUTH** (RFC 4954) follows EHLO where the configuration has a login ([`login`]); without
+//! success there the connection takes no mail.
+//!
+//! What it does not do: choosing peers, retrying, judging what an outcome means for
 //! the queue; splitting recipients by the peer's limits (`capabilities::Limits::split`; the driver
 //! starts each part).
 
 mod envelope;
 mod exchange;
+mod login;
 #[cfg(test)]
 mod oracle;
 mod result;
@@ -49,14 +53,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use login::Login;
 pub use result::{
     AfterTransaction, BrokenPromise, ConnectionCause, ConnectionFailure, Deferral, Failure,
-    LocalRefusal, RecipientOutcome, Stage, StagedReply, TlsTrouble, TransactionResult,
+    LocalRefusal, LoginTrouble, RecipientOutcome, Stage, StagedReply, TlsTrouble,
+    TransactionResult,
 };
 pub use settings::{
     ClientConfig, OneFlight, Protocol, StartTls, Timeouts, Transaction, TransactionId,
 };
 
+use crate::auth::sasl::client::{ClientError, ClientExchange, Derivation};
 use crate::config::EightBit;
 use crate::limits;
 use crate::message::BodyFlags;
@@ -86,6 +93,8 @@ pub enum ClientAction {
     },
     /// Shake hands, then call [`Client::tls_started`] or [`Client::tls_failed`].
     StartTls,
+    /// Derive these keys where nobody waits for it, then call [`Client::derived`].
+    Derive(Derivation),
     /// The peer has introduced itself; [`Client::start`] may be called.
     Ready,
     /// A transaction is over: the oldest of those that were not.
@@ -108,8 +117,10 @@ pub struct Client {
     /// What the driver is to do, in order.
     actions: VecDeque<ClientAction>,
     deadline: Option<Instant>,
-    /// STARTTLS is done.
+    /// The connection runs over TLS.
     is_secured: bool,
+    /// What SCRAM-PLUS binds to, where the connection has it.
+    exporter: Option<[u8; 32]>,
     /// Transactions under way, oldest first.  More than one only in one flight, or decided, or
     /// waiting at the end.
     under_way: VecDeque<UnderWay>,
@@ -134,6 +145,10 @@ enum State {
     StartTls,
     /// The driver shakes hands.
     Handshake,
+    /// AUTH is out, or the response to a challenge, or the driver derives keys.
+    Login(Box<ClientExchange>),
+    /// We have given AUTH up.
+    LoginCancelled(ClientError),
     /// Between transactions, or in some.
     Serving,
     /// QUIT is out.
@@ -157,6 +172,7 @@ impl Client {
     pub fn new(config: ClientConfig, now: Instant) -> Client {
         let deadline = Some(now + config.timeouts.greeting);
         Client {
+            is_secured: config.is_secured,
             config,
             state: State::Greeting,
             peer: Capabilities::default(),
@@ -164,7 +180,7 @@ impl Client {
             output: Vec::new(),
             actions: VecDeque::new(),
             deadline,
-            is_secured: false,
+            exporter: None,
             under_way: VecDeque::new(),
             next_id: 0,
             transactions: 0,
@@ -379,9 +395,11 @@ impl Client {
         match self.state {
             State::Greeting => self.greeting(now, reply),
             State::Ehlo => self.ehlo_reply(now, reply),
-            State::Helo => self.helo_reply(reply),
+            State::Helo => self.helo_reply(now, reply),
             State::StartTls => self.starttls_reply(reply),
             State::Handshake => self.fail(ConnectionCause::Tls(TlsTrouble::Injected)),
+            State::Login(_) => self.login_reply(now, reply),
+            State::LoginCancelled(error) => self.cancelled_reply(error),
             State::Serving => match self.under_way.front_mut() {
                 Some(UnderWay::Running { exchange, .. }) => {
                     let next = exchange.handle_reply(reply, &self.peer, &mut self.output);
@@ -421,12 +439,12 @@ impl Client {
         }
     }
 
-    fn helo_reply(&mut self, reply: PeerReply) {
+    fn helo_reply(&mut self, now: Instant, reply: PeerReply) {
         match reply.class() {
             ReplyClass::Success if self.config.starttls == StartTls::Demanded => {
                 self.fail(ConnectionCause::Tls(TlsTrouble::NotOffered));
             }
-            ReplyClass::Success => self.become_ready(),
+            ReplyClass::Success => self.log_in(now),
             ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
             _ => self.fail(ConnectionCause::Refused(Arc::new(reply))),
         }
@@ -435,8 +453,8 @@ impl Client {
     /// The peer has said what it can: is this the connection that we want?
     fn introduced(&mut self, now: Instant) {
         match (self.config.starttls, self.peer.starttls) {
-            _ if self.is_secured => self.become_ready(),
-            (StartTls::Never, _) | (StartTls::IfOffered, false) => self.become_ready(),
+            _ if self.is_secured => self.log_in(now),
+            (StartTls::Never, _) | (StartTls::IfOffered, false) => self.log_in(now),
             (StartTls::IfOffered | StartTls::Demanded, true) => {
                 self.output.extend_from_slice(b"STARTTLS\r\n");
                 self.state = State::StartTls;
@@ -629,6 +647,7 @@ impl Client {
             (State::Greeting, _) => Stage::Greeting,
             (State::Ehlo | State::Helo, _) => Stage::Hello,
             (State::StartTls | State::Handshake, _) => Stage::StartTls,
+            (State::Login(_) | State::LoginCancelled(_), _) => Stage::Login,
             (State::Serving, Some(UnderWay::Running { exchange, .. })) => exchange.stage(),
             (State::Serving | State::Closed, _) => Stage::Idle,
             (State::Quitting, _) => Stage::Quit,
@@ -664,6 +683,14 @@ impl Client {
         }
         if transaction.envelope.parameters.smtputf8 && !self.peer.smtputf8 {
             return Err(LocalRefusal::NeedsSmtputf8);
+        }
+        // RFC 8689 section 4.2.1.  That the peer has proved its name is the site's policy, under
+        // which such mail goes.  LMTP delivers, which ends the way.
+        if transaction.envelope.parameters.require_tls
+            && self.config.protocol == Protocol::Smtp
+            && !(self.is_secured && self.peer.require_tls)
+        {
+            return Err(LocalRefusal::NeedsRequireTls);
         }
         if transaction.flags.contains(BodyFlags::EIGHT_BIT)
             && !self.peer.eight_bit_mime

@@ -19,6 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::oneshot;
 
+use crate::auth::Authority;
 use crate::config::{Config, Target};
 use crate::control::events::{EventBuffer, SessionId, SessionIds};
 use crate::control::metrics::WorkerMetrics;
@@ -53,6 +54,8 @@ pub struct Worker {
     pub config: Arc<Config>,
     /// What sessions are encrypted with; none where no listener asks for it.
     pub acceptor: Option<Arc<Acceptor>>,
+    /// Who users are.
+    pub authority: Arc<Authority>,
     /// What connections to next hops are encrypted with.
     pub connector: Arc<Connector>,
     /// Where mail goes, and what the cores share of it.

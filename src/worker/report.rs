@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::Worker;
+use crate::auth::sasl::Mechanism;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
@@ -102,6 +103,30 @@ impl Worker {
         });
     }
 
+    /// A login came to its end: of `user` as far as the client named one, refused or not.
+    pub fn report_login(
+        &self,
+        session: SessionId,
+        peer: SocketAddr,
+        mechanism: Mechanism,
+        user: Option<&str>,
+        refusal: Option<&Refusal>,
+    ) {
+        let (counter, kind) = match refusal {
+            None => (&self.metrics.logins, EventKind::Authenticated),
+            Some(_) => (&self.metrics.logins_failed, EventKind::AuthFailed),
+        };
+        counter.count();
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            user,
+            mechanism: Some(mechanism.name()),
+            reason: refusal.map(Refusal::reason),
+            ..Event::new(kind)
+        });
+    }
+
     /// A client, or somebody between it and us, sent octets in clear behind STARTTLS.
     pub fn report_injected(&self, session: SessionId, peer: SocketAddr, octets: usize) {
         self.metrics.refused.count("starttls_injection");
@@ -135,6 +160,7 @@ impl Worker {
             to: Addressees::All(&message.envelope.recipients),
             size: Some(message.summary.octets),
             delay_ms: Some(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)),
+            require_tls: message.envelope.parameters.require_tls.then_some(true),
             ..Event::new(EventKind::Accepted)
         });
     }
