@@ -33,6 +33,8 @@ pub struct Offers {
     pub chunking: bool,
     /// RFC 3207.
     pub starttls: bool,
+    /// AUTH with PLAIN among its mechanisms (RFC 4954).
+    pub auth_plain: bool,
 }
 
 /// Why a connection is of no more use.
@@ -129,6 +131,7 @@ impl Connection {
                 offers.pipelining |= line.eq_ignore_ascii_case(b"PIPELINING");
                 offers.chunking |= line.eq_ignore_ascii_case(b"CHUNKING");
                 offers.starttls |= line.eq_ignore_ascii_case(b"STARTTLS");
+                offers.auth_plain |= is_auth_plain(line);
             });
             if let Some(reply) = next? {
                 self.offers = offers;
@@ -233,4 +236,10 @@ impl Connection {
         }
         self.link.close().await;
     }
+}
+
+fn is_auth_plain(line: &[u8]) -> bool {
+    let mut words = line.split(|&octet| octet == b' ');
+    words.next().is_some_and(|keyword| keyword.eq_ignore_ascii_case(b"AUTH"))
+        && words.any(|mechanism| mechanism.eq_ignore_ascii_case(b"PLAIN"))
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::BASE64;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
@@ -62,8 +63,19 @@ pub struct Plan {
     pub run: u16,
     /// How connections are encrypted; None: not at all.
     pub security: Option<Security>,
+    /// The command that logs in, with its CRLF; None: nobody does.
+    pub login: Option<Login>,
     /// Manners that ordinary clients do not have.
     pub manners: Manners,
+}
+
+/// The command that logs in; not shown.
+pub struct Login(pub Vec<u8>);
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Login(..)")
+    }
 }
 
 /// How connections are encrypted.
@@ -167,6 +179,7 @@ impl Plan {
     pub fn new(settings: Settings, run: u16) -> Result<Plan, PlanError> {
         let conduct = conduct(&settings)?;
         let security = security(&settings)?;
+        let login = settings.auth.as_deref().map(login).transpose()?;
         let sessions = settings.sessions.unwrap_or(10);
         within("sessions", sessions, 1, PART_MAX - 1, "from 1 to 16777215")?;
         let recipient_count = settings.recipients.unwrap_or(1);
@@ -207,6 +220,7 @@ impl Plan {
             seed: settings.seed.unwrap_or_else(|| fastrand::u64(..)),
             run,
             security,
+            login,
             manners: Manners {
                 early: settings.early,
                 hold: settings.hold.map(|span| span.0),
@@ -282,6 +296,15 @@ fn security(settings: &Settings) -> Result<Option<Security>, PlanError> {
     let name = ServerName::try_from(host);
     let name = name.map_err(|_| PlanError::Contradiction("TLS needs a server's name in --to"))?;
     Ok(Some(Security { begin, config: client_config(settings.insecure)?, name }))
+}
+
+/// `AUTH PLAIN` with its initial response, all in one line.
+fn login(auth: &str) -> Result<Login, PlanError> {
+    let Some((name, password)) = auth.split_once(':') else {
+        return Err(PlanError::Contradiction("--auth is a name and a password: NAME:PASSWORD"));
+    };
+    let response = BASE64.encode(format!("\0{name}\0{password}").as_bytes());
+    Ok(Login(format!("AUTH PLAIN {response}\r\n").into_bytes()))
 }
 
 fn peer(to: Option<&str>) -> Result<SocketAddr, PlanError> {

@@ -94,6 +94,9 @@ pub struct Settings {
     #[arg(long)]
     #[serde(default)]
     pub insecure: bool,
+    /// Log in on each connection, by AUTH PLAIN (RFC 4616).
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    pub auth: Option<String>,
     /// Record what was acknowledged in this file.
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
@@ -242,6 +245,7 @@ impl Settings {
             timeout: self.timeout.or(file.timeout),
             tls: self.tls.or(file.tls),
             insecure: self.insecure || file.insecure,
+            auth: self.auth.or(file.auth),
             ledger: self.ledger.or(file.ledger),
             seed: self.seed.or(file.seed),
             early: self.early || file.early,
