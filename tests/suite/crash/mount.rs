@@ -9,8 +9,8 @@
 //! once whoever used it was killed, [`PowerDisk::release`] fails what waits, and
 //! [`PowerDisk::restart`] mounts what was left.
 //!
-//! The mount is in a namespace of the calling thread and its children, and goes with them.  It
-//! needs root.
+//! The mount is in a namespace of the calling thread and its children, and goes with them.  That
+//! needs root; others need `fusermount3` (Debian's fuse3).
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -43,13 +43,19 @@ pub struct PowerDisk {
     session: Option<BackgroundSession>,
 }
 
-/// Runs `work` where mounts are seen by nobody else, and gone afterwards.
+/// Runs `work` where mounts are seen by nobody else, and gone afterwards, if that is allowed.
 pub fn with_own_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let main = || {
-        unshare(CloneFlags::CLONE_NEWNS).expect("mounts of its own; this needs root");
-        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        let none = None::<&str>;
-        nix::mount::mount(none, "/", none, flags, none).expect("they are kept apart");
+        match unshare(CloneFlags::CLONE_NEWNS) {
+            // Who may not have that may have fusermount3, and mounts that all see.
+            Err(nix::errno::Errno::EPERM) => {}
+            unshared => {
+                unshared.expect("a namespace");
+                let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+                let none = None::<&str>;
+                nix::mount::mount(none, "/", none, flags, none).expect("it is kept apart");
+            }
+        }
         work()
     };
     // A namespace is a thread's for good, and the caller's thread serves others too.
@@ -78,7 +84,6 @@ struct Shared {
 struct State {
     volume: Volume,
     power: Power,
-    synced: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +106,7 @@ impl PowerDisk {
             gid: rustix::process::getgid().as_raw(),
         };
         let volume = Volume::new(CAPACITY_OCTETS, rights, lie);
-        let state = Mutex::new(State { volume, power: Power::On, synced: 0 });
+        let state = Mutex::new(State { volume, power: Power::On });
         let shared = Arc::new(Shared { state, changed: Condvar::new() });
         let mut disk = PowerDisk { place: place.into(), shared, session: None };
         disk.open();
@@ -112,7 +117,8 @@ impl PowerDisk {
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("powerdisk".into())];
         let session = fuser::spawn_mount(Server(self.shared.clone()), &self.place, &config);
-        let explained = "a file system cannot be mounted; it needs root and /dev/fuse";
+        let explained =
+            "a file system cannot be mounted; it needs /dev/fuse, and root or fusermount3";
         self.session = Some(session.unwrap_or_else(|error| panic!("{explained}: {error}")));
     }
 
@@ -145,11 +151,6 @@ impl PowerDisk {
         state.power = Power::On;
         drop(state);
         self.open();
-    }
-
-    /// Syncs of all kinds so far.
-    pub fn synced(&self) -> u64 {
-        self.shared.lock().synced
     }
 
     fn close(&mut self) {
@@ -205,7 +206,6 @@ impl Shared {
         state = self.strike(state, moment == Some(Moment::Midway))?;
         if let Some(settle) = settle {
             settle(&mut state.volume)?;
-            state.synced += 1;
         }
         drop(self.strike(state, moment == Some(Moment::After))?);
         Ok(changed)
