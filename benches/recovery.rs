@@ -234,7 +234,7 @@ fn start(spool: &Path) {
     let (log, report) = recovered.expect("a sound spool");
     let handles = timed.inner.into_handles();
     let seconds = started.elapsed().as_secs_f64();
-    let count: usize = handles.iter().map(Vec::len).sum();
+    let count: usize = handles.iter().map(ExactSizeIterator::len).sum();
     println!(
         "{} messages in {} segments ({} by index), {count} handles: {seconds:.2} s, \
          {:.0} MB/s of segments; first message after {} ms; {} KiB more than before, {} at most",

@@ -22,14 +22,12 @@ use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics}
 use crate::control::port::{Answer, Request, WorkerPort};
 use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
 use crate::control::workers::{Times, Workers};
-use crate::delivery::recovery::Recovered;
+use crate::delivery::recovery::{Recovered, RecoveredHandles};
 use crate::delivery::sites::Sites;
 use crate::dns::ResolverConfig;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
 use crate::listener::SessionCounts;
 use crate::message::MessageId;
-use crate::queue::destination::Destination;
-use crate::queue::handle::Handle;
 use crate::runtime;
 use crate::runtime::blocking::BlockingPool;
 use crate::runtime::mailbox::{Inbox, mailbox};
@@ -41,6 +39,8 @@ use crate::spool::{
     Committer, Completion, CompletionSink, FileDisk, Log, LogOptions, ReadAnswer, ReadSink, Reader,
     RecoveryError, SpoolStats, recover,
 };
+use crate::tls::acceptor::Expiry;
+use crate::tls::{Acceptor, AcceptorSettings, CertificateError, Connector};
 use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat};
 
 /// A gateway that runs.
@@ -53,6 +53,8 @@ pub struct Gateway {
     admin: AdminServer,
     events: EventLog,
     status: Arc<Status>,
+    /// With what it is made of, to be read again.
+    acceptor: Option<(Arc<Acceptor>, AcceptorSettings)>,
 }
 
 /// Where a gateway can be reached.
@@ -103,6 +105,9 @@ pub enum StartError {
     /// The admin interface cannot be set up.
     #[error("{}", with_source(.0))]
     Admin(#[from] AdminError),
+    /// TLS cannot be set up.
+    #[error("{0}")]
+    Tls(#[from] CertificateError),
     /// The events cannot be written.
     #[error("cannot write the events: {0}")]
     Events(#[source] io::Error),
@@ -153,6 +158,9 @@ impl Gateway {
         let admin = AdminSockets::bind(config.admin.address, &config.data_dir)?;
         give_admin_socket(&config)?;
         become_user(&config)?;
+        // As the user that must be able to read them again at a reload.
+        let acceptor = acceptor(&config)?;
+        let connector = Arc::new(Connector::new().map_err(CertificateError::Setup)?);
         tell_driver();
 
         let target = match &config.log.events {
@@ -194,6 +202,8 @@ impl Gateway {
             let seat = Seat {
                 index,
                 config: config.clone(),
+                acceptor: acceptor.as_ref().map(|(acceptor, _)| acceptor.clone()),
+                connector: connector.clone(),
                 sites: sites.clone(),
                 dns: ResolverConfig::new(&config.dns),
                 ourselves: ourselves.clone(),
@@ -225,7 +235,17 @@ impl Gateway {
         let addresses = Addresses { listeners, admin: admin.address() };
         let ready = addresses.to_string();
         events.buffer().emit(&Event { addresses: Some(&ready), ..Event::new(EventKind::Ready) });
-        Ok(Gateway { addresses, posts, workers, committer, reader, admin, events, status })
+        Ok(Gateway {
+            addresses,
+            posts,
+            workers,
+            committer,
+            reader,
+            admin,
+            events,
+            status,
+            acceptor,
+        })
     }
 
     /// Where it can be reached.
@@ -236,6 +256,18 @@ impl Gateway {
     /// Its events, to be opened again after a rotation.
     pub fn events(&self) -> &EventLog {
         &self.events
+    }
+
+    /// Reads the certificates again.  Where that fails all stays as it was.
+    pub fn reload(&self) {
+        let Some((acceptor, settings)) = &self.acceptor else { return };
+        match acceptor.reload(settings) {
+            Ok(expiries) => {
+                tracing::info!("the certificates were read again; new sessions use them");
+                tell_expiries(&expiries);
+            }
+            Err(error) => tracing::error!("{error}; the certificates from before stay in use"),
+        }
     }
 
     /// Stops it: transactions and attempts under way are finished, within a bounded time.
@@ -256,6 +288,21 @@ impl Gateway {
         if let Err(error) = self.events.close(Instant::now() + EVENT_PATIENCE) {
             tracing::warn!(%error, "some events could not be written before the end");
         }
+    }
+}
+
+fn acceptor(
+    config: &Config,
+) -> Result<Option<(Arc<Acceptor>, AcceptorSettings)>, CertificateError> {
+    let Some(settings) = config.acceptor() else { return Ok(None) };
+    let (acceptor, expiries) = Acceptor::new(&settings)?;
+    tell_expiries(&expiries);
+    Ok(Some((Arc::new(acceptor), settings)))
+}
+
+fn tell_expiries(expiries: &[Expiry]) {
+    for expiry in expiries {
+        tracing::warn!("{expiry}");
     }
 }
 
@@ -483,9 +530,24 @@ fn spool_figures(stats: Arc<SpoolStats>) -> impl Fn() -> SpoolFigures + Send + S
 }
 
 /// What recovery leaves: the log, each core's handles, the highest message id.
-type Opened = (Log<FileDisk>, Vec<Vec<(Destination, Handle)>>, MessageId);
+type Opened = (Log<FileDisk>, Vec<RecoveredHandles>, MessageId);
 
+/// Recovers the log in a thread of its own: what a large queue takes in passing goes back to the
+/// system with the thread, where an allocator may keep it for one that lives on.
 fn open_log(config: &Config, sites: &Sites, stats: Arc<SpoolStats>) -> Result<Opened, StartError> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("recovery".into());
+        let recovery = thread.spawn_scoped(scope, || recover_log(config, sites, stats));
+        let recovered = recovery.map_err(StartError::Thread)?.join();
+        recovered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn recover_log(
+    config: &Config,
+    sites: &Sites,
+    stats: Arc<SpoolStats>,
+) -> Result<Opened, StartError> {
     let started = Instant::now();
     let disk = Arc::new(FileDisk::open(&config.spool_dir())?);
     let mut recovered = Recovered::new(config, sites);

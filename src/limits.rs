@@ -47,6 +47,8 @@ pub const SERVER_COMMAND: Duration = Duration::from_secs(5 * 60);
 pub const SERVER_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
 /// What a client may take to read a reply before its session is cut off.
 pub const SERVER_WRITE: Duration = Duration::from_secs(5 * 60);
+/// What a client may take for a TLS handshake, all of it.
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(30);
 /// The longest one transaction's data may take in all, so that a trickle ends.
 pub const SERVER_DATA_TOTAL: Duration = Duration::from_secs(60 * 60);
 
@@ -124,6 +126,10 @@ pub const HEADER_LOOK: usize = 64 * 1024;
 pub const CHUNK: usize = 256 * 1024;
 /// Chunks of one upload that may wait for the disk.
 pub const CHUNKS_IN_FLIGHT: usize = 2;
+
+/// Messages that one job of the log's compaction may know of while it surveys: some 300 octets
+/// each.  A segment of outcomes alone may speak of more; it is left until fewer of them matter.
+pub const COMPACTION_MESSAGES: usize = 512 * 1024;
 
 /// Destinations without messages that a core remembers, so that the next message to them need
 /// not wait for a look-up: some 200 octets each.

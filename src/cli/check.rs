@@ -3,15 +3,28 @@
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 
-use super::{CheckArgs, Failure, load};
+use super::{CheckArgs, Failure, load, tell};
 use crate::config::{Config, Events};
 use crate::message::Durability;
+use crate::tls::Acceptor;
 use crate::units::Period;
 
 /// Prints the summary; warnings go to standard error, errors are the [`Failure`].
 pub(super) fn check(arguments: &CheckArgs) -> Result<(), Failure> {
     let config = load(Some(&arguments.config))?;
+    certificates(&config)?;
     write!(io::stdout(), "ok\n{}", Summary(&config))?;
+    Ok(())
+}
+
+/// Reads the certificates, which are no part of the text.
+fn certificates(config: &Config) -> Result<(), Failure> {
+    let Some(settings) = config.acceptor() else { return Ok(()) };
+    let read = Acceptor::new(&settings);
+    let (_, expiries) = read.map_err(|error| Failure::Failed(error.to_string()))?;
+    for expiry in expiries {
+        tell(&format!("warning: {expiry}\n"));
+    }
     Ok(())
 }
 
@@ -29,7 +42,8 @@ impl Display for Summary<'_> {
                 Durability::Fsync => "fsync",
                 Durability::Os => "os",
             };
-            writeln!(f, "listener  {} {}, {durability}", listener.address, listener.service)?;
+            let (address, service) = (listener.address, listener.service);
+            writeln!(f, "listener  {address} {service}, {durability}, tls {}", listener.tls)?;
         }
         for route in config.routes.iter() {
             writeln!(f, "route     {} -> {}", route.recipient, route.to)?;

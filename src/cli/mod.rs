@@ -5,6 +5,7 @@
 //! message that would wait.  What a command is
 //! asked for goes to standard output, everything about how it went to standard error.
 
+mod cert;
 mod check;
 mod environment;
 mod plain;
@@ -25,6 +26,7 @@ use crate::config::{self, Checked, LoadError, Pattern, Severity};
 use crate::control::port::Originator;
 use crate::message::MessageId;
 
+pub use cert::cert;
 pub use queue::queue;
 pub use run::run;
 pub use spool::spool;
@@ -61,6 +63,9 @@ pub enum Command {
     /// Read the log of messages of a stopped gateway
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Make certificates
+    #[command(subcommand)]
+    Cert(CertCommand),
 }
 
 /// Arguments of `run`.
@@ -205,6 +210,24 @@ pub enum SpoolCommand {
     Repair(SpoolRepairArgs),
 }
 
+/// `cert ...`.
+#[derive(Debug, Subcommand)]
+pub enum CertCommand {
+    /// Make one that nobody trusts but who is told to, for a first try; print the lines to use it
+    SelfSigned(SelfSignedArgs),
+}
+
+/// Arguments of `cert self-signed`.
+#[derive(Debug, Clone, Args)]
+pub struct SelfSignedArgs {
+    /// A host name that it is for, or an IP address; may be given several times
+    #[arg(long = "name", value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// The directory for NAME.pem and NAME.key; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
 /// Which spool.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SpoolPlace {
@@ -296,6 +319,7 @@ fn perform(command: Command) -> Result<ExitCode, Failure> {
         Command::Route(arguments) => return route::route(&arguments),
         Command::Queue(command) => queue(&command)?,
         Command::Spool(command) => spool(&command)?,
+        Command::Cert(command) => cert(&command)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -401,6 +425,7 @@ mod tests {
             "queue retry --all",
             "queue release --state held",
             "queue delete 0000000000001 0000000000002",
+            "cert self-signed --name mx.example.com --name 127.0.0.1 --out b",
             "spool verify",
             "spool dump spool",
             "spool export --config a --output b",
@@ -413,6 +438,7 @@ mod tests {
     fn lines_that_are_refused() {
         for line in [
             "chekc",
+            "cert self-signed --out b",
             "check",
             "route",
             "route a@b.example c@d.example",

@@ -11,8 +11,11 @@ use ipnet::IpNet;
 
 use super::read::{Marks, RouteMarks, ScheduleMarks};
 use super::report::{Problem, Problems};
-use super::{Config, DelayNotice, Environment, Route, Schedule, Service, Target};
+use super::{
+    Config, DelayNotice, Environment, Listener, ListenerTls, Route, Schedule, Service, Target,
+};
 use crate::spool::BATCH_BYTES;
+use crate::tls::TlsPolicy;
 use crate::units::{ByteSize, Period};
 
 pub(super) fn config(
@@ -23,6 +26,7 @@ pub(super) fn config(
 ) {
     presence(marks, problems);
     listeners(config, marks, problems);
+    certificates(config, marks, problems);
     open_relay(config, marks, problems);
     route_order(config, marks, problems);
     route_targets(config, marks, problems);
@@ -60,6 +64,14 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
                 ),
             );
         }
+        if listener.tls != ListenerTls::Off && config.tls.certificates.is_empty() {
+            let title = "`listener.tls` needs a certificate, and there is none";
+            let span = mark.tls.clone().unwrap_or(mark.address.clone());
+            problems.push(Problem::error(title, span).help(
+                "add `[[tls.certificate]]` with `chain` and `key`; `mailrace cert self-signed` \
+                 makes one for a first try",
+            ));
+        }
         let address = listener.address;
         let taken = seen.insert(address, "another `[[listener]]`");
         if let Some(other) = taken.filter(|_| address.port() != 0) {
@@ -68,6 +80,22 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
                 Problem::error(title, mark.address.clone()).label("expected an address of its own"),
             );
         }
+    }
+}
+
+/// Identities that no listener can ever see.
+fn certificates(config: &Config, marks: &Marks, problems: &Problems) {
+    let sees = |listener: &Listener| {
+        listener.tls != ListenerTls::Off && listener.service == Service::Relay
+    };
+    if let Some(span) = &marks.certificates
+        && !config.listeners.iter().any(sees)
+    {
+        let title = "`relay.certificates` is of no use: no `relay` listener is encrypted";
+        problems.push(
+            Problem::warning(title, span.clone())
+                .help("give a listener with `service = \"relay\"` a `tls` other than \"off\""),
+        );
     }
 }
 
@@ -167,13 +195,14 @@ fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
         loop_to_ourselves(config, route, mark, problems);
         source_family(route, mark, problems);
         needless_keys(route, mark, problems);
+        clear_smtps(route, mark, problems);
         schedule("route", &route.schedule(&config.queue), &mark.schedule, problems);
     }
 }
 
 /// A next hop that is one of our listeners, as far as addresses written in the file tell.
 fn loop_to_ourselves(config: &Config, route: &Route, mark: &RouteMarks, problems: &Problems) {
-    let Target::Smtp { host, port } = &route.to else { return };
+    let (Target::Smtp { host, port } | Target::Smtps { host, port }) = &route.to else { return };
     let mut addresses = host.fixed_addresses().iter().map(|ip| SocketAddr::new(*ip, *port));
     let ours = addresses.find(|&next| config.listeners.iter().any(|l| reaches(l.address, next)));
     if let Some(address) = ours {
@@ -188,7 +217,11 @@ fn loop_to_ourselves(config: &Config, route: &Route, mark: &RouteMarks, problems
 
 /// A source from which no address of the next hop can be reached.
 fn source_family(route: &Route, mark: &RouteMarks, problems: &Problems) {
-    let (Target::Smtp { host, port } | Target::Lmtp { host, port }) = &route.to else { return };
+    let (Target::Smtp { host, port } | Target::Smtps { host, port } | Target::Lmtp { host, port }) =
+        &route.to
+    else {
+        return;
+    };
     let Some((source, span)) = route.source.zip(mark.source.clone()) else { return };
     let addresses = host.fixed_addresses();
     let Some(&first) = addresses.first() else { return };
@@ -207,7 +240,9 @@ fn needless_keys(route: &Route, mark: &RouteMarks, problems: &Problems) {
     let tries = waits && *to != Target::Hold;
     let talks = tries && !matches!(to, Target::Maildir(_));
     let connects = talks && !matches!(to, Target::LmtpUnix { .. });
+    let encrypts = matches!(to, Target::Mx | Target::Smtp { .. } | Target::Smtps { .. });
     let keys = [
+        ("tls", encrypts || route.given_tls == Some(TlsPolicy::Off), &mark.tls),
         ("source", connects, &mark.source),
         ("verp", talks || !route.verp, &mark.verp),
         ("retry", tries, &mark.schedule.retry),
@@ -219,6 +254,18 @@ fn needless_keys(route: &Route, mark: &RouteMarks, problems: &Problems) {
             let title = format!("`route.{key}` means nothing for `{to}`");
             problems.push(Problem::error(title, span.clone()).label("remove it"));
         }
+    }
+}
+
+/// `smtps://` is TLS, and nothing less.
+fn clear_smtps(route: &Route, mark: &RouteMarks, problems: &Problems) {
+    if let (Target::Smtps { .. }, Some(span)) = (&route.to, &mark.tls)
+        && route.tls().allows_clear()
+    {
+        let title = "`route.tls` contradicts `smtps://`, which never goes in clear";
+        problems.push(
+            Problem::error(title, span.clone()).label("expected \"required\" or \"verified\""),
+        );
     }
 }
 

@@ -24,7 +24,7 @@ pub const SECTIONS: &[Section] = &[
     many("listener", &["address", "service", "tls", "durability", "bare_newline"]),
     one("tls", &["certificate"]),
     many("tls.certificate", &["chain", "key"]),
-    one("relay", &["networks"]),
+    one("relay", &["networks", "certificates"]),
     one("domains", &["accept"]),
     one("limits", &["message_size", "recipients", "sessions", "sessions_per_address", "received"]),
     many(

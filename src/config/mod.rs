@@ -34,6 +34,7 @@ use toml::de::DeTable;
 use crate::limits;
 use crate::message::Durability;
 use crate::spool::SEGMENT_BYTES;
+use crate::tls::{AcceptorSettings, CertificateFiles, Fingerprint};
 use crate::units::ByteSize;
 
 pub use keys::{SECTIONS, Section};
@@ -57,6 +58,8 @@ pub struct Config {
     pub user: Option<Box<str>>,
     /// Where mail comes in; at least one.
     pub listeners: Vec<Listener>,
+    /// What sessions are encrypted with.
+    pub tls: Tls,
     /// Who may send anywhere.
     pub relay: Relay,
     /// For which domains anybody may send.
@@ -105,7 +108,7 @@ pub enum Service {
     Relay,
 }
 
-/// Whether a listener's sessions are encrypted; a `Config` holds `Off` only until TLS is built.
+/// Whether a listener's sessions are encrypted; all but `Off` come with a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ListenerTls {
     /// Never.
@@ -127,11 +130,20 @@ pub enum BareNewline {
     Space,
 }
 
+/// `[tls]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The first is the default; the others are chosen by the name that a client asks for.
+    pub certificates: Vec<CertificateFiles>,
+}
+
 /// `[relay]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relay {
     /// Whose clients a `relay` listener lets send anywhere; IPv4 networks in their IPv4 form.
     pub networks: Vec<IpNet>,
+    /// The certificates whose holders it lets send anywhere, from wherever they come.
+    pub certificates: Vec<Fingerprint>,
 }
 
 /// `[limits]`.
@@ -376,6 +388,7 @@ impl Config {
             workers: environment.cores.clamp(1, WORKERS_MAX),
             user: None,
             listeners: Vec::new(),
+            tls: Tls::default(),
             relay: Relay::default(),
             domains: Domains::default(),
             limits: Limits {
@@ -414,6 +427,15 @@ impl Config {
             log: Log { events: Events::Stdout },
             admin: Admin { address: (Ipv4Addr::LOCALHOST, 8025).into() },
         }
+    }
+
+    /// What listeners encrypt with; none where no listener does.
+    pub fn acceptor(&self) -> Option<AcceptorSettings> {
+        let is_used = self.listeners.iter().any(|listener| listener.tls != ListenerTls::Off);
+        is_used.then(|| AcceptorSettings {
+            certificates: self.tls.certificates.clone(),
+            asks_for_certificates: !self.relay.certificates.is_empty(),
+        })
     }
 
     /// The directory of the log of messages.
@@ -457,7 +479,8 @@ impl Dns {
 impl Default for Relay {
     fn default() -> Self {
         let loopback = ["127.0.0.0/8", "::1/128"];
-        Relay { networks: loopback.map(|n| n.parse().expect("a network")).into() }
+        let networks = loopback.map(|n| n.parse().expect("a network")).into();
+        Relay { networks, certificates: Vec::new() }
     }
 }
 
@@ -466,6 +489,17 @@ fn default_hostname(host_name: &str) -> String {
     match pattern::domain_ascii_lower(host_name) {
         Some(name) if name.contains('.') && !name.starts_with('[') => name,
         _ => "localhost".to_owned(),
+    }
+}
+
+impl std::fmt::Display for ListenerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ListenerTls::Off => "off",
+            ListenerTls::StartTls => "starttls",
+            ListenerTls::Required => "required",
+            ListenerTls::Implicit => "implicit",
+        })
     }
 }
 

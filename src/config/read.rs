@@ -17,14 +17,14 @@ use toml::de::{DeTable, DeValue};
 use super::pattern::domain_ascii_lower;
 use super::report::{Problem, Problems};
 use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, truth, whole};
-use super::target::TARGETS;
 use super::{
-    Admin, BadTarget, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains,
-    EightBit, Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, Relay, Route,
-    Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, WORKERS_MAX,
+    Admin, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
+    Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, Relay, Route, Routes,
+    SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX,
 };
 use crate::limits;
 use crate::message::Durability;
+use crate::tls::{CertificateFiles, TlsPolicy};
 use crate::units::ByteSize;
 
 /// Where things stand in the text, for what `check` has to say; `None` where they do not.
@@ -38,6 +38,7 @@ pub(super) struct Marks {
     pub has_listeners: bool,
     pub listeners: Vec<ListenerMarks>,
     pub networks: Option<Range<usize>>,
+    pub certificates: Option<Range<usize>>,
     pub domains: Option<Range<usize>>,
     /// Set if there is an `accept` that does not fit.
     pub domains_are_bad: bool,
@@ -58,6 +59,7 @@ pub(super) struct Marks {
 pub(super) struct ListenerMarks {
     pub address: Range<usize>,
     pub service: Range<usize>,
+    pub tls: Option<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,7 @@ pub(super) struct RouteMarks {
     pub recipient: Range<usize>,
     pub to: Range<usize>,
     pub source: Option<Range<usize>>,
+    pub tls: Option<Range<usize>>,
     pub schedule: ScheduleMarks,
     pub verp: Option<Range<usize>>,
 }
@@ -106,7 +109,6 @@ pub(super) fn config(
     let hostname = note(table.optional("hostname", hostname), &mut marks.hostname);
     let user = note(table.optional("user", user), &mut marks.user);
     let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
-    table.table("tls").unavailable("certificate", "encryption comes with a later version");
     let config = Config {
         hostname: hostname.unwrap_or(defaults.hostname),
         data_dir: match table.optional("data_dir", path) {
@@ -116,6 +118,7 @@ pub(super) fn config(
         workers: if workers == 0 { defaults.workers } else { workers },
         user,
         listeners: listeners(&table, &mut marks),
+        tls: tls(&table.table("tls"), directory),
         relay: relay(&table.table("relay"), defaults.relay, &mut marks),
         domains: domains(&table.table("domains"), &mut marks),
         limits: session_limits(&table.table("limits"), defaults.limits, &mut marks),
@@ -202,7 +205,7 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
         let mend = "add `service = \"mx\"` to take mail for your domains from anybody, or \
                     `service = \"relay\"` to take mail for anybody from `[relay] networks`";
         let service = table.required("service", mend, service);
-        let tls = table.or("tls", ListenerTls::Off, listener_tls);
+        let tls = table.optional("tls", choice(&LISTENER_TLS));
         let durability = table.or(
             "durability",
             Durability::Fsync,
@@ -216,7 +219,12 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
         let (Some(address), Some(service)) = (address, service) else {
             continue;
         };
-        marks.listeners.push(ListenerMarks { address: address.span(), service: service.span() });
+        marks.listeners.push(ListenerMarks {
+            address: address.span(),
+            service: service.span(),
+            tls: tls.as_ref().map(Spanned::span),
+        });
+        let tls = tls.map_or(ListenerTls::Off, Spanned::into_inner);
         let (address, service) = (address.into_inner(), service.into_inner());
         listeners.push(Listener { address, service, tls, durability, bare_newline });
     }
@@ -235,25 +243,37 @@ fn service(value: &DeValue<'_>) -> Result<Service, Wrong> {
     }
 }
 
-fn listener_tls(value: &DeValue<'_>) -> Result<ListenerTls, Wrong> {
-    let words = [
-        ("off", ListenerTls::Off),
-        ("starttls", ListenerTls::StartTls),
-        ("required", ListenerTls::Required),
-        ("implicit", ListenerTls::Implicit),
-    ];
-    match choice(&words)(value)? {
-        ListenerTls::Off => Ok(ListenerTls::Off),
-        _ => Err(Wrong::unavailable(text(value)?, "use \"off\"")),
+const LISTENER_TLS: [(&str, ListenerTls); 4] = [
+    ("off", ListenerTls::Off),
+    ("starttls", ListenerTls::StartTls),
+    ("required", ListenerTls::Required),
+    ("implicit", ListenerTls::Implicit),
+];
+
+fn tls(table: &Table<'_>, directory: &Path) -> Tls {
+    let mut certificates = Vec::new();
+    for table in table.tables("certificate").into_iter().flatten() {
+        let chain = table.required("chain", "add `chain = \"fullchain.pem\"`", path);
+        let key = table.required("key", "add `key = \"key.pem\"`", path);
+        if let (Some(chain), Some(key)) = (chain, key) {
+            certificates.push(CertificateFiles {
+                chain: directory.join(chain.into_inner()),
+                key: directory.join(key.into_inner()),
+            });
+        }
     }
+    Tls { certificates }
 }
 
 fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
-    match note(table.list("networks", network), &mut marks.networks) {
-        Some(networks) => {
-            Relay { networks: networks.into_iter().map(Spanned::into_inner).collect() }
-        }
-        None => default,
+    let networks = note(table.list("networks", network), &mut marks.networks);
+    let read = parsed("has an entry that is not a fingerprint");
+    let certificates = note(table.list("certificates", read), &mut marks.certificates);
+    let values = |list: Vec<Spanned<IpNet>>| list.into_iter().map(Spanned::into_inner).collect();
+    let certificates = certificates.unwrap_or_default();
+    Relay {
+        networks: networks.map_or(default.networks, values),
+        certificates: certificates.into_iter().map(Spanned::into_inner).collect(),
     }
 }
 
@@ -319,7 +339,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
         let mend = "add `to = \"mx\"`, `to = \"smtp://10.0.0.5:25\"`, or a `maildir:PATH`";
         let to = table.required("to", mend, target);
         let source = table.optional("source", source_address);
-        table.or("tls", (), route_tls);
+        let tls = table.optional("tls", choice(&ROUTE_TLS));
         let mut own = ScheduleMarks::default();
         let given = schedule(&table, &mut own);
         let verp = table.optional("verp", truth);
@@ -330,6 +350,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             recipient: recipient.span(),
             to: to.span(),
             source: source.as_ref().map(Spanned::span),
+            tls: tls.as_ref().map(Spanned::span),
             schedule: own,
             verp: verp.as_ref().map(Spanned::span),
         });
@@ -337,6 +358,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             recipient: recipient.into_inner(),
             to: to.into_inner(),
             source: source.map(Spanned::into_inner),
+            given_tls: tls.map(Spanned::into_inner),
             given,
             verp: verp.is_some_and(Spanned::into_inner),
         });
@@ -346,10 +368,8 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
 
 fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {
     let given = text(value)?;
-    Target::parse(given, directory).map_err(|error| match error {
-        BadTarget::NotYet(_) => Wrong::unavailable(given, &format!("use {TARGETS}")),
-        _ => Wrong::new("is not a target", error.to_string()),
-    })
+    Target::parse(given, directory)
+        .map_err(|error| Wrong::new("is not a target", error.to_string()))
 }
 
 fn source_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
@@ -358,13 +378,12 @@ fn source_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
     })
 }
 
-fn route_tls(value: &DeValue<'_>) -> Result<(), Wrong> {
-    let words = ["off", "opportunistic", "required", "verified"].map(|word| (word, word));
-    match choice(&words)(value)? {
-        "off" => Ok(()),
-        word => Err(Wrong::unavailable(word, "use \"off\"")),
-    }
-}
+const ROUTE_TLS: [(&str, TlsPolicy); 4] = [
+    ("off", TlsPolicy::Off),
+    ("opportunistic", TlsPolicy::Opportunistic),
+    ("required", TlsPolicy::Required),
+    ("verified", TlsPolicy::Verified),
+];
 
 fn delivery(table: &Table<'_>, default: Delivery, marks: &mut Marks) -> Delivery {
     let timeouts = table.table("timeouts");

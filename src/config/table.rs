@@ -209,14 +209,6 @@ impl<'t> Table<'t> {
         Some(elements.iter().filter_map(open).collect())
     }
 
-    /// Refuses a key whose feature is still to be built, whatever its value.
-    pub(super) fn unavailable(&self, key: &str, why: &str) {
-        if let Some(value) = self.entry(key) {
-            let wrong = Wrong::new("is not available in this version", "remove it").mend(why);
-            self.refuse(key, value.span(), wrong);
-        }
-    }
-
     fn refuse(&self, key: &str, span: Range<usize>, wrong: Wrong) {
         self.problems.push(wrong.into_problem(&self.section.path(key), span));
     }

@@ -36,6 +36,10 @@ pub use writer::{EventLog, EventTarget};
 pub enum EventKind {
     /// A client connected.
     Connect,
+    /// A session is encrypted from here on.
+    Secured,
+    /// A TLS handshake came to nothing.
+    TlsFailed,
     /// A session, a sender, a recipient or a message was refused.
     Refused,
     /// A message was accepted: its 250 is on the way.
@@ -71,6 +75,8 @@ impl EventKind {
     pub fn as_str(self) -> &'static str {
         match self {
             EventKind::Connect => "connect",
+            EventKind::Secured => "secured",
+            EventKind::TlsFailed => "tls_failed",
             EventKind::Refused => "refused",
             EventKind::Accepted => "accepted",
             EventKind::Delivered => "delivered",
@@ -104,6 +110,10 @@ pub struct Event<'a> {
     pub peer: Option<SocketAddr>,
     /// What the client called itself.
     pub helo: Option<&'a str>,
+    /// The version of TLS and its cipher suite, with a blank between.
+    pub tls: Option<&'a str>,
+    /// The fingerprint of the certificate that the client has shown.
+    pub certificate: Option<&'a str>,
     /// The reverse-path without its brackets: empty for `<>`.
     pub from: Option<&'a str>,
     /// The recipients that it is about.
@@ -223,6 +233,8 @@ impl<'a> Event<'a> {
             listener: None,
             peer: None,
             helo: None,
+            tls: None,
+            certificate: None,
             from: None,
             to: Addressees::None,
             size: None,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::outcome::RetryPolicy;
 use crate::config::{Config, Schedule, Target};
 use crate::queue::destination::CourseIndex;
+use crate::tls::TlsPolicy;
 
 /// How mail goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub struct Course {
     pub target: Target,
     /// The address that connections are made from.
     pub source: Option<IpAddr>,
+    /// How connections are encrypted.
+    pub tls: TlsPolicy,
     /// When it is tried again, how long, and when its sender is told that it is late.
     pub schedule: Schedule,
     /// The same as the judge of outcomes needs it.
@@ -34,7 +37,8 @@ impl Courses {
         let mut of_route = Vec::new();
         for route in config.routes.iter() {
             let schedule = route.schedule(&config.queue);
-            let course = Course::new(route.to.clone(), route.source, schedule, route.verp);
+            let way = (route.source, route.tls());
+            let course = Course::new(route.to.clone(), way, schedule, route.verp);
             let known = courses.iter().position(|known| *known == course);
             let place = known.unwrap_or_else(|| {
                 courses.push(course);
@@ -42,7 +46,12 @@ impl Courses {
             });
             of_route.push(CourseIndex(place as u32));
         }
-        courses.push(Course::new(Target::Hold, None, config.queue.clone(), false));
+        courses.push(Course::new(
+            Target::Hold,
+            (None, TlsPolicy::Off),
+            config.queue.clone(),
+            false,
+        ));
         Courses { courses, of_route }
     }
 
@@ -68,10 +77,15 @@ impl Courses {
 }
 
 impl Course {
-    fn new(target: Target, source: Option<IpAddr>, schedule: Schedule, verp: bool) -> Course {
+    fn new(
+        target: Target,
+        (source, tls): (Option<IpAddr>, TlsPolicy),
+        schedule: Schedule,
+        verp: bool,
+    ) -> Course {
         let retry = RetryPolicy::new(&schedule.retry, schedule.lifetime)
             .expect("a configuration has at least one wait, none of them empty")
             .with_delay_notice(schedule.delay_notice.after());
-        Course { target, source, schedule, retry, verp }
+        Course { target, source, tls, schedule, retry, verp }
     }
 }

@@ -24,6 +24,7 @@ use crate::queue::handle::Recipients;
 use crate::queue::scheduler::Scheduler;
 use crate::queue::site::{SiteId, SiteShared};
 use crate::smtp::address::{ForwardPath, Mailbox};
+use crate::tls::TlsPolicy;
 
 /// The courses of a configuration, and every site that mail goes to.
 pub struct Sites {
@@ -57,17 +58,18 @@ struct SiteKey {
     /// By rank, 0 first.  The preferences themselves say nothing but the order.
     hosts: Box<[(u16, Box<str>)]>,
     source: Option<IpAddr>,
+    tls: TlsPolicy,
 }
 
 impl SiteKey {
     /// The key of hosts that are in the order of their preference.
-    fn of(hosts: &[MailHost], source: Option<IpAddr>) -> SiteKey {
+    fn of(hosts: &[MailHost], source: Option<IpAddr>, tls: TlsPolicy) -> SiteKey {
         let mut ranked = Vec::with_capacity(hosts.len());
         let by_rank = hosts.chunk_by(|one, other| one.preference == other.preference);
         for (rank, equals) in (0_u16..).zip(by_rank) {
             ranked.extend(equals.iter().map(|host| (rank, host.name.clone())));
         }
-        SiteKey { hosts: ranked.into(), source }
+        SiteKey { hosts: ranked.into(), source, tls }
     }
 }
 
@@ -82,24 +84,26 @@ impl Sites {
         let connections_per_site = config.delivery.connections_per_site as u32;
         let mut fixed: Vec<Option<Arc<SiteShared>>> = Vec::new();
         for (place, course) in courses.iter().enumerate() {
+            let way = |course: &Course| (course.source, course.tls);
             let is_same =
-                |other: &&Course| other.target == course.target && other.source == course.source;
+                |other: &&Course| other.target == course.target && way(other) == way(course);
             let known = courses.iter().take(place).position(|other| is_same(&other));
             let limit = match course.target {
                 Target::Mx | Target::Hold => {
                     fixed.push(None);
                     continue;
                 }
-                Target::Smtp { .. } | Target::Lmtp { .. } | Target::LmtpUnix { .. } => {
-                    connections_per_site
-                }
+                Target::Smtp { .. }
+                | Target::Smtps { .. }
+                | Target::Lmtp { .. }
+                | Target::LmtpUnix { .. } => connections_per_site,
                 // Writers of files: more of them would only wait for the same disk.
                 Target::Maildir(_) | Target::Discard | Target::Reject { .. } => {
                     LOCAL_WRITERS * cores
                 }
             };
             let site = known.and_then(|known| fixed[known].clone()).unwrap_or_else(|| {
-                let reach = Reach::fixed(&course.target, course.source);
+                let reach = Reach::fixed(&course.target, course.source).with_tls(course.tls);
                 let name = course.target.to_string();
                 Arc::new(SiteShared::new(SiteId(place as u64), &name, limit, cores, reach))
             });
@@ -214,7 +218,7 @@ impl Sites {
         now_unix_ms: u64,
     ) -> Arc<SiteShared> {
         let course = self.course(course);
-        let key = SiteKey::of(&hosts, course.source);
+        let key = SiteKey::of(&hosts, course.source, course.tls);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.sweep(now_unix_ms);
         if let Some(known) = table.sites.get_mut(&key) {
@@ -225,7 +229,8 @@ impl Sites {
         let id = SiteId(table.next_id);
         table.next_id += 1;
         let name = site_name(&hosts, self.port);
-        let reach = Reach::to_hosts(Target::Mx, course.source, hosts.into(), self.port);
+        let reach = Reach::to_hosts(Target::Mx, course.source, hosts.into(), self.port)
+            .with_tls(course.tls);
         let shared = SiteShared::new(id, &name, self.connections_per_site, self.cores, reach);
         let shared = Arc::new(shared);
         table.sites.insert(key, Entry { shared: shared.clone(), used_unix_ms: now_unix_ms });

@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::config::Listener;
+use crate::config::{Listener, ListenerTls};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::limits;
 use crate::message::{MessageId, Origin};
@@ -28,6 +28,7 @@ use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::{ReceivedMessage, Server, ServerConfig};
 use crate::spool::{NewBody, NewMessage};
+use crate::tls::Fingerprint;
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Upload};
 use intake::{Intake, Room};
@@ -53,6 +54,8 @@ struct Session {
     id: SessionId,
     server: Server,
     intake: Intake,
+    /// The certificate that the client has proved to hold the key of.
+    certificate: Option<Fingerprint>,
     /// The parts of a large body that are on their way to the disk.
     upload: Option<Box<Upload>>,
     messages: u32,
@@ -65,6 +68,7 @@ enum End {
     ClosedByPeer,
     TimedOut,
     Broken,
+    TlsFailed,
 }
 
 /// Serves one client from its greeting to its end.
@@ -80,8 +84,18 @@ pub async fn serve(
         server.permit_etrn();
     }
     let intake = Intake::default();
-    let mut session =
-        Session { worker, listener, stream, peer, id, server, intake, upload: None, messages: 0 };
+    let mut session = Session {
+        worker,
+        listener,
+        stream,
+        peer,
+        id,
+        server,
+        intake,
+        certificate: None,
+        upload: None,
+        messages: 0,
+    };
     let end = session.run().await;
     session.report_end(end);
 }
@@ -89,6 +103,9 @@ pub async fn serve(
 impl Session {
     async fn run(&mut self) -> End {
         let mut end = End::Quit;
+        if self.listener.listener.tls == ListenerTls::Implicit && !self.shake_hands().await {
+            return End::TlsFailed;
+        }
         loop {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
                 Step::Read => {
@@ -126,6 +143,14 @@ impl Session {
                 Step::DropBody => self.drop_body(),
                 Step::CheckRecipient => self.check_recipient(Instant::now()),
                 Step::Store => self.store().await,
+                Step::StartTls => {
+                    if self.flush().await.is_err() {
+                        return End::Broken;
+                    }
+                    if !self.start_tls().await {
+                        return End::TlsFailed;
+                    }
+                }
                 Step::StartQueue => self.start_queue().await,
                 Step::Close => {
                     if self.flush().await.is_err() {
@@ -141,6 +166,7 @@ impl Session {
         let facts = Facts {
             service: self.listener.listener.service,
             client: self.peer.ip(),
+            certificate: self.certificate,
             authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
         };
         let Some(path) = self.server.recipient_in_question() else { return };
@@ -178,6 +204,7 @@ impl Session {
             End::ClosedByPeer => Some("closed_by_peer"),
             End::TimedOut => Some("timed_out"),
             End::Broken => Some("broken"),
+            End::TlsFailed => Some("tls_failed"),
         };
         self.worker.events.emit(&LogEvent {
             session: Some(self.id),
@@ -186,6 +213,42 @@ impl Session {
             reason,
             ..LogEvent::new(EventKind::Disconnect)
         });
+    }
+
+    // ---- TLS -----------------------------------------------------------------------------
+
+    /// The handshake that STARTTLS asked for; tells whether the session can go on.
+    ///
+    /// What came in clear behind the command was sent by nobody knows whom, and is thrown away
+    /// unread (CVE-2011-0411): it must not be taken for what the client says under TLS.
+    async fn start_tls(&mut self) -> bool {
+        let behind = self.intake.unconsumed().len();
+        if behind > 0 {
+            self.worker.report_injected(self.id, self.peer, behind);
+        }
+        self.intake = Intake::default();
+        let succeeded = self.shake_hands().await;
+        self.server.tls_started(Instant::now());
+        succeeded
+    }
+
+    async fn shake_hands(&mut self) -> bool {
+        let Some(acceptor) = &self.worker.acceptor else { return false };
+        let config = acceptor.config();
+        let deadline = Instant::now() + limits::TLS_HANDSHAKE;
+        self.stream.allow_interrupt(true);
+        match self.stream.accept_tls(config, deadline).await {
+            Ok(secured) => {
+                let certificate = self.stream.peer_certificate();
+                self.certificate = certificate.map(|shown| Fingerprint::of(shown));
+                self.worker.report_secured(self.id, self.peer, &secured, self.certificate);
+                true
+            }
+            Err(error) => {
+                self.worker.report_handshake_failed(self.id, self.peer, &error);
+                false
+            }
+        }
     }
 
     // ---- octets --------------------------------------------------------------------------
@@ -349,7 +412,7 @@ impl Session {
             client: self.peer,
             hostname: &self.worker.config.hostname,
             extended: client.is_some_and(|client| client.extended),
-            secured: client.is_some_and(|client| client.secured),
+            secured: self.stream.secured(),
             authenticated: client.is_some_and(|client| client.authenticated.is_some()),
             id,
             envelope: &message.envelope,

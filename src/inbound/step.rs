@@ -24,6 +24,8 @@ pub enum Step {
     CheckRecipient,
     /// Store the message.
     Store,
+    /// Send what replies there are, throw away what else has come, and shake hands.
+    StartTls,
     /// Start the queue for the node in question.
     StartQueue,
     /// Send what replies there are, and close.
@@ -54,6 +56,7 @@ pub fn step(server: &mut Server, intake: &mut Intake, now: Instant) -> Step {
             Event::DropBody => return Step::DropBody,
             Event::CheckRecipient => return Step::CheckRecipient,
             Event::EndOfMessage => return Step::Store,
+            Event::StartTls => return Step::StartTls,
             Event::StartQueue => return Step::StartQueue,
             Event::Close => return Step::Close,
         }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::message::{Envelope, MessageId};
+use crate::runtime::tls::Secured;
 
 /// What a Received field says.
 #[derive(Debug, Clone, Copy)]
@@ -16,8 +17,8 @@ pub struct Received<'a> {
     pub hostname: &'a str,
     /// The client said EHLO.
     pub extended: bool,
-    /// The session runs over TLS.
-    pub secured: bool,
+    /// What the session's TLS has agreed on; none in clear.
+    pub secured: Option<Secured>,
     /// The client has proved who it is.
     pub authenticated: bool,
     /// The message.
@@ -42,20 +43,24 @@ impl Received<'_> {
         if let [recipient] = self.envelope.recipients.as_slice() {
             write!(out, "\r\n\tfor {}", recipient.path).expect("a string takes all text");
         }
+        // The clause of RFC 8314 section 4.3.
+        if let Some(Secured { version, cipher, .. }) = self.secured {
+            write!(out, "\r\n\ttls {cipher} ({version})").expect("a string takes all text");
+        }
         write!(out, ";\r\n\t{}\r\n", self.date).expect("a string takes all text");
     }
 
     /// The registered names of RFC 3848 and RFC 6531 section 4.3.
     fn protocol(&self) -> &'static str {
         if self.envelope.parameters.smtputf8 {
-            return match (self.secured, self.authenticated) {
+            return match (self.secured.is_some(), self.authenticated) {
                 (false, false) => "UTF8SMTP",
                 (true, false) => "UTF8SMTPS",
                 (false, true) => "UTF8SMTPA",
                 (true, true) => "UTF8SMTPSA",
             };
         }
-        match (self.extended, self.secured, self.authenticated) {
+        match (self.extended, self.secured.is_some(), self.authenticated) {
             (false, ..) => "SMTP",
             (_, false, false) => "ESMTP",
             (_, true, false) => "ESMTPS",
@@ -93,13 +98,13 @@ mod tests {
             recipients: vec![recipient.clone()],
         };
         let mut text = String::new();
-        let written = |envelope: &Envelope, text: &mut String| {
+        let written = |envelope: &Envelope, secured: Option<Secured>, text: &mut String| {
             Received {
                 helo: "client.example",
                 client: "[2001:db8::1]:25".parse().unwrap(),
                 hostname: "mx.example.com",
                 extended: true,
-                secured: false,
+                secured,
                 authenticated: false,
                 id: MessageId(1),
                 envelope,
@@ -107,7 +112,7 @@ mod tests {
             }
             .write(text);
         };
-        written(&envelope, &mut text);
+        written(&envelope, None, &mut text);
         assert_eq!(
             text,
             "Received: from client.example ([IPv6:2001:db8::1])\r\n\
@@ -116,8 +121,22 @@ mod tests {
              \tSat, 21 Nov 2026 23:50:32 +0000\r\n"
         );
         envelope.recipients.push(recipient);
+        let secured = Secured {
+            version: "TLSv1.3",
+            cipher: "TLS_AES_128_GCM_SHA256",
+            resumed: false,
+            binding: None,
+        };
+        written(&envelope, Some(secured), &mut text);
+        assert_eq!(
+            text,
+            "Received: from client.example ([IPv6:2001:db8::1])\r\n\
+             \tby mx.example.com with ESMTPS id 0000000000001\r\n\
+             \ttls TLS_AES_128_GCM_SHA256 (TLSv1.3);\r\n\
+             \tSat, 21 Nov 2026 23:50:32 +0000\r\n"
+        );
         envelope.parameters.smtputf8 = true;
-        written(&envelope, &mut text);
+        written(&envelope, None, &mut text);
         assert_eq!(
             text,
             "Received: from client.example ([IPv6:2001:db8::1])\r\n\

@@ -42,6 +42,16 @@ impl DestinationIndex {
     /// Of a handle that no scheduler has yet.
     pub(super) const UNFILED: DestinationIndex = DestinationIndex(u32::MAX);
 
+    /// The place of a destination in a table that is no scheduler's.
+    pub fn at(place: usize) -> DestinationIndex {
+        DestinationIndex(u32::try_from(place).expect("fewer destinations than messages"))
+    }
+
+    /// Its place in such a table.
+    pub fn place(self) -> usize {
+        self.0 as usize
+    }
+
     pub(super) fn slot(self) -> Slot {
         Slot(self.0)
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::destination::DestinationIndex;
-use super::list::{Linked, Links};
+use super::list::{Linked, Links, Timed, Waiting};
 use crate::message::MessageId;
 use crate::spool::RecordPlace;
 
@@ -18,7 +18,8 @@ pub struct Handle {
     pub id: MessageId,
     /// Where its MESSAGE record stands in the log.
     pub place: RecordPlace,
-    /// Where it goes, in the table of the scheduler that has it; set when it is filed.
+    /// Where it goes, in the table of the scheduler that has it, or of the recovery that found it;
+    /// set when it is filed.
     pub(super) destination: DestinationIndex,
     /// Those of its recipients that go there and are not done.
     pub recipients: Recipients,
@@ -37,6 +38,8 @@ pub struct Handle {
     pub reason: Option<Reason>,
     /// Its neighbours in a list of its destination.
     pub(super) links: Links,
+    /// Its neighbours among the timers.
+    timer_links: Links,
     /// When its wait is over, in milliseconds since 1970 UTC; its key among the timers, and 0 if it
     /// is not among them.
     pub due_unix_ms: u64,
@@ -138,8 +141,14 @@ impl Handle {
             state: State::Ready,
             reason: None,
             links: Links::default(),
+            timer_links: Links::default(),
             due_unix_ms: 0,
         }
+    }
+
+    /// Notes where it goes, in a table of its finder's, until it is filed.
+    pub fn lead_to(&mut self, destination: DestinationIndex) {
+        self.destination = destination;
     }
 
     /// Where it goes, in the table of the scheduler that has it.
@@ -163,11 +172,17 @@ impl Handle {
     }
 }
 
-impl Linked for Handle {
+impl Linked<Waiting> for Handle {
     fn links(&mut self) -> &mut Links {
         &mut self.links
     }
 }
 
-// A million handles are 80 MB; a field that would make one larger has to be worth it.
-const _: () = assert!(size_of::<Handle>() <= 80);
+impl Linked<Timed> for Handle {
+    fn links(&mut self) -> &mut Links {
+        &mut self.timer_links
+    }
+}
+
+// A million handles are 88 MB; a field that would make one larger has to be worth it.
+const _: () = assert!(size_of::<Handle>() <= 88);

@@ -2,14 +2,24 @@
 //! once, and a list of a million costs three numbers.
 //!
 //! Handles wait in such lists, and destinations stand in the rings of their sites.  A value has
-//! one pair of links and so is in one list at most; which one is for the owner of the lists to
-//! know.
+//! one pair of links for each kind of list and so is in one of a kind at most; which one is for the
+//! owner of the lists to know.
+
+use std::marker::PhantomData;
 
 use super::arena::{Arena, Slot};
 
-/// A value that can stand in a [`List`].
-pub(super) trait Linked {
-    /// Its neighbours.
+/// Lists of what waits for its turn.
+#[derive(Debug)]
+pub(super) struct Waiting;
+
+/// Lists of what has a timer.
+#[derive(Debug)]
+pub(super) struct Timed;
+
+/// A value that can stand in a [`List`] of a kind.
+pub(super) trait Linked<Kind = Waiting> {
+    /// Its neighbours there.
     fn links(&mut self) -> &mut Links;
 }
 
@@ -45,14 +55,21 @@ impl Default for Links {
 }
 
 /// The ends of a list, and its length.
-#[derive(Debug, Default)]
-pub(super) struct List {
+#[derive(Debug)]
+pub(super) struct List<Kind = Waiting> {
     first: Option<Slot>,
     last: Option<Slot>,
     len: u32,
+    kind: PhantomData<Kind>,
 }
 
-impl List {
+impl<Kind> Default for List<Kind> {
+    fn default() -> List<Kind> {
+        List { first: None, last: None, len: 0, kind: PhantomData }
+    }
+}
+
+impl<Kind> List<Kind> {
     pub(super) fn first(&self) -> Option<Slot> {
         self.first
     }
@@ -65,7 +82,7 @@ impl List {
         self.len == 0
     }
 
-    pub(super) fn push_back<T: Linked>(&mut self, arena: &mut Arena<T>, slot: Slot) {
+    pub(super) fn push_back<T: Linked<Kind>>(&mut self, arena: &mut Arena<T>, slot: Slot) {
         let last = self.last.replace(slot);
         link(arena, slot, last, None);
         match last.and_then(|last| arena.get_mut(last)) {
@@ -75,7 +92,7 @@ impl List {
         self.len += 1;
     }
 
-    pub(super) fn push_front<T: Linked>(&mut self, arena: &mut Arena<T>, slot: Slot) {
+    pub(super) fn push_front<T: Linked<Kind>>(&mut self, arena: &mut Arena<T>, slot: Slot) {
         let first = self.first.replace(slot);
         link(arena, slot, None, first);
         match first.and_then(|first| arena.get_mut(first)) {
@@ -86,7 +103,7 @@ impl List {
     }
 
     /// Takes one out that is in this list.
-    pub(super) fn remove<T: Linked>(&mut self, arena: &mut Arena<T>, slot: Slot) {
+    pub(super) fn remove<T: Linked<Kind>>(&mut self, arena: &mut Arena<T>, slot: Slot) {
         let value = arena.get_mut(slot).expect("what is in a list is there");
         let Links { before, after } = std::mem::take(value.links());
         match before.slot() {
@@ -101,7 +118,7 @@ impl List {
     }
 
     /// Moves the first one to the end.
-    pub(super) fn rotate<T: Linked>(&mut self, arena: &mut Arena<T>) {
+    pub(super) fn rotate<T: Linked<Kind>>(&mut self, arena: &mut Arena<T>) {
         if let Some(first) = self.first.filter(|_| self.len > 1) {
             self.remove(arena, first);
             self.push_back(arena, first);
@@ -110,7 +127,7 @@ impl List {
 
     /// The slots in their order.
     #[cfg(test)]
-    pub(super) fn slots<T: Linked>(&self, arena: &mut Arena<T>) -> Vec<Slot> {
+    pub(super) fn slots<T: Linked<Kind>>(&self, arena: &mut Arena<T>) -> Vec<Slot> {
         let mut slots = Vec::new();
         let mut at = self.first;
         while let Some(slot) = at {
@@ -121,7 +138,12 @@ impl List {
     }
 }
 
-fn link<T: Linked>(arena: &mut Arena<T>, slot: Slot, before: Option<Slot>, after: Option<Slot>) {
+fn link<Kind, T: Linked<Kind>>(
+    arena: &mut Arena<T>,
+    slot: Slot,
+    before: Option<Slot>,
+    after: Option<Slot>,
+) {
     if let Some(value) = arena.get_mut(slot) {
         *value.links() = Links { before: before.into(), after: after.into() };
     }
@@ -146,7 +168,7 @@ mod tests {
     fn a_list_does_what_a_deque_does() {
         let mut random = fastrand::Rng::with_seed(11);
         let mut arena = Arena::default();
-        let (mut list, mut model) = (List::default(), VecDeque::new());
+        let (mut list, mut model) = (List::<Waiting>::default(), VecDeque::new());
         for _ in 0..5_000 {
             match random.u8(0..5) {
                 0 => {

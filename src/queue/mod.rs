@@ -15,3 +15,4 @@ pub mod handle;
 mod list;
 pub mod scheduler;
 pub mod site;
+mod timers;

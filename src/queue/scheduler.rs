@@ -32,6 +32,7 @@ use super::destination::{
 };
 use super::handle::{Handle, Reason, Recipients, State};
 use super::site::{SiteId, SiteIndex, SiteShared};
+use super::timers::Timers;
 use crate::message::MessageId;
 use connections::SiteQueue;
 
@@ -185,8 +186,8 @@ pub struct Scheduler {
     sites: Arena<SiteQueue>,
     site_by_id: HashMap<SiteId, SiteIndex>,
     handles: Arena<Handle>,
-    /// When a handle is due, earliest first.
-    timers: BTreeSet<(u64, Slot)>,
+    /// When a handle is due.
+    timers: Timers,
     /// When a destination or a site is to be looked at, earliest first.
     alarms: BTreeSet<(u64, Alarm)>,
     /// Destinations whose site is to be asked for, and those for which nobody could tell the last
@@ -256,7 +257,7 @@ impl Scheduler {
             sites: Arena::default(),
             site_by_id: HashMap::new(),
             handles: Arena::default(),
-            timers: BTreeSet::new(),
+            timers: Timers::default(),
             alarms: BTreeSet::new(),
             to_ask: VecDeque::new(),
             to_ask_again: VecDeque::new(),
@@ -488,7 +489,7 @@ impl Scheduler {
             State::Deferred => self.undefer(slot),
             State::Held => self.unset_timer(slot),
             State::Ready => self.unready(slot),
-            State::Active => {}
+            State::Active => self.unset_timer(slot),
         }
         self.counts.0[state as usize] -= 1;
         let handle = self.handles.remove(slot)?;

@@ -14,6 +14,7 @@ pub mod guard;
 pub mod mailbox;
 pub mod notify;
 pub mod socket;
+pub mod tls;
 
 use std::future::Future;
 use std::io;

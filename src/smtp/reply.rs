@@ -30,6 +30,8 @@ pub const RECIPIENT_OK: Reply = reply(250, "2.1.5", "Recipient ok");
 pub const START_DATA: Reply = reply(354, "", "End data with <CR><LF>.<CR><LF>");
 /// A BDAT that is not the last.
 pub const CHUNK_OK: Reply = reply(250, "2.0.0", "Chunk ok");
+/// STARTTLS: the next octet is TLS's (RFC 3207 section 4).
+pub const START_TLS: Reply = reply(220, "2.0.0", "Ready to start TLS");
 /// NOOP and RSET.
 pub const OK: Reply = reply(250, "2.0.0", "Ok");
 /// QUIT.
@@ -87,6 +89,10 @@ pub enum Refusal {
     ChunkingFailed,
     /// A TLS or AUTH command where there is none.
     NotOffered,
+    /// A command that is not obeyed in clear here (RFC 3207 section 4).
+    NeedsTls,
+    /// STARTTLS inside TLS.
+    TlsUnderWay,
     /// ETRN from a client that may not send it.
     EtrnDenied,
     /// ETRN for a queue that there is not (RFC 1985 section 5.3).
@@ -150,6 +156,8 @@ impl Refusal {
             Refusal::ChunkingUnderWay => "chunking_under_way",
             Refusal::ChunkingFailed => "chunking_failed",
             Refusal::NotOffered => "not_offered",
+            Refusal::NeedsTls => "needs_tls",
+            Refusal::TlsUnderWay => "tls_under_way",
             Refusal::EtrnDenied => "etrn_denied",
             Refusal::NoSuchQueue => "no_such_queue",
             Refusal::RelayDenied => "relay_denied",
@@ -196,6 +204,8 @@ impl From<&Refusal> for Reply {
             Refusal::ChunkingUnderWay => reply(503, "5.5.1", "BDAT under way: go on or send RSET"),
             Refusal::ChunkingFailed => reply(503, "5.5.1", "A chunk failed: send RSET"),
             Refusal::NotOffered => reply(502, "5.5.1", "Not offered here"),
+            Refusal::NeedsTls => reply(530, "5.7.0", "Send STARTTLS first"),
+            Refusal::TlsUnderWay => reply(503, "5.5.1", "TLS is under way"),
             Refusal::EtrnDenied => reply(550, "5.7.1", "ETRN denied"),
             Refusal::NoSuchQueue => reply(459, "4.5.4", "No queue of this name"),
             Refusal::RelayDenied => reply(550, "5.7.1", "Relaying denied"),

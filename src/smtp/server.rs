@@ -1,5 +1,5 @@
 //! One SMTP session as its server sees it: a state machine without I/O (RFC 5321, with
-//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING and ETRN).
+//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING, ETRN and STARTTLS).
 //!
 //! Octets and time go in through [`Server::handle_bytes`] and [`Server::handle_timeout`]; what is
 //! to be done comes back as an [`Event`], what is to be sent gathers in [`Server::replies`].  The
@@ -7,7 +7,9 @@
 //!
 //! It stops where somebody else must decide: at [`Event::CheckRecipient`] until
 //! [`Server::recipient_checked`], at [`Event::EndOfMessage`] until [`Server::stored`], at
-//! [`Event::StartQueue`] until [`Server::queue_started`].  Until then it must be given no input; so the replies stay in the order of the commands.
+//! [`Event::StartQueue`] until [`Server::queue_started`], at [`Event::StartTls`] until
+//! [`Server::tls_started`].  Until then it must be given no input; so the replies stay in the order
+//! of the commands.
 //!
 //! Invariant: a message ends at CRLF.CRLF or at the last octet of BDAT LAST and nowhere else, and
 //! whatever was refused is still read to that end, so that no octet of a body is ever taken for
@@ -30,7 +32,7 @@ use super::data::DataScanner;
 use super::header::HeaderWatch;
 use super::line::{LineScanner, LineStep};
 use super::reply::{self, QueueStart, Refusal, Replies};
-use crate::config::{BareNewline, RouteIndex};
+use crate::config::{BareNewline, ListenerTls, RouteIndex};
 use crate::limits;
 use crate::message::{BodySummary, Durability, Envelope, MailParameters, MessageId, Recipient};
 use body::Chunking;
@@ -49,6 +51,8 @@ pub struct ServerConfig {
     /// What happens to a bare CR or LF in DATA.  In BDAT it refuses the message always: a client
     /// that counts its octets is no old one that needs help, and its chunks are not ours to alter.
     pub bare_newline: BareNewline,
+    /// Whether sessions are encrypted; with `Implicit` they are when they begin.
+    pub tls: ListenerTls,
 }
 
 /// What the driver is to do now.
@@ -66,6 +70,9 @@ pub enum Event {
     CheckRecipient,
     /// The body is whole: [`Server::take_message`], keep it, then call [`Server::stored`].
     EndOfMessage,
+    /// Send the replies, throw away whatever else has come, shake hands, then call
+    /// [`Server::tls_started`]; close if that fails.
+    StartTls,
     /// Start the queue for [`Server::node_in_question`], then call [`Server::queue_started`].
     StartQueue,
     /// Send the replies, then close.
@@ -108,7 +115,7 @@ pub struct Client {
     pub helo: Box<str>,
     /// It said EHLO.
     pub extended: bool,
-    /// The session runs over TLS (a later step of this server).
+    /// The session runs over TLS.
     pub secured: bool,
     /// Who it has proved to be (a later step of this server).
     pub authenticated: Option<Box<str>>,
@@ -119,6 +126,7 @@ pub struct Server {
     config: Rc<ServerConfig>,
     phase: Phase,
     lines: LineScanner,
+    is_secured: bool,
     client: Option<Client>,
     /// The client may send ETRN.
     may_start_queues: bool,
@@ -146,6 +154,8 @@ enum Phase {
     Chunk { left: u64, last: bool, started: Instant },
     /// Part of a chunk that belongs to no message.
     Skip { left: u64, started: Instant },
+    /// Nothing, until the handshake is over.
+    StartTls,
     /// Nothing, until the queue for this node is started.
     Starting(Node),
     /// Nothing, until the message is stored.
@@ -171,6 +181,7 @@ impl Server {
         let mut replies = Replies::default();
         replies.greet(&config.hostname);
         Server {
+            is_secured: config.tls == ListenerTls::Implicit,
             config,
             phase: Phase::Command,
             lines: LineScanner::default(),
@@ -207,6 +218,7 @@ impl Server {
                 Phase::Skip { .. } => self.skip_bytes(now, rest),
                 Phase::Recipient(_) => Handled { consumed: 0, event: Event::CheckRecipient },
                 Phase::Storing { .. } => Handled { consumed: 0, event: Event::EndOfMessage },
+                Phase::StartTls => Handled { consumed: 0, event: Event::StartTls },
                 Phase::Starting(_) => Handled { consumed: 0, event: Event::StartQueue },
                 Phase::Closed { .. } => Handled { consumed: rest.len(), event: Event::Close },
             };
@@ -320,6 +332,20 @@ impl Server {
         }
     }
 
+    /// The handshake that [`Event::StartTls`] asked for is done: all that is known of the client
+    /// is forgotten (RFC 3207 section 4.2), because somebody else may have said it.
+    pub fn tls_started(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::StartTls) {
+            return;
+        }
+        self.phase = Phase::Command;
+        self.is_secured = true;
+        self.lines = LineScanner::default();
+        self.client = None;
+        self.transaction = None;
+        self.deadline = now + limits::SERVER_COMMAND;
+    }
+
     /// The node that waits at [`Event::StartQueue`].
     pub fn node_in_question(&self) -> Option<&Node> {
         match &self.phase {
@@ -428,6 +454,9 @@ impl Server {
 
     /// The table of commands: each does its own checks and says what happens next.
     fn command(&mut self, now: Instant, command: Command<'_>) -> Event {
+        if self.lacks_tls() && !is_free_of_tls(&command) {
+            return self.refused(Refusal::NeedsTls);
+        }
         match command {
             Command::Helo { name } => self.hello(name, false),
             Command::Ehlo { name } => self.hello(name, true),
@@ -442,7 +471,8 @@ impl Server {
             Command::Quit => self.quit(),
             Command::Etrn(node) => self.etrn(node),
             Command::Expn { .. } | Command::NotImplemented => self.refused(Refusal::NotImplemented),
-            Command::StartTls | Command::Auth { .. } => self.refused(Refusal::NotOffered),
+            Command::StartTls => self.start_tls(now),
+            Command::Auth { .. } => self.refused(Refusal::NotOffered),
             Command::OtherProtocol => {
                 self.close(Refusal::OtherProtocol);
                 Event::Close
@@ -453,7 +483,8 @@ impl Server {
 
     fn hello(&mut self, name: &str, extended: bool) -> Event {
         let known = self.client.take().unwrap_or_default();
-        self.client = Some(Client { helo: name.into(), extended, ..known });
+        let secured = self.is_secured;
+        self.client = Some(Client { helo: name.into(), extended, secured, ..known });
         if extended {
             let size = format!("SIZE {}", self.config.message_size);
             let keywords = [
@@ -466,7 +497,8 @@ impl Server {
                 "CHUNKING",
             ];
             let etrn = self.may_start_queues.then_some("ETRN");
-            let keywords = keywords.into_iter().chain(etrn).chain(["HELP"]);
+            let starttls = self.offers_tls().then_some("STARTTLS");
+            let keywords = keywords.into_iter().chain(etrn).chain(starttls).chain(["HELP"]);
             self.replies.extended_hello(&self.config.hostname, keywords);
         } else {
             self.replies.hello(&self.config.hostname);
@@ -474,6 +506,33 @@ impl Server {
         self.idled();
         // EHLO in a transaction ends it as RSET does (RFC 5321 section 4.1.4).
         self.reset()
+    }
+
+    /// Whether STARTTLS can be given now: where it is configured, and once.
+    fn offers_tls(&self) -> bool {
+        let offered = matches!(self.config.tls, ListenerTls::StartTls | ListenerTls::Required);
+        offered && !self.is_secured
+    }
+
+    /// Whether the session must be encrypted first.
+    fn lacks_tls(&self) -> bool {
+        self.config.tls == ListenerTls::Required && !self.is_secured
+    }
+
+    fn start_tls(&mut self, now: Instant) -> Event {
+        if self.is_secured {
+            return self.refused(Refusal::TlsUnderWay);
+        }
+        if !self.offers_tls() {
+            return self.refused(Refusal::NotOffered);
+        }
+        if self.transaction.is_some() {
+            return self.refused(Refusal::NestedMail);
+        }
+        self.replies.push(reply::START_TLS);
+        self.phase = Phase::StartTls;
+        self.deadline = now + limits::TLS_HANDSHAKE;
+        Event::StartTls
     }
 
     /// What the client may use: all of it, also after HELO, for a client that knows a parameter
@@ -600,6 +659,21 @@ impl Server {
         self.replies.refuse(&refusal);
         self.refusals.push(Refused { refusal, recipient: None });
     }
+}
+
+/// What may be said before TLS where it is demanded (RFC 3207 section 4), and BDAT, which is
+/// refused at its end: its octets follow in any case.
+fn is_free_of_tls(command: &Command<'_>) -> bool {
+    matches!(
+        command,
+        Command::Ehlo { .. }
+            | Command::Noop
+            | Command::Quit
+            | Command::StartTls
+            | Command::Bdat { .. }
+            | Command::OtherProtocol
+            | Command::Unknown
+    )
 }
 
 impl From<&CommandError> for Refusal {

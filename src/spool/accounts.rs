@@ -49,6 +49,8 @@ struct Segment {
     fingerprints: u64,
     /// Messages and chunks that were ever counted in it.
     counted: u32,
+    /// DONEs and DEFERs that were ever counted in it.
+    outcomes: u32,
     /// How many other segments need outcomes of this one.
     pins: u32,
     /// How many other segments need it for what cannot be written anew.
@@ -64,6 +66,8 @@ pub struct Fill {
     pub live: u32,
     /// Messages and chunks that were ever written to it.
     pub counted: u32,
+    /// DONEs and DEFERs that were ever written to it.
+    pub outcomes: u32,
     /// How many other segments need outcomes that it holds.
     pub pins: u32,
 }
@@ -98,6 +102,7 @@ impl Accounts {
             live: 0,
             fingerprints: 0,
             counted: 0,
+            outcomes: 0,
             pins: 0,
             firm_pins: 0,
         };
@@ -152,6 +157,9 @@ impl Accounts {
 
     /// `holder` holds an outcome of a message of segment `of`.
     pub fn outcome(&mut self, holder: SegmentNo, of: SegmentNo) {
+        if let Some(holder) = self.segments.get_mut(&holder) {
+            holder.outcomes = holder.outcomes.saturating_add(1);
+        }
         if holder == of || !self.segments.contains_key(&of) {
             return;
         }
@@ -234,10 +242,11 @@ impl Accounts {
             .segments
             .iter()
             .filter(|(_, segment)| segment.life == Life::Closed && segment.firm_pins == 0);
-        closed.map(|(&no, &Segment { live, counted, pins, .. })| Fill {
+        closed.map(|(&no, &Segment { live, counted, outcomes, pins, .. })| Fill {
             segment: no,
             live,
             counted,
+            outcomes,
             pins,
         })
     }

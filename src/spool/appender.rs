@@ -210,10 +210,14 @@ impl Appender {
     }
 
     /// Appends the part number `index` (from 0) of the message `id`.  It is given out by the next
-    /// [`Self::seal`] and promises nothing by itself: its MESSAGE does.
+    /// [`Self::seal`] and promises nothing by itself: its MESSAGE does.  Once the log has failed
+    /// ([`Self::has_failed`]) it is dropped, and the ticket never settles.
     pub fn append_chunk(&mut self, chunk: ChunkBuffer, id: MessageId, index: u32) -> ChunkTicket {
         let ticket = self.ticket();
         let octets = chunk.len() as u32;
+        if self.has_failed {
+            return ChunkTicket { ticket, octets, crc32c: 0 };
+        }
         let crc32c = crc32c::crc32c(chunk.body());
         let mut buffer = chunk.buffer;
         let length = put_chunk(&mut buffer[BATCH_HEADER..], id, index, octets, crc32c)
@@ -242,6 +246,11 @@ impl Appender {
             compaction: None,
         });
         ChunkTicket { ticket, octets, crc32c }
+    }
+
+    /// Whether the log is known to have stopped for good: nothing that is appended settles.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed
     }
 
     /// The upload `id` will get no MESSAGE: its chunks need not be kept.
@@ -475,9 +484,13 @@ impl Appender {
                 Settled { records, batch: Some(shared) }
             }
             Err(error) => {
-                let records = self.take_refused(batch, error);
-                self.has_failed |= error == CommitError::Failed;
-                self.place_pending(now);
+                let mut records = self.take_refused(batch, error);
+                if error == CommitError::Failed {
+                    self.has_failed = true;
+                    records.extend(self.fail_unsealed());
+                } else {
+                    self.place_pending(now);
+                }
                 Settled { records, batch: None }
             }
         }
@@ -501,6 +514,17 @@ impl Appender {
             .iter()
             .map(|note| SettledRecord { ticket: note.ticket, result: Err(error) })
             .collect()
+    }
+
+    /// What has not been given out never will be: somebody waits for each of its messages and
+    /// chunks.
+    fn fail_unsealed(&mut self) -> Vec<SettledRecord> {
+        let worker = self.options.worker;
+        let open = self.open.take().map(|open| open.seal(worker));
+        let batches: Vec<SealedBatch> = self.ready.drain(..).chain(open).collect();
+        // The last first, since each puts its outcomes ahead of the others'.
+        let refused = batches.into_iter().rev();
+        refused.flat_map(|batch| self.take_refused(batch, CommitError::Failed)).collect()
     }
 
     fn ticket(&mut self) -> Ticket {

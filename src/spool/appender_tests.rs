@@ -223,3 +223,29 @@ fn what_an_earlier_user_left_in_a_buffer_does_not_reach_the_disk() {
         appender.completed(complete(batch, Ok(PLACE)), now);
     }
 }
+
+/// A session waits for each of these without a deadline of its own.
+#[test]
+fn a_failed_log_settles_what_was_never_given_out() {
+    let (mut appender, now) = (appender(), Instant::now());
+    Mail::new(1, 1, 100).append(&mut appender, now).unwrap();
+    let flying = appender.seal(now).unwrap();
+    // One full batch, one that is open, and a chunk.
+    for id in 2..5 {
+        Mail::new(id, 1, 7000).append(&mut appender, now).unwrap();
+    }
+    appender.append_done(&done(9), now);
+    let chunk = appender.chunk_buffer().unwrap();
+    let late = appender.chunk_buffer().unwrap();
+    appender.append_chunk(chunk, MessageId(7), 0);
+    assert!(!appender.has_failed());
+    let settled = appender.completed(complete(flying, Err(CommitError::Failed)), now);
+    assert!(appender.has_failed());
+    let mut tickets: Vec<u64> = settled.records.iter().map(|record| record.ticket.0).collect();
+    tickets.sort_unstable();
+    assert_eq!(tickets, [0, 1, 2, 3, 5], "all but the outcome");
+    assert!(settled.records.iter().all(|record| record.result == Err(CommitError::Failed)));
+    appender.append_chunk(late, MessageId(8), 0);
+    assert!(appender.seal(now).is_none());
+    assert_eq!(appender.chunk_pool.available(), 2, "their buffers are free again");
+}

@@ -68,6 +68,8 @@ pub(crate) struct Move {
     pub(crate) to_copy: Vec<usize>,
     /// The segments of the copies.
     pub(crate) copies: Vec<SegmentNo>,
+    /// The segments from which these were copied.
+    pub(crate) copied_from: Vec<SegmentNo>,
 }
 
 /// What a survey comes to.
@@ -114,6 +116,15 @@ impl Written {
 }
 
 impl Item {
+    /// The segments that keep something of it for as long as it is not written again.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = SegmentNo> + '_ {
+        let message = self.message.iter().flat_map(|message| {
+            let to_copy = message.to_copy.iter().map(|&index| message.chunks[index].place.segment);
+            to_copy.chain(message.copied_from.iter().copied()).chain([message.place.segment])
+        });
+        self.holders.iter().copied().chain(message)
+    }
+
     /// About how many octets it takes in a batch; never less than it does.
     pub(crate) fn octets_max(&self) -> usize {
         use super::format::outcome::outcome_bytes_max;

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::message::Durability;
 use crate::spool::chore::Chore;
 use crate::spool::format::record::RecordView;
 use crate::spool::recovery::RecoveredMessage;
@@ -181,6 +182,48 @@ fn outcomes_of_full_segments_are_carried_and_their_holders_freed() {
     }
 }
 
+/// Its end is said by two DONEs in two segments, of which one goes; the one that would have said
+/// `last` never came.
+#[test]
+fn an_end_that_several_outcomes_say_together_is_not_torn_apart() {
+    let mut bench = bench();
+    let place = bench.accept(&Mail::new(1, 3, 3000));
+    // Its segment is looked at, since something in it is dead.
+    let dead = bench.accept(&Mail::new(2, 1, 3000));
+    bench.done(2, dead);
+    let fill = |bench: &mut Bench, ids: std::ops::Range<u64>| {
+        for id in ids {
+            bench.accept(&Mail::new(id, 1, 3500));
+        }
+    };
+    let done = |bench: &mut Bench, recipients: &[u16]| {
+        let recipients = Recipients::Some(recipients);
+        let segment = place.segment;
+        let done = Done { id: MessageId(1), segment, recipients, last: false };
+        bench.appender.append_done(&done, bench.now);
+        bench.commit()[0].result.unwrap().segment
+    };
+    // Two segments that are more than half live, and one between them that is dead.
+    fill(&mut bench, 10..40);
+    for id in 100..110 {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+    }
+    let first = done(&mut bench, &[0]);
+    for id in 110..120 {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+    }
+    fill(&mut bench, 200..212);
+    let second = done(&mut bench, &[1, 2]);
+    fill(&mut bench, 212..240);
+    settle(&mut bench);
+    let file = |segment| bench.log.table().file(segment);
+    assert!(file(place.segment).is_some() && file(second).is_some(), "they are needed");
+    assert!(first != second && file(first).is_none(), "compacted");
+    assert!(!bench.reborn(true).kept.ids().contains(&1), "all recipients were done");
+}
+
 #[test]
 fn what_became_of_each_recipient_goes_with_the_message() {
     let mut bench = bench();
@@ -255,6 +298,55 @@ fn an_outcome_that_comes_meanwhile_is_not_undone() {
         assert_eq!(bench.kept.ids(), [1], "pause {pause}");
         let expected = (vec![2], vec![("new".to_owned(), vec![0, 1], DeferState::Deferred)]);
         assert_eq!(waits(&bench.kept.messages[0]), expected, "pause {pause}");
+    }
+}
+
+/// Does all chores until the compaction is to copy something; gives that chore.
+fn until_copy(bench: &mut Bench) -> Chore {
+    bench.is_lazy = true;
+    for _ in 0..40 {
+        while let Some(chore) = bench.log.poll_chore() {
+            if matches!(chore, Chore::Copy { .. }) {
+                return chore;
+            }
+            bench.do_chore(chore);
+        }
+        bench.tick();
+    }
+    panic!("there was nothing to copy");
+}
+
+/// An outcome comes while a batch is made, or the disk refuses the batch: whatever stays behind
+/// must be tried again, though nothing more dies.
+#[test]
+fn what_a_job_left_behind_is_tried_again() {
+    for is_refused in [false, true] {
+        let mut bench = bench();
+        let first = bench.accept(&Mail::new(1, 1, 500));
+        let second = bench.accept(&Mail::new(2, 1, 500));
+        for id in 100..140 {
+            let place = bench.accept(&Mail::new(id, 1, 3000));
+            bench.done(id, place);
+        }
+        let copy = until_copy(&mut bench);
+        if is_refused {
+            bench.disk.fail_next_write();
+        } else {
+            let wait = defer(1, first, Recipients::All, "meanwhile");
+            bench.appender.append_defer(&wait, bench.now);
+            bench.commit();
+        }
+        bench.do_chore(copy);
+        bench.is_lazy = false;
+        bench.do_chores();
+        let moved =
+            |bench: &Bench, id, place| bench.log.table().place_of(MessageId(id), place) != place;
+        // What was not touched goes with the same job.
+        assert_eq!(moved(&bench, 2, second), !is_refused);
+        assert!(!moved(&bench, 1, first));
+        settle(&mut bench);
+        assert!(moved(&bench, 1, first) && moved(&bench, 2, second), "refused: {is_refused}");
+        assert_eq!(bench.reborn(true).kept.messages.len(), 2);
     }
 }
 
@@ -358,6 +450,51 @@ fn a_full_disk_is_compacted_at_once() {
     assert_eq!(bench.reborn(true).kept.ids(), [1]);
 }
 
+/// The disk fills while a job is under way that needs several segments before it frees one.
+#[test]
+fn a_job_on_a_disk_that_fills_leaves_room_for_outcomes() {
+    let mut bench = bench();
+    // These stay where they are, and each segment that comes after holds an outcome of one.
+    let firm: Vec<_> = (1..=28).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    let mut waiting = Vec::new();
+    for id in 100..240 {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        match id % 3 {
+            0 => waiting.push((id, place)),
+            _ => bench.done(id, place),
+        }
+        if id % 5 == 0 {
+            let (id, place) = firm[(id as usize - 100) / 5];
+            bench.appender.append_defer(&defer(id, place, Recipients::All, "wait"), bench.now);
+            bench.commit();
+        }
+    }
+    let used = bench.log.accounts().segments();
+    bench.disk.set_faults(Faults { files_max: used + 3, ..Faults::default() });
+    let copy = until_copy(&mut bench);
+    bench.do_chore(copy);
+    bench.is_lazy = false;
+    for _ in 0..3 {
+        bench.do_chores();
+        bench.tick();
+    }
+    // What waits is bound to end, whatever the compaction is about.
+    let is_refused = (1000..).any(|id| {
+        let appended = Mail::new(id, 1, 3000).append(&mut bench.appender, bench.now);
+        appended.is_err() || bench.commit().iter().any(|settled| settled.result.is_err())
+    });
+    assert!(is_refused);
+    for &(id, RecordPlace { segment, .. }) in &waiting {
+        let recipients = Recipients::All;
+        let done = Done { id: MessageId(id), segment, recipients, last: true };
+        bench.appender.append_done(&done, bench.now);
+    }
+    assert_eq!(bench.commit().len(), waiting.len(), "their ends wait");
+    settle(&mut bench);
+    let ids = bench.reborn(true).kept.ids();
+    assert_eq!(ids.iter().filter(|&&id| id < 1000).count(), firm.len());
+}
+
 #[test]
 fn disk_use_stays_in_proportion_to_what_is_live() {
     for seed in 1..=3u64 {
@@ -396,6 +533,131 @@ fn disk_use_stays_in_proportion_to_what_is_live() {
         let ids: BTreeSet<u64> = waiting.iter().map(|(id, _)| *id).collect();
         let bench = bench.reborn(true);
         assert_eq!(bench.kept.ids().into_iter().collect::<BTreeSet<_>>(), ids);
+    }
+}
+
+/// A busy gateway's outcomes are nearly all of messages that came since the job began.
+#[test]
+fn a_job_remembers_only_outcomes_of_what_it_may_have_surveyed() {
+    let mut bench = bench();
+    bench.accept(&Mail::new(1, 1, 500));
+    for id in 100..120 {
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+    }
+    let old = bench.accept(&Mail::new(2, 1, 500));
+    let copy = until_copy(&mut bench);
+    let new: Vec<_> = (200..235).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    bench.done(2, old);
+    let before = bench.log.touched();
+    assert!(before >= 1);
+    let later = new.iter().filter(|(_, place)| place.segment > old.segment);
+    assert!(later.clone().count() > 10);
+    later.for_each(|&(id, place)| bench.done(id, place));
+    assert_eq!(bench.log.touched(), before);
+    bench.do_chore(copy);
+    bench.is_lazy = false;
+    settle(&mut bench);
+    assert!(bench.reborn(true).kept.ids().contains(&1));
+}
+
+/// A message whose last chunk may be lost stays where it is, and keeps nobody else.
+#[test]
+fn a_message_with_a_chunk_whose_sync_failed_does_not_stop_the_others() {
+    let mut bench = bench();
+    let mut id = 100;
+    let mut dead = |bench: &mut Bench| {
+        id += 1;
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        bench.done(id, place);
+        place.segment
+    };
+    let mut chunks = Vec::new();
+    let mut chunk = |bench: &mut Bench, index| {
+        let mut chunk = bench.appender.chunk_buffer().unwrap();
+        chunk.push(&[7; 9000]);
+        let chunk = bench.appender.append_chunk(chunk, MessageId(1), index);
+        let place = bench.commit()[0].result.unwrap();
+        chunks.push(ChunkPlace { place, octets: chunk.octets, crc32c: chunk.crc32c });
+        place.segment
+    };
+    let first = chunk(&mut bench, 0);
+    while dead(&mut bench) == first {}
+    // More than half of the second segment is live, so it is not emptied.
+    (2..9).for_each(|id| assert_ne!(bench.accept(&Mail::new(id, 1, 3500)).segment, first));
+    let second = chunk(&mut bench, 1);
+    let mail = Mail { body: vec![7; 18_000], durability: Durability::Os, ..Mail::new(1, 1, 0) };
+    mail.with(NewBody::Chunks(&chunks), |message| {
+        bench.appender.append_message(message, bench.now).unwrap()
+    });
+    assert_eq!(bench.commit()[0].result.unwrap().segment, second);
+    bench.disk.fail_next_sync();
+    bench.tick();
+    assert!(!bench.log.has_unsynced());
+    let other = bench.accept(&Mail::new(50, 1, 100));
+    assert_ne!(other.segment, second);
+    for _ in 0..20 {
+        dead(&mut bench);
+    }
+    settle(&mut bench);
+    let file = |segment| bench.log.table().file(segment);
+    assert!(file(first).is_some() && file(second).is_some(), "they are named");
+    assert!(file(other.segment).is_none(), "it goes with all that is in it");
+}
+
+/// More than half of a segment are outcomes that others need: it stays, and nothing that one of
+/// its jobs could find has changed until these others are gone.
+#[test]
+fn a_segment_that_must_stay_is_not_surveyed_for_ever() {
+    let mut bench = bench();
+    let live: Vec<_> = (1..=70).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    let dead = |bench: &mut Bench, ids: std::ops::Range<u64>| {
+        for id in ids {
+            let place = bench.accept(&Mail::new(id, 1, 3000));
+            bench.done(id, place);
+        }
+    };
+    dead(&mut bench, 100..110);
+    for &(id, place) in &live[..60] {
+        bench.appender.append_defer(&defer(id, place, Recipients::All, "wait"), bench.now);
+    }
+    let holder = bench.commit()[0].result.unwrap().segment;
+    dead(&mut bench, 110..130);
+    (0..4).for_each(|_| settle(&mut bench));
+    let fill = bench.log.accounts().fills().find(|fill| fill.segment == holder).unwrap();
+    assert_eq!(fill.live, 0);
+    assert!(fill.pins > 0 && fill.outcomes >= 60, "{fill:?}");
+    let jobs =
+        |bench: &Bench| bench.log.stats().compactions.load(std::sync::atomic::Ordering::Relaxed);
+    let before = jobs(&bench);
+    settle(&mut bench);
+    assert_eq!(jobs(&bench), before);
+    // Less of it is needed once one of these is gone.
+    live[..28].iter().for_each(|&(id, place)| bench.done(id, place));
+    settle(&mut bench);
+    assert!(bench.log.table().file(holder).is_none());
+    assert_eq!(bench.reborn(true).kept.ids().len(), 42);
+}
+
+#[test]
+fn a_survey_of_too_many_messages_is_given_up() {
+    let mut bench = bench();
+    let places: Vec<_> = (1..=40).map(|id| bench.accept(&Mail::new(id, 1, 3000))).collect();
+    let segment = places[0].segment;
+    let file = bench.log.table().file(segment).unwrap();
+    let header =
+        crate::spool::format::header::SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
+    for is_closed in [false, true] {
+        let end = header.segment_bytes;
+        let task = Task { file, header, end, is_closed, is_damaged: true };
+        let in_use: BTreeSet<SegmentNo> = bench.log.accounts().in_use().collect();
+        let table = bench.log.table().clone();
+        let mut survey = Survey::new([segment].into(), in_use, table, end, u64::MAX);
+        survey.messages_max = 5;
+        let error = survey.read(&bench.disk, &task).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory);
+        survey.messages_max = 40;
+        survey.read(&bench.disk, &task).unwrap();
     }
 }
 

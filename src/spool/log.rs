@@ -36,6 +36,7 @@ use super::disk::{Disk, FileNo, Sync};
 use super::format::BATCH_HEADER;
 use super::format::batch::{self, BatchHeader};
 use super::format::index::IndexBuilder;
+use super::format::outcome;
 use super::format::record::Kind;
 use super::sealed::{BatchPlace, CommitError, Completion, SealedBatch};
 use super::segments::SegmentTable;
@@ -314,8 +315,14 @@ impl<D: Disk> Log<D> {
             let Some(first) = self.waiting.front() else {
                 break;
             };
-            match self.turn(first.has_messages) {
+            let is_compaction = first.compaction.is_some();
+            match self.turn(first.has_messages, is_compaction) {
                 Turn::Rolled => {}
+                // There is no room to come before something dies, and outcomes wait behind it.
+                Turn::Wait if is_compaction && self.is_full => {
+                    let written = self.waiting.pop_front().and_then(|batch| batch.compaction);
+                    written.into_iter().for_each(|written| self.compaction_lacks_room(written));
+                }
                 Turn::Wait => break,
                 Turn::Refuse(error) => self.refuse_messages(error, done),
             }
@@ -349,9 +356,9 @@ impl<D: Disk> Log<D> {
                 if !group.is_empty() {
                     break;
                 }
-                if self.is_outdated(batch) {
+                if self.is_outdated(batch) || self.names_suspect(batch) {
                     let written = self.waiting.pop_front().and_then(|batch| batch.compaction);
-                    written.into_iter().for_each(|written| self.compaction_refused(written, false));
+                    written.into_iter().for_each(|written| self.compaction_withdrawn(written));
                     continue;
                 }
             }
@@ -475,12 +482,15 @@ impl<D: Disk> Log<D> {
         for record in batch::records(batch.payload()) {
             let (offset, record) = record.expect("the appender writes sound records");
             let moved = |id| self.table.moved(id).map(|place| place.segment);
+            if matches!(record.kind(), Kind::Done | Kind::Defer) {
+                let subject = outcome::subject(&record);
+                let (named, _) = subject.expect("the appender writes sound records");
+                self.touch(record.id(), moved(record.id()).unwrap_or(named));
+            }
+            let moved = |id| self.table.moved(id).map(|place| place.segment);
             self.accounts
                 .record(place.segment, &record, moved)
                 .expect("the appender writes sound records");
-            if matches!(record.kind(), Kind::Done | Kind::Defer) {
-                self.touch(record.id());
-            }
             if let Some(index) = &mut self.head.index {
                 index.add(place.offset + (BATCH_HEADER + offset) as u32, &record);
             }

@@ -403,6 +403,20 @@ impl Loop {
     }
 
     fn prepare(&self, request: &mut ReadRequest) -> Result<(Arc<OwnedFd>, Plan), ReadError> {
+        loop {
+            let prepared = self.look_up(request);
+            // It may have been moved, and its old segment retired, between the look at its place
+            // and that at its file.
+            let is_old = prepared.is_err()
+                && request.part == Part::Message
+                && self.table.place_of(request.id, request.place) != request.place;
+            if !is_old {
+                return prepared;
+            }
+        }
+    }
+
+    fn look_up(&self, request: &mut ReadRequest) -> Result<(Arc<OwnedFd>, Plan), ReadError> {
         if request.part == Part::Message {
             request.place = self.table.place_of(request.id, request.place);
         }

@@ -92,6 +92,35 @@ fn records_come_back_whole_whatever_their_length() {
     bench.reader.stop();
 }
 
+/// Each move makes the place of a moment ago one that is retired.
+#[test]
+fn a_message_that_moves_all_the_time_is_found() {
+    let bench = bench(&[100], 4);
+    let (place, table) = (bench.places[0], bench.log.table().clone());
+    let file = table.file(place.segment).unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for no in 1000.. {
+                let segment = SegmentNo(no);
+                table.insert(segment, file);
+                table.set_moved(MessageId(0), RecordPlace { segment, ..place });
+                table.remove_unread(SegmentNo(no - 1));
+                if is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        let failed = (0..5000).find_map(|token| {
+            bench.ask(token, 0, place);
+            bench.answer().result.err()
+        });
+        is_over.store(true, Ordering::Relaxed);
+        assert!(failed.is_none(), "{failed:?}");
+    });
+    bench.reader.stop();
+}
+
 #[test]
 fn wrong_places_ids_and_rot_are_told() {
     let bench = bench(&[100, 100, 100], 4);

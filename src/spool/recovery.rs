@@ -9,6 +9,7 @@
 //! - A batch counts if it verifies, its sequence is in order and no header has voided it.
 //! - In the newest segment, the first sequence that is missing above every `durable_through` is
 //!   where the last crash tore the log; from there on nothing was acknowledged, and it is cut.
+//! - Blocks that the disk cannot read are as if they had never been written, and told.
 //! - Every other gap is damage: told, skipped over, and the file is set aside when it is dead.
 //!
 //! It fails, and touches nothing, when a file is foreign, of another format version or holds
@@ -32,6 +33,7 @@ use super::disk::{Disk, FileNo};
 use super::fold::Outcomes;
 use super::format::FormatError;
 use super::format::header::{SegmentHeader, SegmentState};
+use super::format::index::IndexBuilder;
 use super::format::message::{self, StoredBody, StoredMessage};
 use super::format::outcome::{StoredDefer, StoredDone};
 use super::format::record::{Kind, RecordView};
@@ -44,8 +46,11 @@ use crate::message::MessageId;
 
 /// Damage that is told one by one; more is only counted.
 const DAMAGE_MAX: usize = 1000;
+/// Octets of heads that are kept from pass one for pass two.
+const HEADS_MAX: usize = 128 * 1024 * 1024;
 /// A torn write may have held this many batches whose sequences cannot be read.
 const TORN_SEQUENCES: u64 = 1024;
+const UNREADABLE: FormatError = FormatError::Malformed("header, which the disk cannot read,");
 
 /// Recovers the log on `disk` and opens it for appending.  `random` gives generations.
 ///
@@ -94,18 +99,23 @@ fn retire_dead<D: Disk>(
     random: &mut dyn FnMut() -> u64,
 ) -> Option<Spare> {
     for segment in found.accounts.take_dead() {
-        let SegmentFile { file, header, is_damaged, .. } = *found.segments.get(&segment)?;
+        let Some(dead) = found.segments.get_mut(&segment) else { continue };
+        // One more for each attempt, so that a header of which half was written loses.
+        dead.header.revision += 1;
+        let SegmentFile { file, header, is_damaged, .. } = *dead;
         let retire = Chore::Retire {
             segment,
             file,
             segment_bytes: options.segment_bytes,
-            revision: header.revision + 1,
+            revision: header.revision,
             quarantine: is_damaged,
         };
         if let ChoreDone::Retired { segment, spare } = retire.perform(disk, random) {
             found.accounts.retired(segment);
             found.segments.remove(&segment);
             found.spares.extend(spare);
+        } else {
+            found.accounts.not_retired(segment);
         }
     }
     found.spares.pop_front()
@@ -140,6 +150,10 @@ struct Recovery<'a, D> {
     live: BTreeMap<MessageId, Live>,
     /// Messages, live or ended, that do not stand where an outcome says.
     moved: HashMap<MessageId, RecordPlace>,
+    /// The heads of messages in segments that were scanned, so that pass two need not read those
+    /// again; not of all, if there are many.
+    heads: HashMap<SegmentNo, IndexBuilder>,
+    heads_octets: usize,
     last_sequence: u64,
     next_sequence: u64,
     /// One segment at most, reused.
@@ -179,6 +193,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
             last_segment: SegmentNo(0),
             live: BTreeMap::new(),
             moved: HashMap::new(),
+            heads: HashMap::new(),
+            heads_octets: 0,
             last_sequence: 0,
             next_sequence: 1,
             whole: AlignedBuf::new(options.segment_bytes as usize),
@@ -203,11 +219,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
     }
 
     fn read_header(&mut self, file: FileNo) -> Result<(), RecoveryError> {
-        if self.disk.length(file)? < BLOCK as u64 {
+        if self.disk.length(file).map_err(refused(file))? < BLOCK as u64 {
             return self.set_aside(file, FormatError::Truncated);
         }
         let mut block = AlignedBuf::new(BLOCK);
-        self.disk.read(file, 0, &mut block)?;
+        let lost = scan::read_salvaging(self.disk, file, 0, &mut block).map_err(refused(file))?;
+        if lost > 0 {
+            return self.set_aside(file, UNREADABLE);
+        }
         let header = match SegmentHeader::decode(&block) {
             Ok(header) => header,
             Err(error @ (FormatError::Magic | FormatError::Version(_))) => {
@@ -226,12 +245,12 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 // A crash of the process may have come between the write of this header and its
                 // sync.  From now on outcomes that others hold for the segment's messages count no
                 // more, so it must not come back after a power cut.
-                self.disk.sync(file)?;
+                self.disk.sync(file).map_err(refused(file))?;
                 let SegmentHeader { generation, revision, .. } = header;
                 self.spares.push_back(Spare { file, generation, revision });
             }
             // It was to be renamed when the last run ended.
-            SegmentState::Quarantined => self.disk.quarantine(file)?,
+            SegmentState::Quarantined => self.disk.quarantine(file).map_err(refused(file))?,
             SegmentState::Open => {
                 let segment = Segment {
                     header,
@@ -251,7 +270,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
     }
 
     fn set_aside(&mut self, file: FileNo, error: FormatError) -> Result<(), RecoveryError> {
-        self.disk.quarantine(file)?;
+        self.disk.quarantine(file).map_err(refused(file))?;
         self.damage(Damage::Header { file, error });
         Ok(())
     }
@@ -271,7 +290,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         if let Some(newest) = newest {
             // A crash of the process alone leaves writes that no sync has covered; what is found
             // now must still be there after the next power cut.
-            self.disk.sync(self.segments[&newest].file)?;
+            let file = self.segments[&newest].file;
+            self.disk.sync(file).map_err(refused(file))?;
         }
         let voided: Vec<(u64, u64)> =
             self.segments.values().filter_map(|segment| segment.header.voided).collect();
@@ -295,7 +315,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
     /// Applies a sealed segment's index, if it has a sound one.
     fn read_index(&mut self, no: SegmentNo) -> Result<bool, RecoveryError> {
         let (file, header) = (self.segments[&no].file, self.segments[&no].header);
-        let Some(index) = scan::load_index(self.disk, file, &header)? else {
+        let index = scan::load_index(self.disk, file, &header).map_err(refused(file))?;
+        let Some(index) = index else {
             return Ok(false);
         };
         for entry in index.entries() {
@@ -321,8 +342,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
     ) -> Result<(), RecoveryError> {
         let (file, header) = (self.segments[&no].file, self.segments[&no].header);
         let mut whole = std::mem::replace(&mut self.whole, AlignedBuf::new(0));
-        let length = self.disk.length(file)?.min(whole.len() as u64) as usize / BLOCK * BLOCK;
-        self.disk.read(file, 0, &mut whole[..length])?;
+        let length = self.disk.length(file).map_err(refused(file))?.min(whole.len() as u64);
+        let length = length as usize / BLOCK * BLOCK;
+        let octets = scan::read_salvaging(self.disk, file, 0, &mut whole[..length])
+            .map_err(refused(file))?;
+        if octets > 0 {
+            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
+            self.damage(Damage::Unreadable { segment: no, file, octets });
+        }
         let scanned =
             scan::scan(&whole[..length], &header, voided).map_err(|error| foreign(file, error))?;
         let (last_valid, is_end_known) = if is_newest {
@@ -335,11 +362,19 @@ impl<'a, D: Disk> Recovery<'a, D> {
             self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
             self.damage(Damage::Batches { segment: no, file, sequences });
         }
+        let mut heads = IndexBuilder::default();
         for batch in scanned.batches.iter().filter(|batch| batch.header.sequence <= last_valid) {
             for (offset, record) in batch.records(&whole) {
                 self.apply(no, offset, &record)?;
+                if record.kind() == Kind::Message && self.heads_octets < HEADS_MAX {
+                    heads.add(offset, &record);
+                }
             }
             self.saw_sequence(batch.header.sequence);
+        }
+        if self.heads_octets < HEADS_MAX {
+            self.heads_octets += heads.len();
+            self.heads.insert(no, heads);
         }
         let counting =
             scanned.batches.iter().rev().find(|batch| batch.header.sequence <= last_valid);
@@ -482,7 +517,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
     fn visit_live(&mut self) -> Result<(), RecoveryError> {
         let mut by_scan: BTreeMap<SegmentNo, Vec<(RecordPlace, MessageId)>> = BTreeMap::new();
         for (&id, live) in &self.live {
-            if !self.segments[&live.place.segment].is_indexed {
+            let segment = live.place.segment;
+            if !self.segments[&segment].is_indexed && !self.heads.contains_key(&segment) {
                 by_scan.entry(live.place.segment).or_default().push((live.place, id));
             }
         }
@@ -490,6 +526,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         for no in order {
             if self.segments[&no].is_indexed {
                 self.visit_indexed(no)?;
+            } else if let Some(heads) = self.heads.remove(&no) {
+                self.visit_heads(no, &heads)?;
             } else if let Some(mut places) = by_scan.remove(&no) {
                 places.sort_unstable();
                 self.visit_places(no, &places)?;
@@ -501,13 +539,28 @@ impl<'a, D: Disk> Recovery<'a, D> {
 
     fn visit_indexed(&mut self, no: SegmentNo) -> Result<(), RecoveryError> {
         let (file, header) = (self.segments[&no].file, self.segments[&no].header);
-        let index = scan::load_index(self.disk, file, &header)?
-            .ok_or_else(|| io::Error::other("an index changed while it was read"))?;
+        let index = scan::load_index(self.disk, file, &header).map_err(refused(file))?;
+        let Some(index) = index else {
+            // It could be read a moment ago.  What it said of the records is known, so these are
+            // asked themselves.
+            let places = self.live.iter().map(|(&id, live)| (live.place, id));
+            let mut places: Vec<_> = places.filter(|(place, _)| place.segment == no).collect();
+            places.sort_unstable();
+            return self.visit_places(no, &places);
+        };
         for entry in index.entries() {
             let (offset, record) = entry.map_err(|error| foreign(file, error))?;
             if record.kind() == Kind::Message {
                 self.visit(no, offset, &record)?;
             }
+        }
+        Ok(())
+    }
+
+    fn visit_heads(&mut self, no: SegmentNo, heads: &IndexBuilder) -> Result<(), RecoveryError> {
+        for entry in heads.entries() {
+            let (offset, record) = entry.expect("it was taken from a record that verified");
+            self.visit(no, offset, &record)?;
         }
         Ok(())
     }
@@ -520,7 +573,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let file = self.segments[&no].file;
         let mut window = scan::Window::new(self.disk, file, self.options.segment_bytes);
         for &(place, id) in places {
-            let head = window.record_head(place)?;
+            let head = window.record_head(place).map_err(refused(file))?;
             match RecordView::parse_head(head) {
                 Ok(record) => self.visit(no, place.offset, &record)?,
                 Err(error) => self.lose(id, place, error)?,
@@ -606,6 +659,10 @@ impl Live {
         let (done, deferrals) = outcomes.waits(Some(self.recipients));
         RecoveredMessage { place: self.place, message, done, deferrals }
     }
+}
+
+fn refused(file: FileNo) -> impl Fn(io::Error) -> RecoveryError {
+    move |source| RecoveryError::File { file: file.0, source }
 }
 
 fn foreign(file: FileNo, error: FormatError) -> RecoveryError {

@@ -1,9 +1,11 @@
-use std::collections::{BTreeMap, BTreeSet};
+#[path = "recovery_crash_tests.rs"]
+mod crashes;
+#[path = "recovery_damage_tests.rs"]
+mod damage;
 
 use super::*;
 use crate::message::Durability;
 use crate::spool::disk::Sync;
-use crate::spool::format::batch::BatchHeader;
 use crate::spool::format::outcome::StoredRecipients;
 use crate::spool::sim_disk::{Faults, SimDisk};
 use crate::spool::stats::Health;
@@ -94,101 +96,6 @@ fn a_spare_that_is_found_gets_another_generation() {
         }
     }
     assert!(used > 0, "a spare that was found has been used");
-}
-
-#[test]
-fn torn_tail_is_cut() {
-    let mut bench = Bench::new();
-    bench.accept(&Mail::new(1, 1, 3000));
-    // The next commit is interrupted by a power cut, at every one of its sectors by chance.
-    for seed in 0..40 {
-        let disk = SimDisk::new(seed);
-        let mut bench = Bench::on(&disk).unwrap();
-        bench.accept(&Mail::new(1, 1, 3000));
-        disk.crash_at(disk.operations() + 1);
-        Mail::new(2, 1, 6000).append(&mut bench.appender, bench.now).unwrap();
-        assert!(bench.commit().iter().all(|settled| settled.result.is_err()));
-        let mut bench = bench.reborn(true);
-        assert!(bench.kept.ids() == [1] || bench.kept.ids() == [1, 2], "seed {seed}");
-        assert_eq!(bench.report.damage_count, 0, "seed {seed}: a torn tail is not damage");
-        let ids = bench.kept.ids();
-        bench.accept(&Mail::new(3, 1, 10));
-        let again = bench.reborn(true);
-        assert_eq!(again.kept.ids(), [&ids[..], &[3]].concat(), "seed {seed}");
-        assert_eq!(again.report.damage_count, 0, "seed {seed}: nor is it later");
-    }
-}
-
-#[test]
-fn a_hole_below_durable_through_is_damage_and_skipped_over() {
-    let mut bench = Bench::new();
-    let places: Vec<_> = (1..=4).map(|id| bench.accept(&Mail::new(id, 1, 100))).collect();
-    let file = head_file(&bench, places[1]);
-    bench.disk.flip_bit(file, places[1].offset as usize + 100, 3);
-    let bench = bench.reborn(true);
-    assert_eq!(bench.kept.ids(), [1, 3, 4]);
-    let segment = places[1].segment;
-    assert_eq!(bench.report.damage, [Damage::Batches { segment, file, sequences: 2..3 }]);
-    let mut bench = bench.reborn(true);
-    assert_eq!(bench.kept.ids(), [1, 3, 4], "the rest of a damaged segment is still served");
-    // When it is dead it is kept aside, not used again.
-    for id in [1, 3, 4] {
-        bench.done(id, places[id as usize - 1]);
-    }
-    assert_eq!(bench.disk.quarantined(), [file]);
-}
-
-#[test]
-fn bit_flip_is_refused() {
-    // Each bit of one message's batch by itself: it is found whole, or not at all.
-    let mut bench = Bench::new();
-    let place = bench.accept(&Mail::new(1, 1, 100));
-    bench.accept(&Mail::new(2, 1, 100));
-    let file = head_file(&bench, place);
-    let batch = place.offset as usize / BLOCK * BLOCK;
-    let whole = bench.disk.contents(file);
-    let mut random = 99;
-    for _ in 0..300 {
-        let at = batch + (next(&mut random) % 500) as usize;
-        let disk = SimDisk::new(1);
-        disk.plant(file, whole.clone());
-        disk.flip_bit(file, at, next(&mut random) as u8);
-        let found = Bench::on(&disk).unwrap();
-        match &found.kept.ids()[..] {
-            [2] => assert_eq!(found.report.damage_count, 1, "octet {at}"),
-            [1, 2] => {
-                let first = &found.kept.messages[0].message;
-                assert_eq!(first.envelope, Mail::new(1, 1, 100).envelope, "octet {at}");
-            }
-            ids => panic!("octet {at}: {ids:?}"),
-        }
-    }
-}
-
-#[test]
-fn stale_bytes_of_a_recycled_segment_never_pass() {
-    let mut bench = Bench::new();
-    let mut id = 0;
-    let mut files = BTreeSet::new();
-    // Many lives of few files, each message done at once.
-    for _ in 0..200 {
-        id += 1;
-        let place = bench.accept(&Mail::new(id, 1, 3000));
-        files.insert(head_file(&bench, place));
-        bench.done(id, place);
-    }
-    assert!(files.len() <= 5, "files are used again: {files:?}");
-    id += 1;
-    bench.accept(&Mail::new(id, 1, 10));
-    let disk = bench.disk.clone();
-    let stale: usize = files
-        .iter()
-        .map(|&file| disk.contents(file).windows(4).filter(|magic| magic == b"MRB1").count())
-        .sum();
-    assert!(stale > 20, "there is something stale to be found: {stale}");
-    let bench = bench.reborn(true);
-    assert_eq!(bench.kept.ids(), [id]);
-    assert_eq!(bench.report.damage_count, 0);
 }
 
 #[test]
@@ -491,31 +398,29 @@ fn an_outcome_that_is_not_synced_does_not_free_its_message() {
 }
 
 #[test]
-fn foreign_files_are_refused_and_unreadable_ones_set_aside() {
-    let disk = SimDisk::new(1);
-    disk.plant(FileNo(1), vec![0; 64 * 1024]);
-    let error = Bench::on(&disk).err().unwrap();
-    assert!(matches!(error, RecoveryError::Foreign { file: 1, error: FormatError::Magic }));
+fn a_retirement_that_fails_at_the_start_is_tried_again() {
     let mut bench = Bench::new();
-    let place = bench.accept(&Mail::new(1, 1, 100));
-    let file = head_file(&bench, place);
-    bench.disk.flip_bit(file, 20, 1);
-    bench.disk.flip_bit(file, 2048 + 20, 1);
-    let bench = bench.reborn(true);
-    assert!(bench.kept.messages.is_empty());
-    assert!(matches!(bench.report.damage[..], [Damage::Header { .. }]));
-    assert_eq!(bench.disk.quarantined(), [file]);
-    let other_size = crate::spool::LogOptions { segment_bytes: 128 * 1024, ..OPTIONS };
-    let error = recover(
-        Arc::new(bench.disk.clone()),
-        other_size,
-        Arc::default(),
-        &mut || 1,
-        &mut Kept::default(),
-    )
-    .err()
-    .unwrap();
-    assert!(matches!(error, RecoveryError::SegmentSize { .. }), "{error}");
+    let places: Vec<_> = (1..=60).map(|id| (id, bench.accept(&Mail::new(id, 1, 3000)))).collect();
+    bench.is_lazy = true;
+    for (id, RecordPlace { segment, .. }) in places {
+        let done = Done { id: MessageId(id), segment, recipients: Recipients::All, last: true };
+        bench.appender.append_done(&done, bench.now);
+    }
+    bench.commit();
+    // No spare is left, so that the start looks for one among the dead.
+    for file in bench.disk.files().unwrap() {
+        let header = SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
+        if header.state == SegmentState::Free {
+            bench.disk.remove(file).unwrap();
+        }
+    }
+    let before = bench.log.accounts().segments();
+    bench.disk.fail_next_write();
+    bench = Bench::with(&bench.disk, OPTIONS).unwrap();
+    bench.tick();
+    // The head, and the one with the ends until the others are gone.
+    let after = bench.log.accounts().segments();
+    assert!(before > 4 && after <= 2, "{before}, {after}");
 }
 
 #[test]
@@ -533,220 +438,4 @@ fn a_message_written_twice_counts_once_where_it_stands_last() {
     assert_eq!(bench.kept.messages[0].place, second);
     assert_eq!(bench.log.accounts().live(), 1);
     assert_eq!(bench.log.table().file(first.segment), None, "the first copy's segment is free");
-}
-
-/// A batch that claims too much of everything is told from a sound one.
-#[test]
-fn a_forged_batch_header_gets_nowhere() {
-    let mut bench = Bench::new();
-    let place = bench.accept(&Mail::new(1, 1, 100));
-    let file = head_file(&bench, place);
-    let whole = bench.disk.contents(file);
-    let generation = SegmentHeader::decode(&whole).unwrap().generation;
-    for payload_length in [0, 64, 1 << 20, u32::MAX - 63] {
-        let forged = BatchHeader {
-            segment: place.segment,
-            generation,
-            sequence: 2,
-            durable_through: 1,
-            payload_length,
-            record_count: 1,
-            digest: 0,
-        };
-        let mut block = AlignedBuf::new(BLOCK);
-        forged.encode(&mut block);
-        let disk = SimDisk::new(1);
-        disk.plant(file, whole.clone());
-        disk.write(file, 2 * BLOCK as u32, &[io::IoSlice::new(&block)], Sync::Data).unwrap();
-        let found = Bench::on(&disk).unwrap();
-        assert_eq!(found.kept.ids(), [1], "{payload_length}");
-        assert_eq!(found.report.cut, Some(2..3));
-    }
-}
-
-/// What a crash test knows of the messages it sent.
-#[derive(Default)]
-struct Ledger {
-    /// Acknowledged with a sync, not told done.
-    accepted: BTreeMap<u64, RecordPlace>,
-    /// Their end was appended, and it may or may not be on the disk.
-    ending: BTreeSet<u64>,
-    /// Their end is acknowledged.
-    ended: BTreeSet<u64>,
-    /// Refused by an answer: must never be seen.
-    refused: BTreeSet<u64>,
-    next_id: u64,
-}
-
-impl Ledger {
-    fn check(&self, found: &Bench, what: &str) {
-        let ids: BTreeSet<u64> = found.kept.ids().into_iter().collect();
-        assert_eq!(ids.len(), found.kept.messages.len(), "{what}: one each");
-        for (id, place) in &self.accepted {
-            assert!(ids.contains(id), "{what}: message {id} was accepted and is gone");
-            let message = found.kept.messages.iter().find(|m| m.message.id.0 == *id).unwrap();
-            assert_eq!(message.place, *place, "{what}");
-        }
-        for id in &ids {
-            assert!(!self.ended.contains(id), "{what}: message {id} has ended and is back");
-            assert!(!self.refused.contains(id), "{what}: message {id} was refused and is back");
-        }
-    }
-}
-
-fn assert_undamaged(found: &Bench, what: &str) {
-    assert_eq!(found.report.damage_count, 0, "{what}: {:?}", found.report.damage);
-}
-
-/// One turn of a made-up gateway: accept some, end some, commit.
-fn turn(bench: &mut Bench, ledger: &mut Ledger, random: &mut u64) {
-    let now = bench.now;
-    let is_os = next(random).is_multiple_of(3) && bench.appender.is_idle();
-    let mut tickets = BTreeMap::new();
-    for _ in 0..next(random) % 4 {
-        ledger.next_id += 1;
-        let octets = (next(random) % 5000) as usize;
-        let mut mail = Mail::new(ledger.next_id, 1, octets);
-        if is_os {
-            mail.durability = Durability::Os;
-        }
-        if let Ok(ticket) = mail.append(&mut bench.appender, now)
-            && !is_os
-        {
-            tickets.insert(ticket, (ledger.next_id, false));
-        }
-    }
-    if is_os {
-        // Those that a power cut may take only have to stay out of the others' way.
-        bench.commit();
-        return;
-    }
-    for _ in 0..next(random) % 4 {
-        let count = ledger.accepted.len().max(1) as u64;
-        let Some((&id, &place)) = ledger.accepted.iter().nth((next(random) % count) as usize)
-        else {
-            break;
-        };
-        ledger.accepted.remove(&id);
-        ledger.ending.insert(id);
-        let (message, segment) = (MessageId(id), place.segment);
-        let done = Done { id: message, segment, recipients: Recipients::All, last: true };
-        tickets.insert(bench.appender.append_done(&done, now), (id, true));
-    }
-    bench.is_lazy = !next(random).is_multiple_of(3);
-    let mut settled = bench.commit();
-    settled.extend(bench.do_chores());
-    for SettledRecord { ticket, result } in settled {
-        match (tickets.get(&ticket), result) {
-            (Some(&(id, false)), Ok(place)) => drop(ledger.accepted.insert(id, place)),
-            (Some(&(id, false)), Err(CommitError::Disk(_) | CommitError::Full)) => {
-                ledger.refused.insert(id);
-            }
-            (Some(&(id, true)), Ok(_)) => {
-                ledger.ending.remove(&id);
-                ledger.ended.insert(id);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// The power goes in the middle of one disk operation after the other.
-#[test]
-fn a_crash_at_every_write_point_loses_nothing_acknowledged() {
-    for seed in 1..=6u64 {
-        let mut operation = 1;
-        loop {
-            let disk = SimDisk::new(seed * 1000 + operation);
-            let (mut random, mut ledger) = (seed, Ledger::default());
-            let mut crashed = false;
-            disk.crash_at(operation);
-            if let Ok(mut bench) = Bench::on(&disk) {
-                for _ in 0..60 {
-                    turn(&mut bench, &mut ledger, &mut random);
-                    if disk.is_down() {
-                        crashed = true;
-                        break;
-                    }
-                }
-            }
-            disk.restart();
-            let what = format!("seed {seed}, operation {operation}");
-            let found = Bench::on(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));
-            ledger.check(&found, &what);
-            assert_undamaged(&found, &what);
-            let again = found.reborn(true);
-            let what = format!("{what}, second recovery");
-            ledger.check(&again, &what);
-            assert_undamaged(&again, &what);
-            if !crashed && operation > 10 {
-                break;
-            }
-            operation += 1;
-        }
-    }
-}
-
-/// Long runs with failing writes and syncs, crashes of the process and of the power, and
-/// recoveries in between.
-#[test]
-fn faults_crashes_and_restarts_lose_nothing_acknowledged() {
-    for seed in 1..=60u64 {
-        let disk = SimDisk::new(seed);
-        let (mut random, mut ledger) = (seed * 77 + 1, Ledger::default());
-        for life in 0..8 {
-            disk.set_faults(Faults::default());
-            disk.restart();
-            let what = format!("seed {seed}, life {life}");
-            let mut bench = Bench::on(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));
-            // A failed sync of messages that were never promised one shows as damage; no other.
-            ledger.check(&bench, &what);
-            // What ended without an answer has now ended or not.
-            let ids: BTreeSet<u64> = bench.kept.ids().into_iter().collect();
-            for message in &bench.kept.messages {
-                ledger.accepted.insert(message.message.id.0, message.place);
-            }
-            ledger.ended.extend(ledger.ending.iter().filter(|id| !ids.contains(id)));
-            ledger.ending.clear();
-            disk.set_faults(Faults {
-                write_failures_permil: (next(&mut random) % 30) as u32,
-                sync_failures_permil: (next(&mut random) % 30) as u32,
-                files_max: 12 + (next(&mut random) % 20) as usize,
-            });
-            for _ in 0..next(&mut random) % 60 {
-                turn(&mut bench, &mut ledger, &mut random);
-                if bench.log.stats().health() == Health::Failed {
-                    break;
-                }
-            }
-            if !disk.is_down() && next(&mut random).is_multiple_of(2) {
-                disk.crash_at(disk.operations() + 1);
-                turn(&mut bench, &mut ledger, &mut random);
-            }
-        }
-    }
-}
-
-proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
-    /// Whatever a disk gives back, recovery ends, with an answer.
-    #[test]
-    fn no_contents_make_recovery_panic(
-        hurts in proptest::collection::vec((0usize..64 * 1024, 0u8..), 1..60),
-        which in 0usize..3,
-    ) {
-        let mut bench = Bench::new();
-        for id in 1..30 {
-            bench.accept(&Mail::new(id, 1, 2000));
-        }
-        let disk = bench.disk.clone();
-        let files = disk.files().unwrap();
-        let file = files[which % files.len()];
-        let mut contents = disk.contents(file);
-        for (at, value) in hurts {
-            contents[at] = value;
-        }
-        disk.plant(file, contents);
-        let _ = Bench::on(&disk);
-    }
 }

@@ -1,9 +1,10 @@
 //! Reading segments back: scanning one for its batches, loading its index, reading heads here and
 //! there.  Shared by recovery and by the tools; knows bytes, not messages.
 
-use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
+
+use rustix::io::Errno;
 
 use super::direct::AlignedBuf;
 use super::disk::{Disk, FileNo};
@@ -149,16 +150,91 @@ pub(crate) fn bound_by(no: SegmentNo, next: Option<&SegmentHeader>) -> (u64, boo
     }
 }
 
+/// Failing reads after which what still fails is given up in one piece: a disk may take seconds
+/// over each.
+const FAILING_READS_MAX: u32 = 1024;
+
+/// Reads what can be read: blocks that the disk cannot give are zeros, which nothing takes for a
+/// batch or a record.  Gives how many octets these are.
+///
+/// # Errors
+/// The disk refuses for another reason than that it cannot read what stands there.
+pub(crate) fn read_salvaging<D: Disk>(
+    disk: &D,
+    file: FileNo,
+    offset: u32,
+    into: &mut [u8],
+) -> io::Result<usize> {
+    salvage(offset.into(), into, &mut |offset, into| disk.read(file, offset as u32, into))
+}
+
+/// As [`read_salvaging`], by whatever reads.
+pub(crate) fn salvage(
+    offset: u64,
+    into: &mut [u8],
+    read: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
+) -> io::Result<usize> {
+    let mut tries_left = FAILING_READS_MAX;
+    salvage_part(offset, into, read, &mut tries_left)
+}
+
+/// Halves what fails until it is a block.
+fn salvage_part(
+    offset: u64,
+    into: &mut [u8],
+    read: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
+    tries_left: &mut u32,
+) -> io::Result<usize> {
+    match read(offset, into) {
+        Ok(()) => return Ok(0),
+        Err(error) if !is_unreadable(&error) => return Err(error),
+        Err(_) => {}
+    }
+    *tries_left = tries_left.saturating_sub(1);
+    if into.len() <= BLOCK || *tries_left == 0 {
+        into.fill(0);
+        return Ok(into.len());
+    }
+    let (first, second) = into.split_at_mut((into.len() / 2).next_multiple_of(BLOCK));
+    let middle = offset + first.len() as u64;
+    let lost = salvage_part(offset, first, read, tries_left)?;
+    Ok(lost + salvage_part(middle, second, read, tries_left)?)
+}
+
+/// Whether the disk says that it cannot read what stands there.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    // What Linux makes of a medium error: EIO, ENODATA since 4.13, EILSEQ where a checksum of the
+    // device's own fails.
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::NODATA | Errno::ILSEQ))
+}
+
 /// A sealed segment's index, verified.
 pub(crate) struct Index<'a> {
-    blocks: Cow<'a, [u8]>,
+    blocks: Blocks<'a>,
     footer: Footer,
 }
 
-/// Loads a segment's index; nothing where it has none or it does not verify.
+/// The octets of an index.
+enum Blocks<'a> {
+    /// So many of what was read.
+    Read(AlignedBuf, usize),
+    /// Part of a segment.
+    Borrowed(&'a [u8]),
+}
+
+impl Blocks<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Blocks::Read(blocks, octets) => &blocks[..*octets],
+            Blocks::Borrowed(bytes) => bytes,
+        }
+    }
+}
+
+/// Loads a segment's index; nothing where it has none, or it cannot be read or does not verify.
 ///
 /// # Errors
-/// Only what the disk says; a file that is too short has no index.
+/// Only what else the disk says; a file that is too short has no index.
 pub(crate) fn load_index<D: Disk>(
     disk: &D,
     file: FileNo,
@@ -169,12 +245,14 @@ pub(crate) fn load_index<D: Disk>(
         return Ok(None);
     }
     let mut last = AlignedBuf::new(BLOCK);
-    disk.read(file, (octets - BLOCK) as u32, &mut last)?;
+    read_salvaging(disk, file, (octets - BLOCK) as u32, &mut last)?;
     let Some((footer, range)) = footer_in(&last, header) else { return Ok(None) };
     let mut blocks = AlignedBuf::new(range.len());
     let filled = round_to_block(range.len());
-    disk.read(file, footer.index_offset, &mut blocks[..filled])?;
-    Ok(Index::verified(footer, Cow::Owned(blocks[..range.len()].to_vec())))
+    if read_salvaging(disk, file, footer.index_offset, &mut blocks[..filled])? > 0 {
+        return Ok(None);
+    }
+    Ok(Index::verified(footer, Blocks::Read(blocks, range.len())))
 }
 
 /// The index in a segment that has been read whole; nothing where it has none or it does not
@@ -182,7 +260,7 @@ pub(crate) fn load_index<D: Disk>(
 pub(crate) fn index_in<'a>(file: &'a [u8], header: &SegmentHeader) -> Option<Index<'a>> {
     let end = header.segment_bytes as usize;
     let (footer, range) = footer_in(file.get(end.checked_sub(BLOCK)?..end)?, header)?;
-    Index::verified(footer, Cow::Borrowed(file.get(range)?))
+    Index::verified(footer, Blocks::Borrowed(file.get(range)?))
 }
 
 /// The footer in a segment's last block, and where its index stands.
@@ -197,15 +275,15 @@ fn footer_in(last: &[u8], header: &SegmentHeader) -> Option<(Footer, Range<usize
 }
 
 impl<'a> Index<'a> {
-    fn verified(footer: Footer, blocks: Cow<'a, [u8]>) -> Option<Index<'a>> {
-        (crc32c::crc32c(&blocks) == footer.index_crc32c).then_some(Index { blocks, footer })
+    fn verified(footer: Footer, blocks: Blocks<'a>) -> Option<Index<'a>> {
+        (crc32c::crc32c(blocks.bytes()) == footer.index_crc32c).then_some(Index { blocks, footer })
     }
 
     /// The records: offset in the file, and head.
     pub(crate) fn entries(
         &self,
     ) -> impl Iterator<Item = Result<(u32, RecordView<'_>), FormatError>> {
-        index::entries(&self.blocks)
+        index::entries(self.blocks.bytes())
     }
 
     /// The last sequence in the segment.
@@ -214,7 +292,8 @@ impl<'a> Index<'a> {
     }
 }
 
-/// Reads heads at ascending places of one file with few, large reads.
+/// Reads heads at ascending places of one file with few, large reads.  What the disk cannot read
+/// is zeros, which verify as nothing.
 pub(crate) struct Window<'a, D> {
     disk: &'a D,
     file: FileNo,
@@ -254,10 +333,54 @@ impl<'a, D: Disk> Window<'a, D> {
             }
             let length = self.disk.length(self.file)?.min(self.file_octets as u64) as usize;
             let filled = self.buffer.len().min((length / BLOCK * BLOCK).saturating_sub(start));
-            self.disk.read(self.file, start as u32, &mut self.buffer[..filled])?;
+            read_salvaging(self.disk, self.file, start as u32, &mut self.buffer[..filled])?;
             (self.start, self.end) = (start, start + filled);
         }
         let end = end.min(self.end);
         Ok(&self.buffer[offset.min(end) - self.start..end - self.start])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_but_the_blocks_that_fail_are_read() {
+        for bad in [vec![], vec![0], vec![6], vec![2, 3], (0..7).collect::<Vec<u64>>()] {
+            let mut into = vec![7; 7 * BLOCK];
+            let mut reads = 0;
+            let lost = salvage(BLOCK as u64, &mut into, &mut |offset, into| {
+                reads += 1;
+                let first = offset / BLOCK as u64 - 1;
+                let last = first + into.len() as u64 / BLOCK as u64;
+                if bad.iter().any(|block| (first..last).contains(block)) {
+                    return Err(Errno::IO.into());
+                }
+                into.fill(1);
+                Ok(())
+            });
+            assert_eq!(lost.unwrap(), bad.len() * BLOCK);
+            for (block, octets) in into.chunks(BLOCK).enumerate() {
+                let expected = u8::from(!bad.contains(&(block as u64)));
+                assert!(octets.iter().all(|&octet| octet == expected), "{bad:?}, block {block}");
+            }
+            assert!(reads < 16, "{reads}");
+        }
+        let mut refuse = |_: u64, _: &mut [u8]| Err(Errno::ACCESS.into());
+        assert!(salvage(0, &mut [0; BLOCK], &mut refuse).is_err());
+    }
+
+    #[test]
+    fn a_dead_disk_is_not_asked_for_every_block() {
+        let mut reads = 0;
+        let mut into = vec![1; 16 * 1024 * BLOCK];
+        let lost = salvage(0, &mut into, &mut |_, _| {
+            reads += 1;
+            Err(Errno::IO.into())
+        });
+        assert_eq!(lost.unwrap(), into.len());
+        assert!(into.iter().all(|&octet| octet == 0));
+        assert!(reads < FAILING_READS_MAX + 32, "{reads}");
     }
 }

@@ -8,14 +8,15 @@
 //! - A sync that fails forgets what it was to sync: some sectors are there, some are not, and
 //!   asking again says yes.  (What is read back before a crash is still what was written.)
 //! - A disk has room for so many files.
-//! - Anything may rot: [`SimDisk::flip_bit`].
+//! - Anything may rot: [`SimDisk::flip_bit`], [`SimDisk::make_unreadable`].
 //!
 //! Making, renaming and removing a file is atomic and durable, as [`Disk`] asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::BLOCK;
 use super::disk::{Disk, FileNo, Sync};
 
 /// What a disk never tears.
@@ -55,6 +56,8 @@ struct State {
     is_down: bool,
     fail_next_write: bool,
     fail_next_sync: bool,
+    /// Blocks that cannot be read.
+    unreadable: BTreeSet<(FileNo, usize)>,
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +124,11 @@ impl SimDisk {
             file.seen[offset] ^= 1 << (bit % 8);
             file.durable[offset] ^= 1 << (bit % 8);
         }
+    }
+
+    /// The block of a file at `offset` can be read no more (EIO).
+    pub fn make_unreadable(&self, file: FileNo, offset: usize) {
+        self.state().unreadable.insert((file, offset / BLOCK));
     }
 
     /// Files that were set aside.
@@ -291,6 +299,10 @@ impl Disk for SimDisk {
             return Err(broken());
         }
         let start = offset as usize;
+        let blocks = start / BLOCK..(start + into.len()).div_ceil(BLOCK);
+        if blocks.into_iter().any(|block| state.unreadable.contains(&(file, block))) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         let seen = &state.file(file)?.seen;
         let range = start..start.checked_add(into.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         into.copy_from_slice(seen.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);

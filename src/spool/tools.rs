@@ -235,7 +235,9 @@ impl Survey {
             let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
             let is_aside = name.ends_with(".quarantined");
             if is_aside || name.ends_with(".seg") {
-                let header = read_header(&path.join(&name)).map_err(failed)?;
+                let file = path.join(&name);
+                let header = read_header(&file)
+                    .map_err(|source| ToolError::Io { path: file.clone(), source })?;
                 files.push(Named { name, header, is_aside });
             }
         }
@@ -295,7 +297,12 @@ impl Survey {
         if header.state == SegmentState::Free {
             return writeln!(out, "{}: free", file.name);
         }
-        let bytes = fs::read(self.path.join(&file.name))?;
+        let (bytes, lost) = read_whole(&self.path.join(&file.name))
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.name)))?;
+        if lost > 0 {
+            verdict.damage += 1;
+            writeln!(out, "{}: DAMAGED: the disk cannot read {lost} octets of it", file.name)?;
+        }
         let voided: Vec<(u64, u64)> = open.iter().filter_map(|header| header.voided).collect();
         let scanned = match scan::scan(&bytes, &header, &voided) {
             Ok(scanned) => scanned,
@@ -454,12 +461,24 @@ fn is_chunk_of(id: MessageId, bytes: &[u8]) -> bool {
     })
 }
 
+/// A file, with zeros where the disk cannot read it, and how many octets these are.
+fn read_whole(path: &Path) -> io::Result<(Vec<u8>, usize)> {
+    let file = File::open(path)?;
+    let octets = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mut bytes = vec![0; octets];
+    let lost = scan::salvage(0, &mut bytes, &mut |at, into| file.read_exact_at(into, at))?;
+    Ok((bytes, lost))
+}
+
 fn read_header(path: &Path) -> io::Result<Result<SegmentHeader, FormatError>> {
     let mut block = [0; BLOCK];
     match File::open(path)?.read_exact_at(&mut block, 0) {
         Ok(()) => Ok(SegmentHeader::decode(&block)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             Ok(Err(FormatError::Truncated))
+        }
+        Err(error) if scan::is_unreadable(&error) => {
+            Ok(Err(FormatError::Malformed("header, which the disk cannot read,")))
         }
         Err(error) => Err(error),
     }

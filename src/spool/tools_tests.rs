@@ -131,6 +131,20 @@ fn rot_is_found_wherever_it_is() {
     assert_eq!(verify(&bench.spool(), &mut Vec::new()).unwrap().damage, 1);
 }
 
+/// Reading address 0 of a process gives EIO, as a bad sector does.
+#[test]
+fn a_file_that_cannot_be_read_is_told_and_the_others_are_looked_at() {
+    let mut bench = Bench::new();
+    bench.accept(&Mail::new(1, 1, 100));
+    bench.stop();
+    std::os::unix::fs::symlink("/proc/self/mem", bench.spool().join("00000063.seg")).unwrap();
+    let mut out = Vec::new();
+    let verdict = verify(&bench.spool(), &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert!(out.contains("00000063.seg: DAMAGED header: the header, which the disk"), "{out}");
+    assert_eq!((verdict.damage, verdict.live_messages), (1, 1), "{out}");
+}
+
 #[test]
 fn messages_are_exported_as_they_were_sent() {
     let mut bench = Bench::new();

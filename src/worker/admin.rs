@@ -244,8 +244,16 @@ async fn entry(
         age_seconds: now_unix_ms.saturating_sub(accepted_unix_ms) / 1000,
         next_attempt: next_attempt.map(Moment),
         reason,
+        tls: tls_note(worker, &handle, now_unix_ms),
         parts: handle.parts.as_ref().map_or(1, |parts| parts.load(Ordering::Relaxed)),
     }))
+}
+
+/// What people should know of the encryption at a handle's site.
+fn tls_note(worker: &Worker, handle: &Handle, now_unix_ms: u64) -> Option<String> {
+    let (until, words) =
+        worker.with_queue(|queue| queue.site_of(handle.destination())?.tls_failure(now_unix_ms))?;
+    Some(format!("in clear until {}, since TLS failed there: {words}", Moment(until)))
 }
 
 /// What people call the state: a message that stands in the list of a destination which rests is

@@ -301,11 +301,16 @@ impl LocalLog {
     }
 
     fn append_chunk(&self, chunk: ChunkBuffer, id: MessageId, index: u32) -> PendingChunk {
-        let ChunkTicket { ticket, octets, crc32c } =
-            self.appender.borrow_mut().append_chunk(chunk, id, index);
+        let mut appender = self.appender.borrow_mut();
+        let ChunkTicket { ticket, octets, crc32c } = appender.append_chunk(chunk, id, index);
         let receipt = Rc::new(Handover::default());
-        let waiting = Waiting::new(Some(receipt.clone()), None);
-        self.waiting.borrow_mut().insert(ticket, waiting);
+        if appender.has_failed() {
+            receipt.give(Err(Refusal::StorageFailed));
+        } else {
+            let waiting = Waiting::new(Some(receipt.clone()), None);
+            self.waiting.borrow_mut().insert(ticket, waiting);
+        }
+        drop(appender);
         self.has_more.notify();
         PendingChunk { octets, crc32c, receipt: Receipt(receipt) }
     }

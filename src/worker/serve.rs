@@ -13,6 +13,7 @@ use super::{Forwarded, Letter, Post, Worker};
 use crate::config::{Config, Listener};
 use crate::control::events::{EventBuffer, SessionIds};
 use crate::control::metrics::WorkerMetrics;
+use crate::delivery::recovery::RecoveredHandles;
 use crate::delivery::sites::Sites;
 use crate::dns::ourselves::Ourselves;
 use crate::dns::{Resolver, ResolverConfig};
@@ -20,8 +21,6 @@ use crate::inbound::ListenerState;
 use crate::listener::{self, SessionCounts};
 use crate::message::{MessageId, MessageIds};
 use crate::pool::Pool;
-use crate::queue::destination::Destination;
-use crate::queue::handle::Handle;
 use crate::queue::scheduler::{Event, Scheduler};
 use crate::runtime::blocking::{Blocking, BlockingPool};
 use crate::runtime::mailbox::Inbox;
@@ -30,6 +29,7 @@ use crate::runtime::socket::{self, Canceller};
 use crate::runtime::{self, deadline};
 use crate::smtp::server::ServerConfig;
 use crate::spool::{CommitterHandle, ReaderHandle, SpoolStats};
+use crate::tls::{Acceptor, Connector};
 
 /// Everything that a worker's thread is given at its start.
 pub struct Seat {
@@ -37,6 +37,10 @@ pub struct Seat {
     pub index: usize,
     /// What the operator asked for.
     pub config: Arc<Config>,
+    /// What sessions are encrypted with; none where no listener asks for it.
+    pub acceptor: Option<Arc<Acceptor>>,
+    /// What connections to next hops are encrypted with.
+    pub connector: Arc<Connector>,
     /// Where mail goes.
     pub sites: Arc<Sites>,
     /// Which name servers to ask, and how.
@@ -68,7 +72,7 @@ pub struct Seat {
     /// The highest id that recovery saw.
     pub highest: MessageId,
     /// What recovery found for this core.
-    pub recovered: Vec<(Destination, Handle)>,
+    pub recovered: RecoveredHandles,
     /// Called once it accepts.
     pub ready: Box<dyn FnOnce() + Send>,
 }
@@ -113,6 +117,8 @@ async fn run(seat: Seat) -> io::Result<()> {
         stopping: Cell::new(false),
         date: RefCell::new((0, "".into())),
         config: seat.config,
+        acceptor: seat.acceptor,
+        connector: seat.connector,
         sites: seat.sites,
     });
     let stop = Rc::new(Notify::default());
@@ -150,6 +156,7 @@ fn server_config(config: &Config, listener: &Listener) -> ServerConfig {
         recipients: config.limits.recipients,
         received: config.limits.received as u32,
         bare_newline: listener.bare_newline,
+        tls: listener.tls,
     }
 }
 

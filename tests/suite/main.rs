@@ -32,3 +32,4 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod tls;

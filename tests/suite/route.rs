@@ -191,7 +191,7 @@ route       4 of 4: * -> mx
             not 1: *@hop.test
             not 2: *@lost-hop.test
             not 3: *@from-six.test
-tls         off
+tls         opportunistic
 schedule    tried again after 5m, 10m, 20m, 1h, 2h, then every 4h; its sender told after 4h; returned after 5d
 dns         SERVER, trusted to validate
 mx          plain.test has MX records, for 300 s, not validated

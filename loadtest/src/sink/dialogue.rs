@@ -147,8 +147,7 @@ impl Dialogue {
                 State::Data { scanner, arrival } => {
                     match scanner.scan(rest, |piece| arrival.take(piece)) {
                         Scan::More(octets) => {
-                            let next = if arrival.breaks { Next::Reset } else { Next::Read };
-                            return (used + octets, next);
+                            return (used + octets, arrival.goes_on(around));
                         }
                         Scan::End(octets) => (octets, self.message_ended(around, out)),
                     }
@@ -160,8 +159,7 @@ impl Dialogue {
                         arrival.take(&rest[..octets]);
                     }
                     if *left > 0 {
-                        let breaks = arrival.as_ref().is_some_and(|arrival| arrival.breaks);
-                        let next = if breaks { Next::Reset } else { Next::Read };
+                        let next = arrival.as_ref().map_or(Next::Read, |it| it.goes_on(around));
                         return (used + octets, next);
                     }
                     (octets, self.message_ended(around, out))
@@ -412,6 +410,15 @@ impl Arrival {
             inspection: around.ledger.is_some().then(Inspection::new),
             breaks: share > 0.0 && around.random.f64() < share,
         }
+    }
+
+    /// What follows a part of it that is not the last.
+    fn goes_on(&self, around: &mut Surroundings) -> Next {
+        if !self.breaks {
+            return Next::Read;
+        }
+        around.counts.broken += 1;
+        Next::Reset
     }
 
     fn take(&mut self, piece: &[u8]) {

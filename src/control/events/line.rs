@@ -30,6 +30,8 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("listener", event.listener, Line::address);
     line.field("peer", event.peer, Line::address);
     line.field("helo", event.helo, Line::string);
+    line.field("tls", event.tls, Line::string);
+    line.field("certificate", event.certificate, Line::string);
     line.field("from", event.from, Line::string);
     let to = Some(event.to).filter(|to| !matches!(to, Addressees::None));
     line.field("to", to, Line::addressees);

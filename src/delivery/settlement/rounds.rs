@@ -1,8 +1,8 @@
 //! One attempt over one connection: as many transactions as it takes to ask about every recipient.
 //!
 //! Usually one.  More where the peer takes only some recipients at a time (452, RFC 5321 section
-//! 4.5.3.1.10, or by its word beforehand, RFC 9422), and one for each recipient where each has a reverse-path of its own
-//! ([`verp`]): that is decided here, so that neither the scheduler nor the
+//! 4.5.3.1.10, or by its word beforehand, RFC 9422), and one for each recipient where each has a
+//! reverse-path of its own ([`verp`]): that is decided here, so that neither the scheduler nor the
 //! client machine knows of it.
 //!
 //! Invariants: each recipient ends with exactly one outcome; each further transaction comes after

@@ -30,7 +30,7 @@ impl Scheduler {
         handle.destination = index;
         let expires = self.expiry(index, handle.id);
         // A longer schedule of an earlier configuration may have set it beyond the end.
-        let due = handle.due_unix_ms.min(expires);
+        let due = std::mem::take(&mut handle.due_unix_ms).min(expires);
         let state = std::mem::replace(&mut handle.state, State::Active);
         let slot = self.insert(handle);
         if state == State::Held {
@@ -93,8 +93,8 @@ impl Scheduler {
         handle.state = state;
         // 0 says that there is no timer.
         handle.due_unix_ms = due_unix_ms.max(1);
-        let (due, index) = (handle.due_unix_ms, handle.destination);
-        self.timers.insert((due, slot));
+        let index = handle.destination;
+        self.timers.insert(&mut self.handles, slot);
         if state == State::Deferred {
             self.destinations.entry(index).deferred.push_back(&mut self.handles, slot);
         }
@@ -109,18 +109,14 @@ impl Scheduler {
     }
 
     pub(super) fn unset_timer(&mut self, slot: Slot) {
-        let Some(handle) = self.handles.get_mut(slot) else { return };
-        let due = std::mem::take(&mut handle.due_unix_ms);
-        if due != 0 {
-            self.timers.remove(&(due, slot));
-        }
+        self.timers.remove(&mut self.handles, slot);
     }
 
     fn set_timer(&mut self, slot: Slot, due_unix_ms: u64) {
         let Some(handle) = self.handles.get_mut(slot) else { return };
         debug_assert_eq!(handle.due_unix_ms, 0, "a handle has one timer");
         handle.due_unix_ms = due_unix_ms.max(1);
-        self.timers.insert((handle.due_unix_ms, slot));
+        self.timers.insert(&mut self.handles, slot);
     }
 
     /// Sees to it that a ready handle is looked at when its age matters, whatever stands before it

@@ -30,47 +30,14 @@ impl Scheduler {
         if entry.ready.is_empty() {
             return;
         }
-        let is_fixed = entry.key.domain.is_none();
-        match &entry.standing {
-            Standing::Hold => {}
-            Standing::Unresolved => self.ask(index),
-            Standing::Resting { until_unix_ms, .. } => {
-                if *until_unix_ms <= now_unix_ms {
-                    self.ask(index);
-                }
-            }
-            Standing::Resolved { site, until_unix_ms } => {
-                let (site, is_over) = (*site, *until_unix_ms <= now_unix_ms);
-                let shared = self.site_queue(site).shared.clone();
-                // All cores agree where a next hop that is named leads, so it ends there.
-                if is_fixed && !shared.can_serve(self.core, self.cores) {
-                    return self.disperse(index, shared.home(), now_unix_ms);
-                }
-                // While nothing may be sent, it need not be known where to.
-                if is_over && shared.rests_until(now_unix_ms).is_none() {
-                    self.ask(index);
-                }
-                self.pump(site, now_unix_ms);
-            }
-            Standing::Elsewhere { shared, until_unix_ms } => {
-                let (home, is_over) = (shared.home(), *until_unix_ms <= now_unix_ms);
-                match is_over {
-                    true => self.ask(index),
-                    false => self.disperse(index, home, now_unix_ms),
-                }
-            }
-            Standing::Refusing { until_unix_ms, .. } => {
-                let is_over = *until_unix_ms <= now_unix_ms;
-                let entry = self.destinations.entry(index);
-                if is_over && !entry.is_refused {
-                    return self.ask(index);
-                }
-                if !std::mem::replace(&mut entry.is_refused, true) {
-                    self.refused.push_back(index);
-                }
-                self.refuse_some();
+        let has_site = entry.site().is_some();
+        if self.has_run_out(index, now_unix_ms) {
+            self.ask(index);
+            if !has_site {
+                return;
             }
         }
+        self.go_on(index, now_unix_ms);
     }
 
     // ---- asking --------------------------------------------------------------------------
@@ -162,14 +129,46 @@ impl Scheduler {
         })
     }
 
-    /// As [`Scheduler::stir`], but what was found just now counts even if it has run out already:
-    /// a resolution that holds for no time at all is not asked for again without end.
+    /// Whether it is to be asked for where a destination's messages go.
+    fn has_run_out(&self, index: DestinationIndex, now_unix_ms: u64) -> bool {
+        let Some(entry) = self.destinations.get(index) else { return false };
+        match &entry.standing {
+            Standing::Hold => false,
+            Standing::Unresolved => true,
+            Standing::Resolved { site, until_unix_ms } => {
+                // While nothing may be sent, it need not be known where to.
+                let shared = self.site(*site);
+                *until_unix_ms <= now_unix_ms
+                    && shared.is_some_and(|shared| shared.rests_until(now_unix_ms).is_none())
+            }
+            // What is being sent back goes back to its end.
+            Standing::Refusing { .. } if entry.is_refused => false,
+            Standing::Refusing { until_unix_ms, .. }
+            | Standing::Resting { until_unix_ms, .. }
+            | Standing::Elsewhere { until_unix_ms, .. } => *until_unix_ms <= now_unix_ms,
+        }
+    }
+
+    /// Does what follows from what is known of a destination, even if it has run out already: a
+    /// resolution that holds for no time at all is not asked for again without end.
     fn go_on(&mut self, index: DestinationIndex, now_unix_ms: u64) {
         let entry = self.destinations.entry(index);
-        match entry.standing {
-            Standing::Resolved { site, .. } => self.pump(site, now_unix_ms),
-            Standing::Resting { .. } => {}
-            Standing::Elsewhere { ref shared, .. } => {
+        match &entry.standing {
+            Standing::Hold | Standing::Unresolved | Standing::Resting { .. } => {}
+            Standing::Resolved { site, .. } => {
+                let (site, is_fixed) = (*site, entry.key.domain.is_none());
+                let (core, cores) = (self.core, self.cores);
+                let shared = &self.site_queue(site).shared;
+                // All cores agree where a next hop that is named leads, so it ends there.
+                match is_fixed && !shared.can_serve(core, cores) {
+                    true => {
+                        let home = shared.home();
+                        self.disperse(index, home, now_unix_ms);
+                    }
+                    false => self.pump(site, now_unix_ms),
+                }
+            }
+            Standing::Elsewhere { shared, .. } => {
                 let home = shared.home();
                 self.disperse(index, home, now_unix_ms);
             }
@@ -179,7 +178,6 @@ impl Scheduler {
                 }
                 self.refuse_some();
             }
-            Standing::Hold | Standing::Unresolved => {}
         }
     }
 

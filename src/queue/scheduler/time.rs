@@ -23,11 +23,9 @@ impl Scheduler {
     pub(super) fn tick(&mut self, now_unix_ms: u64) {
         self.expiries_left = EXPIRIES_PER_TICK;
         self.refusals_left = REFUSALS_PER_TICK;
+        self.timers.open(&mut self.handles, now_unix_ms, STEPS_PER_TICK);
         for _ in 0..STEPS_PER_TICK {
-            let Some(&(due, slot)) = self.timers.first() else { break };
-            if due > now_unix_ms {
-                break;
-            }
+            let Some(slot) = self.timers.due(now_unix_ms) else { break };
             self.due(slot, now_unix_ms);
         }
         for _ in 0..STEPS_PER_TICK {

@@ -165,8 +165,23 @@ pub enum ConnectionCause {
     Unexpected(Arc<PeerReply>),
     /// Octets that are not a reply.
     Malformed(ReplyError),
+    /// The connection is not encrypted as it should be.
+    Tls(TlsTrouble),
     /// We gave up: the body could not be read, or the gateway stops.
     Abandoned,
+}
+
+/// Why there is no TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsTrouble {
+    /// It is demanded, and the peer does not offer it.
+    NotOffered,
+    /// The peer offered it and refused the command.
+    Refused(Arc<PeerReply>),
+    /// More than its 220 came in clear.
+    Injected,
+    /// The handshake failed, in these words.
+    Handshake(Box<str>),
 }
 
 impl ConnectionFailure {
@@ -182,7 +197,9 @@ impl ConnectionFailure {
     /// What the peer said last, if that ended the connection.
     pub fn reply(&self) -> Option<&Arc<PeerReply>> {
         match &self.cause {
-            ConnectionCause::Refused(reply) | ConnectionCause::Unexpected(reply) => Some(reply),
+            ConnectionCause::Refused(reply)
+            | ConnectionCause::Unexpected(reply)
+            | ConnectionCause::Tls(TlsTrouble::Refused(reply)) => Some(reply),
             _ => None,
         }
     }
@@ -205,6 +222,16 @@ impl fmt::Display for ConnectionFailure {
             ConnectionCause::Malformed(_) => {
                 write!(f, "the mail server sent no SMTP reply {stage}")
             }
+            ConnectionCause::Tls(TlsTrouble::NotOffered) => {
+                write!(f, "TLS is required here and the mail server does not offer it")
+            }
+            ConnectionCause::Tls(TlsTrouble::Refused(_)) => {
+                write!(f, "the mail server offers STARTTLS and refuses it")
+            }
+            ConnectionCause::Tls(TlsTrouble::Injected) => {
+                write!(f, "octets in clear came behind the reply to STARTTLS")
+            }
+            ConnectionCause::Tls(TlsTrouble::Handshake(words)) => f.write_str(words),
             ConnectionCause::Abandoned => write!(f, "the attempt was cut off here {stage}"),
         }
     }
@@ -217,6 +244,8 @@ pub enum Stage {
     Greeting,
     /// EHLO or HELO.
     Hello,
+    /// STARTTLS and the handshake.
+    StartTls,
     /// Between transactions.
     Idle,
     /// RSET.
@@ -241,6 +270,7 @@ impl fmt::Display for Stage {
         f.write_str(match self {
             Stage::Greeting => "at its greeting",
             Stage::Hello => "at EHLO",
+            Stage::StartTls => "at STARTTLS",
             Stage::Idle => "between two messages",
             Stage::Reset => "at RSET",
             Stage::Mail => "at MAIL FROM",

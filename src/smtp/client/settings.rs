@@ -14,6 +14,8 @@ pub struct ClientConfig {
     pub ehlo_name: Arc<str>,
     /// Which of the two protocols the peer speaks.
     pub protocol: Protocol,
+    /// Whether the connection turns to TLS by STARTTLS; `Never` where it is encrypted already.
+    pub starttls: StartTls,
     /// How long the peer may take.
     pub timeouts: Timeouts,
     /// False once a peer of the site announced CHUNKING and refused BDAT
@@ -35,6 +37,18 @@ pub enum Protocol {
     Smtp,
     /// RFC 2033: LHLO, and one reply for each accepted recipient after the data.
     Lmtp,
+}
+
+/// Whether a connection turns to TLS (RFC 3207).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum StartTls {
+    /// No.
+    #[default]
+    Never,
+    /// Where the peer offers it.
+    IfOffered,
+    /// Yes, or no mail goes over it.
+    Demanded,
 }
 
 /// Whether MAIL, RCPT, BDAT LAST and the body may go out before any of their replies has come.

@@ -14,6 +14,7 @@ fn config() -> Rc<ServerConfig> {
         recipients: 100,
         received: 10,
         bare_newline: BareNewline::Reject,
+        tls: ListenerTls::Off,
     })
 }
 
@@ -259,6 +260,91 @@ fn a_body_is_dropped_when_it_is_refused() {
     let mut server = session(now, &[ENVELOPE, b"BDAT 3\r\nabc"].concat());
     let handled = server.handle_bytes(now, &mut b"RSET\r\n".to_owned());
     assert_eq!(handled, Handled { consumed: 6, event: Event::DropBody });
+}
+
+fn tls_session(tls: ListenerTls, now: Instant, octets: &[u8]) -> Server {
+    let config = ServerConfig { tls, ..(*config()).clone() };
+    let mut server = Server::new(Rc::new(config), now);
+    say(&mut server, now, octets);
+    server
+}
+
+/// RFC 3207: the whole command injection family depends on what is left over of the clear part.
+#[test]
+fn starttls_forgets_all_that_was_said_before() {
+    let now = Instant::now();
+    let mut server = tls_session(ListenerTls::StartTls, now, b"EHLO clear.example\r\n");
+    assert!(replies(&mut server).contains("250-STARTTLS\r\n"));
+    let (event, left) = say(&mut server, now, b"STARTTLS\r\nMAIL FROM:<evil@b.example>\r\nNOO");
+    assert_eq!(event, Event::StartTls);
+    assert_eq!(left, b"MAIL FROM:<evil@b.example>\r\nNOO", "the driver's to throw away");
+    assert_eq!(last_line(&mut server), "220 2.0.0 Ready to start TLS");
+    assert_eq!(server.deadline(), now + limits::TLS_HANDSHAKE);
+    assert_eq!(say(&mut server, now, b"NOOP\r\n").0, Event::StartTls, "nothing is read meanwhile");
+    assert!(replies(&mut server).is_empty());
+    server.tls_started(now);
+    assert!(server.client().is_none());
+    say(&mut server, now, b"MAIL FROM:<a@b.example>\r\n");
+    assert_eq!(last_line(&mut server), "503 5.5.1 Send EHLO or HELO first");
+    say(&mut server, now, b"EHLO tls.example\r\n");
+    assert!(!replies(&mut server).contains("STARTTLS"));
+    assert!(server.client().is_some_and(|client| client.secured));
+    say(&mut server, now, b"STARTTLS\r\n");
+    assert_eq!(last_line(&mut server), "503 5.5.1 TLS is under way");
+}
+
+#[test]
+fn what_stands_before_starttls_in_the_same_read_is_answered_first() {
+    let now = Instant::now();
+    let mut server = tls_session(ListenerTls::StartTls, now, b"EHLO c\r\n");
+    replies(&mut server);
+    let (event, _) = say(&mut server, now, b"NOOP\r\nSTARTTLS\r\n");
+    assert_eq!(event, Event::StartTls);
+    assert_eq!(replies(&mut server), "250 2.0.0 Ok\r\n220 2.0.0 Ready to start TLS\r\n");
+}
+
+#[test]
+fn starttls_where_it_cannot_be() {
+    let now = Instant::now();
+    for (tls, said, reply) in [
+        (ListenerTls::Off, &b"EHLO c\r\nSTARTTLS\r\n"[..], "502 5.5.1 Not offered here"),
+        (ListenerTls::StartTls, b"EHLO c\r\nSTARTTLS now\r\n", "501 5.5.4"),
+        (ListenerTls::StartTls, b"EHLO c\r\nMAIL FROM:<a@b.example>\r\nSTARTTLS\r\n", "503 5.5.1"),
+        (ListenerTls::Implicit, b"EHLO c\r\nSTARTTLS\r\n", "503 5.5.1 TLS is under way"),
+    ] {
+        let mut server = tls_session(tls, now, said);
+        let last = last_line(&mut server);
+        assert!(last.starts_with(reply), "{last} is not {reply}");
+        assert_eq!(say(&mut server, now, b"NOOP\r\n").0, Event::NeedInput);
+    }
+}
+
+/// RFC 3207 section 4: all but NOOP, EHLO, STARTTLS and QUIT get 530.
+#[test]
+fn where_tls_is_required_nothing_else_comes_before_it() {
+    let now = Instant::now();
+    let mut server = tls_session(ListenerTls::Required, now, b"");
+    for said in [
+        &b"HELO c\r\n"[..],
+        b"MAIL FROM:<a@b.example>\r\n",
+        b"RCPT TO:<a@b.example>\r\n",
+        b"DATA\r\n",
+        b"BDAT 6 LAST\r\nNOOP\r\n",
+        b"RSET\r\n",
+        b"VRFY a\r\n",
+        b"HELP\r\n",
+        b"AUTH PLAIN AGEAYg==\r\n",
+    ] {
+        replies(&mut server);
+        assert_eq!(say(&mut server, now, said).0, Event::NeedInput);
+        assert_eq!(replies(&mut server), "530 5.7.0 Send STARTTLS first\r\n", "{said:?}");
+    }
+    say(&mut server, now, b"EHLO c\r\nNOOP\r\n");
+    assert!(replies(&mut server).ends_with("250-STARTTLS\r\n250 HELP\r\n250 2.0.0 Ok\r\n"));
+    assert_eq!(say(&mut server, now, b"STARTTLS\r\n").0, Event::StartTls);
+    server.tls_started(now);
+    say(&mut server, now, b"EHLO c\r\nMAIL FROM:<a@b.example>\r\n");
+    assert_eq!(last_line(&mut server), "250 2.1.0 Sender ok");
 }
 
 /// What the front of a line over the limit makes of the session, wherever the line is cut.

@@ -16,6 +16,7 @@ use super::super::scan::{self, Window};
 use super::super::segments::SegmentTable;
 use super::super::{BLOCK, RecordPlace, SegmentNo};
 use super::{Item, Move, Plan};
+use crate::limits;
 use crate::message::MessageId;
 
 /// One segment to be read.
@@ -37,7 +38,9 @@ pub struct Survey {
     candidates: BTreeSet<SegmentNo>,
     in_use: BTreeSet<SegmentNo>,
     table: Arc<SegmentTable>,
+    /// At most `messages_max`, and those of one batch.
     known: HashMap<MessageId, Known>,
+    pub(super) messages_max: usize,
     segment_bytes: u32,
     /// Octets that may be written by this job.
     octets_max: u64,
@@ -63,7 +66,8 @@ struct Surveyed {
     fold: Outcomes,
     /// Candidates that hold DONEs of it.
     done_holders: Vec<SegmentNo>,
-    /// The segment where the message's end is said first.
+    /// The segment where one DONE first says the message's end by itself.  Several may come to it
+    /// together; then none of them may go without the others.
     ended_in: Option<SegmentNo>,
 }
 
@@ -75,13 +79,15 @@ impl Survey {
         segment_bytes: u32,
         octets_max: u64,
     ) -> Survey {
-        Survey { candidates, in_use, table, known: HashMap::new(), segment_bytes, octets_max }
+        let (known, messages_max) = (HashMap::new(), limits::COMPACTION_MESSAGES);
+        Survey { candidates, in_use, table, known, messages_max, segment_bytes, octets_max }
     }
 
     /// Reads one segment.
     ///
     /// # Errors
-    /// The disk refuses, or what was durable is damaged; nothing may be concluded then.
+    /// The disk refuses, what was durable is damaged, or more messages matter than may be known at
+    /// a time ([`io::ErrorKind::OutOfMemory`]); nothing may be concluded then.
     pub(crate) fn read<D: Disk>(&mut self, disk: &D, task: &Task) -> io::Result<()> {
         if task.is_closed
             && let Some(index) = scan::load_index(disk, task.file, &task.header)?
@@ -89,10 +95,18 @@ impl Survey {
             for entry in index.entries() {
                 let (offset, record) = entry.map_err(damaged)?;
                 self.apply(task.header.segment, offset, &record).map_err(damaged)?;
+                self.bound()?;
             }
             return Ok(());
         }
         self.walk(disk, task)
+    }
+
+    /// To be called after each record or few.
+    fn bound(&self) -> io::Result<()> {
+        let count = self.known.len();
+        let error = || io::Error::new(io::ErrorKind::OutOfMemory, format!("{count} messages"));
+        if count > self.messages_max { Err(error()) } else { Ok(()) }
     }
 
     /// Reads the heads of the records in one batch after the other.
@@ -119,6 +133,7 @@ impl Survey {
                 Err(error) => return Err(damaged(error)),
             };
             last_sequence = batch.sequence;
+            self.bound()?;
             let walked = self.walk_batch(&mut window, task, offset, &batch)?;
             match walked {
                 Err(error) if !task.is_damaged => return Err(damaged(error)),
@@ -235,7 +250,7 @@ impl Survey {
         let all = known.all();
         let outcomes = known.outcomes.get_or_insert_default();
         outcomes.fold.done(done, all);
-        if outcomes.fold.is_ended {
+        if done.last || done.recipients == StoredRecipients::All {
             outcomes.ended_in.get_or_insert(holder);
         }
         if is_candidate && !outcomes.done_holders.contains(&holder) {
@@ -352,7 +367,8 @@ impl Known {
         let (done, deferrals) = surveyed.fold.waits(all);
         let done = (!done.is_empty()).then(|| (StoredRecipients::Some(done.into()), false));
         let chunks = self.chunks.into_vec();
-        let message = Some(Move { place, chunks, to_copy, copies: Vec::new() });
+        let message =
+            Some(Move { place, chunks, to_copy, copies: Vec::new(), copied_from: Vec::new() });
         Item { id, message, of: SegmentNo(0), done, deferrals, holders }
     }
 
@@ -374,8 +390,10 @@ impl Known {
             return None;
         }
         if surveyed.fold.is_ended {
-            // An end that stands elsewhere says all there is to say.
-            surveyed.ended_in.filter(|segment| chosen.contains(segment))?;
+            // An end that stands elsewhere in one piece says all there is to say.
+            if surveyed.ended_in.is_some_and(|segment| !chosen.contains(&segment)) {
+                return None;
+            }
             let done = Some((StoredRecipients::All, surveyed.fold.is_last_said));
             return Some(Item { id, message: None, of, done, deferrals: Vec::new(), holders });
         }

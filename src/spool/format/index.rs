@@ -119,6 +119,13 @@ impl IndexBuilder {
         self.bytes.len()
     }
 
+    /// The records so far.
+    pub(crate) fn entries(
+        &self,
+    ) -> impl Iterator<Item = Result<(u32, RecordView<'_>), FormatError>> {
+        entries(&self.bytes)
+    }
+
     /// Octets of segment that an index of `octets` takes with its footer.
     pub(crate) fn room(octets: usize) -> usize {
         round_to_block(octets) + BLOCK

@@ -1,7 +1,7 @@
 //! The log's side of the compaction: which segments are looked at and when, what is handed to the
 //! maintenance, what becomes of the batches that it makes.  See [`super::super::compaction`].
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -21,8 +21,8 @@ use crate::message::MessageId;
 
 /// Segments that one job empties at most.
 const SEGMENTS_MAX: usize = 64;
-/// Messages and chunks that the segments of one job may hold: each costs some 130 octets while
-/// they are surveyed.
+/// Records that the segments of one job may hold, save for the first segment: a message costs some
+/// 130 octets while they are surveyed, one with outcomes some 300.
 const RECORDS_MAX: u64 = 128 * 1024;
 /// Messages whose outcomes may come in while a job runs; beyond that it is given up.
 const TOUCHED_MAX: usize = 1 << 20;
@@ -37,12 +37,23 @@ pub(super) struct Job {
     stage: Stage,
     candidates: BTreeSet<SegmentNo>,
     chosen: BTreeSet<SegmentNo>,
-    /// Messages of which an outcome was committed since the job began.
+    /// The log's head when the job began.
+    head: SegmentNo,
+    /// Messages that may have been surveyed and of which an outcome was committed since the job
+    /// began.
     touched: HashSet<MessageId>,
-    /// Candidates of which something could not be written again.
+    /// Candidates of whose outcomes some could not be written again.
     not_clean: BTreeSet<SegmentNo>,
+    /// Segments that were to be emptied of something that stays: another job is to try again.
+    unfinished: BTreeSet<SegmentNo>,
+    /// Candidates for which the job had no room; another one may begin at once.
+    postponed: BTreeSet<SegmentNo>,
     /// Nothing more is begun; what is under way is waited for.
     is_given_up: bool,
+    /// It was planned for a full disk: it needs no more room than it makes.
+    makes_room: bool,
+    /// It was given up because the disk is full; one that makes room may begin at once.
+    lacks_room: bool,
 }
 
 #[derive(Debug)]
@@ -58,6 +69,7 @@ enum Stage {
 pub(crate) struct Look {
     at_tick: i64,
     live: u32,
+    pins: u32,
 }
 
 impl<D: Disk> Log<D> {
@@ -80,7 +92,7 @@ impl<D: Disk> Log<D> {
     }
 
     fn begin_compaction(&mut self) {
-        let is_full = self.is_full && self.spares.len() <= KEPT_FOR_OUTCOMES;
+        let is_full = self.is_short_of_room();
         if self.has_failed || (is_full && self.spares.len() < KEPT_FOR_OUTCOMES) {
             return;
         }
@@ -108,11 +120,26 @@ impl<D: Disk> Log<D> {
             stage: Stage::Surveying { left: tasks },
             candidates,
             chosen: BTreeSet::new(),
+            head: self.head.header.segment,
             touched: HashSet::new(),
             not_clean: BTreeSet::new(),
+            unfinished: BTreeSet::new(),
+            postponed: BTreeSet::new(),
             is_given_up: false,
+            makes_room: is_full,
+            lacks_room: false,
         });
         self.survey_next(Box::new(survey));
+    }
+
+    /// The disk is full, and what spares there are is kept back.
+    pub(super) fn is_short_of_room(&self) -> bool {
+        self.is_full && self.spares.len() <= KEPT_FOR_OUTCOMES
+    }
+
+    /// Whether the job under way needs no more room than it makes.
+    pub(super) fn job_makes_room(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.makes_room)
     }
 
     fn compaction_candidates(&self, is_full: bool) -> BTreeSet<SegmentNo> {
@@ -123,18 +150,21 @@ impl<D: Disk> Log<D> {
         for fill in self.accounts.fills() {
             let Some(file) = self.segments.get(&fill.segment) else { continue };
             let has_died = match file.look {
-                None => fill.live < fill.counted,
-                Some(look) => look.live.saturating_sub(fill.live) > fill.counted / DIED_PART,
+                None => fill.live < fill.counted || fill.live == 0,
+                Some(look) => {
+                    // Where nothing is live, what is needed can only become less with what it is
+                    // needed for.
+                    let is_freer = fill.live == 0 && fill.pins < look.pins;
+                    look.live.saturating_sub(fill.live) > fill.counted / DIED_PART || is_freer
+                }
             };
-            // What keeps it may have been waited for in vain.
-            let has_died = has_died || fill.live == 0;
             let is_rested = file.look.is_none_or(|look| now - look.at_tick >= after);
             let is_old = is_full || now - file.closed_at_tick >= after;
             let is_needed = fill.live > 0 || fill.pins > 0;
             if !(has_died && is_rested && is_old && is_needed) || file.is_stuck {
                 continue;
             }
-            records += u64::from(fill.counted);
+            records += u64::from(fill.counted) + u64::from(fill.outcomes);
             if !candidates.is_empty() && (records > RECORDS_MAX || candidates.len() >= SEGMENTS_MAX)
             {
                 break;
@@ -166,8 +196,15 @@ impl<D: Disk> Log<D> {
             Ok(()) => self.survey_next(survey),
             // Retired in the meantime, and perhaps used again: nobody needs what it said.
             Err(_) if !self.segments.contains_key(&segment) => self.survey_next(survey),
+            // Segments of little more than outcomes; others need not wait for them.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                tracing::warn!(%segment, %error, "a compaction was given up");
+                job.is_given_up = true;
+                self.end_compaction();
+            }
             Err(error) => {
                 self.stats.chore_failures.fetch_add(1, Relaxed);
+                job.is_given_up = true;
                 let candidates = job.candidates.clone();
                 if error.kind() == io::ErrorKind::InvalidData {
                     tracing::error!(%segment, %error, "a segment is damaged; what stands before \
@@ -189,6 +226,11 @@ impl<D: Disk> Log<D> {
     /// The survey is over.
     pub(super) fn planned(&mut self, plan: Plan) {
         let Some(job) = &mut self.job else { return };
+        // What fits a segment and not this job is for the next one.
+        let half = u64::from(self.options.segment_bytes) / 2;
+        let fitting = plan.needed_octets.iter().filter(|(_, octets)| **octets <= half);
+        let postponed = fitting.map(|(&segment, _)| segment);
+        job.postponed = postponed.filter(|segment| !plan.chosen.contains(segment)).collect();
         job.chosen = plan.chosen;
         let mut left: VecDeque<Item> = plan.items.into();
         if self.options.mistake == Some(Mistake::ForgottenDone) {
@@ -201,14 +243,17 @@ impl<D: Disk> Log<D> {
     /// Hands out the next batch to be made, if the share of the disk allows it; ends the job when
     /// there is none.
     pub(super) fn compact_step(&mut self) {
+        let is_short_of_room = self.is_short_of_room();
         let Some(job) = &mut self.job else { return };
+        job.lacks_room |= is_short_of_room && !job.makes_room;
+        job.is_given_up |= job.lacks_room;
         let Stage::Copying { left, is_busy } = &mut job.stage else { return };
         if *is_busy {
             return;
         }
         if job.is_given_up || self.has_failed {
             for item in std::mem::take(left) {
-                job.not_clean.extend(&item.holders);
+                leave(&mut job.not_clean, &mut job.unfinished, &item);
                 forget_copies(&mut self.accounts, &item);
             }
         }
@@ -223,7 +268,9 @@ impl<D: Disk> Log<D> {
         let mut items = Vec::new();
         let mut chunk = None;
         while let Some(item) = left.front() {
-            let is_touched = job.touched.contains(&item.id);
+            // A copy must not name a chunk whose sync failed, so such a message stays.
+            let is_suspect = names_suspect(&self.suspect, item);
+            let is_touched = is_suspect || job.touched.contains(&item.id);
             let next_chunk =
                 item.message.as_ref().and_then(|message| message.to_copy.last().copied());
             let needed = item.octets_max();
@@ -233,7 +280,7 @@ impl<D: Disk> Log<D> {
             }
             let item = left.pop_front().expect("looked at above");
             if is_touched {
-                job.not_clean.extend(&item.holders);
+                leave(&mut job.not_clean, &mut job.unfinished, &item);
                 forget_copies(&mut self.accounts, &item);
                 continue;
             }
@@ -260,7 +307,7 @@ impl<D: Disk> Log<D> {
             self.stats.chore_failures.fetch_add(1, Relaxed);
             forget_copies(&mut self.accounts, &item);
             let Some(job) = &mut self.job else { continue };
-            job.not_clean.extend(&item.holders);
+            leave(&mut job.not_clean, &mut job.unfinished, &item);
             // It has ended, and its segment may be in use again.
             if job.touched.contains(&item.id) {
                 continue;
@@ -303,14 +350,24 @@ impl<D: Disk> Log<D> {
         written.items().iter().any(|item| job.touched.contains(&item.id))
     }
 
-    /// An outcome was committed.
-    pub(super) fn touch(&mut self, id: MessageId) {
+    /// An outcome was committed of a message that stands in segment `of`.
+    pub(super) fn touch(&mut self, id: MessageId, of: SegmentNo) {
         let Some(job) = &mut self.job else { return };
         if self.options.mistake == Some(Mistake::Outdated) {
             return;
         }
+        // Nothing that came since has been surveyed.
+        if of > job.head {
+            return;
+        }
         job.touched.insert(id);
         job.is_given_up |= job.touched.len() > TOUCHED_MAX;
+    }
+
+    /// How many outcomes the job under way has to remember.
+    #[cfg(test)]
+    pub(crate) fn touched(&self) -> usize {
+        self.job.as_ref().map_or(0, |job| job.touched.len())
     }
 
     /// Takes a committed batch of the compaction into the accounts and the index.
@@ -367,7 +424,7 @@ impl<D: Disk> Log<D> {
                 Ok(place) => self.compacted(written, place),
                 Err(error) => {
                     tracing::warn!(%error, "compaction: a batch was refused");
-                    self.compaction_refused(written, true);
+                    self.compaction_refused(written);
                 }
             }
         }
@@ -379,6 +436,7 @@ impl<D: Disk> Log<D> {
                 message.to_copy.pop();
                 message.copies.push(place.segment);
                 let copy = &mut message.chunks[index].place;
+                message.copied_from.push(copy.segment);
                 (copy.segment, copy.offset) = (place.segment, place.offset + BATCH_HEADER as u32);
             }
             match &mut self.job {
@@ -390,12 +448,32 @@ impl<D: Disk> Log<D> {
     }
 
     /// What was to be written again stays where it is, until another job.
-    pub(super) fn compaction_refused(&mut self, written: Written, is_over: bool) {
+    pub(super) fn compaction_refused(&mut self, written: Written) {
         for item in written.into_items() {
             forget_copies(&mut self.accounts, &item);
             if let Some(job) = &mut self.job {
-                job.not_clean.extend(&item.holders);
-                job.is_given_up |= is_over;
+                leave(&mut job.not_clean, &mut job.unfinished, &item);
+                job.is_given_up = true;
+            }
+        }
+        self.compaction_is_free();
+    }
+
+    /// A batch finds no room on a full disk.
+    pub(super) fn compaction_lacks_room(&mut self, written: Written) {
+        if let Some(job) = &mut self.job {
+            job.lacks_room = true;
+        }
+        self.compaction_refused(written);
+    }
+
+    /// A batch says something that is no longer true, or not for sure: its items are gone through
+    /// once more, and those that are still as they were surveyed are put into another one.
+    pub(super) fn compaction_withdrawn(&mut self, written: Written) {
+        for item in written.into_items().into_iter().rev() {
+            match &mut self.job {
+                Some(Job { stage: Stage::Copying { left, .. }, .. }) => left.push_front(item),
+                _ => forget_copies(&mut self.accounts, &item),
             }
         }
         self.compaction_is_free();
@@ -403,24 +481,49 @@ impl<D: Disk> Log<D> {
 
     fn end_compaction(&mut self) {
         let Some(job) = self.job.take() else { return };
-        let fills: BTreeMap<SegmentNo, u32> =
-            self.accounts.fills().map(|fill| (fill.segment, fill.live)).collect();
+        for segment in &job.chosen {
+            if !job.is_given_up && !job.not_clean.contains(segment) {
+                self.accounts.carried(*segment, &job.chosen);
+            }
+        }
+        let fills: BTreeMap<SegmentNo, (u32, u32)> =
+            self.accounts.fills().map(|fill| (fill.segment, (fill.live, fill.pins))).collect();
         for segment in job.candidates {
-            let is_clean = !job.not_clean.contains(&segment);
-            if is_clean && !job.is_given_up && job.chosen.contains(&segment) {
-                self.accounts.carried(segment, &job.chosen);
+            let is_left = job.not_clean.contains(&segment) || job.unfinished.contains(&segment);
+            if job.lacks_room || (!job.is_given_up && job.postponed.contains(&segment)) {
+                continue;
             }
             if let Some(file) = self.segments.get_mut(&segment) {
                 // What was not done is to be tried again, whether or not more has died.
-                let live = match is_clean {
-                    true => fills.get(&segment).copied().unwrap_or(0),
-                    false => u32::MAX,
+                let (live, pins) = match job.is_given_up || is_left {
+                    true => (u32::MAX, u32::MAX),
+                    false => fills.get(&segment).copied().unwrap_or_default(),
                 };
-                file.look = Some(Look { at_tick: self.ticks, live });
+                // What still needs a segment that was emptied is about to die, and may not.
+                let pins = if job.chosen.contains(&segment) { u32::MAX } else { pins };
+                file.look = Some(Look { at_tick: self.ticks, live, pins });
             }
         }
         self.stats.compactions.fetch_add(1, Relaxed);
     }
+}
+
+/// Whether a copy of the item would name a chunk, not copied itself, whose sync failed.
+fn names_suspect(suspect: &HashMap<SegmentNo, u32>, item: &Item) -> bool {
+    let is_suspect =
+        |place: RecordPlace| suspect.get(&place.segment).is_some_and(|&from| place.offset >= from);
+    !suspect.is_empty()
+        && item.message.as_ref().is_some_and(|message| {
+            let chunks = message.chunks.iter().enumerate();
+            let mut named = chunks.filter(|(index, _)| !message.to_copy.contains(index));
+            named.any(|(_, chunk)| is_suspect(chunk.place))
+        })
+}
+
+/// Nothing of the item is written again by this job.
+fn leave(not_clean: &mut BTreeSet<SegmentNo>, unfinished: &mut BTreeSet<SegmentNo>, item: &Item) {
+    not_clean.extend(&item.holders);
+    unfinished.extend(item.sources());
 }
 
 /// Copies of chunks that no MESSAGE will name.

@@ -90,12 +90,14 @@ pub(super) enum Turn {
 
 impl<D: Disk> Log<D> {
     /// Goes on to the next segment if a batch may make it.
-    pub(super) fn turn(&mut self, has_messages: bool) -> Turn {
-        let kept_back = if has_messages { KEPT_FOR_OUTCOMES } else { KEPT_FOR_FAILURE };
+    pub(super) fn turn(&mut self, has_messages: bool, is_compaction: bool) -> Turn {
+        // Of the outcomes' spare a compaction may only have what it is sure to give back.
+        let is_outcomes = !has_messages && (!is_compaction || self.job_makes_room());
+        let kept_back = if is_outcomes { KEPT_FOR_FAILURE } else { KEPT_FOR_OUTCOMES };
         if self.spares.len() > kept_back {
             return self.roll();
         }
-        if self.is_full && self.waiting.iter().any(|batch| batch.has_messages) {
+        if self.is_full && !is_compaction && self.waiting.iter().any(|batch| batch.has_messages) {
             return Turn::Refuse(CommitError::Full);
         }
         Turn::Wait

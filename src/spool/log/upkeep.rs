@@ -8,7 +8,7 @@ use super::super::disk::{Disk, FileNo};
 use super::super::format::header::SegmentHeader;
 use super::super::sealed::Completion;
 use super::super::stats::Health;
-use super::{KEPT_FOR_OUTCOMES, Log, SegmentFile, SegmentNo};
+use super::{Log, SegmentFile, SegmentNo};
 
 impl<D: Disk> Log<D> {
     /// Takes a chore's result, and goes on with what waited for it.
@@ -62,8 +62,7 @@ impl<D: Disk> Log<D> {
         if self.spares.len() < self.options.spares && !self.is_creating && !self.is_full {
             self.create_spare();
         }
-        let is_full = self.is_full && self.spares.len() <= KEPT_FOR_OUTCOMES;
-        self.stats.set_health(if is_full { Health::Full } else { Health::Good });
+        self.stats.set_health(if self.is_short_of_room() { Health::Full } else { Health::Good });
         self.stats.segments_used.store(self.accounts.segments() as u64, Relaxed);
         self.stats.segments_spare.store(self.spares.len() as u64, Relaxed);
         self.stats.live_records.store(self.accounts.live(), Relaxed);

@@ -47,12 +47,21 @@ pub struct Progress {
 /// Something that is not as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Damage {
-    /// Both copies of a file's header are unreadable; the file was set aside.
+    /// Both copies of a file's header are of no use; the file was set aside.
     Header {
         /// The file.
         file: FileNo,
         /// What is wrong.
         error: FormatError,
+    },
+    /// The disk cannot read parts of a segment; what stood there, if anything did, is gone.
+    Unreadable {
+        /// Where.
+        segment: SegmentNo,
+        /// The file.
+        file: FileNo,
+        /// How much of it.
+        octets: usize,
     },
     /// Batches that were durable do not verify or are gone.
     Batches {
@@ -99,6 +108,14 @@ pub enum RecoveryError {
     /// The disk refuses.
     #[error("reading the spool: {0}")]
     Io(#[from] io::Error),
+    /// The disk refuses a file.
+    #[error("{file:08x}.seg: {source}")]
+    File {
+        /// The file's number.
+        file: u32,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A file that is not ours, or of another version.
     #[error("{file:08x}.seg: {error}; move it away, or run the mailrace that wrote it")]
     Foreign {

@@ -101,6 +101,7 @@ impl Machine {
             Event::DropBody => self.body.clear(),
             Event::CheckRecipient => self.check_recipient(),
             Event::EndOfMessage => self.store(),
+            Event::StartTls => panic!("no dialogue has TLS"),
             // As in a gateway whose queue is empty.
             Event::StartQueue => self.server.queue_started(self.now, Ok(QueueStart::Nothing)),
             Event::Close => self.closed = true,
@@ -117,6 +118,7 @@ impl Machine {
         let facts = Facts {
             service: self.config.listeners[0].service,
             client: self.client,
+            certificate: None,
             authenticated: false,
         };
         let path = self.server.recipient_in_question().expect("there is one");

@@ -118,5 +118,6 @@ pub fn server_config(config: &Config) -> Rc<ServerConfig> {
         recipients: config.limits.recipients,
         received: config.limits.received as u32,
         bare_newline: config.listeners[0].bare_newline,
+        tls: config.listeners[0].tls,
     })
 }

@@ -86,6 +86,7 @@ impl Connection {
         let link = scene.connect(Between::Peer { site: place }, shared.life);
         let delivery = &shared.config.delivery;
         let config = ClientConfig {
+            starttls: Default::default(),
             ehlo_name: "gateway.example".into(),
             timeouts: Timeouts {
                 greeting: delivery.timeouts.greeting,
@@ -270,6 +271,7 @@ impl Connection {
                     }
                     self.state = State::Over;
                 }
+                ClientAction::StartTls => panic!("no simulated peer has TLS"),
                 ClientAction::Close => self.state = State::Over,
             }
         }

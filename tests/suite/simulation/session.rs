@@ -155,6 +155,7 @@ impl Session {
                     }
                     Step::CheckRecipient => self.check_recipient(scene.now(), shared),
                     Step::Store => self.store(scene, worker, shared),
+                    Step::StartTls => panic!("no simulated listener has TLS"),
                     Step::StartQueue => unreachable!("no client of the simulation may send ETRN"),
                     Step::Close => {
                         self.flush(scene);
@@ -224,7 +225,12 @@ impl Session {
 
     fn check_recipient(&mut self, now: Instant, shared: &Shared) {
         let client: SocketAddr = CLIENT.parse().expect("an address");
-        let facts = Facts { service: Service::Relay, client: client.ip(), authenticated: false };
+        let facts = Facts {
+            service: Service::Relay,
+            client: client.ip(),
+            certificate: None,
+            authenticated: false,
+        };
         let path = self.server.recipient_in_question().expect("the server asks");
         let verdict = relay::decide(&shared.config, facts, path);
         let verdict = verdict.and_then(|route| match shared.stats.refusal() {
@@ -354,7 +360,7 @@ impl Session {
             client: CLIENT.parse().expect("an address"),
             hostname: &shared.config.hostname,
             extended: true,
-            secured: false,
+            secured: None,
             authenticated: false,
             id,
             envelope: &message.envelope,

@@ -1,0 +1,229 @@
+//! What recovery makes of files that are torn, rotten, unreadable or not its own.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::spool::format::batch::BatchHeader;
+
+#[test]
+fn torn_tail_is_cut() {
+    let mut bench = Bench::new();
+    bench.accept(&Mail::new(1, 1, 3000));
+    // The next commit is interrupted by a power cut, at every one of its sectors by chance.
+    for seed in 0..40 {
+        let disk = SimDisk::new(seed);
+        let mut bench = Bench::on(&disk).unwrap();
+        bench.accept(&Mail::new(1, 1, 3000));
+        disk.crash_at(disk.operations() + 1);
+        Mail::new(2, 1, 6000).append(&mut bench.appender, bench.now).unwrap();
+        assert!(bench.commit().iter().all(|settled| settled.result.is_err()));
+        let mut bench = bench.reborn(true);
+        assert!(bench.kept.ids() == [1] || bench.kept.ids() == [1, 2], "seed {seed}");
+        assert_eq!(bench.report.damage_count, 0, "seed {seed}: a torn tail is not damage");
+        let ids = bench.kept.ids();
+        bench.accept(&Mail::new(3, 1, 10));
+        let again = bench.reborn(true);
+        assert_eq!(again.kept.ids(), [&ids[..], &[3]].concat(), "seed {seed}");
+        assert_eq!(again.report.damage_count, 0, "seed {seed}: nor is it later");
+    }
+}
+
+#[test]
+fn a_hole_below_durable_through_is_damage_and_skipped_over() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (1..=4).map(|id| bench.accept(&Mail::new(id, 1, 100))).collect();
+    let file = head_file(&bench, places[1]);
+    bench.disk.flip_bit(file, places[1].offset as usize + 100, 3);
+    let bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [1, 3, 4]);
+    let segment = places[1].segment;
+    assert_eq!(bench.report.damage, [Damage::Batches { segment, file, sequences: 2..3 }]);
+    let mut bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [1, 3, 4], "the rest of a damaged segment is still served");
+    // When it is dead it is kept aside, not used again.
+    for id in [1, 3, 4] {
+        bench.done(id, places[id as usize - 1]);
+    }
+    assert_eq!(bench.disk.quarantined(), [file]);
+}
+
+#[test]
+fn bit_flip_is_refused() {
+    // Each bit of one message's batch by itself: it is found whole, or not at all.
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    bench.accept(&Mail::new(2, 1, 100));
+    let file = head_file(&bench, place);
+    let batch = place.offset as usize / BLOCK * BLOCK;
+    let whole = bench.disk.contents(file);
+    let mut random = 99;
+    for _ in 0..300 {
+        let at = batch + (next(&mut random) % 500) as usize;
+        let disk = SimDisk::new(1);
+        disk.plant(file, whole.clone());
+        disk.flip_bit(file, at, next(&mut random) as u8);
+        let found = Bench::on(&disk).unwrap();
+        match &found.kept.ids()[..] {
+            [2] => assert_eq!(found.report.damage_count, 1, "octet {at}"),
+            [1, 2] => {
+                let first = &found.kept.messages[0].message;
+                assert_eq!(first.envelope, Mail::new(1, 1, 100).envelope, "octet {at}");
+            }
+            ids => panic!("octet {at}: {ids:?}"),
+        }
+    }
+}
+
+#[test]
+fn stale_bytes_of_a_recycled_segment_never_pass() {
+    let mut bench = Bench::new();
+    let mut id = 0;
+    let mut files = BTreeSet::new();
+    // Many lives of few files, each message done at once.
+    for _ in 0..200 {
+        id += 1;
+        let place = bench.accept(&Mail::new(id, 1, 3000));
+        files.insert(head_file(&bench, place));
+        bench.done(id, place);
+    }
+    assert!(files.len() <= 5, "files are used again: {files:?}");
+    id += 1;
+    bench.accept(&Mail::new(id, 1, 10));
+    let disk = bench.disk.clone();
+    let stale: usize = files
+        .iter()
+        .map(|&file| disk.contents(file).windows(4).filter(|magic| magic == b"MRB1").count())
+        .sum();
+    assert!(stale > 20, "there is something stale to be found: {stale}");
+    let bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [id]);
+    assert_eq!(bench.report.damage_count, 0);
+}
+
+#[test]
+fn foreign_files_are_refused_and_unreadable_ones_set_aside() {
+    let disk = SimDisk::new(1);
+    disk.plant(FileNo(1), vec![0; 64 * 1024]);
+    let error = Bench::on(&disk).err().unwrap();
+    assert!(matches!(error, RecoveryError::Foreign { file: 1, error: FormatError::Magic }));
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    let file = head_file(&bench, place);
+    bench.disk.flip_bit(file, 20, 1);
+    bench.disk.flip_bit(file, 2048 + 20, 1);
+    let bench = bench.reborn(true);
+    assert!(bench.kept.messages.is_empty());
+    assert!(matches!(bench.report.damage[..], [Damage::Header { .. }]));
+    assert_eq!(bench.disk.quarantined(), [file]);
+    let other_size = crate::spool::LogOptions { segment_bytes: 128 * 1024, ..OPTIONS };
+    let error = recover(
+        Arc::new(bench.disk.clone()),
+        other_size,
+        Arc::default(),
+        &mut || 1,
+        &mut Kept::default(),
+    )
+    .err()
+    .unwrap();
+    assert!(matches!(error, RecoveryError::SegmentSize { .. }), "{error}");
+}
+
+/// Keeps what recovery says, and spoils blocks between its two passes.
+struct Spoiling {
+    disk: SimDisk,
+    blocks: Vec<(FileNo, usize)>,
+    kept: Kept,
+}
+
+impl RecoveryVisitor for Spoiling {
+    fn message(&mut self, message: RecoveredMessage) {
+        self.kept.message(message);
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        if progress.segments_done * 2 == progress.segments {
+            for (file, offset) in self.blocks.drain(..) {
+                self.disk.make_unreadable(file, offset);
+            }
+        }
+    }
+}
+
+/// One bad sector costs the messages that stand in it, and nothing else; not the start.
+#[test]
+fn a_block_that_cannot_be_read_costs_what_stands_in_it() {
+    let footer = OPTIONS.segment_bytes as usize - BLOCK;
+    // Of a sealed segment: its footer, message 3, both, in one pass or between the two; then
+    // message 40, which stands in the newest one.
+    let none: &[u64] = &[];
+    let cases = [
+        (none, true, false, none, 1),
+        (&[3], false, false, none, 0),
+        (&[3], true, false, &[3], 2),
+        (&[3], true, true, &[3], 1),
+        (none, true, true, none, 0),
+        (&[40], false, false, &[40], 2),
+    ];
+    for (case, (ids, is_footer, is_between, lost, damage)) in cases.into_iter().enumerate() {
+        let mut bench = Bench::new();
+        let places: Vec<RecordPlace> =
+            (1..=41).map(|id| bench.accept(&Mail::new(id, 1, 3000))).collect();
+        let file = |no: usize| bench.log.table().file(places[no].segment).unwrap();
+        assert_ne!(file(2), file(39));
+        let mut blocks: Vec<(FileNo, usize)> = ids
+            .iter()
+            .map(|&id| (file(id as usize - 1), places[id as usize - 1].offset as usize))
+            .collect();
+        blocks.extend(is_footer.then_some((file(2), footer)));
+        if !is_between {
+            blocks.drain(..).for_each(|(file, at)| bench.disk.make_unreadable(file, at));
+        }
+        let mut visitor = Spoiling { disk: bench.disk.clone(), blocks, kept: Kept::default() };
+        let disk = Arc::new(bench.disk.clone());
+        let (_, report) = recover(disk, OPTIONS, Arc::default(), &mut || 77, &mut visitor).unwrap();
+        let expected: Vec<u64> = (1..=41).filter(|id| !lost.contains(id)).collect();
+        assert_eq!(visitor.kept.ids(), expected, "case {case}");
+        assert_eq!(report.damage_count, damage, "case {case}: {:?}", report.damage);
+    }
+}
+
+#[test]
+fn a_header_that_cannot_be_read_is_set_aside() {
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    let file = head_file(&bench, place);
+    bench.disk.make_unreadable(file, 0);
+    let bench = bench.reborn(true);
+    assert!(bench.kept.messages.is_empty());
+    assert!(matches!(bench.report.damage[..], [Damage::Header { .. }]));
+    assert_eq!(bench.disk.quarantined(), [file]);
+}
+
+/// A batch that claims too much of everything is told from a sound one.
+#[test]
+fn a_forged_batch_header_gets_nowhere() {
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    let file = head_file(&bench, place);
+    let whole = bench.disk.contents(file);
+    let generation = SegmentHeader::decode(&whole).unwrap().generation;
+    for payload_length in [0, 64, 1 << 20, u32::MAX - 63] {
+        let forged = BatchHeader {
+            segment: place.segment,
+            generation,
+            sequence: 2,
+            durable_through: 1,
+            payload_length,
+            record_count: 1,
+            digest: 0,
+        };
+        let mut block = AlignedBuf::new(BLOCK);
+        forged.encode(&mut block);
+        let disk = SimDisk::new(1);
+        disk.plant(file, whole.clone());
+        disk.write(file, 2 * BLOCK as u32, &[io::IoSlice::new(&block)], Sync::Data).unwrap();
+        let found = Bench::on(&disk).unwrap();
+        assert_eq!(found.kept.ids(), [1], "{payload_length}");
+        assert_eq!(found.report.cut, Some(2..3));
+    }
+}
