@@ -8,6 +8,7 @@ mod bytes;
 mod client;
 mod config;
 mod control;
+mod crash;
 mod destinations;
 mod dialogue;
 mod dialogues;
