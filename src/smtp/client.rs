@@ -33,7 +33,7 @@
 //! ([`ClientAction::StartTls`]); what the peer said before is forgotten then, and what it sent in
 //! clear behind its 220 ends the connection, since nobody knows who sent it.
 //!
-//! **AUTH** (RFC 4954) follows EHLO where the configuration has a login ([`login`]); without
+//! **AUTH** (RFC 4954) follows EHLO where the configuration has a [`Login`]; without
 //! success there the connection takes no mail.
 //!
 //! What it does not do: choosing peers, retrying, judging what an outcome means for
