@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::auth::{Authority, AuthorityError};
 use crate::config::{Config, Events, Listener, Spool};
 use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
 use crate::control::events::{Event, EventKind, EventLog, EventTarget};
@@ -37,6 +38,8 @@ use crate::spool::{
     Committer, Completion, CompletionSink, FileDisk, Log, LogOptions, ReadAnswer, ReadSink, Reader,
     RecoveryError, SpoolStats, recover,
 };
+use crate::tls::acceptor::Expiry;
+use crate::tls::{Acceptor, AcceptorSettings, CertificateError, Connector};
 use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat};
 
 /// A gateway that runs.
@@ -49,6 +52,9 @@ pub struct Gateway {
     admin: AdminServer,
     events: EventLog,
     status: Arc<Status>,
+    /// With what it is made of, to be read again.
+    acceptor: Option<(Arc<Acceptor>, AcceptorSettings)>,
+    authority: Arc<Authority>,
 }
 
 /// Where a gateway can be reached.
@@ -99,6 +105,12 @@ pub enum StartError {
     /// The admin interface cannot be set up.
     #[error("{}", with_source(.0))]
     Admin(#[from] AdminError),
+    /// TLS cannot be set up.
+    #[error("{0}")]
+    Tls(#[from] CertificateError),
+    /// Users or keys cannot be read.
+    #[error("{0}")]
+    Auth(#[from] AuthorityError),
     /// The events cannot be written.
     #[error("cannot write the events: {0}")]
     Events(#[source] io::Error),
@@ -149,6 +161,11 @@ impl Gateway {
         let admin = AdminSockets::bind(config.admin.address, &config.data_dir)?;
         give_admin_socket(&config)?;
         become_user(&config)?;
+        // As the user that must be able to read them again at a reload.
+        let acceptor = acceptor(&config)?;
+        let authority = Arc::new(Authority::new(&config)?);
+        warn_of_missing_secrets(&config);
+        let connector = Arc::new(Connector::new().map_err(CertificateError::Setup)?);
         tell_driver();
 
         let target = match &config.log.events {
@@ -190,6 +207,9 @@ impl Gateway {
             let seat = Seat {
                 index,
                 config: config.clone(),
+                acceptor: acceptor.as_ref().map(|(acceptor, _)| acceptor.clone()),
+                authority: authority.clone(),
+                connector: connector.clone(),
                 sites: sites.clone(),
                 dns: ResolverConfig::new(&config.dns),
                 ourselves: ourselves.clone(),
@@ -221,7 +241,18 @@ impl Gateway {
         let addresses = Addresses { listeners, admin: admin.address() };
         let ready = addresses.to_string();
         events.buffer().emit(&Event { addresses: Some(&ready), ..Event::new(EventKind::Ready) });
-        Ok(Gateway { addresses, posts, workers, committer, reader, admin, events, status })
+        Ok(Gateway {
+            addresses,
+            posts,
+            workers,
+            committer,
+            reader,
+            admin,
+            events,
+            status,
+            acceptor,
+            authority,
+        })
     }
 
     /// Where it can be reached.
@@ -232,6 +263,22 @@ impl Gateway {
     /// Its events, to be opened again after a rotation.
     pub fn events(&self) -> &EventLog {
         &self.events
+    }
+
+    /// Reads the certificates, users and keys again.  What fails stays as it was.
+    pub fn reload(&self) {
+        match self.authority.reload() {
+            Ok(()) => tracing::info!("users and keys were read again"),
+            Err(error) => tracing::error!("{error}; users and keys from before stay in use"),
+        }
+        let Some((acceptor, settings)) = &self.acceptor else { return };
+        match acceptor.reload(settings) {
+            Ok(expiries) => {
+                tracing::info!("the certificates were read again; new sessions use them");
+                tell_expiries(&expiries);
+            }
+            Err(error) => tracing::error!("{error}; the certificates from before stay in use"),
+        }
     }
 
     /// Stops it: transactions and attempts under way are finished, within a bounded time.
@@ -252,6 +299,21 @@ impl Gateway {
         if let Err(error) = self.events.close(Instant::now() + EVENT_PATIENCE) {
             tracing::warn!(%error, "some events could not be written before the end");
         }
+    }
+}
+
+fn acceptor(
+    config: &Config,
+) -> Result<Option<(Arc<Acceptor>, AcceptorSettings)>, CertificateError> {
+    let Some(settings) = config.acceptor() else { return Ok(None) };
+    let (acceptor, expiries) = Acceptor::new(&settings)?;
+    tell_expiries(&expiries);
+    Ok(Some((Arc::new(acceptor), settings)))
+}
+
+fn tell_expiries(expiries: &[Expiry]) {
+    for expiry in expiries {
+        tracing::warn!("{expiry}");
     }
 }
 
@@ -387,6 +449,16 @@ fn user_ids(user: &str) -> Result<(u32, u32), StartError> {
     let known = nix::unistd::User::from_name(user).map_err(|errno| failed(errno.into()))?;
     let known = known.ok_or_else(|| failed(io::Error::other("there is no such user")))?;
     Ok((known.uid.as_raw(), known.gid.as_raw()))
+}
+
+/// Mail for a smart host whose secret cannot be read waits until it can, so the start does not: all
+/// other mail goes on.
+fn warn_of_missing_secrets(config: &Config) {
+    for login in config.routes.iter().filter_map(|route| route.login.as_ref()) {
+        if let Err(error) = login.credentials() {
+            tracing::warn!(user = &*login.user, %error, "mail for this smart host will wait");
+        }
+    }
 }
 
 /// Drops the privileges of root, before any thread is started.

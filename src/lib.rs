@@ -13,6 +13,9 @@ pub mod dns;
 pub mod runtime;
 pub mod smtp;
 
+pub mod auth;
+pub mod tls;
+
 pub mod listener;
 
 pub mod inbound;

@@ -7,6 +7,19 @@ use std::time::Duration;
 /// A command line with its CRLF.  RFC 5321 4.5.3.1.4 asks for 512 and extensions add to it
 /// (RFC 1870, 3461, 6152, 6531); one figure that covers them all.
 pub const COMMAND_LINE: usize = 2_048;
+/// A line of AUTH, or of the client's part in its exchange, with its CRLF (RFC 4954 section 4).
+pub const AUTH_LINE: usize = 12_288;
+/// Failed AUTH commands before a session is ended with 421.
+pub const AUTH_FAILURES: u32 = 3;
+/// When a failed login is answered, counted from its last response: the same for every reason, so
+/// that the time tells nothing, and slow for who guesses.
+pub const AUTH_FAILURE_WAIT: Duration = Duration::from_secs(1);
+/// What a verification may take, the wait for a thread included.
+pub const AUTH_PATIENCE: Duration = Duration::from_secs(10);
+/// Verifications that may wait or run at a time; each that runs takes some 19 MiB.
+pub const AUTH_VERIFICATIONS: usize = 64;
+/// Entries of each table of failures, logins and rates; some 100 octets each.
+pub const AUTH_TABLE: usize = 65_536;
 /// A reply line that we send, with its CRLF (RFC 5321 4.5.3.1.5).
 pub const REPLY_LINE: usize = 512;
 /// A reply line that we read; more than the 512 that peers should keep to.
@@ -47,6 +60,8 @@ pub const SERVER_COMMAND: Duration = Duration::from_secs(5 * 60);
 pub const SERVER_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
 /// What a client may take to read a reply before its session is cut off.
 pub const SERVER_WRITE: Duration = Duration::from_secs(5 * 60);
+/// What a client may take for a TLS handshake, all of it.
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(30);
 /// The longest one transaction's data may take in all, so that a trickle ends.
 pub const SERVER_DATA_TOTAL: Duration = Duration::from_secs(60 * 60);
 

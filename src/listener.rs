@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, ListenerTls};
 use crate::control::events::SessionId;
 use crate::inbound::{self, ListenerState};
 use crate::runtime::guard::guarded;
@@ -138,7 +138,10 @@ fn admit(worker: &Rc<Worker>, state: &Rc<ListenerState>, stream: Stream, peer: S
     let admission = worker.counts.admit(peer.ip(), exempt);
     let (worker, state) = (worker.clone(), state.clone());
     match admission {
-        Err(refusal) => runtime::spawn(turn_away(worker, stream, peer, id, refusal)),
+        Err(refusal) => {
+            let tls = state.listener.tls;
+            runtime::spawn(turn_away(worker, stream, peer, id, refusal, tls));
+        }
         Ok(admission) => runtime::spawn(async move {
             worker.session_began(id, peer, &state);
             let session = inbound::serve(worker.clone(), state, stream, peer, id);
@@ -158,8 +161,13 @@ async fn turn_away(
     peer: SocketAddr,
     session: SessionId,
     refusal: Refusal,
+    tls: ListenerTls,
 ) {
     worker.report_turned_away(session, peer, &refusal);
+    if tls == ListenerTls::Implicit {
+        // A handshake for a word would cost what there is too much of already.
+        return;
+    }
     let mut replies = Replies::default();
     replies.refuse(&refusal);
     let _ = stream.write_all(replies.take(), Instant::now() + TURN_AWAY).await;

@@ -1,7 +1,7 @@
 //! The two sides against each other, and the sending side against servers that misbehave.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -12,10 +12,14 @@ use crate::ledger::record::{Side, read};
 use crate::report::sink::{Counts, Summary};
 use crate::report::tally::{Step, Tally};
 use crate::signal::Signals;
+use crate::sink::Opened;
 use crate::sink::settings::SinkSettings;
 use crate::source::plan::Plan;
-use crate::source::settings::{Bdat, Settings};
+use crate::source::settings::{Bdat, Begin, Settings};
 use crate::units::Span;
+
+/// On loopback, a port that the system chooses.
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// An address that nobody listens on now.
 fn free_address() -> SocketAddr {
@@ -52,43 +56,54 @@ fn with_sink<T>(
     world: &str,
     work: impl FnOnce(SocketAddr) -> T,
 ) -> (T, Counts) {
-    let (worked, summary) = with_sink_at(free_address(), ledger, world, None, work);
+    let (worked, summary) = with_sink_on(ANY_PORT, ledger, world, None, |open| work(open.ports[0]));
     (worked, *summary.counts())
 }
 
-/// The same on a given address, with names if an address is given for them.
-fn with_sink_at<T>(
+/// The same on an address of the caller's, and answering for names if an address is given for
+/// them.
+fn with_sink_on<T>(
     address: SocketAddr,
     ledger: Option<&Path>,
     world: &str,
     dns: Option<SocketAddr>,
-    work: impl FnOnce(SocketAddr) -> T,
+    work: impl FnOnce(&Opened) -> T,
 ) -> (T, Summary) {
     let folder = tempfile::tempdir().unwrap();
     let world_path = folder.path().join("world.toml");
     std::fs::write(&world_path, world).unwrap();
+    let ledger = ledger.map(Path::to_path_buf);
+    let world = Some(world_path);
+    with_sink_as(address, SinkSettings { world, dns, ledger, ..SinkSettings::default() }, work)
+}
+
+/// A sink with these settings on a given address.
+fn with_sink_as<T>(
+    address: SocketAddr,
+    settings: SinkSettings,
+    work: impl FnOnce(SocketAddr) -> T,
+) -> (T, Summary) {
     let settings = SinkSettings {
         listen: vec![address],
-        world: Some(world_path),
-        dns,
-        ledger: ledger.map(Path::to_path_buf),
         threads: Some(1),
+        // The work's end is the sink's.
         time: span(60_000),
-        // A last message of the test's own ends it.
-        messages: None,
         quiet: true,
-        json: false,
+        ..settings
     };
     let live = Arc::new(crate::sink::Live::default());
     let shared = live.clone();
     let sink = thread::spawn(move || {
         crate::sink::run_with(&settings, &Signals::take_over().unwrap(), shared).unwrap()
     });
-    let until = Instant::now() + Duration::from_secs(10);
-    while std::net::TcpStream::connect(address).is_err() && Instant::now() < until {
-        thread::sleep(Duration::from_millis(5));
-    }
-    let worked = work(address);
+    let opened = loop {
+        match live.opened.get() {
+            Some(opened) => break opened,
+            None if sink.is_finished() => panic!("the sink did not open: {:?}", sink.join()),
+            None => thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let worked = work(opened);
     live.stop.store(true, std::sync::atomic::Ordering::Relaxed);
     (worked, sink.join().unwrap())
 }
@@ -142,6 +157,55 @@ fn every_conduct_brings_every_message_home() {
 }
 
 #[test]
+fn encrypted_messages_come_home_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let (chain, key) = (file("chain.pem"), file("key.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-subj", "/CN=sink.test", "-days", "30", "-out"])
+        .arg(&chain)
+        .arg("-keyout")
+        .arg(&key)
+        .output();
+    assert!(made.expect("openssl is installed").status.success());
+    for (tls, pipeline, bdat, number) in [
+        (Begin::Starttls, false, None, 0),
+        (Begin::Starttls, true, Some(Bdat::Flight), 1),
+        (Begin::Implicit, true, None, 2),
+    ] {
+        let (sent, arrived) = (file(&format!("sent{number}")), file(&format!("arrived{number}")));
+        let sink = SinkSettings {
+            chain: Some(chain.clone()),
+            key: Some(key.clone()),
+            implicit: tls == Begin::Implicit,
+            ledger: Some(arrived.clone()),
+            ..SinkSettings::default()
+        };
+        let settings = Settings {
+            sessions: Some(3),
+            per_connection: Some(20),
+            pipeline,
+            bdat,
+            size: Some(vec!["1KiB-200KiB".parse().unwrap()]),
+            ledger: Some(sent.clone()),
+            tls: Some(tls),
+            insecure: true,
+            time: span(60_000),
+            ..Settings::default()
+        };
+        let trusting = Settings { insecure: false, messages: Some(1), ..settings.clone() };
+        let work = |to| (send(to, settings), send(to, Settings { time: span(300), ..trusting }));
+        let ((tally, refused), _) = with_sink_as(free_address(), sink, work);
+        assert_eq!(tally.counts.acknowledged, 200, "{tls:?}: {:?}", tally.texts);
+        assert!(settle(&sent, &arrived).is_clean());
+        // Nobody vouches for the certificate.
+        assert_eq!(refused.counts.acknowledged, 0);
+        assert!(refused.counts.connect_failures > 0, "{:?}", refused.texts);
+    }
+}
+
+#[test]
 fn the_books_find_exactly_what_a_sink_was_told_to_do() {
     for (pipeline, ahead) in [(false, false), (true, false), (true, true)] {
         let folder = tempfile::tempdir().unwrap();
@@ -180,7 +244,9 @@ fn the_books_find_exactly_what_a_sink_was_told_to_do() {
 fn the_books_of_several_runs_and_sinks_go_together() {
     let folder = tempfile::tempdir().unwrap();
     let (sent, arrived) = (folder.path().join("sent"), folder.path().join("arrived"));
-    let settings = || Settings { ledger: Some(sent.clone()), ..Settings::default() };
+    // How many of the messages a session gets is chance, and the ids follow it: one session.
+    let settings =
+        || Settings { ledger: Some(sent.clone()), sessions: Some(1), ..Settings::default() };
     for run in [7, 8] {
         // Each with a sink of its own, as after a restart.
         let (tally, _) = with_sink(Some(&arrived), "", |to| send_as(run, to, settings()));
@@ -203,8 +269,7 @@ fn sites_are_told_apart_by_address_and_keep_their_limits() {
         except = [{ share = 1, connect = \"554 5.7.1 Not here\" }]";
     let folder = tempfile::tempdir().unwrap();
     let (sent, arrived) = (folder.path().join("sent"), folder.path().join("arrived"));
-    let listen = SocketAddr::from(([0, 0, 0, 0], free_address().port()));
-    let at = |host: [u8; 4]| SocketAddr::from((host, listen.port()));
+    let listen = SocketAddr::from(([0, 0, 0, 0], 0));
     let settings = || Settings {
         sessions: Some(2),
         messages: Some(50),
@@ -212,7 +277,8 @@ fn sites_are_told_apart_by_address_and_keep_their_limits() {
         rcpt: Some(vec!["a@d2.bulk.example".parse().unwrap()]),
         ..Settings::default()
     };
-    let ((), summary) = with_sink_at(listen, Some(&arrived), world, None, |_| {
+    let ((), summary) = with_sink_on(listen, Some(&arrived), world, None, |open| {
+        let at = |host: [u8; 4]| SocketAddr::from((host, open.ports[0].port()));
         assert_eq!(send(at([127, 77, 0, 3]), settings()).counts.acknowledged, 50);
         let crowd = Settings { sessions: Some(9), hold: span(300), ..Settings::default() };
         let crowd = send(at([127, 77, 0, 3]), crowd);
@@ -243,12 +309,12 @@ fn names_are_answered_by_udp_and_tcp() {
     use std::io::Read;
     let world = "[[sites]]\nname = \"bulk.example\"\ndomains = 40\ncount = 4\n\
         address = \"127.77.1.1\"\naddresses = 60";
-    let dns = free_address();
     let mut asked = Message::query();
     let host = Name::from_ascii("mx3.bulk.example.").unwrap();
     asked.add_query(Query::query(host, RecordType::A));
     let packet = asked.to_vec().unwrap();
-    let ((), _) = with_sink_at(free_address(), None, world, Some(dns), |_| {
+    let ((), _) = with_sink_on(ANY_PORT, None, world, Some(ANY_PORT), |open| {
+        let dns = open.names.unwrap();
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         udp.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         udp.send_to(&packet, dns).unwrap();
@@ -278,7 +344,10 @@ fn a_sink_that_breaks_and_turns_away_does_not_stop_a_run() {
     let settings = Settings { pipeline: true, messages: Some(300), ..Settings::default() };
     let (tally, counts) = with_sink(None, world, |to| send(to, settings));
     assert_eq!(tally.counts.finished(), 300, "{:?} {:?}", tally.counts, tally.texts);
-    assert!(tally.counts.broken > 5 && tally.counts.refused_for_now > 5, "{:?}", tally.counts);
+    // A reset that overtakes the replies looks like a connection that was closed while idle, and
+    // the message is sent again: how many count as broken is the kernel's affair.
+    assert!(counts.broken > 5 && tally.counts.refused_for_now > 5, "{:?}", tally.counts);
+    assert!(tally.counts.broken <= counts.broken, "{:?}", tally.counts);
     assert_eq!(tally.counts.acknowledged, counts.messages);
 }
 

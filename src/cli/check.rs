@@ -3,15 +3,44 @@
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 
-use super::{CheckArgs, Failure, load};
+use super::{CheckArgs, Failure, load, tell};
+use crate::auth::{Authority, AuthorityError};
 use crate::config::{Config, Events};
 use crate::message::Durability;
+use crate::tls::Acceptor;
 use crate::units::Period;
 
 /// Prints the summary; warnings go to standard error, errors are the [`Failure`].
 pub(super) fn check(arguments: &CheckArgs) -> Result<(), Failure> {
     let config = load(Some(&arguments.config))?;
+    certificates(&config)?;
+    secrets(&config)?;
     write!(io::stdout(), "ok\n{}", Summary(&config))?;
+    Ok(())
+}
+
+/// Reads the certificates, which are no part of the text.
+fn certificates(config: &Config) -> Result<(), Failure> {
+    let Some(settings) = config.acceptor() else { return Ok(()) };
+    let read = Acceptor::new(&settings);
+    let (_, expiries) = read.map_err(|error| Failure::Failed(error.to_string()))?;
+    for expiry in expiries {
+        tell(&format!("warning: {expiry}\n"));
+    }
+    Ok(())
+}
+
+/// Reads users, keys and what routes log in with; no secret is shown.
+fn secrets(config: &Config) -> Result<(), Failure> {
+    Authority::new(config).map_err(|error| Failure::Failed(error.to_string()))?;
+    for login in config.routes.iter().filter_map(|route| route.login.as_ref()) {
+        match login.credentials() {
+            Ok(_) => {}
+            // The gateway may be started with another environment than this command.
+            Err(error @ AuthorityError::NoVariable { .. }) => tell(&format!("warning: {error}\n")),
+            Err(error) => return Err(Failure::Failed(error.to_string())),
+        }
+    }
     Ok(())
 }
 
@@ -29,7 +58,8 @@ impl Display for Summary<'_> {
                 Durability::Fsync => "fsync",
                 Durability::Os => "os",
             };
-            writeln!(f, "listener  {} {}, {durability}", listener.address, listener.service)?;
+            let (address, service) = (listener.address, listener.service);
+            writeln!(f, "listener  {address} {service}, {durability}, tls {}", listener.tls)?;
         }
         for route in config.routes.iter() {
             writeln!(f, "route     {} -> {}", route.recipient, route.to)?;

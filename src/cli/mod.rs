@@ -5,6 +5,7 @@
 //! message that would wait.  What a command is
 //! asked for goes to standard output, everything about how it went to standard error.
 
+mod cert;
 mod check;
 mod environment;
 mod plain;
@@ -12,6 +13,7 @@ mod queue;
 mod route;
 mod run;
 mod spool;
+mod user;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -25,9 +27,11 @@ use crate::config::{self, Checked, LoadError, Pattern, Severity};
 use crate::control::port::Originator;
 use crate::message::MessageId;
 
+pub use cert::cert;
 pub use queue::queue;
 pub use run::run;
 pub use spool::spool;
+pub use user::user;
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -61,6 +65,12 @@ pub enum Command {
     /// Read the log of messages of a stopped gateway
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Make certificates
+    #[command(subcommand)]
+    Cert(CertCommand),
+    /// Change the users who may log in
+    #[command(subcommand)]
+    User(UserCommand),
 }
 
 /// Arguments of `run`.
@@ -205,6 +215,74 @@ pub enum SpoolCommand {
     Repair(SpoolRepairArgs),
 }
 
+/// `cert ...`.
+#[derive(Debug, Subcommand)]
+pub enum CertCommand {
+    /// Make one that nobody trusts but who is told to, for a first try; print the lines to use it
+    SelfSigned(SelfSignedArgs),
+}
+
+/// Arguments of `cert self-signed`.
+#[derive(Debug, Clone, Args)]
+pub struct SelfSignedArgs {
+    /// A host name that it is for, or an IP address; may be given several times
+    #[arg(long = "name", value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// The directory for NAME.pem and NAME.key; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// `user ...`: the password comes from the terminal, or as the first line of standard input.
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Make a user
+    Add(UserAddArgs),
+    /// Give a user another password
+    Passwd(UserNameArgs),
+    /// Print users, what they can log in with, and the addresses that they may send as
+    List(UserPlace),
+    /// Take a user out
+    Remove(UserNameArgs),
+}
+
+/// Arguments of `user add`.
+#[derive(Debug, Clone, Args)]
+pub struct UserAddArgs {
+    /// The name to log in with, most often an address
+    pub name: String,
+    /// Addresses that the user may send as, `*` for any characters; without it, the name alone
+    #[arg(long = "sender", value_name = "PATTERN")]
+    pub senders: Vec<Pattern>,
+    /// Keep a verifier for SCRAM-SHA-1 too, for old clients
+    #[arg(long)]
+    pub scram_sha_1: bool,
+    /// Which file.
+    #[command(flatten)]
+    pub place: UserPlace,
+}
+
+/// Arguments of `user passwd` and `user remove`.
+#[derive(Debug, Clone, Args)]
+pub struct UserNameArgs {
+    /// The user
+    pub name: String,
+    /// Which file.
+    #[command(flatten)]
+    pub place: UserPlace,
+}
+
+/// Which users file.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UserPlace {
+    /// The users file
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    pub file: Option<PathBuf>,
+    /// The configuration that names it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
 /// Which spool.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SpoolPlace {
@@ -296,6 +374,8 @@ fn perform(command: Command) -> Result<ExitCode, Failure> {
         Command::Route(arguments) => return route::route(&arguments),
         Command::Queue(command) => queue(&command)?,
         Command::Spool(command) => spool(&command)?,
+        Command::Cert(command) => cert(&command)?,
+        Command::User(command) => user(&command)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -401,6 +481,7 @@ mod tests {
             "queue retry --all",
             "queue release --state held",
             "queue delete 0000000000001 0000000000002",
+            "cert self-signed --name mx.example.com --name 127.0.0.1 --out b",
             "spool verify",
             "spool dump spool",
             "spool export --config a --output b",
@@ -413,6 +494,7 @@ mod tests {
     fn lines_that_are_refused() {
         for line in [
             "chekc",
+            "cert self-signed --out b",
             "check",
             "route",
             "route a@b.example c@d.example",

@@ -129,13 +129,14 @@ impl<L: Lookup> Inquirer<'_, L> {
     async fn way(&self, found: &mut Findings, index: RouteIndex, path: &ForwardPath) {
         let Route { to, source, .. } = &self.config.routes[index];
         let sites = Sites::new(self.config);
-        let destination = sites.destination(index, path);
+        let destination = sites.destination(index, path, &MailParameters::default());
         let inquired = match to {
             Target::Mx => {
                 let domain = destination.domain.as_deref().expect("an `mx` route has a domain");
                 self.exchangers(domain, *source).await
             }
             Target::Smtp { host, port } => self.next_hop("smtp", host, *port, *source).await,
+            Target::Smtps { host, port } => self.next_hop("smtps", host, *port, *source).await,
             Target::Lmtp { host, port } => self.next_hop("lmtp", host, *port, *source).await,
             local => Inquired::without_names(local_way(local, path)),
         };
@@ -170,7 +171,7 @@ fn local_way(target: &Target, path: &ForwardPath) -> (Way, Verdict) {
         Target::Discard => (Way::Discard, Verdict::Discard),
         Target::Hold => (Way::Hold, Verdict::Hold),
         Target::Reject { text } => (Way::Reject, refused(&Refusal::Rejected(text.clone()))),
-        Target::Mx | Target::Smtp { .. } | Target::Lmtp { .. } => {
+        Target::Mx | Target::Smtp { .. } | Target::Smtps { .. } | Target::Lmtp { .. } => {
             unreachable!("those lead to hosts")
         }
     }
@@ -221,7 +222,7 @@ fn sent_as(route: &Route, from: &ReversePath, to: &ForwardPath) -> String {
 /// Each listener, and from whom it takes mail for the recipient.
 fn takers(config: &Config, path: &ForwardPath) -> Vec<Taker> {
     let takes_from = |service, client| {
-        let facts = Facts { service, client, authenticated: false };
+        let facts = Facts { service, client, certificate: None, authenticated: false };
         relay::decide(config, facts, path) != Err(Refusal::RelayDenied)
     };
     // In no network but one that holds everybody.
@@ -258,7 +259,7 @@ fn matched(config: &Config, index: RouteIndex) -> Matched {
         to: route.to.to_string(),
         passed_over: passed.take(PASSED_OVER_MAX).collect(),
         source: route.source,
-        tls: "off",
+        tls: route.tls().as_str(),
         verp: route.verp,
         schedule: Timetable {
             retry_seconds: schedule.retry.iter().map(Duration::as_secs_f64).collect(),

@@ -11,8 +11,12 @@ use ipnet::IpNet;
 
 use super::read::{Marks, RouteMarks, ScheduleMarks};
 use super::report::{Problem, Problems};
-use super::{Config, DelayNotice, Environment, Route, Schedule, Service, Target};
+use super::{
+    Config, DelayNotice, Environment, Listener, ListenerTls, Route, Schedule, Service, Target,
+};
+use crate::auth::sasl::Mechanism;
 use crate::spool::BATCH_BYTES;
+use crate::tls::TlsPolicy;
 use crate::units::{ByteSize, Period};
 
 pub(super) fn config(
@@ -23,6 +27,8 @@ pub(super) fn config(
 ) {
     presence(marks, problems);
     listeners(config, marks, problems);
+    certificates(config, marks, problems);
+    auth(config, marks, problems);
     open_relay(config, marks, problems);
     route_order(config, marks, problems);
     route_targets(config, marks, problems);
@@ -60,6 +66,14 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
                 ),
             );
         }
+        if listener.tls != ListenerTls::Off && config.tls.certificates.is_empty() {
+            let title = "`listener.tls` needs a certificate, and there is none";
+            let span = mark.tls.clone().unwrap_or(mark.address.clone());
+            problems.push(Problem::error(title, span).help(
+                "add `[[tls.certificate]]` with `chain` and `key`; `mailrace cert self-signed` \
+                 makes one for a first try",
+            ));
+        }
         let address = listener.address;
         let taken = seen.insert(address, "another `[[listener]]`");
         if let Some(other) = taken.filter(|_| address.port() != 0) {
@@ -67,6 +81,69 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
             problems.push(
                 Problem::error(title, mark.address.clone()).label("expected an address of its own"),
             );
+        }
+    }
+}
+
+/// Identities that no listener can ever see.
+fn certificates(config: &Config, marks: &Marks, problems: &Problems) {
+    let sees = |listener: &Listener| {
+        listener.tls != ListenerTls::Off && listener.service == Service::Relay
+    };
+    if let Some(span) = &marks.certificates
+        && !config.listeners.iter().any(sees)
+    {
+        let title = "`relay.certificates` is of no use: no `relay` listener is encrypted";
+        problems.push(
+            Problem::warning(title, span.clone())
+                .help("give a listener with `service = \"relay\"` a `tls` other than \"off\""),
+        );
+    }
+}
+
+/// Users who could never log in, and listeners that could never take mail.
+fn auth(config: &Config, marks: &Marks, problems: &Problems) {
+    let auth = &config.auth;
+    let usable = |mechanism: &Mechanism| match mechanism.takes_tokens() {
+        true => auth.oauth.is_some(),
+        false => auth.users.is_some(),
+    };
+    let mut submits = false;
+    for (listener, mark) in config.listeners.iter().zip(&marks.listeners) {
+        if listener.service != Service::Submission {
+            if let (true, Some(span)) = (listener.hide_client, &mark.hide_client) {
+                let title = "`listener.hide_client` is for `service = \"submission\"` alone";
+                problems.push(Problem::error(title, span.clone()).label("remove it"));
+            }
+            continue;
+        }
+        submits = true;
+        if !auth.mechanisms.iter().any(usable) {
+            let title = "`service = \"submission\"` needs users who can log in";
+            problems.push(Problem::error(title, mark.service.clone()).help(
+                "add `[auth]` with `users = \"users\"`, and make the first with `mailrace user add`",
+            ));
+        }
+        if auth.require_tls && listener.tls == ListenerTls::Off {
+            let title = "`service = \"submission\"` needs TLS, and this listener has none";
+            let span = mark.tls.clone().unwrap_or(mark.service.clone());
+            problems.push(Problem::error(title, span).help(
+                "add `tls = \"starttls\"` or `\"implicit\"`; or, where passwords may be read on \
+                 the way, `require_tls = false` in `[auth]`",
+            ));
+        }
+    }
+    for (key, span) in [("users", &marks.auth.users), ("oauth_keys", &marks.auth.oauth_keys)] {
+        if let (false, Some(span)) = (submits, span) {
+            let title = format!("`auth.{key}` is of no use: there is no `submission` listener");
+            problems.push(Problem::warning(title, span.clone()));
+        }
+    }
+    if let Some(span) = &marks.auth.mechanisms {
+        for mechanism in auth.mechanisms.iter().filter(|mechanism| !usable(mechanism)) {
+            let needed = if mechanism.takes_tokens() { "oauth_keys" } else { "users" };
+            let title = format!("`auth.mechanisms` has {mechanism}, which needs `auth.{needed}`");
+            problems.push(Problem::error(title, span.clone()));
         }
     }
 }
@@ -167,13 +244,15 @@ fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
         loop_to_ourselves(config, route, mark, problems);
         source_family(route, mark, problems);
         needless_keys(route, mark, problems);
+        clear_smtps(route, mark, problems);
+        login(route, mark, problems);
         schedule("route", &route.schedule(&config.queue), &mark.schedule, problems);
     }
 }
 
 /// A next hop that is one of our listeners, as far as addresses written in the file tell.
 fn loop_to_ourselves(config: &Config, route: &Route, mark: &RouteMarks, problems: &Problems) {
-    let Target::Smtp { host, port } = &route.to else { return };
+    let (Target::Smtp { host, port } | Target::Smtps { host, port }) = &route.to else { return };
     let mut addresses = host.fixed_addresses().iter().map(|ip| SocketAddr::new(*ip, *port));
     let ours = addresses.find(|&next| config.listeners.iter().any(|l| reaches(l.address, next)));
     if let Some(address) = ours {
@@ -188,7 +267,11 @@ fn loop_to_ourselves(config: &Config, route: &Route, mark: &RouteMarks, problems
 
 /// A source from which no address of the next hop can be reached.
 fn source_family(route: &Route, mark: &RouteMarks, problems: &Problems) {
-    let (Target::Smtp { host, port } | Target::Lmtp { host, port }) = &route.to else { return };
+    let (Target::Smtp { host, port } | Target::Smtps { host, port } | Target::Lmtp { host, port }) =
+        &route.to
+    else {
+        return;
+    };
     let Some((source, span)) = route.source.zip(mark.source.clone()) else { return };
     let addresses = host.fixed_addresses();
     let Some(&first) = addresses.first() else { return };
@@ -207,7 +290,9 @@ fn needless_keys(route: &Route, mark: &RouteMarks, problems: &Problems) {
     let tries = waits && *to != Target::Hold;
     let talks = tries && !matches!(to, Target::Maildir(_));
     let connects = talks && !matches!(to, Target::LmtpUnix { .. });
+    let encrypts = matches!(to, Target::Mx | Target::Smtp { .. } | Target::Smtps { .. });
     let keys = [
+        ("tls", encrypts || route.given_tls == Some(TlsPolicy::Off), &mark.tls),
         ("source", connects, &mark.source),
         ("verp", talks || !route.verp, &mark.verp),
         ("retry", tries, &mark.schedule.retry),
@@ -219,6 +304,49 @@ fn needless_keys(route: &Route, mark: &RouteMarks, problems: &Problems) {
             let title = format!("`route.{key}` means nothing for `{to}`");
             problems.push(Problem::error(title, span.clone()).label("remove it"));
         }
+    }
+}
+
+/// `smtps://` is TLS, and nothing less.
+fn clear_smtps(route: &Route, mark: &RouteMarks, problems: &Problems) {
+    if let (Target::Smtps { .. }, Some(span)) = (&route.to, &mark.tls)
+        && route.tls().allows_clear()
+    {
+        let title = "`route.tls` contradicts `smtps://`, which never goes in clear";
+        problems.push(
+            Problem::error(title, span.clone()).label("expected \"required\" or \"verified\""),
+        );
+    }
+}
+
+/// A login needs a user and one place of its secret, a smart host that takes it, and one that is
+/// what it says.
+fn login(route: &Route, mark: &RouteMarks, problems: &Problems) {
+    let Some((key, span)) = mark.login.first() else { return };
+    let takes = matches!(route.to, Target::Smtp { .. } | Target::Smtps { .. });
+    let problem = |title: String| Problem::error(title, span.clone());
+    if !takes {
+        let title = format!("`route.{key}` means nothing for `{}`", route.to);
+        return problems.push(problem(title).label("remove it"));
+    }
+    let has_user = *key == "user";
+    let secrets = mark.login.len() - usize::from(has_user);
+    if !has_user {
+        let title = format!("`route.{key}` needs a `user` beside it");
+        problems.push(problem(title).help("add `user = \"NAME\"`, the account at the next hop"));
+    } else if secrets != 1 {
+        let title = "`route.user` needs one secret beside it".to_owned();
+        problems.push(problem(title).help(
+            "add one of `password_file = \"FILE\"`, `password_env = \"VARIABLE\"` and \
+             `token_file = \"FILE\"`",
+        ));
+    } else if route.tls() != TlsPolicy::Verified {
+        let title = "`route.user` logs in at a next hop that need not prove its name";
+        let span = mark.tls.clone().unwrap_or(span.clone());
+        problems.push(Problem::warning(title, span).help(
+            "leave `tls` out, which then means \"verified\"; as it is, whoever stands between may \
+             be given the password",
+        ));
     }
 }
 

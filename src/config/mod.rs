@@ -31,10 +31,13 @@ use std::{fs, io};
 use ipnet::IpNet;
 use toml::de::DeTable;
 
+use crate::auth::Issuer;
+use crate::auth::sasl::Mechanism;
 use crate::limits;
 use crate::message::Durability;
 use crate::spool::SEGMENT_BYTES;
-use crate::units::ByteSize;
+use crate::tls::{AcceptorSettings, CertificateFiles, Fingerprint};
+use crate::units::{ByteSize, Rate};
 
 pub use keys::{SECTIONS, Section};
 pub use maildir::Maildir;
@@ -57,6 +60,10 @@ pub struct Config {
     pub user: Option<Box<str>>,
     /// Where mail comes in; at least one.
     pub listeners: Vec<Listener>,
+    /// What sessions are encrypted with.
+    pub tls: Tls,
+    /// How users of `submission` listeners prove who they are.
+    pub auth: Auth,
     /// Who may send anywhere.
     pub relay: Relay,
     /// For which domains anybody may send.
@@ -92,6 +99,8 @@ pub struct Listener {
     pub durability: Durability,
     /// What becomes of a CR or LF that stands alone in the data.
     pub bare_newline: BareNewline,
+    /// Whether the trace header leaves out who the client is; for `submission` alone.
+    pub hide_client: bool,
 }
 
 /// Whom a listener serves.
@@ -99,13 +108,13 @@ pub struct Listener {
 pub enum Service {
     /// Anybody, for the domains of `[domains] accept` only.
     Mx,
-    /// Users who have authenticated; not available yet, so no `Config` holds it.
+    /// Users who have authenticated (RFC 6409), to any recipient.
     Submission,
     /// The networks of `[relay]`, to any recipient.
     Relay,
 }
 
-/// Whether a listener's sessions are encrypted; a `Config` holds `Off` only until TLS is built.
+/// Whether a listener's sessions are encrypted; all but `Off` come with a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ListenerTls {
     /// Never.
@@ -127,11 +136,43 @@ pub enum BareNewline {
     Space,
 }
 
+/// `[tls]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The first is the default; the others are chosen by the name that a client asks for.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// `[auth]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Auth {
+    /// The users file.
+    pub users: Option<PathBuf>,
+    /// What is offered, in this order.
+    pub mechanisms: Vec<Mechanism>,
+    /// Whether AUTH and MAIL wait for TLS on `submission` listeners.  Mechanisms that show the
+    /// secret are offered in clear only where this is off.
+    pub require_tls: bool,
+    /// Whose tokens count.
+    pub oauth: Option<OAuth>,
+}
+
+/// `[auth] oauth_...`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OAuth {
+    /// The issuer's keys, a JWK set.
+    pub keys: PathBuf,
+    /// What its tokens must say.
+    pub issuer: Issuer,
+}
+
 /// `[relay]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relay {
     /// Whose clients a `relay` listener lets send anywhere; IPv4 networks in their IPv4 form.
     pub networks: Vec<IpNet>,
+    /// The certificates whose holders it lets send anywhere, from wherever they come.
+    pub certificates: Vec<Fingerprint>,
 }
 
 /// `[limits]`.
@@ -147,6 +188,14 @@ pub struct Limits {
     pub sessions_per_address: usize,
     /// Received fields in a message before it counts as looping (RFC 5321 section 6.3).
     pub received: usize,
+    /// Messages that an authenticated user may begin in a time.
+    pub messages_per_user: Option<Rate>,
+    /// Recipients that one may name in a time.
+    pub recipients_per_user: Option<Rate>,
+    /// Messages that a client address may begin in a time; networks in `[relay]` are exempt.
+    pub messages_per_address: Option<Rate>,
+    /// Recipients that one may name in a time; the same are exempt.
+    pub recipients_per_address: Option<Rate>,
 }
 
 /// `[delivery]`.
@@ -376,6 +425,8 @@ impl Config {
             workers: environment.cores.clamp(1, WORKERS_MAX),
             user: None,
             listeners: Vec::new(),
+            tls: Tls::default(),
+            auth: Auth::default(),
             relay: Relay::default(),
             domains: Domains::default(),
             limits: Limits {
@@ -384,6 +435,10 @@ impl Config {
                 sessions: sessions_for(environment.descriptors),
                 sessions_per_address: 100,
                 received: 100,
+                messages_per_user: None,
+                recipients_per_user: None,
+                messages_per_address: None,
+                recipients_per_address: None,
             },
             routes: Routes::default(),
             delivery: Delivery {
@@ -416,6 +471,15 @@ impl Config {
         }
     }
 
+    /// What listeners encrypt with; none where no listener does.
+    pub fn acceptor(&self) -> Option<AcceptorSettings> {
+        let is_used = self.listeners.iter().any(|listener| listener.tls != ListenerTls::Off);
+        is_used.then(|| AcceptorSettings {
+            certificates: self.tls.certificates.clone(),
+            asks_for_certificates: !self.relay.certificates.is_empty(),
+        })
+    }
+
     /// The directory of the log of messages.
     pub fn spool_dir(&self) -> PathBuf {
         self.data_dir.join("spool")
@@ -431,7 +495,37 @@ impl Listener {
             tls: ListenerTls::Off,
             durability: Durability::Fsync,
             bare_newline: BareNewline::Reject,
+            hide_client: false,
         }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Auth {
+        Auth {
+            users: None,
+            mechanisms: vec![
+                Mechanism::ScramSha256Plus,
+                Mechanism::ScramSha256,
+                Mechanism::Plain,
+                Mechanism::Login,
+            ],
+            require_tls: true,
+            oauth: None,
+        }
+    }
+}
+
+impl Limits {
+    /// Whether somebody's messages or recipients are counted.
+    pub fn count_messages(&self) -> bool {
+        let rates = [
+            self.messages_per_user,
+            self.recipients_per_user,
+            self.messages_per_address,
+            self.recipients_per_address,
+        ];
+        rates.iter().any(Option::is_some)
     }
 }
 
@@ -457,7 +551,8 @@ impl Dns {
 impl Default for Relay {
     fn default() -> Self {
         let loopback = ["127.0.0.0/8", "::1/128"];
-        Relay { networks: loopback.map(|n| n.parse().expect("a network")).into() }
+        let networks = loopback.map(|n| n.parse().expect("a network")).into();
+        Relay { networks, certificates: Vec::new() }
     }
 }
 
@@ -466,6 +561,17 @@ fn default_hostname(host_name: &str) -> String {
     match pattern::domain_ascii_lower(host_name) {
         Some(name) if name.contains('.') && !name.starts_with('[') => name,
         _ => "localhost".to_owned(),
+    }
+}
+
+impl std::fmt::Display for ListenerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ListenerTls::Off => "off",
+            ListenerTls::StartTls => "starttls",
+            ListenerTls::Required => "required",
+            ListenerTls::Implicit => "implicit",
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -17,15 +18,16 @@ use toml::de::{DeTable, DeValue};
 use super::pattern::domain_ascii_lower;
 use super::report::{Problem, Problems};
 use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, truth, whole};
-use super::target::TARGETS;
 use super::{
-    Admin, BadTarget, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains,
-    EightBit, Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, Relay, Route,
-    Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, WORKERS_MAX,
+    Admin, Auth, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
+    Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, OAuth, Relay, Route,
+    Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX,
 };
+use crate::auth::{Issuer, SecretPlace, SmartHostLogin};
 use crate::limits;
 use crate::message::Durability;
-use crate::units::ByteSize;
+use crate::tls::{CertificateFiles, TlsPolicy};
+use crate::units::{ByteSize, Rate};
 
 /// Where things stand in the text, for what `check` has to say; `None` where they do not.
 ///
@@ -37,7 +39,9 @@ pub(super) struct Marks {
     /// Set if the file has the key, though no listener in it was good.
     pub has_listeners: bool,
     pub listeners: Vec<ListenerMarks>,
+    pub auth: AuthMarks,
     pub networks: Option<Range<usize>>,
+    pub certificates: Option<Range<usize>>,
     pub domains: Option<Range<usize>>,
     /// Set if there is an `accept` that does not fit.
     pub domains_are_bad: bool,
@@ -58,6 +62,8 @@ pub(super) struct Marks {
 pub(super) struct ListenerMarks {
     pub address: Range<usize>,
     pub service: Range<usize>,
+    pub tls: Option<Range<usize>>,
+    pub hide_client: Option<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -65,8 +71,18 @@ pub(super) struct RouteMarks {
     pub recipient: Range<usize>,
     pub to: Range<usize>,
     pub source: Option<Range<usize>>,
+    pub tls: Option<Range<usize>>,
+    /// Of each key of the login that is there, by its name.
+    pub login: Vec<(&'static str, Range<usize>)>,
     pub schedule: ScheduleMarks,
     pub verp: Option<Range<usize>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct AuthMarks {
+    pub users: Option<Range<usize>>,
+    pub mechanisms: Option<Range<usize>>,
+    pub oauth_keys: Option<Range<usize>>,
 }
 
 /// Of `[queue]` and of each route.
@@ -106,7 +122,6 @@ pub(super) fn config(
     let hostname = note(table.optional("hostname", hostname), &mut marks.hostname);
     let user = note(table.optional("user", user), &mut marks.user);
     let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
-    table.table("tls").unavailable("certificate", "encryption comes with a later version");
     let config = Config {
         hostname: hostname.unwrap_or(defaults.hostname),
         data_dir: match table.optional("data_dir", path) {
@@ -116,6 +131,8 @@ pub(super) fn config(
         workers: if workers == 0 { defaults.workers } else { workers },
         user,
         listeners: listeners(&table, &mut marks),
+        tls: tls(&table.table("tls"), directory),
+        auth: auth(&table.table("auth"), directory, defaults.auth, &mut marks.auth),
         relay: relay(&table.table("relay"), defaults.relay, &mut marks),
         domains: domains(&table.table("domains"), &mut marks),
         limits: session_limits(&table.table("limits"), defaults.limits, &mut marks),
@@ -202,7 +219,7 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
         let mend = "add `service = \"mx\"` to take mail for your domains from anybody, or \
                     `service = \"relay\"` to take mail for anybody from `[relay] networks`";
         let service = table.required("service", mend, service);
-        let tls = table.or("tls", ListenerTls::Off, listener_tls);
+        let tls = table.optional("tls", choice(&LISTENER_TLS));
         let durability = table.or(
             "durability",
             Durability::Fsync,
@@ -213,12 +230,20 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
             BareNewline::Reject,
             choice(&[("reject", BareNewline::Reject), ("space", BareNewline::Space)]),
         );
+        let hide_client = table.optional("hide_client", truth);
         let (Some(address), Some(service)) = (address, service) else {
             continue;
         };
-        marks.listeners.push(ListenerMarks { address: address.span(), service: service.span() });
+        marks.listeners.push(ListenerMarks {
+            address: address.span(),
+            service: service.span(),
+            tls: tls.as_ref().map(Spanned::span),
+            hide_client: hide_client.as_ref().map(Spanned::span),
+        });
+        let hide_client = hide_client.is_some_and(Spanned::into_inner);
+        let tls = tls.map_or(ListenerTls::Off, Spanned::into_inner);
         let (address, service) = (address.into_inner(), service.into_inner());
-        listeners.push(Listener { address, service, tls, durability, bare_newline });
+        listeners.push(Listener { address, service, tls, durability, bare_newline, hide_client });
     }
     listeners
 }
@@ -226,34 +251,73 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
 fn service(value: &DeValue<'_>) -> Result<Service, Wrong> {
     let words =
         [("mx", Service::Mx), ("submission", Service::Submission), ("relay", Service::Relay)];
-    match choice(&words)(value)? {
-        Service::Submission => {
-            let instead = "use \"relay\" for your own networks, or \"mx\" for your domains";
-            Err(Wrong::unavailable("submission", instead))
+    choice(&words)(value)
+}
+
+const LISTENER_TLS: [(&str, ListenerTls); 4] = [
+    ("off", ListenerTls::Off),
+    ("starttls", ListenerTls::StartTls),
+    ("required", ListenerTls::Required),
+    ("implicit", ListenerTls::Implicit),
+];
+
+fn tls(table: &Table<'_>, directory: &Path) -> Tls {
+    let mut certificates = Vec::new();
+    for table in table.tables("certificate").into_iter().flatten() {
+        let chain = table.required("chain", "add `chain = \"fullchain.pem\"`", path);
+        let key = table.required("key", "add `key = \"key.pem\"`", path);
+        if let (Some(chain), Some(key)) = (chain, key) {
+            certificates.push(CertificateFiles {
+                chain: directory.join(chain.into_inner()),
+                key: directory.join(key.into_inner()),
+            });
         }
-        service => Ok(service),
+    }
+    Tls { certificates }
+}
+
+fn auth(table: &Table<'_>, directory: &Path, default: Auth, marks: &mut AuthMarks) -> Auth {
+    let users = note(table.optional("users", path), &mut marks.users);
+    let mechanism = parsed("has an entry that is no mechanism");
+    let mechanisms = note(table.list("mechanisms", mechanism), &mut marks.mechanisms);
+    let oauth = oauth(table, directory, &mut marks.oauth_keys);
+    let given = mechanisms.map(|all| all.into_iter().map(Spanned::into_inner).collect());
+    Auth {
+        users: users.map(|users| directory.join(users)),
+        mechanisms: given.unwrap_or(default.mechanisms),
+        require_tls: table.or("require_tls", default.require_tls, truth),
+        oauth,
     }
 }
 
-fn listener_tls(value: &DeValue<'_>) -> Result<ListenerTls, Wrong> {
-    let words = [
-        ("off", ListenerTls::Off),
-        ("starttls", ListenerTls::StartTls),
-        ("required", ListenerTls::Required),
-        ("implicit", ListenerTls::Implicit),
-    ];
-    match choice(&words)(value)? {
-        ListenerTls::Off => Ok(ListenerTls::Off),
-        _ => Err(Wrong::unavailable(text(value)?, "use \"off\"")),
+/// The keys about tokens: none of them, or all but the last.
+fn oauth(table: &Table<'_>, directory: &Path, mark: &mut Option<Range<usize>>) -> Option<OAuth> {
+    let claim = table.optional("oauth_claim", words).map(Spanned::into_inner);
+    if !["oauth_keys", "oauth_issuer", "oauth_audience"].iter().any(|key| table.has(key)) {
+        return None;
     }
+    let keys = note(table.required("oauth_keys", "add the issuer's JWK set", path), mark);
+    let issuer = table.required("oauth_issuer", "add the `iss` of its tokens", words);
+    let audience = table.required("oauth_audience", "add the `aud` of tokens for us", words);
+    Some(OAuth {
+        keys: directory.join(keys?),
+        issuer: Issuer {
+            issuer: issuer?.into_inner(),
+            audience: audience?.into_inner(),
+            claim: claim.unwrap_or_else(|| "email".into()),
+        },
+    })
 }
 
 fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
-    match note(table.list("networks", network), &mut marks.networks) {
-        Some(networks) => {
-            Relay { networks: networks.into_iter().map(Spanned::into_inner).collect() }
-        }
-        None => default,
+    let networks = note(table.list("networks", network), &mut marks.networks);
+    let read = parsed("has an entry that is not a fingerprint");
+    let certificates = note(table.list("certificates", read), &mut marks.certificates);
+    let values = |list: Vec<Spanned<IpNet>>| list.into_iter().map(Spanned::into_inner).collect();
+    let certificates = certificates.unwrap_or_default();
+    Relay {
+        networks: networks.map_or(default.networks, values),
+        certificates: certificates.into_iter().map(Spanned::into_inner).collect(),
     }
 }
 
@@ -303,7 +367,15 @@ fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limi
         sessions_per_address: note(per_address, &mut marks.sessions_per_address)
             .unwrap_or(default.sessions_per_address),
         received: table.or("received", default.received, whole(10..=1_000)),
+        messages_per_user: rate(table, "messages_per_user"),
+        recipients_per_user: rate(table, "recipients_per_user"),
+        messages_per_address: rate(table, "messages_per_address"),
+        recipients_per_address: rate(table, "recipients_per_address"),
     }
+}
+
+fn rate(table: &Table<'_>, key: &'static str) -> Option<Rate> {
+    table.optional(key, parsed("is not a rate")).map(Spanned::into_inner)
 }
 
 fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
@@ -319,7 +391,8 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
         let mend = "add `to = \"mx\"`, `to = \"smtp://10.0.0.5:25\"`, or a `maildir:PATH`";
         let to = table.required("to", mend, target);
         let source = table.optional("source", source_address);
-        table.or("tls", (), route_tls);
+        let tls = table.optional("tls", choice(&ROUTE_TLS));
+        let (login, login_marks) = login(&table, directory);
         let mut own = ScheduleMarks::default();
         let given = schedule(&table, &mut own);
         let verp = table.optional("verp", truth);
@@ -330,6 +403,8 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             recipient: recipient.span(),
             to: to.span(),
             source: source.as_ref().map(Spanned::span),
+            tls: tls.as_ref().map(Spanned::span),
+            login: login_marks,
             schedule: own,
             verp: verp.as_ref().map(Spanned::span),
         });
@@ -337,6 +412,8 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             recipient: recipient.into_inner(),
             to: to.into_inner(),
             source: source.map(Spanned::into_inner),
+            given_tls: tls.map(Spanned::into_inner),
+            login: login.map(Arc::new),
             given,
             verp: verp.is_some_and(Spanned::into_inner),
         });
@@ -344,12 +421,39 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
     Routes::new(routes)
 }
 
+/// The keys of a login: the user and one place of its secret.  `check` looks at what is amiss.
+fn login(
+    table: &Table<'_>,
+    directory: &Path,
+) -> (Option<SmartHostLogin>, Vec<(&'static str, Range<usize>)>) {
+    let mut marks = Vec::new();
+    let mut value = |key: &'static str| {
+        let found = table.optional(key, words)?;
+        marks.push((key, found.span()));
+        Some(found.into_inner())
+    };
+    let user = value("user");
+    let file = |path: Box<str>| directory.join(&*path);
+    let place = value("password_file").map(|path| SecretPlace::PasswordFile(file(path)));
+    let place = value("password_env").map(SecretPlace::PasswordVariable).or(place);
+    let place = value("token_file").map(|path| SecretPlace::TokenFile(file(path))).or(place);
+    let login = user.zip(place).map(|(user, secret)| SmartHostLogin { user, secret });
+    (login, marks)
+}
+
+/// Text that is not empty.
+fn words(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
+    match text(value)? {
+        "" => Err(Wrong::new("is empty", "expected some text")),
+        words if words.contains('\0') => Err(Wrong::new("has a NUL", "expected some text")),
+        words => Ok(words.into()),
+    }
+}
+
 fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {
     let given = text(value)?;
-    Target::parse(given, directory).map_err(|error| match error {
-        BadTarget::NotYet(_) => Wrong::unavailable(given, &format!("use {TARGETS}")),
-        _ => Wrong::new("is not a target", error.to_string()),
-    })
+    Target::parse(given, directory)
+        .map_err(|error| Wrong::new("is not a target", error.to_string()))
 }
 
 fn source_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
@@ -358,13 +462,12 @@ fn source_address(value: &DeValue<'_>) -> Result<IpAddr, Wrong> {
     })
 }
 
-fn route_tls(value: &DeValue<'_>) -> Result<(), Wrong> {
-    let words = ["off", "opportunistic", "required", "verified"].map(|word| (word, word));
-    match choice(&words)(value)? {
-        "off" => Ok(()),
-        word => Err(Wrong::unavailable(word, "use \"off\"")),
-    }
-}
+const ROUTE_TLS: [(&str, TlsPolicy); 4] = [
+    ("off", TlsPolicy::Off),
+    ("opportunistic", TlsPolicy::Opportunistic),
+    ("required", TlsPolicy::Required),
+    ("verified", TlsPolicy::Verified),
+];
 
 fn delivery(table: &Table<'_>, default: Delivery, marks: &mut Marks) -> Delivery {
     let timeouts = table.table("timeouts");

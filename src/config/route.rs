@@ -5,10 +5,13 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::pattern::{Pattern, unquoted};
 use super::schedule::{GivenSchedule, Schedule};
 use super::target::Target;
+use crate::auth::SmartHostLogin;
+use crate::tls::TlsPolicy;
 
 /// One `[[route]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +22,10 @@ pub struct Route {
     pub to: Target,
     /// The address that connections are made from; the system's choice without it.
     pub source: Option<IpAddr>,
+    /// `tls`, as far as this route has it; see [`tls`](Route::tls).
+    pub given_tls: Option<TlsPolicy>,
+    /// What connections log in with at the smart host.
+    pub login: Option<Arc<SmartHostLogin>>,
     /// `retry`, `lifetime` and `delay_notice`, as far as this route has its own; see
     /// [`schedule`](Route::schedule).
     pub given: GivenSchedule,
@@ -30,7 +37,29 @@ pub struct Route {
 impl Route {
     /// A route with the defaults of all that is optional.
     pub fn new(recipient: Pattern, to: Target) -> Route {
-        Route { recipient, to, source: None, given: GivenSchedule::default(), verp: false }
+        Route {
+            recipient,
+            to,
+            source: None,
+            given_tls: None,
+            login: None,
+            given: GivenSchedule::default(),
+            verp: false,
+        }
+    }
+
+    /// How its connections are encrypted: opportunistically by default, which is better than
+    /// nothing and refuses no mail (RFC 7435); but whom we log in to must prove its name, or a
+    /// password could go to anybody.
+    pub fn tls(&self) -> TlsPolicy {
+        self.given_tls.unwrap_or(match self.to {
+            Target::Smtp { .. } | Target::Smtps { .. } if self.login.is_some() => {
+                TlsPolicy::Verified
+            }
+            Target::Mx | Target::Smtp { .. } => TlsPolicy::Opportunistic,
+            Target::Smtps { .. } => TlsPolicy::Required,
+            _ => TlsPolicy::Off,
+        })
     }
 
     /// When its mail is tried again, and how long: its own keys, the others from `[queue]`.

@@ -39,12 +39,6 @@ impl Wrong {
         self
     }
 
-    /// A value whose feature is still to be built.
-    pub(super) fn unavailable(value: &str, instead: &str) -> Wrong {
-        let wrong = Wrong::new("is not available in this version", instead);
-        Wrong { value: Some(value.to_owned()), ..wrong }
-    }
-
     fn into_problem(self, path: &str, span: Range<usize>) -> Problem {
         let title = match &self.value {
             Some(value) => format!("`{path} = \"{value}\"` {}", self.found),
@@ -207,14 +201,6 @@ impl<'t> Table<'t> {
             entries.map(|_| Table::open(section, entries, element.span(), self.problems))
         };
         Some(elements.iter().filter_map(open).collect())
-    }
-
-    /// Refuses a key whose feature is still to be built, whatever its value.
-    pub(super) fn unavailable(&self, key: &str, why: &str) {
-        if let Some(value) = self.entry(key) {
-            let wrong = Wrong::new("is not available in this version", "remove it").mend(why);
-            self.refuse(key, value.span(), wrong);
-        }
     }
 
     fn refuse(&self, key: &str, span: Range<usize>, wrong: Wrong) {

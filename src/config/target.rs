@@ -23,6 +23,13 @@ pub enum Target {
         /// Its port, from 1.
         port: u16,
     },
+    /// `smtps://HOST[:PORT]`: the same, in TLS from the first octet (RFC 8314).
+    Smtps {
+        /// The next hop, as above.
+        host: Host,
+        /// Its port, from 1.
+        port: u16,
+    },
     /// `lmtp://HOST:PORT` (RFC 2033).
     Lmtp {
         /// The server.
@@ -63,9 +70,6 @@ pub enum BadTarget {
     /// No scheme that is known.
     #[error("expected {TARGETS}")]
     Form,
-    /// Planned, and not in this version.
-    #[error("`{0}` is not available in this version; use {TARGETS}")]
-    NotYet(&'static str),
     /// Neither an address nor a name.
     #[error("expected an IP address or the name of a host in place of `{0}`")]
     Host(Box<str>),
@@ -75,6 +79,9 @@ pub enum BadTarget {
     /// `smtp://` and no host, or something after the port.
     #[error("expected `smtp://HOST` or `smtp://HOST:PORT`, an IPv6 address in brackets")]
     Smtp,
+    /// The same of `smtps://`.
+    #[error("expected `smtps://HOST` or `smtps://HOST:PORT`, an IPv6 address in brackets")]
+    Smtps,
     /// `lmtp://` without host or port, or with something after the port.
     #[error(
         "expected `lmtp://HOST:PORT`, an IPv6 address in brackets; LMTP has no port of its own"
@@ -95,7 +102,7 @@ pub enum BadTarget {
 }
 
 /// All forms of a target, for those who have written none of them.
-pub(super) const TARGETS: &str = "`mx`, `smtp://HOST[:PORT]`, `lmtp://HOST:PORT`, \
+pub(super) const TARGETS: &str = "`mx`, `smtp://HOST[:PORT]`, `smtps://HOST[:PORT]`, `lmtp://HOST:PORT`, \
     `lmtp+unix:/PATH`, `maildir:PATH`, `discard`, `hold` or `reject:TEXT`";
 /// The longest text of `reject:`; with code and line end it fits a reply line.
 const REJECT_TEXT: usize = 400;
@@ -103,6 +110,8 @@ const REJECT_TEXT: usize = 400;
 const SOCKET_PATH: usize = 107;
 /// The port of `smtp://HOST`.
 const SMTP_PORT: u16 = 25;
+/// The port of `smtps://HOST` (RFC 8314 section 7.3).
+const SMTPS_PORT: u16 = 465;
 const _: () = assert!("550 5.7.1 \r\n".len() + REJECT_TEXT <= crate::limits::REPLY_LINE);
 
 impl Target {
@@ -127,7 +136,10 @@ impl Target {
                 Ok(Target::Lmtp { host, port })
             }
             ("lmtp+unix", Some(path)) => Self::parse_socket(path),
-            ("smtps", Some(_)) => Err(BadTarget::NotYet("smtps://")),
+            ("smtps", Some(rest)) => {
+                let (host, port) = next_hop(rest, Some(SMTPS_PORT), BadTarget::Smtps)?;
+                Ok(Target::Smtps { host, port })
+            }
             _ => Err(BadTarget::Form),
         }
     }
@@ -233,6 +245,7 @@ impl fmt::Display for Target {
         match self {
             Target::Mx => f.write_str("mx"),
             Target::Smtp { host, port } => write!(f, "smtp://{}", HostPort(host, *port)),
+            Target::Smtps { host, port } => write!(f, "smtps://{}", HostPort(host, *port)),
             Target::Lmtp { host, port } => write!(f, "lmtp://{}", HostPort(host, *port)),
             Target::LmtpUnix { path } => write!(f, "lmtp+unix:{}", path.display()),
             Target::Maildir(maildir) => write!(f, "maildir:{maildir}"),
@@ -303,7 +316,7 @@ mod tests {
             ("SMTP://10.0.0.5", BadTarget::Form),
             ("mx:", BadTarget::Form),
             ("mx:example.com", BadTarget::Form),
-            ("smtps://10.0.0.5", BadTarget::NotYet("smtps://")),
+            ("smtps://", BadTarget::Smtps),
             ("smtp://user@10.0.0.5", BadTarget::Host("user@10.0.0.5".into())),
             ("smtp://10.0.0.256", BadTarget::Host("10.0.0.256".into())),
             ("smtp://167772165:25", BadTarget::Host("167772165".into())),

@@ -66,6 +66,14 @@ pub struct WorkerMetrics {
     pub sessions_open: Gauge,
     /// `accept` failed: no descriptors, most of the time.
     pub accept_errors: Counter,
+    /// Sessions that TLS began in.
+    pub sessions_secured: Counter,
+    /// TLS handshakes of clients that came to nothing.
+    pub handshakes_failed: Counter,
+    /// AUTH commands that succeeded.
+    pub logins: Counter,
+    /// AUTH commands that failed.
+    pub logins_failed: Counter,
     /// Refusals by the name of their reason.
     pub refused: LabelledCounters,
     /// Messages that got their 250.
@@ -94,6 +102,10 @@ pub struct WorkerMetrics {
     pub connections_opened: Counter,
     /// Connections to next hops that did not come about.
     pub connections_failed: Counter,
+    /// Connections to next hops that TLS failed on.
+    pub tls_failed: Counter,
+    /// Connections to smart hosts that did not let us in.
+    pub smart_host_logins_failed: Counter,
     /// Connections to next hops that there are.
     pub connections_open: Gauge,
     /// Handles, one for each message and site, that wait for a connection.
@@ -251,6 +263,10 @@ impl Default for WorkerMetrics {
             sessions_opened: Counter::default(),
             sessions_open: Gauge::default(),
             accept_errors: Counter::default(),
+            sessions_secured: Counter::default(),
+            handshakes_failed: Counter::default(),
+            logins: Counter::default(),
+            logins_failed: Counter::default(),
             refused: LabelledCounters::new(),
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),
@@ -265,6 +281,8 @@ impl Default for WorkerMetrics {
             delivery_delay: Histogram::new(DELIVERY_DELAY_US),
             connections_opened: Counter::default(),
             connections_failed: Counter::default(),
+            tls_failed: Counter::default(),
+            smart_host_logins_failed: Counter::default(),
             connections_open: Gauge::default(),
             handles_ready: Gauge::default(),
             handles_active: Gauge::default(),

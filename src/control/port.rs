@@ -201,6 +201,9 @@ pub struct Entry {
     /// What the last attempt came to: the peer's reply, or why there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// That its site gets its mail in clear for now, until when and why: TLS has failed there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
     /// How many entries the message has, with all workers together.
     pub parts: u32,
 }

@@ -273,6 +273,7 @@ mod tests {
             age_seconds: 0,
             next_attempt: None,
             reason: None,
+            tls: None,
             parts: 1,
         }
     }

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::auth::SmartHostLogin;
 use crate::config::Target;
 use crate::dns::mail::{MailHost, fixed_host};
 use crate::dns::{Addresses, Name};
 use crate::pool::dial::{self, HostHealth};
 use crate::smtp::client::Protocol;
+use crate::tls::TlsPolicy;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -22,6 +24,10 @@ pub struct Reach {
     pub target: Target,
     /// The address that connections are made from.
     pub source: Option<IpAddr>,
+    /// How connections are encrypted; see [`Reach::with_tls`].
+    pub tls: TlsPolicy,
+    /// What connections log in with; see [`Reach::with_login`].
+    pub login: Option<Arc<SmartHostLogin>>,
     /// The port of its hosts; 0 where there are none.
     pub port: u16,
     /// Which addresses have failed lately.
@@ -38,9 +44,9 @@ impl Reach {
     /// The way to a target that names its next hop, or needs none.
     pub fn fixed(target: &Target, source: Option<IpAddr>) -> Reach {
         let (host, port) = match target {
-            Target::Smtp { host, port } | Target::Lmtp { host, port } => {
-                (fixed_host(&host.to_string(), Instant::now()), *port)
-            }
+            Target::Smtp { host, port }
+            | Target::Smtps { host, port }
+            | Target::Lmtp { host, port } => (fixed_host(&host.to_string(), Instant::now()), *port),
             _ => (None, 0),
         };
         Reach::to_hosts(target.clone(), source, host.into_iter().collect(), port)
@@ -56,6 +62,8 @@ impl Reach {
         Reach {
             target,
             source,
+            tls: TlsPolicy::Off,
+            login: None,
             port,
             health: Mutex::default(),
             hosts: Mutex::new(hosts),
@@ -64,10 +72,20 @@ impl Reach {
         }
     }
 
+    /// The same with connections encrypted so.
+    pub fn with_tls(self, tls: TlsPolicy) -> Reach {
+        Reach { tls, ..self }
+    }
+
+    /// The same with connections that log in so.
+    pub fn with_login(self, login: Option<Arc<SmartHostLogin>>) -> Reach {
+        Reach { login, ..self }
+    }
+
     /// What is spoken there; `None` where mail goes without a peer.
     pub fn protocol(&self) -> Option<Protocol> {
         match self.target {
-            Target::Mx | Target::Smtp { .. } => Some(Protocol::Smtp),
+            Target::Mx | Target::Smtp { .. } | Target::Smtps { .. } => Some(Protocol::Smtp),
             Target::Lmtp { .. } | Target::LmtpUnix { .. } => Some(Protocol::Lmtp),
             Target::Maildir(_) | Target::Discard | Target::Hold | Target::Reject { .. } => None,
         }

@@ -178,7 +178,7 @@ fn handles(
             .is_some_and(|deferral| recovered.deferrals[deferral].state == DeferState::Released);
         let route = route_of(config, &recipient.path, is_released);
         let destination = match route {
-            Some(route) => sites.destination(route, &recipient.path),
+            Some(route) => sites.destination(route, &recipient.path, &envelope.parameters),
             None => sites.unrouted(),
         };
         let destination = known.place(destination);

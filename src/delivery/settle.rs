@@ -43,6 +43,8 @@ pub struct Attempt {
     /// Where the connection leads, which the destination may have left since; `None` without one.
     site: Option<Arc<SiteShared>>,
     peer: Option<SocketAddr>,
+    /// The version and the cipher suite of its connection; `None` in clear.
+    tls: Option<Rc<str>>,
     hop: Hop,
 }
 
@@ -62,7 +64,12 @@ impl Attempt {
             handover: if peer.is_some() { Handover::Relayed } else { Handover::Final },
             taken: None,
         };
-        is_ours.then_some(Attempt { slot, handle, site, peer, hop })
+        is_ours.then_some(Attempt { slot, handle, site, peer, tls: None, hop })
+    }
+
+    /// Its connection is encrypted.
+    pub fn over_tls(&mut self, tls: Option<Rc<str>>) {
+        self.tls = tls;
     }
 
     /// The message.
@@ -190,6 +197,7 @@ impl Attempt {
             from: Some(message.envelope().reverse_path.as_str()),
             to: Addressees::Some(&message.envelope().recipients, &report.places),
             peer: self.peer,
+            tls: self.tls.as_deref(),
             site: Some(&site),
             domain: domain.as_deref(),
             attempts: Some(u32::from(report.attempts)),
@@ -287,7 +295,7 @@ fn append_notice(worker: &Worker, notice: &Parcel, cause: NewRecord<'_>) -> Opti
         tracing::warn!(%message, "no route leads to the sender; this notice is not sent");
         return None;
     };
-    let groups = worker.sites.group(&routes, &notice.notice.envelope.recipients);
+    let groups = worker.sites.group(&routes, &notice.notice.envelope);
     let filing = Filing { id: notice.id, groups };
     let appended = worker.log.append_notice(&notice.message(), filing, cause);
     if appended.is_err() {
@@ -338,7 +346,7 @@ pub async fn delay(worker: Rc<Worker>, slot: Slot, due_unix_ms: u64) {
 /// A handle that the scheduler has taken out of its lists, and its message.
 async fn unattempted(worker: &Rc<Worker>, slot: Slot) -> Option<(Attempt, LoadedMessage)> {
     let handle = worker.with_queue(|queue| queue.get(slot).cloned())?;
-    let attempt = Attempt { slot, handle, site: None, peer: None, hop: Hop::default() };
+    let attempt = Attempt { slot, handle, site: None, peer: None, tls: None, hop: Hop::default() };
     match worker.load(attempt.id(), attempt.place()).await {
         Ok(message) => Some((attempt, message)),
         Err(error) => {
@@ -359,8 +367,17 @@ impl Attempt {
     }
 }
 
+/// The reason in the events of a site that cannot be reached or takes no mail.
+pub const UNREACHABLE: &str = "site_unreachable";
+/// The reason in the events of a site where TLS is demanded and does not come about.
+pub const TLS_FAILED: &str = "tls_failed";
+/// The reason in the events of a smart host that does not let us in.  Nothing is said of any
+/// message, whatever class its reply has, for the operator can mend it.
+pub const LOGIN_FAILED: &str = "login_failed";
+
 /// A site could not be reached or does not take mail: no connection is tried for a while.
-pub fn site_failed(way: &Way, words: &str) {
+/// `reason` is the short name for the events.
+pub fn site_failed(way: &Way, reason: &'static str, words: &str) {
     let worker = &way.worker;
     let shared = way.shared();
     let now_unix_ms = worker.now_unix_ms();
@@ -382,7 +399,7 @@ pub fn site_failed(way: &Way, words: &str) {
             worker.events.emit(&LogEvent {
                 site: Some(site),
                 reply: Some(words),
-                reason: Some("site_unreachable"),
+                reason: Some(reason),
                 attempts: Some(u32::from(failures)),
                 next_attempt: Some(Moment(until_unix_ms)),
                 ..LogEvent::new(EventKind::Deferred)
@@ -408,9 +425,13 @@ pub fn words_of_failure(failure: &ConnectionFailure) -> String {
     Reason::Connection(failure.clone()).to_string()
 }
 
+/// Words about a site as a reason: with the status at their front, else that of a host which
+/// does not answer (RFC 3463).
 fn site_reason(words: &str) -> Reason {
-    let status = EnhancedCode::new(4, 4, 1).expect("a status of RFC 3463");
-    Reason::Local { status, text: words.into() }
+    let given = EnhancedCode::at_front(words.as_bytes()).filter(|status| status.class() == 4);
+    let text = given.and_then(|_| words.split_once(' ')).map_or(words, |(_, text)| text);
+    let no_answer = || EnhancedCode::new(4, 4, 1).expect("a status of RFC 3463");
+    Reason::Local { status: given.unwrap_or_else(no_answer), text: text.into() }
 }
 
 /// The wait before a message is looked at again that could not be read.

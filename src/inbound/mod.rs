@@ -12,6 +12,7 @@
 //! [`smtp::server`]: crate::smtp::server
 
 pub mod intake;
+mod login;
 pub mod relay;
 pub mod step;
 pub mod trace;
@@ -20,7 +21,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::config::Listener;
+use crate::config::{Listener, ListenerTls, Service};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::limits;
 use crate::message::{MessageId, Origin};
@@ -28,9 +29,11 @@ use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::{ReceivedMessage, Server, ServerConfig};
 use crate::spool::{NewBody, NewMessage};
+use crate::tls::Fingerprint;
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Upload};
 use intake::{Intake, Room};
+use login::Login;
 use relay::Facts;
 use step::{Step, step};
 
@@ -53,6 +56,9 @@ struct Session {
     id: SessionId,
     server: Server,
     intake: Intake,
+    /// The certificate that the client has proved to hold the key of.
+    certificate: Option<Fingerprint>,
+    login: Login,
     /// The parts of a large body that are on their way to the disk.
     upload: Option<Box<Upload>>,
     messages: u32,
@@ -65,6 +71,7 @@ enum End {
     ClosedByPeer,
     TimedOut,
     Broken,
+    TlsFailed,
 }
 
 /// Serves one client from its greeting to its end.
@@ -80,8 +87,19 @@ pub async fn serve(
         server.permit_etrn();
     }
     let intake = Intake::default();
-    let mut session =
-        Session { worker, listener, stream, peer, id, server, intake, upload: None, messages: 0 };
+    let mut session = Session {
+        worker,
+        listener,
+        stream,
+        peer,
+        id,
+        server,
+        intake,
+        certificate: None,
+        login: Login::default(),
+        upload: None,
+        messages: 0,
+    };
     let end = session.run().await;
     session.report_end(end);
 }
@@ -89,6 +107,10 @@ pub async fn serve(
 impl Session {
     async fn run(&mut self) -> End {
         let mut end = End::Quit;
+        if self.listener.listener.tls == ListenerTls::Implicit && !self.shake_hands().await {
+            return End::TlsFailed;
+        }
+        self.permit_binding();
         loop {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
                 Step::Read => {
@@ -126,7 +148,17 @@ impl Session {
                 Step::DropBody => self.drop_body(),
                 Step::CheckRecipient => self.check_recipient(Instant::now()),
                 Step::Store => self.store().await,
+                Step::Authenticate => self.authenticate().await,
+                Step::CheckSender => self.check_sender(),
                 Step::StartQueue => self.start_queue().await,
+                Step::StartTls => {
+                    if self.flush().await.is_err() {
+                        return End::Broken;
+                    }
+                    if !self.start_tls().await {
+                        return End::TlsFailed;
+                    }
+                }
                 Step::Close => {
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -141,13 +173,14 @@ impl Session {
         let facts = Facts {
             service: self.listener.listener.service,
             client: self.peer.ip(),
+            certificate: self.certificate,
             authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
         };
         let Some(path) = self.server.recipient_in_question() else { return };
         let verdict = relay::decide(&self.worker.config, facts, path);
         // 452 before the data is kinder than after it.
         let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
-            None => Ok(route),
+            None => self.counts_recipient(now).map(|()| route),
             Some(refusal) => Err(refusal),
         });
         self.server.recipient_checked(now, verdict);
@@ -178,6 +211,7 @@ impl Session {
             End::ClosedByPeer => Some("closed_by_peer"),
             End::TimedOut => Some("timed_out"),
             End::Broken => Some("broken"),
+            End::TlsFailed => Some("tls_failed"),
         };
         self.worker.events.emit(&LogEvent {
             session: Some(self.id),
@@ -186,6 +220,50 @@ impl Session {
             reason,
             ..LogEvent::new(EventKind::Disconnect)
         });
+    }
+
+    // ---- TLS -----------------------------------------------------------------------------
+
+    /// The handshake that STARTTLS asked for; tells whether the session can go on.
+    ///
+    /// What came in clear behind the command was sent by nobody knows whom, and is thrown away
+    /// unread (CVE-2011-0411): it must not be taken for what the client says under TLS.
+    async fn start_tls(&mut self) -> bool {
+        let behind = self.intake.unconsumed().len();
+        if behind > 0 {
+            self.worker.report_injected(self.id, self.peer, behind);
+        }
+        self.intake = Intake::default();
+        let succeeded = self.shake_hands().await;
+        self.server.tls_started(Instant::now());
+        self.login = Login::default();
+        self.permit_binding();
+        succeeded
+    }
+
+    fn permit_binding(&mut self) {
+        if self.stream.secured().is_some_and(|secured| secured.binding.is_some()) {
+            self.server.permit_binding();
+        }
+    }
+
+    async fn shake_hands(&mut self) -> bool {
+        let Some(acceptor) = &self.worker.acceptor else { return false };
+        let config = acceptor.config();
+        let deadline = Instant::now() + limits::TLS_HANDSHAKE;
+        self.stream.allow_interrupt(true);
+        match self.stream.accept_tls(config, deadline).await {
+            Ok(secured) => {
+                let certificate = self.stream.peer_certificate();
+                self.certificate = certificate.map(|shown| Fingerprint::of(shown));
+                self.worker.report_secured(self.id, self.peer, &secured, self.certificate);
+                true
+            }
+            Err(error) => {
+                self.worker.report_handshake_failed(self.id, self.peer, &error);
+                false
+            }
+        }
     }
 
     // ---- octets --------------------------------------------------------------------------
@@ -328,7 +406,7 @@ impl Session {
             extensions: &[],
             body,
         };
-        let groups = self.worker.sites.group(&message.routes, &message.envelope.recipients);
+        let groups = self.worker.sites.group(&message.routes, &message.envelope);
         let filing = Filing { id, groups };
         let receipt = self.worker.log.append_message(&new, filing)?;
         // The body is in the batch; the buffer need not wait for the disk.
@@ -344,18 +422,22 @@ impl Session {
     fn trace(&self, id: MessageId, message: &ReceivedMessage) -> String {
         let client = self.server.client();
         let mut text = String::with_capacity(256);
-        trace::Received {
+        let service = self.listener.listener.service;
+        let received = trace::Received {
             helo: client.map_or("", |client| &client.helo),
-            client: self.peer,
+            client: (!self.listener.listener.hide_client).then_some(self.peer),
             hostname: &self.worker.config.hostname,
             extended: client.is_some_and(|client| client.extended),
-            secured: client.is_some_and(|client| client.secured),
+            secured: self.stream.secured(),
             authenticated: client.is_some_and(|client| client.authenticated.is_some()),
             id,
             envelope: &message.envelope,
             date: &self.worker.date(),
+        };
+        received.write(&mut text);
+        if service == Service::Submission {
+            received.complete(&message.header, &mut text);
         }
-        .write(&mut text);
         text
     }
 }

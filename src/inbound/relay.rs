@@ -10,6 +10,7 @@ use crate::config::{Config, RouteIndex, Service, Target};
 use crate::delivery::sites::{postmaster_route, routing_domain};
 use crate::smtp::address::{ForwardPath, Mailbox};
 use crate::smtp::reply::Refusal;
+use crate::tls::Fingerprint;
 
 /// What relay control looks at beside the address.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +19,8 @@ pub struct Facts {
     pub service: Service,
     /// The client's address.
     pub client: IpAddr,
+    /// The certificate that it has proved to hold the key of.
+    pub certificate: Option<Fingerprint>,
     /// Whether the client has proved who it is.
     pub authenticated: bool,
 }
@@ -65,7 +68,10 @@ fn may_send(config: &Config, facts: Facts, to: &Mailbox, domain: &str) -> Result
     let allowed = match facts.service {
         // A next hop might read `a%b@ours` or `"a@b"@ours` as mail for somebody else.
         Service::Mx => is_ours && !to.has_routing_characters(),
-        Service::Relay => config.relay.contains(facts.client),
+        Service::Relay => {
+            let is_known = |certificate| config.relay.certificates.contains(&certificate);
+            config.relay.contains(facts.client) || facts.certificate.is_some_and(is_known)
+        }
         Service::Submission => facts.authenticated,
     };
     if allowed { Ok(()) } else { Err(Refusal::RelayDenied) }
@@ -123,7 +129,12 @@ to = "discard"
         };
         let config = Config::parse(CONFIG, Path::new("/test.toml"), &environment);
         let config = config.unwrap_or_else(|report| panic!("{}", report.render(false))).config;
-        let facts = Facts { service, client: client.parse().unwrap(), authenticated: false };
+        let facts = Facts {
+            service,
+            client: client.parse().unwrap(),
+            certificate: None,
+            authenticated: false,
+        };
         let path = ForwardPath::parse(path.as_bytes(), Utf8::Refused).unwrap();
         decide(&config, facts, &path).map(|index| index.0).map_err(|refusal| refusal.reason())
     }

@@ -42,6 +42,7 @@ async fn deliver(way: &Way, target: &Target, slot: Slot) {
             Target::Hold
             | Target::Mx
             | Target::Smtp { .. }
+            | Target::Smtps { .. }
             | Target::Lmtp { .. }
             | Target::LmtpUnix { .. } => {
                 Attempted::Deferred(local_reason((4, 3, 5), "no way to deliver"))

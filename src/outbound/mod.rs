@@ -21,10 +21,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::pki_types::ServerName;
+
 use crate::config::{Host, Target};
 use crate::delivery::outcome::RetryPolicy;
 use crate::delivery::reach::Serving;
-use crate::delivery::settle;
+use crate::delivery::settle::{self, UNREACHABLE};
 use crate::dns::{Addresses, Name};
 use crate::pool::Lane;
 use crate::pool::dial::{DialError, Dialled, dial, is_own_shortage};
@@ -58,14 +60,18 @@ async fn go(way: &Way) {
     if let Target::LmtpUnix { path } = &reach.target {
         let limit = way.worker.config.delivery.timeouts.connect;
         return match Stream::connect_unix(path, limit).await {
-            Ok(stream) => smtp::run(way, stream, None).await,
-            Err(error) => settle::site_failed(way, &describe_connect(path.display(), &error)),
+            Ok(stream) => smtp::run(way, stream, None, way.security("")).await,
+            Err(error) => {
+                settle::site_failed(way, UNREACHABLE, &describe_connect(path.display(), &error))
+            }
         };
     }
     match connect(way).await {
-        Ok(dialled) => smtp::run(way, dialled.stream, Some(dialled.peer)).await,
+        Ok(Dialled { stream, peer, host }) => {
+            smtp::run(way, stream, Some(peer), way.security(&host)).await;
+        }
         Err(error) if error.is_own_shortage => settle::own_shortage(way, &error.words),
-        Err(error) => settle::site_failed(way, &error.words),
+        Err(error) => settle::site_failed(way, UNREACHABLE, &error.words),
     }
 }
 
@@ -75,6 +81,7 @@ async fn connect(way: &Way) -> Result<Dialled, DialError> {
     let (worker, reach) = (&way.worker, way.shared.reach());
     let limit = worker.config.delivery.timeouts.connect;
     if let Target::Smtp { host: Host::Address(ip), port }
+    | Target::Smtps { host: Host::Address(ip), port }
     | Target::Lmtp { host: Host::Address(ip), port } = &reach.target
     {
         let peer = SocketAddr::new(*ip, *port);
@@ -119,6 +126,16 @@ impl Way {
         &self.shared
     }
 
+    /// How a connection to `host`, one of its hosts, is encrypted.
+    fn security(&self, host: &str) -> smtp::Security {
+        let reach = self.shared.reach();
+        smtp::Security {
+            policy: reach.tls,
+            is_implicit: matches!(reach.target, Target::Smtps { .. }),
+            name: ServerName::try_from(host.trim_end_matches('.').to_owned()).ok(),
+        }
+    }
+
     /// Its site's name for people.
     pub fn site_name(&self) -> &str {
         self.shared.name()
@@ -157,8 +174,9 @@ impl Way {
     }
 
     /// The host has connected and then not taken us, at its greeting or at EHLO: the next
-    /// connection goes to another host.  Without one the site rests, or pauses.
-    pub fn host_failed(&self, peer: Option<SocketAddr>, words: &str) {
+    /// connection goes to another host.  Without one the site rests, or pauses.  `reason` is the
+    /// short name of that for the events.
+    pub fn host_failed(&self, peer: Option<SocketAddr>, reason: &'static str, words: &str) {
         // A site that serves other connections most likely has enough of them: it pauses, and the
         // hosts that stand in are not troubled at once.
         let (is_lone, reach) = (self.shared.established() == 0, self.shared.reach());
@@ -171,7 +189,7 @@ impl Way {
             tracing::info!(site = self.site_name(), %peer, words, "the next host is tried");
             return;
         }
-        settle::site_failed(self, words);
+        settle::site_failed(self, reason, words);
         let now_unix_ms = self.worker.now_unix_ms();
         if let (Some(peer), Some(until)) = (peer, self.shared.rests_until(now_unix_ms)) {
             let rest = Duration::from_millis(until.saturating_sub(now_unix_ms));

@@ -11,6 +11,7 @@
 
 mod duplex;
 mod job;
+mod opening;
 mod writing;
 
 use std::collections::VecDeque;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use super::Way;
 use crate::delivery::reach::Serving;
-use crate::delivery::settle::{self, Attempt};
+use crate::delivery::settle::{self, Attempt, LOGIN_FAILED, TLS_FAILED, UNREACHABLE};
 use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use crate::delivery::settlement::{Handover, Hop, remote_mta};
 use crate::delivery::verp;
@@ -33,17 +34,21 @@ use crate::queue::scheduler::Event;
 use crate::queue::site::SiteShared;
 use crate::runtime::socket::{Sending, Stream, TimeLimit};
 use crate::smtp::client::{
-    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionFailure, OneFlight, Protocol,
-    Timeouts, TransactionId, TransactionResult,
+    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure, Login,
+    LoginTrouble, OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
 };
+use crate::smtp::code::ReplyClass;
 use duplex::Inbox;
 use job::Job;
+pub use opening::Security;
 use writing::Outbox;
 
 /// One connection and its machine.
 struct Connection<'a> {
     way: &'a Way,
     peer: Option<SocketAddr>,
+    /// The version and the cipher suite, for the events; `None` in clear.
+    tls: Option<Rc<str>>,
     limit: TimeLimit,
     sending: Sending,
     inbox: &'a Inbox,
@@ -62,9 +67,7 @@ struct Connection<'a> {
 
 /// How far a connection has come.
 enum Progress {
-    Opening,
     Serving,
-    Failed(ConnectionFailure),
     Closed,
 }
 
@@ -76,19 +79,73 @@ enum Next {
 
 /// Introduces itself on a connection that stands and sends what the scheduler gives it.  `peer` is
 /// `None` where the next hop has no address: a socket of this machine.
-pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>) {
+pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: Security) {
     let metrics = &way.worker.metrics;
     metrics.connections_opened.count();
     metrics.connections_open.raise();
+    match opening::open(way, &security, stream, |security, login| new_client(way, security, login))
+        .await
+    {
+        Ok((client, stream)) => exchange(way, stream, client, peer).await,
+        Err(failure) => not_opened(way, peer, &security, failure.as_ref()),
+    }
+    metrics.connections_open.lower();
+}
+
+/// Sends over a connection whose peer has introduced itself.
+async fn exchange(way: &Way, stream: Stream, client: Client, peer: Option<SocketAddr>) {
     let inbox = Inbox::default();
+    let tls = stream.secured().map(|secured| secured.to_string().into());
     let (receiving, sending, limit) = stream.split();
     let driver = async {
-        let mut connection = Connection::new(way, peer, limit, sending, &inbox);
+        let mut connection = Connection::new(way, peer, limit, sending, client, &inbox);
+        connection.tls = tls;
         connection.run().await;
+        connection.sending.close();
         connection.limit.shut_down();
     };
     duplex::both(&inbox, receiving, driver).await;
-    metrics.connections_open.lower();
+}
+
+/// The peer takes no mail on this connection: the host's failure, unless only TLS has failed and
+/// mail may go there in clear.
+fn not_opened(
+    way: &Way,
+    peer: Option<SocketAddr>,
+    security: &Security,
+    failure: Option<&ConnectionFailure>,
+) {
+    let Some(failure) = failure else {
+        let words = "the connection was closed before the greeting";
+        return way.host_failed(peer, UNREACHABLE, words);
+    };
+    let words = settle::words_of_failure(failure);
+    if let ConnectionCause::Login(trouble) = &failure.cause {
+        return not_let_in(way, peer, trouble, &words);
+    }
+    if !matches!(failure.cause, ConnectionCause::Tls(_)) {
+        return way.host_failed(peer, UNREACHABLE, &words);
+    }
+    let goes_on = security.policy.allows_clear() && !security.is_implicit;
+    way.worker.report_tls_failed_at(way.site_name(), peer, goes_on, &words);
+    if goes_on {
+        let until_unix_ms = way.worker.now_unix_ms() + TLS_BROKEN_MS;
+        return way.shared().remember_broken_tls(until_unix_ms, &words);
+    }
+    way.host_failed(peer, TLS_FAILED, &words);
+}
+
+/// The smart host does not let us in.  What it says for good its site's other hosts say too, and
+/// each attempt is a strike against us, so they are not tried.
+fn not_let_in(way: &Way, peer: Option<SocketAddr>, trouble: &LoginTrouble, words: &str) {
+    way.worker.metrics.smart_host_logins_failed.count();
+    tracing::warn!(site = way.site_name(), words, "no login at the smart host");
+    match trouble {
+        LoginTrouble::Refused(reply) if reply.class() == ReplyClass::TransientFailure => {
+            way.host_failed(peer, LOGIN_FAILED, words);
+        }
+        _ => settle::site_failed(way, LOGIN_FAILED, words),
+    }
 }
 
 impl<'a> Connection<'a> {
@@ -97,12 +154,13 @@ impl<'a> Connection<'a> {
         peer: Option<SocketAddr>,
         limit: TimeLimit,
         sending: Sending,
+        client: Client,
         inbox: &'a Inbox,
     ) -> Connection<'a> {
-        let client = Client::new(client_config(way), Instant::now());
         Connection {
             way,
             peer,
+            tls: None,
             limit,
             sending,
             inbox,
@@ -112,24 +170,11 @@ impl<'a> Connection<'a> {
             again: VecDeque::new(),
             returned: Vec::new(),
             serving: None,
-            progress: Progress::Opening,
+            progress: Progress::Serving,
         }
     }
 
     async fn run(&mut self) {
-        while matches!(self.progress, Progress::Opening) {
-            self.go_on().await;
-        }
-        match &self.progress {
-            Progress::Failed(failure) => {
-                return self.way.host_failed(self.peer, &settle::words_of_failure(failure));
-            }
-            Progress::Closed => {
-                let words = "the connection was closed before the greeting";
-                return self.way.host_failed(self.peer, words);
-            }
-            Progress::Opening | Progress::Serving => {}
-        }
         let established = self.way.shared().establish();
         self.serve().await;
         drop(established);
@@ -219,9 +264,10 @@ impl<'a> Connection<'a> {
     /// Takes a message up.
     async fn begin(&mut self, slot: Slot) {
         let worker = &self.way.worker;
-        let Some(attempt) = Attempt::begin(worker, self.way.site, self.peer, slot) else {
+        let Some(mut attempt) = Attempt::begin(worker, self.way.site, self.peer, slot) else {
             return;
         };
+        attempt.over_tls(self.tls.clone());
         let message = match worker.load(attempt.id(), attempt.place()).await {
             Ok(message) => message,
             Err(error) => return attempt.unreadable(worker, &error),
@@ -258,8 +304,7 @@ impl<'a> Connection<'a> {
         self.act().await;
         self.flush().await;
         self.act().await;
-        if matches!(self.progress, Progress::Opening | Progress::Serving) && self.outbox.is_empty()
-        {
+        if self.is_serving() && self.outbox.is_empty() {
             self.limit.set(self.client.deadline());
             let arrived = self.inbox.next().await;
             writing::take_in(&mut self.client, arrived);
@@ -278,15 +323,13 @@ impl<'a> Connection<'a> {
                 ClientAction::SendBody { id, prefix, form, suffix } => {
                     self.send_body(id, prefix, form, suffix).await;
                 }
-                ClientAction::Ready => self.progress = Progress::Serving,
                 ClientAction::TransactionDone(result) => self.transaction_done(result).await,
-                ClientAction::Failed(failure) => self.progress = Progress::Failed(failure),
-                ClientAction::Close => {
+                ClientAction::Failed(_) | ClientAction::Close => {
                     self.outbox.release();
-                    if !matches!(self.progress, Progress::Failed(_)) {
-                        self.progress = Progress::Closed;
-                    }
+                    self.progress = Progress::Closed;
                 }
+                // The opening is over.
+                ClientAction::StartTls | ClientAction::Derive(_) | ClientAction::Ready => {}
             }
         }
     }
@@ -337,8 +380,13 @@ impl<'a> Connection<'a> {
     }
 }
 
+fn new_client(way: &Way, security: &Security, login: Option<Login>) -> Client {
+    let config = ClientConfig { login, ..client_config(way, security) };
+    Client::new(config, Instant::now())
+}
+
 /// What the site's past allows.
-fn client_config(way: &Way) -> ClientConfig {
+fn client_config(way: &Way, security: &Security) -> ClientConfig {
     let delivery = &way.worker.config.delivery;
     let shared = way.shared();
     let one_flight = match (shared.one_flight_is_broken(), shared.has_behaved()) {
@@ -349,6 +397,9 @@ fn client_config(way: &Way) -> ClientConfig {
     ClientConfig {
         ehlo_name: Arc::from(&*way.worker.config.hostname),
         protocol: way.protocol(),
+        is_secured: security.is_implicit,
+        login: None,
+        starttls: security.starttls(shared.tls_is_broken(way.worker.now_unix_ms())),
         timeouts: Timeouts {
             greeting: delivery.timeouts.greeting,
             command: delivery.timeouts.command,
@@ -375,3 +426,5 @@ fn remember(shared: &SiteShared, result: &TransactionResult) {
 
 /// A connection is closed at this age, so that a next hop which changes its address is followed.
 const AGE_MAX: Duration = Duration::from_secs(300);
+/// How long a site whose TLS has failed is sent to in clear, where its policy allows that.
+const TLS_BROKEN_MS: u64 = 3_600_000;

@@ -49,6 +49,10 @@ pub struct SiteShared {
     has_behaved: AtomicBool,
     /// It loses count when an envelope and its body come in one flight.
     one_flight_broken: AtomicBool,
+    /// Until then mail goes there in clear, where its policy allows it: TLS has failed.
+    tls_broken_until_unix_ms: AtomicU64,
+    /// How it failed, for people.
+    tls_failure: Mutex<String>,
     /// What the last failure was, for people.
     last_failure: Mutex<String>,
 }
@@ -81,6 +85,8 @@ impl SiteShared {
             chunking_broken: AtomicBool::new(false),
             has_behaved: AtomicBool::new(false),
             one_flight_broken: AtomicBool::new(false),
+            tls_broken_until_unix_ms: AtomicU64::new(0),
+            tls_failure: Mutex::new(String::new()),
             last_failure: Mutex::new(String::new()),
         }
     }
@@ -234,6 +240,28 @@ impl SiteShared {
     /// BDAT was refused as unknown though CHUNKING is announced.
     pub fn remember_broken_chunking(&self) {
         self.chunking_broken.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether TLS has failed there lately.
+    pub fn tls_is_broken(&self, now_unix_ms: u64) -> bool {
+        now_unix_ms < self.tls_broken_until_unix_ms.load(Ordering::Relaxed)
+    }
+
+    /// A handshake failed there, or STARTTLS was refused.
+    pub fn remember_broken_tls(&self, until_unix_ms: u64, words: &str) {
+        self.tls_broken_until_unix_ms.store(until_unix_ms, Ordering::Relaxed);
+        if let Ok(mut text) = self.tls_failure.lock() {
+            text.clear();
+            text.push_str(words);
+        }
+    }
+
+    /// Until when mail goes there in clear and how TLS failed; `None` where TLS is well, or not
+    /// known to be broken.
+    pub fn tls_failure(&self, now_unix_ms: u64) -> Option<(u64, String)> {
+        let until_unix_ms = self.tls_broken_until_unix_ms.load(Ordering::Relaxed);
+        let text = || self.tls_failure.lock().map(|text| text.clone()).unwrap_or_default();
+        (now_unix_ms < until_unix_ms).then(|| (until_unix_ms, text()))
     }
 
     /// Whether a message went the strict way there and was taken.

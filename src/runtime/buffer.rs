@@ -65,6 +65,16 @@ impl Buffer {
         fits
     }
 
+    /// Adds `octets` zeroes to be written over; `None` if they do not fit.
+    pub fn extend_zeroed(&mut self, octets: usize) -> Option<&mut [u8]> {
+        if octets > self.room() {
+            return None;
+        }
+        let start = self.bytes.len();
+        self.bytes.resize(start + octets, 0);
+        Some(&mut self.bytes[start..])
+    }
+
     /// Takes out `range`; what stood behind it moves up.
     pub fn remove(&mut self, range: std::ops::Range<usize>) {
         let end = self.bytes.len();
@@ -107,6 +117,9 @@ pub unsafe trait Fill: Unpin + 'static {
     /// Where the room begins and how many octets it has.
     fn spare(&mut self) -> (*mut u8, usize);
 
+    /// Appends what fits and tells how much that was.
+    fn push(&mut self, octets: &[u8]) -> usize;
+
     /// The first `octets` of the room now hold bytes.
     ///
     /// # Safety
@@ -119,6 +132,10 @@ unsafe impl Fill for Buffer {
     fn spare(&mut self) -> (*mut u8, usize) {
         let room = self.bytes.spare_capacity_mut();
         (room.as_mut_ptr().cast(), room.len())
+    }
+
+    fn push(&mut self, octets: &[u8]) -> usize {
+        Buffer::push(self, octets)
     }
 
     unsafe fn filled(&mut self, octets: usize) {
@@ -134,6 +151,10 @@ unsafe impl Fill for ChunkBuffer {
         let room = ChunkBuffer::spare(self);
         // What came behind a body must fit a buffer; see `inbound::intake`.
         (room.as_mut_ptr(), room.len().min(LARGE))
+    }
+
+    fn push(&mut self, octets: &[u8]) -> usize {
+        ChunkBuffer::push(self, octets)
     }
 
     unsafe fn filled(&mut self, octets: usize) {
@@ -159,6 +180,25 @@ unsafe impl<B: Fill> IoBufMut for Spare<B> {
         // SAFETY: the kernel wrote this many octets at `write_ptr`.
         unsafe { self.0.filled(octets) };
     }
+}
+
+// SAFETY: the vector's place does not change with the buffer's, and it is not written to while the
+// kernel has it.
+unsafe impl IoBuf for Buffer {
+    fn read_ptr(&self) -> *const u8 {
+        self.bytes.as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// What a buffer to be written holds.
+pub(super) fn octets<B: IoBuf>(buffer: &B) -> &[u8] {
+    // SAFETY: `IoBuf` promises so many initialised octets at this place for as long as the buffer
+    // lives, and nobody writes to them while it is borrowed.
+    unsafe { std::slice::from_raw_parts(buffer.read_ptr(), buffer.bytes_init()) }
 }
 
 /// A chunk's octets in the buffer into which they were read, to be written from there.

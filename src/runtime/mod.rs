@@ -15,6 +15,7 @@ pub mod mailbox;
 pub mod memory;
 pub mod notify;
 pub mod socket;
+pub mod tls;
 
 use std::future::Future;
 use std::io;

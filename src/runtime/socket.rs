@@ -6,36 +6,10 @@
 //!
 //! A session reads and writes in turns.  A connection to a next hop does both at once, through the
 //! two halves of [`Stream::split`], which stand under one deadline, a [`TimeLimit`].
-
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::path::Path;
-use std::rc::{Rc, Weak};
-use std::time::{Duration, Instant};
-
-pub use monoio::buf::IoBuf;
-use monoio::io::{
-    AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable,
-};
-pub use monoio::io::{CancelHandle, Canceller};
-use monoio::net::{TcpListener, TcpStream, UnixStream};
-
-use super::buffer::{Fill, Spare};
-use super::deadline::{Cut, Watch, watch};
-
-/// A connection in either direction.
-pub struct Stream {
-    // Before the socket: it leaves the list before the descriptor is closed.
-    watch: Watch,
-    socket: Socket,
-}
-
-/// The kinds of sockets, told apart by a match and not by a table of functions.
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
+//!
+//! After [`Stream::accept_tls`] or [`Stream::connect_tls`] the same stream carries plaintext to
+//! its user and records to its peer.  Octets that its user has read in clear before that are the
+//! user's to throw away: they were sent by nobody knows whom.
 
 /// Does the same with either kind.
 macro_rules! either {
@@ -47,13 +21,50 @@ macro_rules! either {
     };
 }
 
+mod encrypted;
+mod halves;
+mod listening;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+pub use monoio::buf::IoBuf;
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
+pub use monoio::io::{CancelHandle, Canceller};
+use monoio::net::{TcpStream, UnixStream};
+
+use super::buffer::{Fill, Spare, octets};
+use super::deadline::{Cut, Watch, watch};
+use super::tls::link::Link;
+
+pub use encrypted::HandshakeError;
+pub use halves::{Receiving, Sending, TimeLimit};
+pub use listening::{Listener, bind};
+
+/// A connection in either direction.
+pub struct Stream {
+    // Before the socket: it leaves the list before the descriptor is closed.
+    watch: Watch,
+    socket: Socket,
+    tls: Option<Box<Link>>,
+}
+
+/// The kinds of sockets, told apart by a match and not by a table of functions.
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 /// Why a read or a write came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The deadline passed; see [`Stream::read`].
     #[error("nothing came within the time allowed")]
     TimedOut,
-    /// The connection broke.
+    /// The connection broke, or the peer broke TLS.
     #[error("the connection broke")]
     Io(#[source] io::Error),
 }
@@ -64,7 +75,7 @@ impl Stream {
         // Replies are already gathered into one write; waiting for more would only add delay.
         tcp.set_nodelay(true)?;
         let watch = watch(tcp.as_raw_fd());
-        Ok(Stream { watch, socket: Socket::Tcp(tcp) })
+        Ok(Stream { watch, socket: Socket::Tcp(tcp), tls: None })
     }
 
     /// Connects to the socket at `path`.
@@ -75,7 +86,7 @@ impl Stream {
         let connected = super::timeout(limit, UnixStream::connect(path)).await;
         let socket = connected.ok_or(StreamError::TimedOut)?.map_err(StreamError::Io)?;
         let watch = watch(socket.as_raw_fd());
-        Ok(Stream { watch, socket: Socket::Unix(socket) })
+        Ok(Stream { watch, socket: Socket::Unix(socket), tls: None })
     }
 
     /// Connects to `peer`, from the address `source` if one is given.
@@ -110,10 +121,10 @@ impl Stream {
         buffer: B,
         deadline: Instant,
     ) -> (Result<usize, StreamError>, B) {
-        self.watch.set(deadline, Cut::Receiving);
-        let (result, Spare(buffer)) =
-            either!(Socket, &mut self.socket, socket => socket.read(Spare(buffer)).await);
-        (self.judge(result), buffer)
+        if self.tls.is_some() {
+            return self.read_plain(buffer, deadline).await;
+        }
+        self.read_socket(buffer, deadline, Cut::Receiving).await
     }
 
     /// Waits until there is something to read, holding no buffer meanwhile.
@@ -121,6 +132,9 @@ impl Stream {
     /// # Errors
     /// As [`Stream::read`].
     pub async fn readable(&mut self, deadline: Instant) -> Result<(), StreamError> {
+        if self.tls.as_ref().is_some_and(|tls| !tls.inflow.is_empty()) {
+            return Ok(());
+        }
         self.watch.set(deadline, Cut::Receiving);
         // Not relaxed: with epoll the last readiness would count until a read has found nothing,
         // and that read would hold a buffer for as long as the session idles.
@@ -143,14 +157,19 @@ impl Stream {
         bytes: B,
         deadline: Instant,
     ) -> (Result<(), StreamError>, B) {
-        self.watch.set(deadline, Cut::Both);
-        let (result, bytes) =
-            either!(Socket, &mut self.socket, socket => socket.write_all(bytes).await);
-        (self.judge(result.map(|_| ())), bytes)
+        if self.tls.is_some() {
+            return (self.write_plain(octets(&bytes), deadline).await, bytes);
+        }
+        self.write_socket(bytes, deadline).await
     }
 
     /// Says that nothing more will be written.
-    pub fn close_sending(&self) {
+    pub fn close_sending(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.records.close();
+            let last = tls.records.take_outgoing();
+            self.send_now(&last);
+        }
         // The peer may have closed already; then there is nothing to tell it.
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write);
     }
@@ -166,23 +185,36 @@ impl Stream {
         }
     }
 
-    /// The two directions, to be used at the same time.
-    pub fn split(self) -> (Receiving, Sending, TimeLimit) {
-        let fd = self.fd().as_raw_fd();
-        self.watch.set_for_both(None);
-        let watch = Rc::new(self.watch);
-        let (reading, writing) = match self.socket {
-            Socket::Tcp(tcp) => {
-                let (reading, writing) = tcp.into_split();
-                (ReadHalf::Tcp(reading), WriteHalf::Tcp(writing))
-            }
-            Socket::Unix(unix) => {
-                let (reading, writing) = unix.into_split();
-                (ReadHalf::Unix(reading), WriteHalf::Unix(writing))
-            }
-        };
-        let limit = TimeLimit { watch: Rc::downgrade(&watch), fd };
-        (Receiving { watch: watch.clone(), half: reading }, Sending { watch, half: writing }, limit)
+    async fn read_socket<B: Fill>(
+        &mut self,
+        buffer: B,
+        deadline: Instant,
+        cut: Cut,
+    ) -> (Result<usize, StreamError>, B) {
+        self.watch.set(deadline, cut);
+        let (result, Spare(buffer)) =
+            either!(Socket, &mut self.socket, socket => socket.read(Spare(buffer)).await);
+        (self.judge(result), buffer)
+    }
+
+    async fn write_socket<B: IoBuf>(
+        &mut self,
+        bytes: B,
+        deadline: Instant,
+    ) -> (Result<(), StreamError>, B) {
+        self.watch.set(deadline, Cut::Both);
+        let (result, bytes) =
+            either!(Socket, &mut self.socket, socket => socket.write_all(bytes).await);
+        (self.judge(result.map(|_| ())), bytes)
+    }
+
+    /// Sends a few octets that nothing waits for, as far as the kernel takes them now.
+    fn send_now(&self, octets: &[u8]) {
+        if !octets.is_empty() {
+            let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
+            // A peer that takes nothing, or has gone, misses a good-bye.
+            let _ = rustix::net::send(self.fd(), octets, flags);
+        }
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -193,89 +225,6 @@ impl Stream {
     fn judge<T>(&self, result: io::Result<T>) -> Result<T, StreamError> {
         self.watch.clear();
         judge(&self.watch, result)
-    }
-}
-
-enum ReadHalf {
-    Tcp(OwnedReadHalf<TcpStream>),
-    Unix(OwnedReadHalf<UnixStream>),
-}
-
-enum WriteHalf {
-    Tcp(OwnedWriteHalf<TcpStream>),
-    Unix(OwnedWriteHalf<UnixStream>),
-}
-
-/// The half of a stream that is read.
-pub struct Receiving {
-    watch: Rc<Watch>,
-    half: ReadHalf,
-}
-
-/// The half of a stream that is written.
-pub struct Sending {
-    watch: Rc<Watch>,
-    half: WriteHalf,
-}
-
-/// The one deadline of both halves, and their common end.
-pub struct TimeLimit {
-    watch: Weak<Watch>,
-    fd: Fd,
-}
-
-impl Receiving {
-    /// Waits for bytes and adds them to `buffer`; `Ok(0)` is the peer's end of the stream.
-    ///
-    /// # Errors
-    /// `TimedOut` when the [`TimeLimit`] passed; the connection is then dead.
-    pub async fn read<B: Fill>(&mut self, buffer: B) -> (Result<usize, StreamError>, B) {
-        let (result, Spare(buffer)) =
-            either!(ReadHalf, &mut self.half, half => half.read(Spare(buffer)).await);
-        (judge(&self.watch, result), buffer)
-    }
-}
-
-impl Sending {
-    /// Writes some of `bytes` from the place `from` on, and tells how many.
-    ///
-    /// # Errors
-    /// `TimedOut` when the [`TimeLimit`] passed; the connection is then dead.
-    pub async fn write<B: IoBuf>(
-        &mut self,
-        bytes: B,
-        from: usize,
-    ) -> (Result<usize, StreamError>, B) {
-        let slice = bytes.slice(from..);
-        let (result, slice) = either!(WriteHalf, &mut self.half, half => half.write(slice).await);
-        (judge(&self.watch, result), slice.into_inner())
-    }
-}
-
-impl TimeLimit {
-    /// Whatever is under way must have moved on by `deadline`; with `None` it may wait for ever.
-    pub fn set(&self, deadline: Option<Instant>) {
-        if let Some(watch) = self.watch.upgrade() {
-            watch.set_for_both(deadline);
-        }
-    }
-
-    /// Ends the connection in both directions: what is under way ends by itself at once.
-    pub fn shut_down(&self) {
-        if let Some(watch) = self.watch.upgrade() {
-            // The peer may have closed already; then it is ending anyway.
-            let _ = rustix::net::shutdown(
-                super::deadline::borrow(self.fd, &*watch),
-                rustix::net::Shutdown::Both,
-            );
-        }
-    }
-}
-
-/// However a connection's use ends, by a panic too, its read must not wait for the peer.
-impl Drop for TimeLimit {
-    fn drop(&mut self) {
-        self.shut_down();
     }
 }
 
@@ -309,156 +258,5 @@ async fn connect_from(source: IpAddr, peer: SocketAddr) -> io::Result<TcpStream>
     }
 }
 
-/// A listening socket of one worker; all workers bind the same address with SO_REUSEPORT and
-/// the kernel spreads the connections.
-pub struct Listener {
-    tcp: TcpListener,
-}
-
-impl Listener {
-    /// Takes over a socket made by [`bind`].
-    ///
-    /// # Errors
-    /// The event loop refused the socket.
-    pub fn new(socket: std::net::TcpListener) -> io::Result<Listener> {
-        Ok(Listener { tcp: TcpListener::from_std(socket)? })
-    }
-
-    /// The next connection.  Ended only through `cancel`: a dropped accept could swallow a
-    /// connection that the kernel has already given out.
-    ///
-    /// # Errors
-    /// As accept(2), EMFILE above all; ECANCELED once cancelled.
-    pub async fn accept(&self, cancel: CancelHandle) -> io::Result<(Stream, SocketAddr)> {
-        let (tcp, peer) = self.tcp.cancelable_accept(cancel).await?;
-        let fd = tcp.as_raw_fd();
-        let stream = Stream::new(tcp)?;
-        rustix::io::fcntl_setfd(
-            super::deadline::borrow(fd, &stream),
-            rustix::io::FdFlags::CLOEXEC,
-        )?;
-        Ok((stream, peer))
-    }
-}
-
-/// Binds `address` for one of several workers.
-///
-/// # Errors
-/// As bind(2) and listen(2).
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(address),
-        socket2::Type::STREAM,
-        Some(socket2::Protocol::TCP),
-    )?;
-    socket.set_reuse_port(true)?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// Connections that the kernel holds for us between two accepts.
-const BACKLOG: i32 = 4_096;
-
 /// A file descriptor's number, for the deadline sweep.
 pub(super) type Fd = RawFd;
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::thread;
-
-    use super::*;
-    use crate::runtime::buffer::{Buffer, SMALL};
-    use crate::runtime::{self};
-
-    /// More than both windows hold.
-    const MUCH: usize = 32 << 20;
-
-    /// A peer that writes all that it has before it reads anything.
-    fn stubborn(mut peer: impl Read + Write + Send + 'static) -> thread::JoinHandle<usize> {
-        thread::spawn(move || {
-            peer.write_all(&vec![b'p'; MUCH]).expect("the other side reads");
-            let mut octets = 0;
-            let mut piece = vec![0; 1 << 16];
-            while octets < MUCH {
-                octets += peer.read(&mut piece).expect("the other side writes");
-            }
-            octets
-        })
-    }
-
-    async fn write_and_read(stream: Stream) -> usize {
-        let (mut receiving, mut sending, limit) = stream.split();
-        limit.set(Some(Instant::now() + Duration::from_secs(60)));
-        let writing = async {
-            let (mut bytes, mut written) = (vec![b'w'; MUCH], 0);
-            while written < MUCH {
-                let result;
-                (result, bytes) = sending.write(bytes, written).await;
-                written += result.expect("the peer reads in the end");
-            }
-        };
-        let reading = async {
-            let mut octets = 0;
-            while octets < MUCH {
-                octets += receiving.read(Buffer::new(SMALL)).await.0.expect("the peer writes");
-            }
-            octets
-        };
-        tokio::join!(writing, reading).1
-    }
-
-    #[test]
-    fn two_sides_that_write_at_once_do_not_wait_for_each_other() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("bound");
-        let peer = thread::spawn(move || stubborn(listener.accept().expect("a connection").0));
-        let read = runtime::run(async move {
-            let stream = Stream::connect(address, None, Duration::from_secs(30)).await;
-            write_and_read(stream.expect("it listens")).await
-        });
-        assert_eq!(read.expect("a loop"), MUCH);
-        assert_eq!(peer.join().expect("no panic").join().expect("no panic"), MUCH);
-    }
-
-    #[test]
-    fn a_unix_socket_does_the_same() {
-        let home = tempfile::TempDir::new().expect("a directory");
-        let path = home.path().join("lmtp");
-        let listener = std::os::unix::net::UnixListener::bind(&path).expect("a path");
-        let peer = thread::spawn(move || stubborn(listener.accept().expect("a connection").0));
-        let read = runtime::run(async move {
-            let stream = Stream::connect_unix(&path, Duration::from_secs(30)).await;
-            write_and_read(stream.expect("it listens")).await
-        });
-        assert_eq!(read.expect("a loop"), MUCH);
-        assert_eq!(peer.join().expect("no panic").join().expect("no panic"), MUCH);
-    }
-
-    /// Nothing is left of a connection whose read waits, once its limit is dropped.
-    #[test]
-    fn a_read_that_waits_ends_with_the_connection() {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
-        let result = runtime::run(async move {
-            let socket = UnixStream::from_std(ours).expect("the loop takes it");
-            let watch = watch(socket.as_raw_fd());
-            let (mut receiving, sending, limit) =
-                Stream { watch, socket: Socket::Unix(socket) }.split();
-            let ending = async {
-                runtime::sleep(Duration::from_millis(20)).await;
-                drop(limit);
-            };
-            let (read, ()) = tokio::join!(receiving.read(Buffer::new(SMALL)), ending);
-            drop(sending);
-            read.0.map_err(|error| error.to_string())
-        });
-        assert_eq!(result.expect("a loop"), Ok(0));
-        drop(theirs);
-    }
-}

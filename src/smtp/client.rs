@@ -28,12 +28,20 @@
 //! decided about a recipient stands when the connection fails later, and the failure decides
 //! nothing.  After [`ClientAction::Close`] there is no further action.
 //!
-//! What it does not do: TLS and AUTH; choosing peers, retrying, judging what an outcome means for
+//! **STARTTLS** (RFC 3207) is the driver's to do when the machine says so
+//! ([`ClientAction::StartTls`]); what the peer said before is forgotten then, and what it sent in
+//! clear behind its 220 ends the connection, since nobody knows who sent it.
+//!
+//! **AUTH** (RFC 4954) follows EHLO where the configuration has a login ([`login`]); without
+//! success there the connection takes no mail.
+//!
+//! What it does not do: choosing peers, retrying, judging what an outcome means for
 //! the queue; splitting recipients by the peer's limits (`capabilities::Limits::split`; the driver
 //! starts each part).
 
 mod envelope;
 mod exchange;
+mod login;
 #[cfg(test)]
 mod oracle;
 mod result;
@@ -45,12 +53,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use login::Login;
 pub use result::{
     AfterTransaction, BrokenPromise, ConnectionCause, ConnectionFailure, Deferral, Failure,
-    LocalRefusal, RecipientOutcome, Stage, StagedReply, TransactionResult,
+    LocalRefusal, LoginTrouble, RecipientOutcome, Stage, StagedReply, TlsTrouble,
+    TransactionResult,
 };
-pub use settings::{ClientConfig, OneFlight, Protocol, Timeouts, Transaction, TransactionId};
+pub use settings::{
+    ClientConfig, OneFlight, Protocol, StartTls, Timeouts, Transaction, TransactionId,
+};
 
+use crate::auth::sasl::client::{ClientError, ClientExchange, Derivation};
 use crate::config::EightBit;
 use crate::limits;
 use crate::message::BodyFlags;
@@ -78,6 +91,10 @@ pub enum ClientAction {
         /// What comes last: the final dot, or nothing.
         suffix: &'static [u8],
     },
+    /// Shake hands, then call [`Client::tls_started`] or [`Client::tls_failed`].
+    StartTls,
+    /// Derive these keys where nobody waits for it, then call [`Client::derived`].
+    Derive(Derivation),
     /// The peer has introduced itself; [`Client::start`] may be called.
     Ready,
     /// A transaction is over: the oldest of those that were not.
@@ -100,6 +117,10 @@ pub struct Client {
     /// What the driver is to do, in order.
     actions: VecDeque<ClientAction>,
     deadline: Option<Instant>,
+    /// The connection runs over TLS.
+    is_secured: bool,
+    /// What SCRAM-PLUS binds to, where the connection has it.
+    exporter: Option<[u8; 32]>,
     /// Transactions under way, oldest first.  More than one only in one flight, or decided, or
     /// waiting at the end.
     under_way: VecDeque<UnderWay>,
@@ -120,6 +141,14 @@ enum State {
     Ehlo,
     /// EHLO was refused; HELO is out.
     Helo,
+    /// STARTTLS is out.
+    StartTls,
+    /// The driver shakes hands.
+    Handshake,
+    /// AUTH is out, or the response to a challenge, or the driver derives keys.
+    Login(Box<ClientExchange>),
+    /// We have given AUTH up.
+    LoginCancelled(ClientError),
     /// Between transactions, or in some.
     Serving,
     /// QUIT is out.
@@ -143,6 +172,7 @@ impl Client {
     pub fn new(config: ClientConfig, now: Instant) -> Client {
         let deadline = Some(now + config.timeouts.greeting);
         Client {
+            is_secured: config.is_secured,
             config,
             state: State::Greeting,
             peer: Capabilities::default(),
@@ -150,6 +180,7 @@ impl Client {
             output: Vec::new(),
             actions: VecDeque::new(),
             deadline,
+            exporter: None,
             under_way: VecDeque::new(),
             next_id: 0,
             transactions: 0,
@@ -158,9 +189,8 @@ impl Client {
         }
     }
 
-    /// Takes what the peer sent.  Returns how many octets were taken: all of them today; the rest
-    /// belongs to somebody else once a connection can turn to TLS.
-    pub fn handle_bytes(&mut self, now: Instant, input: &[u8]) -> usize {
+    /// Takes what the peer sent.
+    pub fn handle_bytes(&mut self, now: Instant, input: &[u8]) {
         let mut taken = 0;
         while taken < input.len() && !matches!(self.state, State::Closed) {
             let (consumed, reply) = self.reader.read(&input[taken..]);
@@ -170,8 +200,29 @@ impl Client {
                 Some(Ok(reply)) => self.handle_reply(now, reply),
                 Some(Err(error)) => self.fail(ConnectionCause::Malformed(error)),
             }
+            if matches!(self.state, State::Handshake) && taken < input.len() {
+                self.actions.clear();
+                return self.fail(ConnectionCause::Tls(TlsTrouble::Injected));
+            }
         }
-        input.len()
+    }
+
+    /// The handshake is done: from here on the peer is another one than it was in clear.
+    pub fn tls_started(&mut self, now: Instant) {
+        if matches!(self.state, State::Handshake) {
+            self.is_secured = true;
+            self.peer = Capabilities::default();
+            self.reader = ReplyReader::new();
+            self.reader.expect_ehlo();
+            self.hello(now, self.verb(), State::Ehlo);
+        }
+    }
+
+    /// The handshake came to nothing.
+    pub fn tls_failed(&mut self, words: &str) {
+        if matches!(self.state, State::Handshake) {
+            self.fail(ConnectionCause::Tls(TlsTrouble::Handshake(words.into())));
+        }
     }
 
     /// Time has passed.  Before the [deadline](Client::deadline) this does nothing.
@@ -344,7 +395,11 @@ impl Client {
         match self.state {
             State::Greeting => self.greeting(now, reply),
             State::Ehlo => self.ehlo_reply(now, reply),
-            State::Helo => self.helo_reply(reply),
+            State::Helo => self.helo_reply(now, reply),
+            State::StartTls => self.starttls_reply(reply),
+            State::Handshake => self.fail(ConnectionCause::Tls(TlsTrouble::Injected)),
+            State::Login(_) => self.login_reply(now, reply),
+            State::LoginCancelled(error) => self.cancelled_reply(error),
             State::Serving => match self.under_way.front_mut() {
                 Some(UnderWay::Running { exchange, .. }) => {
                     let next = exchange.handle_reply(reply, &self.peer, &mut self.output);
@@ -362,11 +417,7 @@ impl Client {
         match reply.class() {
             ReplyClass::Success => {
                 self.reader.expect_ehlo();
-                let verb = match self.config.protocol {
-                    Protocol::Smtp => "EHLO ",
-                    Protocol::Lmtp => "LHLO ",
-                };
-                self.hello(now, verb, State::Ehlo);
+                self.hello(now, self.verb(), State::Ehlo);
             }
             ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
             _ => self.fail(ConnectionCause::Refused(Arc::new(reply))),
@@ -377,7 +428,7 @@ impl Client {
         match reply.class() {
             ReplyClass::Success => {
                 self.peer = Capabilities::from_ehlo(&reply);
-                self.become_ready();
+                self.introduced(now);
             }
             // RFC 5321 section 3.2: a server without extensions knows HELO.  LMTP has none.
             ReplyClass::PermanentFailure if self.config.protocol == Protocol::Smtp => {
@@ -388,11 +439,49 @@ impl Client {
         }
     }
 
-    fn helo_reply(&mut self, reply: PeerReply) {
+    fn helo_reply(&mut self, now: Instant, reply: PeerReply) {
         match reply.class() {
-            ReplyClass::Success => self.become_ready(),
+            ReplyClass::Success if self.config.starttls == StartTls::Demanded => {
+                self.fail(ConnectionCause::Tls(TlsTrouble::NotOffered));
+            }
+            ReplyClass::Success => self.log_in(now),
             ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
             _ => self.fail(ConnectionCause::Refused(Arc::new(reply))),
+        }
+    }
+
+    /// The peer has said what it can: is this the connection that we want?
+    fn introduced(&mut self, now: Instant) {
+        match (self.config.starttls, self.peer.starttls) {
+            _ if self.is_secured => self.log_in(now),
+            (StartTls::Never, _) | (StartTls::IfOffered, false) => self.log_in(now),
+            (StartTls::IfOffered | StartTls::Demanded, true) => {
+                self.output.extend_from_slice(b"STARTTLS\r\n");
+                self.state = State::StartTls;
+                self.deadline = Some(now + self.config.timeouts.command);
+            }
+            (StartTls::Demanded, false) => {
+                self.fail(ConnectionCause::Tls(TlsTrouble::NotOffered));
+            }
+        }
+    }
+
+    fn starttls_reply(&mut self, reply: PeerReply) {
+        match reply.class() {
+            ReplyClass::Success => {
+                self.state = State::Handshake;
+                self.deadline = None;
+                self.actions.push_back(ClientAction::StartTls);
+            }
+            ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
+            _ => self.fail(ConnectionCause::Tls(TlsTrouble::Refused(Arc::new(reply)))),
+        }
+    }
+
+    fn verb(&self) -> &'static str {
+        match self.config.protocol {
+            Protocol::Smtp => "EHLO ",
+            Protocol::Lmtp => "LHLO ",
         }
     }
 
@@ -557,6 +646,8 @@ impl Client {
         match (&self.state, self.under_way.front()) {
             (State::Greeting, _) => Stage::Greeting,
             (State::Ehlo | State::Helo, _) => Stage::Hello,
+            (State::StartTls | State::Handshake, _) => Stage::StartTls,
+            (State::Login(_) | State::LoginCancelled(_), _) => Stage::Login,
             (State::Serving, Some(UnderWay::Running { exchange, .. })) => exchange.stage(),
             (State::Serving | State::Closed, _) => Stage::Idle,
             (State::Quitting, _) => Stage::Quit,
@@ -592,6 +683,14 @@ impl Client {
         }
         if transaction.envelope.parameters.smtputf8 && !self.peer.smtputf8 {
             return Err(LocalRefusal::NeedsSmtputf8);
+        }
+        // RFC 8689 section 4.2.1.  That the peer has proved its name is the site's policy, under
+        // which such mail goes.  LMTP delivers, which ends the way.
+        if transaction.envelope.parameters.require_tls
+            && self.config.protocol == Protocol::Smtp
+            && !(self.is_secured && self.peer.require_tls)
+        {
+            return Err(LocalRefusal::NeedsRequireTls);
         }
         if transaction.flags.contains(BodyFlags::EIGHT_BIT)
             && !self.peer.eight_bit_mime

@@ -20,7 +20,7 @@ use crate::delivery::message::{LoadError, LoadedMessage};
 use crate::delivery::settle::{end_part, spool_recipients};
 use crate::delivery::sites::route_of;
 use crate::limits;
-use crate::message::MessageId;
+use crate::message::{Envelope, MessageId};
 use crate::queue::arena::Slot;
 use crate::queue::handle::{Handle, Recipients, State as Waits};
 use crate::queue::scheduler::{Event, Scheduler};
@@ -244,8 +244,16 @@ async fn entry(
         age_seconds: now_unix_ms.saturating_sub(accepted_unix_ms) / 1000,
         next_attempt: next_attempt.map(Moment),
         reason,
+        tls: tls_note(worker, &handle, now_unix_ms),
         parts: handle.parts.as_ref().map_or(1, |parts| parts.load(Ordering::Relaxed)),
     }))
+}
+
+/// What people should know of the encryption at a handle's site.
+fn tls_note(worker: &Worker, handle: &Handle, now_unix_ms: u64) -> Option<String> {
+    let (until, words) =
+        worker.with_queue(|queue| queue.site_of(handle.destination())?.tls_failure(now_unix_ms))?;
+    Some(format!("in clear until {}, since TLS failed there: {words}", Moment(until)))
 }
 
 /// What people call the state: a message that stands in the list of a destination which rests is
@@ -377,7 +385,7 @@ impl Target {
     /// Lets a held message go where it would have gone without the hold.
     fn release(&self, worker: &Rc<Worker>) -> Change {
         let (handle, slot) = (&self.handle, self.slot);
-        let recipients = &self.message.as_ref()?.envelope().recipients;
+        let Envelope { recipients, parameters, .. } = &**self.message.as_ref()?.envelope();
         if handle.state != Waits::Held {
             return None;
         }
@@ -386,7 +394,7 @@ impl Target {
         for &place in &places {
             let path = &recipients[usize::from(place)].path;
             let route = route_of(&worker.config, path, true)?;
-            let destination = worker.sites.destination(route, path);
+            let destination = worker.sites.destination(route, path, parameters);
             groups.entry(destination).or_default().push(place);
         }
         let record = worker.log.append_defer(&Defer {

@@ -19,6 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::oneshot;
 
+use crate::auth::Authority;
 use crate::config::{Config, Target};
 use crate::control::events::{EventBuffer, SessionId, SessionIds};
 use crate::control::metrics::WorkerMetrics;
@@ -40,6 +41,7 @@ use crate::runtime;
 use crate::runtime::blocking::Blocking;
 use crate::runtime::mailbox::Mailbox;
 use crate::spool::{Completion, ReadAnswer, RecordPlace, WeakBatch};
+use crate::tls::{Acceptor, Connector};
 use log::{Filing, LocalLog};
 
 pub use serve::{Seat, serve};
@@ -50,6 +52,12 @@ pub struct Worker {
     pub index: usize,
     /// What the operator asked for.
     pub config: Arc<Config>,
+    /// What sessions are encrypted with; none where no listener asks for it.
+    pub acceptor: Option<Arc<Acceptor>>,
+    /// Who users are.
+    pub authority: Arc<Authority>,
+    /// What connections to next hops are encrypted with.
+    pub connector: Arc<Connector>,
     /// Where mail goes, and what the cores share of it.
     pub sites: Arc<Sites>,
     /// Who takes the mail of which domain.

@@ -5,13 +5,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::Worker;
+use crate::auth::sasl::Mechanism;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
 use crate::queue::handle::{Handle, State};
+use crate::runtime::socket::HandshakeError;
+use crate::runtime::tls::Secured;
 use crate::smtp::address::ForwardPath;
 use crate::smtp::reply::{Refusal, Replies};
 use crate::smtp::server::{ReceivedMessage, Refused};
+use crate::tls::Fingerprint;
 
 impl Worker {
     /// A client was let in.
@@ -44,6 +48,97 @@ impl Worker {
         });
     }
 
+    /// A session runs over TLS from here on.
+    pub fn report_secured(
+        &self,
+        session: SessionId,
+        peer: SocketAddr,
+        secured: &Secured,
+        certificate: Option<Fingerprint>,
+    ) {
+        self.metrics.sessions_secured.count();
+        let tls = secured.to_string();
+        let certificate = certificate.map(|certificate| certificate.to_string());
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            tls: Some(&tls),
+            certificate: certificate.as_deref(),
+            ..Event::new(EventKind::Secured)
+        });
+    }
+
+    /// A handshake came to nothing.
+    pub fn report_handshake_failed(
+        &self,
+        session: SessionId,
+        peer: SocketAddr,
+        error: &HandshakeError,
+    ) {
+        self.metrics.handshakes_failed.count();
+        let reason = error.to_string();
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            reason: Some(&reason),
+            ..Event::new(EventKind::TlsFailed)
+        });
+    }
+
+    /// TLS did not come about with a next hop; `goes_on` says that mail goes there in clear now.
+    pub fn report_tls_failed_at(
+        &self,
+        site: &str,
+        peer: Option<SocketAddr>,
+        goes_on: bool,
+        words: &str,
+    ) {
+        self.metrics.tls_failed.count();
+        self.events.emit(&Event {
+            site: Some(site),
+            peer,
+            reply: Some(words),
+            reason: Some(if goes_on { "goes_on_in_clear" } else { "tls_demanded" }),
+            ..Event::new(EventKind::TlsFailed)
+        });
+    }
+
+    /// A login came to its end: of `user` as far as the client named one, refused or not.
+    pub fn report_login(
+        &self,
+        session: SessionId,
+        peer: SocketAddr,
+        mechanism: Mechanism,
+        user: Option<&str>,
+        refusal: Option<&Refusal>,
+    ) {
+        let (counter, kind) = match refusal {
+            None => (&self.metrics.logins, EventKind::Authenticated),
+            Some(_) => (&self.metrics.logins_failed, EventKind::AuthFailed),
+        };
+        counter.count();
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            user,
+            mechanism: Some(mechanism.name()),
+            reason: refusal.map(Refusal::reason),
+            ..Event::new(kind)
+        });
+    }
+
+    /// A client, or somebody between it and us, sent octets in clear behind STARTTLS.
+    pub fn report_injected(&self, session: SessionId, peer: SocketAddr, octets: usize) {
+        self.metrics.refused.count("starttls_injection");
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            size: Some(octets as u64),
+            reason: Some("starttls_injection"),
+            ..Event::new(EventKind::Refused)
+        });
+    }
+
     /// A message is ours.
     pub fn report_accepted(
         &self,
@@ -65,6 +160,7 @@ impl Worker {
             to: Addressees::All(&message.envelope.recipients),
             size: Some(message.summary.octets),
             delay_ms: Some(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)),
+            require_tls: message.envelope.parameters.require_tls.then_some(true),
             ..Event::new(EventKind::Accepted)
         });
     }

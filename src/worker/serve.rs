@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::log::LocalLog;
 use super::{Forwarded, Letter, Post, Worker};
+use crate::auth::Authority;
+use crate::auth::sasl::Mechanism;
+use crate::config::Auth;
+use crate::config::Service;
 use crate::config::{Config, Listener};
 use crate::control::events::{EventBuffer, SessionIds};
 use crate::control::metrics::WorkerMetrics;
@@ -27,8 +31,9 @@ use crate::runtime::mailbox::Inbox;
 use crate::runtime::notify::Notify;
 use crate::runtime::socket::{self, Canceller};
 use crate::runtime::{self, deadline};
-use crate::smtp::server::ServerConfig;
+use crate::smtp::server::{AuthOffer, ServerConfig};
 use crate::spool::{CommitterHandle, ReaderHandle, SpoolStats};
+use crate::tls::{Acceptor, Connector};
 
 /// Everything that a worker's thread is given at its start.
 pub struct Seat {
@@ -36,6 +41,12 @@ pub struct Seat {
     pub index: usize,
     /// What the operator asked for.
     pub config: Arc<Config>,
+    /// What sessions are encrypted with; none where no listener asks for it.
+    pub acceptor: Option<Arc<Acceptor>>,
+    /// Who users are.
+    pub authority: Arc<Authority>,
+    /// What connections to next hops are encrypted with.
+    pub connector: Arc<Connector>,
     /// Where mail goes.
     pub sites: Arc<Sites>,
     /// Which name servers to ask, and how.
@@ -112,6 +123,9 @@ async fn run(seat: Seat) -> io::Result<()> {
         stopping: Cell::new(false),
         date: RefCell::new((0, "".into())),
         config: seat.config,
+        acceptor: seat.acceptor,
+        authority: seat.authority,
+        connector: seat.connector,
         sites: seat.sites,
     });
     let stop = Rc::new(Notify::default());
@@ -150,7 +164,24 @@ fn server_config(config: &Config, listener: &Listener) -> ServerConfig {
         recipients: config.limits.recipients,
         received: config.limits.received as u32,
         bare_newline: listener.bare_newline,
+        tls: listener.tls,
+        auth: (listener.service == Service::Submission).then(|| AuthOffer {
+            mechanisms: usable(&config.auth),
+            only_secured: config.auth.require_tls,
+            secrets_in_clear: !config.auth.require_tls,
+            required: true,
+        }),
+        checks_senders: listener.service == Service::Submission || config.limits.count_messages(),
     }
+}
+
+/// The mechanisms that there are users or keys for.
+fn usable(auth: &Auth) -> Box<[Mechanism]> {
+    let has = |mechanism: &Mechanism| match mechanism.takes_tokens() {
+        true => auth.oauth.is_some(),
+        false => auth.users.is_some(),
+    };
+    auth.mechanisms.iter().copied().filter(has).collect()
 }
 
 async fn flush(worker: Rc<Worker>) {

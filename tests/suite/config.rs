@@ -109,7 +109,7 @@ fn check_says_ok_and_what_it_comes_to() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let told = text(&output.stdout);
     assert!(told.starts_with("ok\n"), "{told}");
-    assert!(told.contains("listener  0.0.0.0:25 mx, fsync\n"), "{told}");
+    assert!(told.contains("listener  0.0.0.0:25 mx, fsync, tls off\n"), "{told}");
 }
 
 #[test]

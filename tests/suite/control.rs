@@ -148,6 +148,7 @@ fn entry(id: u64, state: State, to: &[&str], site: &str, parts: u32) -> Entry {
         age_seconds: 90,
         next_attempt: (state == State::Deferred).then_some(Moment(1_769_863_000_000)),
         reason: (state == State::Deferred).then(|| "451 4.0.0 later".to_owned()),
+        tls: None,
         parts,
     }
 }

@@ -3,7 +3,6 @@
 //!
 //! Both are unpacked by `.ci/setup`, listen on loopback addresses, and are killed at the end.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
@@ -19,24 +18,21 @@ use mailrace::runtime;
 use tempfile::TempDir;
 
 use crate::interop::are_here;
-use crate::nameserver::{NameServer, free_port, in_loop, nsd_conf};
+use crate::nameserver::{NameServer, Nsd, free_port, in_loop};
 
 /// `nsd` with the zones below and `unbound` in front of it.
 struct Servers {
     _home: TempDir,
-    nsd: NameServer,
+    nsd: Nsd,
     unbound: NameServer,
 }
 
 impl Servers {
     fn start() -> Servers {
         let home = TempDir::new().expect("a temporary directory");
-        let (authority, recursor, dead) = (free_port(), free_port(), free_port());
-        fs::write(home.path().join("test.zone"), zone()).expect("a file");
-        fs::write(home.path().join("second.zone"), SECOND_ZONE).expect("a file");
-        let conf = nsd_conf(home.path(), authority, &["test", "second"]);
-        let nsd = NameServer::start(home.path(), "nsd", authority, &conf, "test");
-        let conf = unbound_conf(home.path(), recursor, authority, dead);
+        let nsd = Nsd::start(&[("test", &zone()), ("second", SECOND_ZONE)]);
+        let (recursor, dead) = (free_port(), free_port());
+        let conf = unbound_conf(home.path(), recursor, nsd.address().port(), dead);
         let unbound = NameServer::start(home.path(), "unbound", recursor, &conf, "test");
         Servers { _home: home, nsd, unbound }
     }
@@ -59,11 +55,6 @@ fn unbound_conf(home: &Path, port: u16, authority: u16, dead: u16) -> String {
 }
 
 const ZONE: &str = "
-$ORIGIN test.
-$TTL 300
-@           SOA   ns x 1 3600 600 86400 60
-@           NS    ns
-ns          A     192.0.2.53
 plain       MX    20 mx2
 plain       MX    10 mx1
 mx1         A     192.0.2.1
@@ -95,10 +86,7 @@ hopeful     MX    20 mx1
 ";
 
 const SECOND_ZONE: &str = "
-$ORIGIN second.
 $TTL 200
-@      SOA   ns.test. x.test. 1 3600 600 86400 60
-@      NS    ns.test.
 there  MX    10 mx
 mx     A     192.0.2.20
 ";
@@ -155,8 +143,8 @@ fn domains_of_every_kind() {
         ("far.test", "10 mx.second 192.0.2.20"),
         ("backup.test", MX1),
     ] {
-        for server in [&servers.nsd, &servers.unbound] {
-            assert_eq!(hosts(server.address(), domain).as_deref(), Ok(expected), "{domain}");
+        for server in [servers.nsd.address(), servers.unbound.address()] {
+            assert_eq!(hosts(server, domain).as_deref(), Ok(expected), "{domain}");
         }
     }
     let ours = NoMail::LoopsBack { host: "relay.example".into() };
@@ -179,8 +167,8 @@ fn domains_of_every_kind() {
     assert_eq!(hosts(servers.unbound.address(), "hopeful.test"), Ok(hopeful));
     let big = hosts(servers.unbound.address(), "big.test").expect("over TCP");
     assert_eq!(big.matches("192.0.2.100").count(), mailrace::limits::MAIL_HOSTS);
-    for server in [&servers.nsd, &servers.unbound] {
-        let config = ResolverConfig::with_servers(vec![server.address()]);
+    for server in [servers.nsd.address(), servers.unbound.address()] {
+        let config = ResolverConfig::with_servers(vec![server]);
         let texts = ask(config, "bigtext.test", RecordType::Txt).expect("over TCP");
         assert_eq!(texts.len(), 60);
     }

@@ -186,7 +186,8 @@ impl Gateway {
         self.wait_for_end(Duration::from_secs(10));
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.pid().cast_signed()).expect("a process id");
         kill_process(pid, signal).expect("it runs");
     }

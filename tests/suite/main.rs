@@ -3,6 +3,7 @@
 //! `gateway` starts the real binary, `client` and `sink` are what stands on both sides of it.
 
 mod addresses;
+mod auth;
 mod bytes;
 mod client;
 mod config;
@@ -31,3 +32,6 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod submission;
+mod tls;
+mod tls_programs;

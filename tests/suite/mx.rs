@@ -18,11 +18,6 @@ const HOSTS: [Ipv4Addr; 3] =
 const CLOSED: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 9);
 
 const ZONE: &str = "
-$ORIGIN test.
-$TTL 300
-@           SOA   ns x 1 3600 600 86400 60
-@           NS    ns
-ns          A     192.0.2.53
 h1          A     127.0.5.1
 h2          A     127.0.5.2
 h3          A     127.0.5.3

@@ -74,11 +74,20 @@ impl Drop for NameServer {
     }
 }
 
+/// What every zone begins with, and a name server that nobody asks.
+const ZONE_HEAD: &str = "
+$TTL 300
+@   SOA ns x 1 3600 600 86400 60
+@   NS  ns
+ns  A   192.0.2.53
+";
+
 impl Nsd {
-    /// Starts it with zones by their names.
+    /// Starts it with zones by their names; each gets the head that all have in common.
     pub fn start(zones: &[(&str, &str)]) -> Nsd {
         let home = TempDir::new().expect("a temporary directory");
         for (zone, text) in zones {
+            let text = format!("$ORIGIN {zone}.\n{ZONE_HEAD}{text}");
             fs::write(home.path().join(format!("{zone}.zone")), text).expect("a file");
         }
         let zones = zones.iter().map(|(zone, _)| (*zone).to_owned()).collect();
@@ -107,7 +116,7 @@ impl Nsd {
 }
 
 /// The configuration of `nsd` for zones whose files are in `home`.
-pub fn nsd_conf(home: &Path, port: u16, zones: &[&str]) -> String {
+fn nsd_conf(home: &Path, port: u16, zones: &[&str]) -> String {
     let home = home.display();
     let zone = |zone: &&str| format!("zone:\n name: {zone}\n zonefile: {zone}.zone\n");
     let zones: String = zones.iter().map(zone).collect();

@@ -44,11 +44,6 @@ timeout = "1s"
 "#;
 
 const ZONE: &str = "
-$ORIGIN test.
-$TTL 300
-@           SOA   ns x 1 3600 600 86400 60
-@           NS    ns
-ns          A     192.0.2.53
 plain       MX    20 mx2
 plain       MX    10 mx1
 mx1         A     192.0.2.1
@@ -191,7 +186,7 @@ route       4 of 4: * -> mx
             not 1: *@hop.test
             not 2: *@lost-hop.test
             not 3: *@from-six.test
-tls         off
+tls         opportunistic
 schedule    tried again after 5m, 10m, 20m, 1h, 2h, then every 4h; its sender told after 4h; returned after 5d
 dns         SERVER, trusted to validate
 mx          plain.test has MX records, for 300 s, not validated

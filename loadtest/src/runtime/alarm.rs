@@ -147,7 +147,8 @@ mod tests {
             let alarm = Alarm::new().unwrap();
             let ringing = alarm.clone();
             runtime::spawn(async move { ringing.ring_forever().await.unwrap() });
-            let begun = Instant::now();
+            // Late enough for all of them to be waiting by then.
+            let begun = Instant::now() + Duration::from_secs(1);
             for number in [3u32, 1, 2, 0] {
                 let (alarm, told) = (alarm.clone(), told.clone());
                 runtime::spawn(async move {
@@ -157,7 +158,10 @@ mod tests {
                     told.borrow_mut().push(number);
                 });
             }
-            alarm.wait_until(begun + Duration::from_millis(20)).await;
+            let enough = begun + Duration::from_secs(30);
+            while told.borrow().len() < 4 && Instant::now() < enough {
+                alarm.wait_until(Instant::now() + Duration::from_millis(5)).await;
+            }
         };
         runtime::run(main).unwrap();
         assert_eq!(*woken.borrow(), [0, 1, 2, 3]);

@@ -17,8 +17,8 @@ pub mod zone;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,17 @@ pub struct Live {
     pub messages: AtomicU64,
     /// Connections that came.
     pub connections: AtomicU64,
+    /// Where it listens, once it does.
+    pub opened: OnceLock<Opened>,
+}
+
+/// The addresses that a sink listens on, with the ports that the system chose.
+#[derive(Debug)]
+pub struct Opened {
+    /// For mail, in the order of the settings and of the world.
+    pub ports: Vec<SocketAddr>,
+    /// For names.
+    pub names: Option<SocketAddr>,
 }
 
 /// A port and its sessions, of all threads together.
@@ -117,6 +128,11 @@ pub fn run_with(
     if let Some(names) = &names {
         eprintln!("answering for names on {}", names.address);
     }
+    let opened = Opened {
+        ports: ports.iter().map(|port| port.port.listen).collect(),
+        names: names.as_ref().map(|names| names.address),
+    };
+    live.opened.set(opened).expect("a sink is opened once");
     let world = Arc::new(world);
     let (begun, before) = (Instant::now(), CpuTime::now());
     let mut running = Vec::new();

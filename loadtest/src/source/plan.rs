@@ -5,13 +5,18 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
 use super::pace::Pace;
-use super::settings::{Bdat, Settings, Size};
+use super::settings::{Bdat, Begin, Settings, Size};
 use crate::message::PART_MAX;
 use crate::message::mix::{ADDRESS_MAX, Mix, Pattern, Weighted};
 use crate::message::template::{Framing, Template};
+use crate::runtime::tls::{TlsError, client_config};
 use crate::units::Octets;
 
 /// What can be run; the same for all threads.
@@ -55,8 +60,21 @@ pub struct Plan {
     pub seed: u64,
     /// Names the run in the ids.
     pub run: u16,
+    /// How connections are encrypted; None: not at all.
+    pub security: Option<Security>,
     /// Manners that ordinary clients do not have.
     pub manners: Manners,
+}
+
+/// How connections are encrypted.
+#[derive(Debug, Clone)]
+pub struct Security {
+    /// From when on.
+    pub begin: Begin,
+    /// What is asked of the server.
+    pub config: Arc<ClientConfig>,
+    /// The server's name, which it must prove unless the run is insecure.
+    pub name: ServerName<'static>,
 }
 
 /// How the commands and the message travel.
@@ -122,6 +140,9 @@ pub enum PlanError {
     /// `--source` that is no range.
     #[error("{0:?} is no range of addresses; write 127.0.0.2-127.0.0.50")]
     Source(String),
+    /// TLS that cannot be had.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// `--folder` that cannot be read or holds no messages.
     #[error("cannot take messages from {0}: {1}")]
     Folder(PathBuf, #[source] io::Error),
@@ -143,6 +164,7 @@ impl Plan {
     /// See [`PlanError`].
     pub fn new(settings: Settings, run: u16) -> Result<Plan, PlanError> {
         let conduct = conduct(&settings)?;
+        let security = security(&settings)?;
         let sessions = settings.sessions.unwrap_or(10);
         within("sessions", sessions, 1, PART_MAX - 1, "from 1 to 16777215")?;
         let recipient_count = settings.recipients.unwrap_or(1);
@@ -178,6 +200,7 @@ impl Plan {
             ledger: settings.ledger,
             seed: settings.seed.unwrap_or_else(|| fastrand::u64(..)),
             run,
+            security,
             manners: Manners {
                 early: settings.early,
                 hold: settings.hold.map(|span| span.0),
@@ -235,6 +258,24 @@ fn conduct(settings: &Settings) -> Result<Conduct, PlanError> {
         (true, Some(Bdat::Strict)) => Ok(Conduct::PipelinedChunk),
         (_, Some(Bdat::Flight)) => Ok(Conduct::Flight),
     }
+}
+
+fn security(settings: &Settings) -> Result<Option<Security>, PlanError> {
+    let Some(begin) = settings.tls else {
+        return match settings.insecure {
+            true => Err(PlanError::Contradiction("--insecure says nothing without --tls")),
+            false => Ok(None),
+        };
+    };
+    if settings.early {
+        return Err(PlanError::Contradiction("--early goes without --tls"));
+    }
+    let host =
+        settings.to.as_deref().and_then(|to| to.rsplit_once(':')).map_or("", |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let name = ServerName::try_from(host);
+    let name = name.map_err(|_| PlanError::Contradiction("TLS needs a server's name in --to"))?;
+    Ok(Some(Security { begin, config: client_config(settings.insecure)?, name }))
 }
 
 fn peer(to: Option<&str>) -> Result<SocketAddr, PlanError> {

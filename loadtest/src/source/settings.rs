@@ -87,6 +87,13 @@ pub struct Settings {
     /// What the server may take for one reply [default: 60s].
     #[arg(long, value_name = "TIME")]
     pub timeout: Option<Span>,
+    /// Encrypt: by STARTTLS, or from the first octet.
+    #[arg(long, value_name = "HOW")]
+    pub tls: Option<Begin>,
+    /// With --tls: take whatever certificate the server shows.
+    #[arg(long)]
+    #[serde(default)]
+    pub insecure: bool,
     /// Record what was acknowledged in this file.
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
@@ -107,6 +114,16 @@ pub struct Settings {
     /// Write so many octets at a time, ten times a second: a slow peer.
     #[arg(long, value_name = "SIZE")]
     pub trickle: Option<Octets>,
+}
+
+/// From when on a connection is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Begin {
+    /// After STARTTLS (RFC 3207).
+    Starttls,
+    /// From the first octet (RFC 8314).
+    Implicit,
 }
 
 /// How BDAT is used.
@@ -220,6 +237,8 @@ impl Settings {
             recipients: self.recipients.or(file.recipients),
             helo: self.helo.or(file.helo),
             timeout: self.timeout.or(file.timeout),
+            tls: self.tls.or(file.tls),
+            insecure: self.insecure || file.insecure,
             ledger: self.ledger.or(file.ledger),
             seed: self.seed.or(file.seed),
             early: self.early || file.early,

@@ -123,6 +123,9 @@ impl fmt::Display for Details<'_> {
             if let Some(reason) = &entry.reason {
                 writeln!(f, "reply     {}", plain(reason))?;
             }
+            if let Some(tls) = &entry.tls {
+                writeln!(f, "tls       {}", plain(tls))?;
+            }
             for recipient in &entry.to {
                 writeln!(f, "to        {}", plain(recipient))?;
             }
@@ -186,6 +189,7 @@ mod tests {
             age_seconds: 7_300,
             next_attempt: Some(Moment(1)),
             reason: Some("451 4.0.0 \x1b[31mlater".to_owned()),
+            tls: None,
             parts: 1,
         }
     }

@@ -109,6 +109,14 @@ impl Everything {
         page.gauge("sessions_open", None, "Sessions that there are", open)?;
         let errors = self.sum(|worker| &worker.accept_errors);
         page.counter("accept_errors", None, "Connections that could not be accepted", errors)?;
+        let secured = self.sum(|worker| &worker.sessions_secured);
+        page.counter("sessions_secured", None, "Sessions that TLS began in", secured)?;
+        let failed = self.sum(|worker| &worker.handshakes_failed);
+        page.counter("tls_handshakes_failed", None, "TLS handshakes that failed", failed)?;
+        let succeeded = self.sum(|worker| &worker.logins);
+        page.counter("logins", None, "AUTH commands that succeeded", succeeded)?;
+        let failed = self.sum(|worker| &worker.logins_failed);
+        page.counter("logins_failed", None, "AUTH commands that failed", failed)?;
         page.by_label("refused", "Refusals by reason", "reason", &self.refusals())?;
         let messages = self.sum(|worker| &worker.messages_accepted);
         page.counter("messages_accepted", None, "Messages that got their 250", messages)?;
@@ -149,6 +157,8 @@ impl Everything {
         let connections = [
             ("opened", self.sum(|worker| &worker.connections_opened)),
             ("failed", self.sum(|worker| &worker.connections_failed)),
+            ("tls_failed", self.sum(|worker| &worker.tls_failed)),
+            ("login_failed", self.sum(|worker| &worker.smart_host_logins_failed)),
         ];
         let help = "Connections to next hops by what came of them";
         page.by_label("connections", help, "outcome", &connections)?;

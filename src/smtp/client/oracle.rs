@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::tests::{config, transaction};
 use super::*;
-use crate::config::{BareNewline, RouteIndex};
+use crate::config::{BareNewline, ListenerTls, RouteIndex};
 use crate::message::{Durability, MessageId};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::{Event, Server, ServerConfig};
@@ -100,6 +100,9 @@ impl World {
             recipients: 100,
             received: 10,
             bare_newline: BareNewline::Reject,
+            tls: ListenerTls::Off,
+            auth: None,
+            checks_senders: false,
         };
         let client = ClientConfig { one_flight: OneFlight::AtOnce, ..config() };
         let mut world = World {
@@ -170,8 +173,9 @@ impl World {
                     assert_eq!(result.outcomes.len(), plan.recipients.len());
                     self.results.push(result);
                 }
+                ClientAction::StartTls => panic!("the server offers none"),
                 ClientAction::Close => self.is_closed = true,
-                ClientAction::Ready | ClientAction::Failed(_) => {}
+                ClientAction::Derive(_) | ClientAction::Ready | ClientAction::Failed(_) => {}
             }
         }
     }
@@ -204,6 +208,9 @@ impl World {
             match handled.event {
                 Event::Body => self.body.extend(consumed),
                 Event::DropBody => self.body.clear(),
+                Event::StartTls | Event::StartQueue | Event::Authenticate | Event::CheckSender => {
+                    panic!("it is not offered")
+                }
                 Event::CheckRecipient => {
                     let path = format!("{:?}", self.server.recipient_in_question());
                     let verdict = match () {
@@ -215,7 +222,6 @@ impl World {
                 }
                 Event::EndOfMessage => self.store(),
                 Event::Continue => {}
-                Event::StartQueue => unreachable!("the client never asks for it"),
                 Event::NeedInput | Event::Close => break,
             }
         }

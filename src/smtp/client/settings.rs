@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::login::Login;
 use crate::config::EightBit;
 use crate::limits;
 use crate::message::{BodyFlags, Envelope, Recipient};
@@ -14,6 +15,12 @@ pub struct ClientConfig {
     pub ehlo_name: Arc<str>,
     /// Which of the two protocols the peer speaks.
     pub protocol: Protocol,
+    /// Whether the connection turns to TLS by STARTTLS; `Never` where it is encrypted already.
+    pub starttls: StartTls,
+    /// The connection runs over TLS from its first octet.
+    pub is_secured: bool,
+    /// What it logs in with, before any mail.
+    pub login: Option<Login>,
     /// How long the peer may take.
     pub timeouts: Timeouts,
     /// False once a peer of the site announced CHUNKING and refused BDAT
@@ -35,6 +42,18 @@ pub enum Protocol {
     Smtp,
     /// RFC 2033: LHLO, and one reply for each accepted recipient after the data.
     Lmtp,
+}
+
+/// Whether a connection turns to TLS (RFC 3207).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum StartTls {
+    /// No.
+    #[default]
+    Never,
+    /// Where the peer offers it.
+    IfOffered,
+    /// Yes, or no mail goes over it.
+    Demanded,
 }
 
 /// Whether MAIL, RCPT, BDAT LAST and the body may go out before any of their replies has come.

@@ -3,6 +3,7 @@
 //! the other lines are what the client tells its driver.
 
 use super::*;
+use crate::auth::sasl::client::Credentials;
 use crate::config::EightBit;
 use crate::message::{BodyKind, Envelope, MailParameters, Notify, Recipient, Ret};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
@@ -13,6 +14,9 @@ const DIALOGUES: &str = include_str!("dialogues.txt");
 
 pub(super) fn config() -> ClientConfig {
     ClientConfig {
+        starttls: StartTls::Never,
+        is_secured: false,
+        login: None,
         ehlo_name: "me.test".into(),
         protocol: Protocol::Smtp,
         timeouts: Timeouts::default(),
@@ -21,6 +25,12 @@ pub(super) fn config() -> ClientConfig {
         messages_in_flight: 3,
         eight_bit: EightBit::Send,
     }
+}
+
+/// The user and the nonce of the example in RFC 7677 section 3, whose password is `pencil`.
+fn login(secret: &str, is_token: bool) -> Login {
+    let credentials = Credentials { name: "user".into(), secret: secret.into(), is_token };
+    Login { credentials, nonce: "rOprNGfwEbeRWgbNEkqO".into() }
 }
 
 fn mailbox(text: &str) -> Mailbox {
@@ -44,6 +54,7 @@ pub(super) fn transaction(words: &str) -> Transaction {
             "bare" => flags.insert(BodyFlags::BARE_LF),
             "open-ended" => flags = BodyFlags(flags.0 & !BodyFlags::ENDS_WITH_CRLF.0),
             "utf8" => envelope.parameters.smtputf8 = true,
+            "secure" => envelope.parameters.require_tls = true,
             "large" => size_octets = 5000,
             "huge" => size_octets = 1 << 20,
             "dsn" => {
@@ -102,6 +113,7 @@ fn failure_line(failure: &ConnectionFailure) -> String {
     let cause = match &failure.cause {
         ConnectionCause::Refused(reply) => format!("refused {}", reply.code),
         ConnectionCause::Unexpected(reply) => format!("unexpected {}", reply.code),
+        ConnectionCause::Login(LoginTrouble::Refused(reply)) => format!("login refused {reply}"),
         other => format!("{other:?}").to_lowercase(),
     };
     format!("{:?} {cause}", failure.stage)
@@ -175,6 +187,11 @@ impl Run {
                 ClientAction::Failed(failure) => {
                     self.lines.push(format!("FAILED {}", failure_line(&failure)));
                 }
+                ClientAction::StartTls => self.lines.push("TLS".into()),
+                ClientAction::Derive(derivation) => {
+                    assert_eq!(self.client.deadline(), None, "the peer waits for us");
+                    self.client.derived(self.now, Some(&derivation.derive()));
+                }
                 ClientAction::Close => self.lines.push("CLOSE".into()),
                 ClientAction::Send(_) => unreachable!("handled above"),
             }
@@ -211,7 +228,7 @@ impl Run {
     }
 
     fn feed(&mut self, octets: &[u8]) {
-        assert_eq!(self.client.handle_bytes(self.now, octets), octets.len());
+        self.client.handle_bytes(self.now, octets);
         self.drain();
     }
 }
@@ -227,6 +244,10 @@ fn run(dialogue: &str, split: &dyn Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<String> {
             "flight-later" => config.one_flight = OneFlight::AfterOne,
             "lmtp" => config.protocol = Protocol::Lmtp,
             "bounce-8bit" => config.eight_bit = EightBit::Bounce,
+            "secured" => config.is_secured = true,
+            "password" => config.login = Some(login("pencil", false)),
+            "token" => config.login = Some(login("t.o.k.e.n", true)),
+            "unsendable" => config.login = Some(login("pen\u{7}cil", false)),
             other => panic!("no setting {other}"),
         }
     }
@@ -449,6 +470,7 @@ proptest! {
                             run.client.is_ready()
                         );
                     }
+                    ClientAction::StartTls => panic!("it was not asked for"),
                     ClientAction::Close => closed = true,
                     _ => {}
                 }
@@ -461,4 +483,87 @@ proptest! {
         }
         prop_assert_eq!(started, done);
     }
+}
+
+fn tls_run(starttls: StartTls) -> Run {
+    Run::with(ClientConfig { starttls, ..config() })
+}
+
+fn hear(run: &mut Run, words: &str) {
+    // Line by line, so that each reply comes to a command that has left.
+    for line in words.split_inclusive('\n').chain([""]) {
+        run.client.handle_bytes(run.now, line.as_bytes());
+        run.drain();
+        run.flush_written();
+    }
+}
+
+fn told(run: &mut Run) -> String {
+    std::mem::take(&mut run.lines).join("|")
+}
+
+const OFFERS: &str = "220 x\r\n250-x\r\n250 STARTTLS\r\n";
+
+/// RFC 3207 section 4.2: what was said in clear counts for nothing afterwards.
+#[test]
+fn a_peer_is_asked_again_under_tls() {
+    for starttls in [StartTls::IfOffered, StartTls::Demanded] {
+        let mut run = tls_run(starttls);
+        hear(&mut run, "220 x\r\n");
+        hear(&mut run, "250-x\r\n250-CHUNKING\r\n250 STARTTLS\r\n");
+        hear(&mut run, "220 go\r\n");
+        assert_eq!(told(&mut run), "C: EHLO me.test|C: STARTTLS|TLS");
+        assert_eq!(run.client.deadline(), None, "the handshake has a deadline of its own");
+        run.client.tls_started(run.now);
+        hear(&mut run, "");
+        hear(&mut run, "250-x\r\n250 STARTTLS\r\n");
+        assert_eq!(told(&mut run), "C: EHLO me.test|READY", "TLS is not begun twice");
+        assert!(!run.client.capabilities().chunking);
+    }
+}
+
+#[test]
+fn what_comes_in_clear_behind_the_220_ends_the_connection() {
+    let mut run = tls_run(StartTls::IfOffered);
+    hear(&mut run, OFFERS);
+    told(&mut run);
+    run.client.handle_bytes(run.now, b"220 go\r\n250 x\r\n");
+    hear(&mut run, "");
+    assert_eq!(told(&mut run), "FAILED StartTls tls(injected)|CLOSE");
+}
+
+#[test]
+fn without_tls_it_depends_on_who_asks() {
+    let offers_nothing = "220 x\r\n250 x\r\n";
+    let old = "220 x\r\n500 what\r\n250 x\r\n";
+    let not_offered = "FAILED Hello tls(notoffered)|CLOSE";
+    for (starttls, said, last) in [
+        (StartTls::Never, OFFERS, "C: EHLO me.test|READY"),
+        (StartTls::IfOffered, offers_nothing, "C: EHLO me.test|READY"),
+        (StartTls::Demanded, offers_nothing, not_offered),
+        (StartTls::IfOffered, old, "READY"),
+        (StartTls::Demanded, old, not_offered),
+    ] {
+        let mut run = tls_run(starttls);
+        hear(&mut run, said);
+        let told = told(&mut run);
+        assert!(told.contains(last) && !told.contains("STARTTLS"), "{starttls:?} {said:?} {told}");
+    }
+}
+
+#[test]
+fn a_refusal_or_a_failed_handshake_ends_the_connection() {
+    for code in ["454", "502"] {
+        let mut run = tls_run(StartTls::IfOffered);
+        hear(&mut run, OFFERS);
+        hear(&mut run, &format!("{code} no\r\n"));
+        assert!(told(&mut run).contains("FAILED StartTls tls(refused("), "{code}");
+    }
+    let mut run = tls_run(StartTls::Demanded);
+    hear(&mut run, OFFERS);
+    hear(&mut run, "220 go\r\n");
+    told(&mut run);
+    run.client.tls_failed("bad certificate");
+    hear(&mut run, "");
+    assert_eq!(told(&mut run), "FAILED StartTls tls(handshake(\"bad certificate\"))|CLOSE");
 }

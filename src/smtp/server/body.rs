@@ -189,7 +189,8 @@ impl Server {
         self.deadline = now + limits::SERVER_COMMAND;
         let chunking = self.transaction.as_mut().and_then(|t| t.chunking.as_mut());
         let Some(chunking) = chunking else {
-            return self.refused(Refusal::NeedsMail);
+            let refusal = if self.lacks_tls() { Refusal::NeedsTls } else { Refusal::NeedsMail };
+            return self.refused(refusal);
         };
         if chunking.refusal.is_some() {
             return self.failed_chunk_end(last);

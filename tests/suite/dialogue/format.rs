@@ -54,23 +54,30 @@ pub enum Claim {
     Octets(usize),
 }
 
+/// Parses every text of a directory of the project, in the order of their names.
+pub fn read_all<T>(
+    directory: &str,
+    parse: impl Fn(&str, &str) -> Result<T, (usize, String)>,
+) -> Vec<T> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+    let entries = std::fs::read_dir(directory).expect("the directory is there");
+    let mut files: Vec<PathBuf> =
+        entries.map(|entry| entry.expect("it can be read").path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "txt"));
+    files.sort();
+    let read = |file: &PathBuf| {
+        let text = std::fs::read_to_string(file).expect("it is text");
+        let name = file.file_stem().expect("it has a name").to_string_lossy();
+        parse(&name, &text)
+            .unwrap_or_else(|(line, wrong)| panic!("{}:{line}: {wrong}", file.display()))
+    };
+    files.iter().map(read).collect()
+}
+
 impl Dialogue {
     /// All dialogues of the project, by name.
     pub fn all() -> Vec<Dialogue> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dialogues");
-        let entries = std::fs::read_dir(directory).expect("the directory is there");
-        let mut files: Vec<PathBuf> =
-            entries.map(|entry| entry.expect("it can be read").path()).collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "txt"));
-        files.sort();
-        files.iter().map(|file| Dialogue::read(file)).collect()
-    }
-
-    fn read(file: &Path) -> Dialogue {
-        let text = std::fs::read_to_string(file).expect("it is text");
-        let name = file.file_stem().expect("it has a name").to_string_lossy();
-        Dialogue::parse(&name, &text)
-            .unwrap_or_else(|(line, wrong)| panic!("{}:{line}: {wrong}", file.display()))
+        read_all("tests/dialogues", Dialogue::parse)
     }
 
     /// Reads the text of a file; the number of the line that is wrong if there is one.

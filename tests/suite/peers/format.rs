@@ -1,9 +1,8 @@
 //! The language of `tests/dialogues/peer`, described in its `README.md`.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::dialogue::format::{Newline, octets};
+use crate::dialogue::format::{Newline, octets, read_all};
 
 /// One file.
 pub struct Dialogue {
@@ -125,20 +124,7 @@ pub struct Waiting {
 impl Dialogue {
     /// All dialogues with bad peers, by name.
     pub fn all() -> Vec<Dialogue> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dialogues/peer");
-        let entries = std::fs::read_dir(directory).expect("the directory is there");
-        let mut files: Vec<PathBuf> =
-            entries.map(|entry| entry.expect("it can be read").path()).collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "txt"));
-        files.sort();
-        files.iter().map(|file| Dialogue::read(file)).collect()
-    }
-
-    fn read(file: &Path) -> Dialogue {
-        let text = std::fs::read_to_string(file).expect("it is text");
-        let name = file.file_stem().expect("it has a name").to_string_lossy();
-        Dialogue::parse(&name, &text)
-            .unwrap_or_else(|(line, wrong)| panic!("{}:{line}: {wrong}", file.display()))
+        read_all("tests/dialogues/peer", Dialogue::parse)
     }
 
     /// Reads the text of a file; the number of the line that is wrong if there is one.

@@ -135,6 +135,9 @@ impl Gateway {
             recipients: config.limits.recipients,
             received: config.limits.received as u32,
             bare_newline: config.listeners[0].bare_newline,
+            tls: config.listeners[0].tls,
+            auth: None,
+            checks_senders: false,
         };
         let mut gateway = Gateway {
             workers: workers.collect(),

@@ -203,7 +203,7 @@ fn append_notice(
 ) -> Ticket {
     scene.trace(|| format!("notice {} about {cause:?}", notice.id));
     let routes = notice.routes(&shared.config).expect("every sender of a world has a route");
-    let groups = shared.sites.group(&routes, &notice.notice.envelope.recipients);
+    let groups = shared.sites.group(&routes, &notice.notice.envelope);
     let filing = Filing { id: notice.id, groups };
     let records = [NewRecord::Message(notice.message()), cause];
     let ticket = worker.appender.append_group(&records, scene.now());

@@ -86,6 +86,9 @@ impl Connection {
         let link = scene.connect(Between::Peer { site: place }, shared.life);
         let delivery = &shared.config.delivery;
         let config = ClientConfig {
+            starttls: Default::default(),
+            is_secured: false,
+            login: None,
             ehlo_name: "gateway.example".into(),
             timeouts: Timeouts {
                 greeting: delivery.timeouts.greeting,
@@ -269,6 +272,9 @@ impl Connection {
                         worker.site_failed(shared, scene, site, &failure.to_string());
                     }
                     self.state = State::Over;
+                }
+                ClientAction::StartTls | ClientAction::Derive(_) => {
+                    panic!("no simulated peer has TLS or AUTH")
                 }
                 ClientAction::Close => self.state = State::Over,
             }

@@ -156,6 +156,10 @@ impl Session {
                     Step::CheckRecipient => self.check_recipient(scene.now(), shared),
                     Step::Store => self.store(scene, worker, shared),
                     Step::StartQueue => unreachable!("no client of the simulation may send ETRN"),
+                    Step::StartTls => panic!("no simulated listener has TLS"),
+                    Step::Authenticate | Step::CheckSender => {
+                        panic!("no simulated listener has AUTH")
+                    }
                     Step::Close => {
                         self.flush(scene);
                         return false;
@@ -224,7 +228,12 @@ impl Session {
 
     fn check_recipient(&mut self, now: Instant, shared: &Shared) {
         let client: SocketAddr = CLIENT.parse().expect("an address");
-        let facts = Facts { service: Service::Relay, client: client.ip(), authenticated: false };
+        let facts = Facts {
+            service: Service::Relay,
+            client: client.ip(),
+            certificate: None,
+            authenticated: false,
+        };
         let path = self.server.recipient_in_question().expect("the server asks");
         let verdict = relay::decide(&shared.config, facts, path);
         let verdict = verdict.and_then(|route| match shared.stats.refusal() {
@@ -332,7 +341,7 @@ impl Session {
                 return self.server.stored(scene.now(), Err(Refusal::from(refused)));
             }
         };
-        let groups = shared.sites.group(&message.routes, &message.envelope.recipients);
+        let groups = shared.sites.group(&message.routes, &message.envelope);
         let filing = Filing { id, groups };
         worker.waiting.insert(ticket, Waiting::Message { link: self.link, filing });
         let path = |recipient: &mailrace::message::Recipient| recipient.path.as_str().to_owned();
@@ -351,10 +360,10 @@ impl Session {
         let mut text = String::new();
         trace::Received {
             helo: client.map_or("", |client| &client.helo),
-            client: CLIENT.parse().expect("an address"),
+            client: Some(CLIENT.parse().expect("an address")),
             hostname: &shared.config.hostname,
             extended: true,
-            secured: false,
+            secured: None,
             authenticated: false,
             id,
             envelope: &message.envelope,
