@@ -13,6 +13,8 @@ pub mod dns;
 pub mod runtime;
 pub mod smtp;
 pub mod sync;
+
+pub mod auth;
 pub mod tls;
 
 pub mod listener;

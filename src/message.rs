@@ -30,7 +30,7 @@ pub enum Durability {
 pub struct Envelope {
     /// Where notices go.
     pub reverse_path: ReversePath,
-    /// RET, ENVID, BODY and SMTPUTF8 as given.
+    /// RET, ENVID, BODY, SMTPUTF8 and REQUIRETLS as given.
     pub parameters: MailParameters,
     /// In the order of RCPT; an index into this list names a recipient in DONE and DEFER.
     pub recipients: Vec<Recipient>,
@@ -43,6 +43,9 @@ pub struct MailParameters {
     pub body: BodyKind,
     /// SMTPUTF8 was asked for (RFC 6531).
     pub smtputf8: bool,
+    /// REQUIRETLS was asked for (RFC 8689): it goes only where TLS and the next hop's name are
+    /// proved, and on from there likewise.
+    pub require_tls: bool,
     /// RET= (RFC 3461 section 4.3).
     pub ret: Option<Ret>,
     /// ENVID= as it came, still xtext (RFC 3461 section 4.4).

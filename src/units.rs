@@ -21,6 +21,20 @@ pub struct ByteSize(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Period(pub Duration);
 
+/// So many in so long, written `1000/1h`; at least one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: u32,
+    /// In what time; not zero.
+    pub period: Duration,
+}
+
+/// Why a text is not a rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected a number and a time, as in \"1000/1h\"")]
+pub struct NotARate;
+
 /// Why a text is not a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotASize {
@@ -91,6 +105,28 @@ impl fmt::Display for ByteSize {
             Some((name, octets)) => write!(f, "{}{name}", self.0 / octets),
             None => write!(f, "{}", self.0),
         }
+    }
+}
+
+impl FromStr for Rate {
+    type Err = NotARate;
+
+    fn from_str(text: &str) -> Result<Self, NotARate> {
+        let (count, period) = text.split_once('/').ok_or(NotARate)?;
+        let digits = Some(count).filter(|count| count.bytes().all(|b| b.is_ascii_digit()));
+        let count = digits
+            .and_then(number)
+            .flatten()
+            .and_then(|n| u32::try_from(n).ok())
+            .ok_or(NotARate)?;
+        let Period(period) = period.parse().map_err(|_| NotARate)?;
+        if count == 0 || period.is_zero() { Err(NotARate) } else { Ok(Rate { count, period }) }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.count, Period(self.period))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::signal::Signals;
 use crate::sink::Opened;
 use crate::sink::settings::SinkSettings;
 use crate::source::plan::Plan;
-use crate::source::settings::{Bdat, Settings};
+use crate::source::settings::{Bdat, Begin, Settings};
 use crate::units::Span;
 
 /// On loopback, a port that the system chooses.
@@ -72,17 +72,24 @@ fn with_sink_on<T>(
     let folder = tempfile::tempdir().unwrap();
     let world_path = folder.path().join("world.toml");
     std::fs::write(&world_path, world).unwrap();
+    let ledger = ledger.map(Path::to_path_buf);
+    let world = Some(world_path);
+    with_sink_as(address, SinkSettings { world, dns, ledger, ..SinkSettings::default() }, work)
+}
+
+/// A sink with these settings on a given address.
+fn with_sink_as<T>(
+    address: SocketAddr,
+    settings: SinkSettings,
+    work: impl FnOnce(&Opened) -> T,
+) -> (T, Summary) {
     let settings = SinkSettings {
         listen: vec![address],
-        world: Some(world_path),
-        dns,
-        ledger: ledger.map(Path::to_path_buf),
         threads: Some(1),
+        // The work's end is the sink's.
         time: span(60_000),
-        // A last message of the test's own ends it.
-        messages: None,
         quiet: true,
-        json: false,
+        ..settings
     };
     let live = Arc::new(crate::sink::Live::default());
     let shared = live.clone();
@@ -146,6 +153,58 @@ fn every_conduct_brings_every_message_home() {
             assert!(tally.counts.connections >= u64::from(200 / most), "{:?}", tally.counts);
         }
         assert_eq!(tally.latency(Step::Whole).len(), 200);
+    }
+}
+
+#[test]
+fn encrypted_messages_come_home_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let (chain, key) = (file("chain.pem"), file("key.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-subj", "/CN=sink.test", "-days", "30", "-out"])
+        .arg(&chain)
+        .arg("-keyout")
+        .arg(&key)
+        .output();
+    assert!(made.expect("openssl is installed").status.success());
+    for (tls, pipeline, bdat, number) in [
+        (Begin::Starttls, false, None, 0),
+        (Begin::Starttls, true, Some(Bdat::Flight), 1),
+        (Begin::Implicit, true, None, 2),
+    ] {
+        let (sent, arrived) = (file(&format!("sent{number}")), file(&format!("arrived{number}")));
+        let sink = SinkSettings {
+            chain: Some(chain.clone()),
+            key: Some(key.clone()),
+            implicit: tls == Begin::Implicit,
+            ledger: Some(arrived.clone()),
+            ..SinkSettings::default()
+        };
+        let settings = Settings {
+            sessions: Some(3),
+            per_connection: Some(20),
+            pipeline,
+            bdat,
+            size: Some(vec!["1KiB-200KiB".parse().unwrap()]),
+            ledger: Some(sent.clone()),
+            tls: Some(tls),
+            insecure: true,
+            time: span(60_000),
+            ..Settings::default()
+        };
+        let trusting = Settings { insecure: false, messages: Some(1), ..settings.clone() };
+        let work = |open: &Opened| {
+            let to = open.ports[0];
+            (send(to, settings), send(to, Settings { time: span(300), ..trusting }))
+        };
+        let ((tally, refused), _) = with_sink_as(ANY_PORT, sink, work);
+        assert_eq!(tally.counts.acknowledged, 200, "{tls:?}: {:?}", tally.texts);
+        assert!(settle(&sent, &arrived).is_clean());
+        // Nobody vouches for the certificate.
+        assert_eq!(refused.counts.acknowledged, 0);
+        assert!(refused.counts.connect_failures > 0, "{:?}", refused.texts);
     }
 }
 

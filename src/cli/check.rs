@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 use std::io::{self, Write};
 
 use super::{CheckArgs, Failure, load, tell};
+use crate::auth::{Authority, AuthorityError};
 use crate::config::{Config, Events};
 use crate::message::Durability;
 use crate::tls::Acceptor;
@@ -13,6 +14,7 @@ use crate::units::Period;
 pub(super) fn check(arguments: &CheckArgs) -> Result<(), Failure> {
     let config = load(Some(&arguments.config))?;
     certificates(&config)?;
+    secrets(&config)?;
     write!(io::stdout(), "ok\n{}", Summary(&config))?;
     Ok(())
 }
@@ -24,6 +26,20 @@ fn certificates(config: &Config) -> Result<(), Failure> {
     let (_, expiries) = read.map_err(|error| Failure::Failed(error.to_string()))?;
     for expiry in expiries {
         tell(&format!("warning: {expiry}\n"));
+    }
+    Ok(())
+}
+
+/// Reads users, keys and what routes log in with; no secret is shown.
+fn secrets(config: &Config) -> Result<(), Failure> {
+    Authority::new(config).map_err(|error| Failure::Failed(error.to_string()))?;
+    for login in config.routes.iter().filter_map(|route| route.login.as_ref()) {
+        match login.credentials() {
+            Ok(_) => {}
+            // The gateway may be started with another environment than this command.
+            Err(error @ AuthorityError::NoVariable { .. }) => tell(&format!("warning: {error}\n")),
+            Err(error) => return Err(Failure::Failed(error.to_string())),
+        }
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod queue;
 mod route;
 mod run;
 mod spool;
+mod user;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -30,6 +31,7 @@ pub use cert::cert;
 pub use queue::queue;
 pub use run::run;
 pub use spool::spool;
+pub use user::user;
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -66,6 +68,9 @@ pub enum Command {
     /// Make certificates
     #[command(subcommand)]
     Cert(CertCommand),
+    /// Change the users who may log in
+    #[command(subcommand)]
+    User(UserCommand),
 }
 
 /// Arguments of `run`.
@@ -228,6 +233,56 @@ pub struct SelfSignedArgs {
     pub out: PathBuf,
 }
 
+/// `user ...`: the password comes from the terminal, or as the first line of standard input.
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Make a user
+    Add(UserAddArgs),
+    /// Give a user another password
+    Passwd(UserNameArgs),
+    /// Print users, what they can log in with, and the addresses that they may send as
+    List(UserPlace),
+    /// Take a user out
+    Remove(UserNameArgs),
+}
+
+/// Arguments of `user add`.
+#[derive(Debug, Clone, Args)]
+pub struct UserAddArgs {
+    /// The name to log in with, most often an address
+    pub name: String,
+    /// Addresses that the user may send as, `*` for any characters; without it, the name alone
+    #[arg(long = "sender", value_name = "PATTERN")]
+    pub senders: Vec<Pattern>,
+    /// Keep a verifier for SCRAM-SHA-1 too, for old clients
+    #[arg(long)]
+    pub scram_sha_1: bool,
+    /// Which file.
+    #[command(flatten)]
+    pub place: UserPlace,
+}
+
+/// Arguments of `user passwd` and `user remove`.
+#[derive(Debug, Clone, Args)]
+pub struct UserNameArgs {
+    /// The user
+    pub name: String,
+    /// Which file.
+    #[command(flatten)]
+    pub place: UserPlace,
+}
+
+/// Which users file.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UserPlace {
+    /// The users file
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    pub file: Option<PathBuf>,
+    /// The configuration that names it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
 /// Which spool.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SpoolPlace {
@@ -320,6 +375,7 @@ fn perform(command: Command) -> Result<ExitCode, Failure> {
         Command::Queue(command) => queue(&command)?,
         Command::Spool(command) => spool(&command)?,
         Command::Cert(command) => cert(&command)?,
+        Command::User(command) => user(&command)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -129,7 +129,7 @@ impl<L: Lookup> Inquirer<'_, L> {
     async fn way(&self, found: &mut Findings, index: RouteIndex, path: &ForwardPath) {
         let Route { to, source, .. } = &self.config.routes[index];
         let sites = Sites::new(self.config);
-        let destination = sites.destination(index, path);
+        let destination = sites.destination(index, path, &MailParameters::default());
         let inquired = match to {
             Target::Mx => {
                 let domain = destination.domain.as_deref().expect("an `mx` route has a domain");

@@ -14,6 +14,7 @@ use super::report::{Problem, Problems};
 use super::{
     Config, DelayNotice, Environment, Listener, ListenerTls, Route, Schedule, Service, Target,
 };
+use crate::auth::sasl::Mechanism;
 use crate::spool::BATCH_BYTES;
 use crate::tls::TlsPolicy;
 use crate::units::{ByteSize, Period};
@@ -27,6 +28,7 @@ pub(super) fn config(
     presence(marks, problems);
     listeners(config, marks, problems);
     certificates(config, marks, problems);
+    auth(config, marks, problems);
     open_relay(config, marks, problems);
     route_order(config, marks, problems);
     route_targets(config, marks, problems);
@@ -96,6 +98,53 @@ fn certificates(config: &Config, marks: &Marks, problems: &Problems) {
             Problem::warning(title, span.clone())
                 .help("give a listener with `service = \"relay\"` a `tls` other than \"off\""),
         );
+    }
+}
+
+/// Users who could never log in, and listeners that could never take mail.
+fn auth(config: &Config, marks: &Marks, problems: &Problems) {
+    let auth = &config.auth;
+    let usable = |mechanism: &Mechanism| match mechanism.takes_tokens() {
+        true => auth.oauth.is_some(),
+        false => auth.users.is_some(),
+    };
+    let mut submits = false;
+    for (listener, mark) in config.listeners.iter().zip(&marks.listeners) {
+        if listener.service != Service::Submission {
+            if let (true, Some(span)) = (listener.hide_client, &mark.hide_client) {
+                let title = "`listener.hide_client` is for `service = \"submission\"` alone";
+                problems.push(Problem::error(title, span.clone()).label("remove it"));
+            }
+            continue;
+        }
+        submits = true;
+        if !auth.mechanisms.iter().any(usable) {
+            let title = "`service = \"submission\"` needs users who can log in";
+            problems.push(Problem::error(title, mark.service.clone()).help(
+                "add `[auth]` with `users = \"users\"`, and make the first with `mailrace user add`",
+            ));
+        }
+        if auth.require_tls && listener.tls == ListenerTls::Off {
+            let title = "`service = \"submission\"` needs TLS, and this listener has none";
+            let span = mark.tls.clone().unwrap_or(mark.service.clone());
+            problems.push(Problem::error(title, span).help(
+                "add `tls = \"starttls\"` or `\"implicit\"`; or, where passwords may be read on \
+                 the way, `require_tls = false` in `[auth]`",
+            ));
+        }
+    }
+    for (key, span) in [("users", &marks.auth.users), ("oauth_keys", &marks.auth.oauth_keys)] {
+        if let (false, Some(span)) = (submits, span) {
+            let title = format!("`auth.{key}` is of no use: there is no `submission` listener");
+            problems.push(Problem::warning(title, span.clone()));
+        }
+    }
+    if let Some(span) = &marks.auth.mechanisms {
+        for mechanism in auth.mechanisms.iter().filter(|mechanism| !usable(mechanism)) {
+            let needed = if mechanism.takes_tokens() { "oauth_keys" } else { "users" };
+            let title = format!("`auth.mechanisms` has {mechanism}, which needs `auth.{needed}`");
+            problems.push(Problem::error(title, span.clone()));
+        }
     }
 }
 
@@ -196,6 +245,7 @@ fn route_targets(config: &Config, marks: &Marks, problems: &Problems) {
         source_family(route, mark, problems);
         needless_keys(route, mark, problems);
         clear_smtps(route, mark, problems);
+        login(route, mark, problems);
         schedule("route", &route.schedule(&config.queue), &mark.schedule, problems);
     }
 }
@@ -266,6 +316,37 @@ fn clear_smtps(route: &Route, mark: &RouteMarks, problems: &Problems) {
         problems.push(
             Problem::error(title, span.clone()).label("expected \"required\" or \"verified\""),
         );
+    }
+}
+
+/// A login needs a user and one place of its secret, a smart host that takes it, and one that is
+/// what it says.
+fn login(route: &Route, mark: &RouteMarks, problems: &Problems) {
+    let Some((key, span)) = mark.login.first() else { return };
+    let takes = matches!(route.to, Target::Smtp { .. } | Target::Smtps { .. });
+    let problem = |title: String| Problem::error(title, span.clone());
+    if !takes {
+        let title = format!("`route.{key}` means nothing for `{}`", route.to);
+        return problems.push(problem(title).label("remove it"));
+    }
+    let has_user = *key == "user";
+    let secrets = mark.login.len() - usize::from(has_user);
+    if !has_user {
+        let title = format!("`route.{key}` needs a `user` beside it");
+        problems.push(problem(title).help("add `user = \"NAME\"`, the account at the next hop"));
+    } else if secrets != 1 {
+        let title = "`route.user` needs one secret beside it".to_owned();
+        problems.push(problem(title).help(
+            "add one of `password_file = \"FILE\"`, `password_env = \"VARIABLE\"` and \
+             `token_file = \"FILE\"`",
+        ));
+    } else if route.tls() != TlsPolicy::Verified {
+        let title = "`route.user` logs in at a next hop that need not prove its name";
+        let span = mark.tls.clone().unwrap_or(span.clone());
+        problems.push(Problem::warning(title, span).help(
+            "leave `tls` out, which then means \"verified\"; as it is, whoever stands between may \
+             be given the password",
+        ));
     }
 }
 

@@ -31,11 +31,13 @@ use std::{fs, io};
 use ipnet::IpNet;
 use toml::de::DeTable;
 
+use crate::auth::Issuer;
+use crate::auth::sasl::Mechanism;
 use crate::limits;
 use crate::message::Durability;
 use crate::spool::SEGMENT_BYTES;
 use crate::tls::{AcceptorSettings, CertificateFiles, Fingerprint};
-use crate::units::ByteSize;
+use crate::units::{ByteSize, Rate};
 
 pub use keys::{SECTIONS, Section};
 pub use maildir::Maildir;
@@ -60,6 +62,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// What sessions are encrypted with.
     pub tls: Tls,
+    /// How users of `submission` listeners prove who they are.
+    pub auth: Auth,
     /// Who may send anywhere.
     pub relay: Relay,
     /// For which domains anybody may send.
@@ -95,6 +99,8 @@ pub struct Listener {
     pub durability: Durability,
     /// What becomes of a CR or LF that stands alone in the data.
     pub bare_newline: BareNewline,
+    /// Whether the trace header leaves out who the client is; for `submission` alone.
+    pub hide_client: bool,
 }
 
 /// Whom a listener serves.
@@ -102,7 +108,7 @@ pub struct Listener {
 pub enum Service {
     /// Anybody, for the domains of `[domains] accept` only.
     Mx,
-    /// Users who have authenticated; not available yet, so no `Config` holds it.
+    /// Users who have authenticated (RFC 6409), to any recipient.
     Submission,
     /// The networks of `[relay]`, to any recipient.
     Relay,
@@ -137,6 +143,29 @@ pub struct Tls {
     pub certificates: Vec<CertificateFiles>,
 }
 
+/// `[auth]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Auth {
+    /// The users file.
+    pub users: Option<PathBuf>,
+    /// What is offered, in this order.
+    pub mechanisms: Vec<Mechanism>,
+    /// Whether AUTH and MAIL wait for TLS on `submission` listeners.  Mechanisms that show the
+    /// secret are offered in clear only where this is off.
+    pub require_tls: bool,
+    /// Whose tokens count.
+    pub oauth: Option<OAuth>,
+}
+
+/// `[auth] oauth_...`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OAuth {
+    /// The issuer's keys, a JWK set.
+    pub keys: PathBuf,
+    /// What its tokens must say.
+    pub issuer: Issuer,
+}
+
 /// `[relay]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relay {
@@ -159,6 +188,17 @@ pub struct Limits {
     pub sessions_per_address: usize,
     /// Received fields in a message before it counts as looping (RFC 5321 section 6.3).
     pub received: usize,
+    /// What messages on their way in may take of memory, of all workers together; without it what
+    /// suits the machine.
+    pub memory: Option<ByteSize>,
+    /// Messages that an authenticated user may begin in a time.
+    pub messages_per_user: Option<Rate>,
+    /// Recipients that one may name in a time.
+    pub recipients_per_user: Option<Rate>,
+    /// Messages that a client address may begin in a time; networks in `[relay]` are exempt.
+    pub messages_per_address: Option<Rate>,
+    /// Recipients that one may name in a time; the same are exempt.
+    pub recipients_per_address: Option<Rate>,
 }
 
 /// `[delivery]`.
@@ -166,6 +206,8 @@ pub struct Limits {
 pub struct Delivery {
     /// The port of mail exchangers, for `to = "mx"`.
     pub port: u16,
+    /// Connections to all sites at a time, of all workers together.
+    pub connections: usize,
     /// Connections to one site at a time, of all workers together.
     pub connections_per_site: usize,
     /// Messages before a connection is closed.
@@ -309,6 +351,8 @@ pub(crate) const SESSIONS_MAX: usize = 1_000_000;
 /// Sessions without `[limits] sessions`, however many descriptors there are: idle ones cost
 /// little, but busy ones may hold a mebibyte each.
 const SESSIONS_DEFAULT_MAX: usize = 20_000;
+/// Connections without `[delivery] connections`, likewise.
+const CONNECTIONS_DEFAULT_MAX: usize = 20_000;
 /// Descriptors kept for the log, the rings, the admin interface and Maildir files.
 const DESCRIPTORS_RESERVED: u64 = 256;
 /// The worker's number is 7 bits of a message's id.
@@ -321,6 +365,13 @@ const FILE_OCTETS_MAX: u64 = 16 << 20;
 pub fn sessions_for(descriptors: u64) -> usize {
     let sessions = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 4 * 3;
     usize::try_from(sessions).unwrap_or(usize::MAX).clamp(16, SESSIONS_DEFAULT_MAX)
+}
+
+/// The connections to next hops that are left beside so many sessions: at least 16, at most
+/// 20,000.
+pub fn connections_for(descriptors: u64, sessions: usize) -> usize {
+    let left = descriptors.saturating_sub(DESCRIPTORS_RESERVED).saturating_sub(sessions as u64);
+    usize::try_from(left).unwrap_or(usize::MAX).clamp(16, CONNECTIONS_DEFAULT_MAX)
 }
 
 /// Reads and checks the file, or gives the development defaults without one.
@@ -389,6 +440,7 @@ impl Config {
             user: None,
             listeners: Vec::new(),
             tls: Tls::default(),
+            auth: Auth::default(),
             relay: Relay::default(),
             domains: Domains::default(),
             limits: Limits {
@@ -397,10 +449,19 @@ impl Config {
                 sessions: sessions_for(environment.descriptors),
                 sessions_per_address: 100,
                 received: 100,
+                memory: None,
+                messages_per_user: None,
+                recipients_per_user: None,
+                messages_per_address: None,
+                recipients_per_address: None,
             },
             routes: Routes::default(),
             delivery: Delivery {
                 port: 25,
+                connections: connections_for(
+                    environment.descriptors,
+                    sessions_for(environment.descriptors),
+                ),
                 connections_per_site: 20,
                 messages_per_connection: 100,
                 messages_in_flight: 4,
@@ -453,7 +514,37 @@ impl Listener {
             tls: ListenerTls::Off,
             durability: Durability::Fsync,
             bare_newline: BareNewline::Reject,
+            hide_client: false,
         }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Auth {
+        Auth {
+            users: None,
+            mechanisms: vec![
+                Mechanism::ScramSha256Plus,
+                Mechanism::ScramSha256,
+                Mechanism::Plain,
+                Mechanism::Login,
+            ],
+            require_tls: true,
+            oauth: None,
+        }
+    }
+}
+
+impl Limits {
+    /// Whether somebody's messages or recipients are counted.
+    pub fn count_messages(&self) -> bool {
+        let rates = [
+            self.messages_per_user,
+            self.recipients_per_user,
+            self.messages_per_address,
+            self.recipients_per_address,
+        ];
+        rates.iter().any(Option::is_some)
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -18,14 +19,15 @@ use super::pattern::domain_ascii_lower;
 use super::report::{Problem, Problems};
 use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, truth, whole};
 use super::{
-    Admin, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
-    Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, Relay, Route, Routes,
-    SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX,
+    Admin, Auth, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
+    Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, OAuth, Relay, Route,
+    Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX, connections_for,
 };
+use crate::auth::{Issuer, SecretPlace, SmartHostLogin};
 use crate::limits;
 use crate::message::Durability;
 use crate::tls::{CertificateFiles, TlsPolicy};
-use crate::units::ByteSize;
+use crate::units::{ByteSize, Rate};
 
 /// Where things stand in the text, for what `check` has to say; `None` where they do not.
 ///
@@ -37,6 +39,7 @@ pub(super) struct Marks {
     /// Set if the file has the key, though no listener in it was good.
     pub has_listeners: bool,
     pub listeners: Vec<ListenerMarks>,
+    pub auth: AuthMarks,
     pub networks: Option<Range<usize>>,
     pub certificates: Option<Range<usize>>,
     pub domains: Option<Range<usize>>,
@@ -60,6 +63,7 @@ pub(super) struct ListenerMarks {
     pub address: Range<usize>,
     pub service: Range<usize>,
     pub tls: Option<Range<usize>>,
+    pub hide_client: Option<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -68,8 +72,17 @@ pub(super) struct RouteMarks {
     pub to: Range<usize>,
     pub source: Option<Range<usize>>,
     pub tls: Option<Range<usize>>,
+    /// Of each key of the login that is there, by its name.
+    pub login: Vec<(&'static str, Range<usize>)>,
     pub schedule: ScheduleMarks,
     pub verp: Option<Range<usize>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct AuthMarks {
+    pub users: Option<Range<usize>>,
+    pub mechanisms: Option<Range<usize>>,
+    pub oauth_keys: Option<Range<usize>>,
 }
 
 /// Of `[queue]` and of each route.
@@ -93,6 +106,8 @@ const DNS_PORT: u16 = 53;
 const SEGMENT_SIZE: RangeInclusive<ByteSize> = ByteSize(4 * MEBIBYTE)..=ByteSize(256 * MEBIBYTE);
 const MEBIBYTE: u64 = 1 << 20;
 const REST: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 86_400);
+/// Less would refuse the sessions of one busy client, more is more than any host has.
+const MEMORY: RangeInclusive<ByteSize> = ByteSize(8 * MEBIBYTE)..=ByteSize(1 << 40);
 const MESSAGE_SIZE: RangeInclusive<ByteSize> = ByteSize(1 << 10)..=ByteSize(1 << 30);
 
 /// Reads every value; bad ones become problems.
@@ -109,6 +124,8 @@ pub(super) fn config(
     let hostname = note(table.optional("hostname", hostname), &mut marks.hostname);
     let user = note(table.optional("user", user), &mut marks.user);
     let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
+    let limits = session_limits(&table.table("limits"), defaults.limits, &mut marks);
+    let connections = connections_for(environment.descriptors, limits.sessions);
     let config = Config {
         hostname: hostname.unwrap_or(defaults.hostname),
         data_dir: match table.optional("data_dir", path) {
@@ -119,11 +136,16 @@ pub(super) fn config(
         user,
         listeners: listeners(&table, &mut marks),
         tls: tls(&table.table("tls"), directory),
+        auth: auth(&table.table("auth"), directory, defaults.auth, &mut marks.auth),
         relay: relay(&table.table("relay"), defaults.relay, &mut marks),
         domains: domains(&table.table("domains"), &mut marks),
-        limits: session_limits(&table.table("limits"), defaults.limits, &mut marks),
+        limits,
         routes: routes(&table, directory, &mut marks),
-        delivery: delivery(&table.table("delivery"), defaults.delivery, &mut marks),
+        delivery: delivery(
+            &table.table("delivery"),
+            Delivery { connections, ..defaults.delivery },
+            &mut marks,
+        ),
         queue: schedule(&table.table("queue"), &mut marks.queue).or(&defaults.queue),
         spool: spool(&table.table("spool"), defaults.spool, &mut marks),
         dns: dns(&table.table("dns"), defaults.dns, &mut marks),
@@ -216,6 +238,7 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
             BareNewline::Reject,
             choice(&[("reject", BareNewline::Reject), ("space", BareNewline::Space)]),
         );
+        let hide_client = table.optional("hide_client", truth);
         let (Some(address), Some(service)) = (address, service) else {
             continue;
         };
@@ -223,10 +246,12 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
             address: address.span(),
             service: service.span(),
             tls: tls.as_ref().map(Spanned::span),
+            hide_client: hide_client.as_ref().map(Spanned::span),
         });
+        let hide_client = hide_client.is_some_and(Spanned::into_inner);
         let tls = tls.map_or(ListenerTls::Off, Spanned::into_inner);
         let (address, service) = (address.into_inner(), service.into_inner());
-        listeners.push(Listener { address, service, tls, durability, bare_newline });
+        listeners.push(Listener { address, service, tls, durability, bare_newline, hide_client });
     }
     listeners
 }
@@ -234,13 +259,7 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
 fn service(value: &DeValue<'_>) -> Result<Service, Wrong> {
     let words =
         [("mx", Service::Mx), ("submission", Service::Submission), ("relay", Service::Relay)];
-    match choice(&words)(value)? {
-        Service::Submission => {
-            let instead = "use \"relay\" for your own networks, or \"mx\" for your domains";
-            Err(Wrong::unavailable("submission", instead))
-        }
-        service => Ok(service),
-    }
+    choice(&words)(value)
 }
 
 const LISTENER_TLS: [(&str, ListenerTls); 4] = [
@@ -263,6 +282,39 @@ fn tls(table: &Table<'_>, directory: &Path) -> Tls {
         }
     }
     Tls { certificates }
+}
+
+fn auth(table: &Table<'_>, directory: &Path, default: Auth, marks: &mut AuthMarks) -> Auth {
+    let users = note(table.optional("users", path), &mut marks.users);
+    let mechanism = parsed("has an entry that is no mechanism");
+    let mechanisms = note(table.list("mechanisms", mechanism), &mut marks.mechanisms);
+    let oauth = oauth(table, directory, &mut marks.oauth_keys);
+    let given = mechanisms.map(|all| all.into_iter().map(Spanned::into_inner).collect());
+    Auth {
+        users: users.map(|users| directory.join(users)),
+        mechanisms: given.unwrap_or(default.mechanisms),
+        require_tls: table.or("require_tls", default.require_tls, truth),
+        oauth,
+    }
+}
+
+/// The keys about tokens: none of them, or all but the last.
+fn oauth(table: &Table<'_>, directory: &Path, mark: &mut Option<Range<usize>>) -> Option<OAuth> {
+    let claim = table.optional("oauth_claim", words).map(Spanned::into_inner);
+    if !["oauth_keys", "oauth_issuer", "oauth_audience"].iter().any(|key| table.has(key)) {
+        return None;
+    }
+    let keys = note(table.required("oauth_keys", "add the issuer's JWK set", path), mark);
+    let issuer = table.required("oauth_issuer", "add the `iss` of its tokens", words);
+    let audience = table.required("oauth_audience", "add the `aud` of tokens for us", words);
+    Some(OAuth {
+        keys: directory.join(keys?),
+        issuer: Issuer {
+            issuer: issuer?.into_inner(),
+            audience: audience?.into_inner(),
+            claim: claim.unwrap_or_else(|| "email".into()),
+        },
+    })
 }
 
 fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
@@ -323,7 +375,16 @@ fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limi
         sessions_per_address: note(per_address, &mut marks.sessions_per_address)
             .unwrap_or(default.sessions_per_address),
         received: table.or("received", default.received, whole(10..=1_000)),
+        memory: table.optional("memory", size(MEMORY)).map(Spanned::into_inner).or(default.memory),
+        messages_per_user: rate(table, "messages_per_user"),
+        recipients_per_user: rate(table, "recipients_per_user"),
+        messages_per_address: rate(table, "messages_per_address"),
+        recipients_per_address: rate(table, "recipients_per_address"),
     }
+}
+
+fn rate(table: &Table<'_>, key: &'static str) -> Option<Rate> {
+    table.optional(key, parsed("is not a rate")).map(Spanned::into_inner)
 }
 
 fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
@@ -340,6 +401,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
         let to = table.required("to", mend, target);
         let source = table.optional("source", source_address);
         let tls = table.optional("tls", choice(&ROUTE_TLS));
+        let (login, login_marks) = login(&table, directory);
         let mut own = ScheduleMarks::default();
         let given = schedule(&table, &mut own);
         let verp = table.optional("verp", truth);
@@ -351,6 +413,7 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             to: to.span(),
             source: source.as_ref().map(Spanned::span),
             tls: tls.as_ref().map(Spanned::span),
+            login: login_marks,
             schedule: own,
             verp: verp.as_ref().map(Spanned::span),
         });
@@ -359,11 +422,41 @@ fn routes(root: &Table<'_>, directory: &Path, marks: &mut Marks) -> Routes {
             to: to.into_inner(),
             source: source.map(Spanned::into_inner),
             given_tls: tls.map(Spanned::into_inner),
+            login: login.map(Arc::new),
             given,
             verp: verp.is_some_and(Spanned::into_inner),
         });
     }
     Routes::new(routes)
+}
+
+/// The keys of a login: the user and one place of its secret.  `check` looks at what is amiss.
+fn login(
+    table: &Table<'_>,
+    directory: &Path,
+) -> (Option<SmartHostLogin>, Vec<(&'static str, Range<usize>)>) {
+    let mut marks = Vec::new();
+    let mut value = |key: &'static str| {
+        let found = table.optional(key, words)?;
+        marks.push((key, found.span()));
+        Some(found.into_inner())
+    };
+    let user = value("user");
+    let file = |path: Box<str>| directory.join(&*path);
+    let place = value("password_file").map(|path| SecretPlace::PasswordFile(file(path)));
+    let place = value("password_env").map(SecretPlace::PasswordVariable).or(place);
+    let place = value("token_file").map(|path| SecretPlace::TokenFile(file(path))).or(place);
+    let login = user.zip(place).map(|(user, secret)| SmartHostLogin { user, secret });
+    (login, marks)
+}
+
+/// Text that is not empty.
+fn words(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
+    match text(value)? {
+        "" => Err(Wrong::new("is empty", "expected some text")),
+        words if words.contains('\0') => Err(Wrong::new("has a NUL", "expected some text")),
+        words => Ok(words.into()),
+    }
 }
 
 fn target(value: &DeValue<'_>, directory: &Path) -> Result<Target, Wrong> {
@@ -389,6 +482,7 @@ fn delivery(table: &Table<'_>, default: Delivery, marks: &mut Marks) -> Delivery
     let timeouts = table.table("timeouts");
     Delivery {
         port: table.or("port", default.port, whole(1..=u16::MAX)),
+        connections: table.or("connections", default.connections, whole(1..=1_000_000)),
         connections_per_site: table.or(
             "connections_per_site",
             default.connections_per_site,

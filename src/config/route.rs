@@ -5,10 +5,12 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::pattern::{Pattern, unquoted};
 use super::schedule::{GivenSchedule, Schedule};
 use super::target::Target;
+use crate::auth::SmartHostLogin;
 use crate::tls::TlsPolicy;
 
 /// One `[[route]]`.
@@ -22,6 +24,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// `tls`, as far as this route has it; see [`tls`](Route::tls).
     pub given_tls: Option<TlsPolicy>,
+    /// What connections log in with at the smart host.
+    pub login: Option<Arc<SmartHostLogin>>,
     /// `retry`, `lifetime` and `delay_notice`, as far as this route has its own; see
     /// [`schedule`](Route::schedule).
     pub given: GivenSchedule,
@@ -38,15 +42,20 @@ impl Route {
             to,
             source: None,
             given_tls: None,
+            login: None,
             given: GivenSchedule::default(),
             verp: false,
         }
     }
 
     /// How its connections are encrypted: opportunistically by default, which is better than
-    /// nothing and refuses no mail (RFC 7435).
+    /// nothing and refuses no mail (RFC 7435); but whom we log in to must prove its name, or a
+    /// password could go to anybody.
     pub fn tls(&self) -> TlsPolicy {
         self.given_tls.unwrap_or(match self.to {
+            Target::Smtp { .. } | Target::Smtps { .. } if self.login.is_some() => {
+                TlsPolicy::Verified
+            }
             Target::Mx | Target::Smtp { .. } => TlsPolicy::Opportunistic,
             Target::Smtps { .. } => TlsPolicy::Required,
             _ => TlsPolicy::Off,

@@ -39,12 +39,6 @@ impl Wrong {
         self
     }
 
-    /// A value whose feature is still to be built.
-    pub(super) fn unavailable(value: &str, instead: &str) -> Wrong {
-        let wrong = Wrong::new("is not available in this version", instead);
-        Wrong { value: Some(value.to_owned()), ..wrong }
-    }
-
     fn into_problem(self, path: &str, span: Range<usize>) -> Problem {
         let title = match &self.value {
             Some(value) => format!("`{path} = \"{value}\"` {}", self.found),

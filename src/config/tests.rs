@@ -65,7 +65,12 @@ message_size = 2048
 recipients = 200
 sessions = 0x64
 sessions_per_address = 7
+memory = "96MiB"
 received = 50
+messages_per_user = "5/1s"
+recipients_per_user = "6/1m"
+messages_per_address = "7/1h"
+recipients_per_address = "8/1d"
 [[route]]
 recipient = "*@example.com"
 to = "smtp://192.0.2.9:26"
@@ -80,6 +85,7 @@ recipient = "*"
 to = "maildir:mail/{local}"
 [delivery]
 port = 26
+connections = 300
 connections_per_site = 2
 messages_per_connection = 3
 messages_in_flight = 16
@@ -122,7 +128,12 @@ address = "[::1]:80"
         recipients: 200,
         sessions: 100,
         sessions_per_address: 7,
+        memory: Some(ByteSize(96 << 20)),
         received: 50,
+        messages_per_user: Some(Rate { count: 5, period: second }),
+        recipients_per_user: Some(Rate { count: 6, period: 60 * second }),
+        messages_per_address: Some(Rate { count: 7, period: 3_600 * second }),
+        recipients_per_address: Some(Rate { count: 8, period: 86_400 * second }),
     };
     assert_eq!(config.limits, limits);
     let shown: Vec<String> =
@@ -142,6 +153,7 @@ address = "[::1]:80"
     assert_eq!(config.routes.iter().map(|r| r.verp).collect::<Vec<_>>(), [true, false]);
     let delivery = Delivery {
         port: 26,
+        connections: 300,
         connections_per_site: 2,
         messages_per_connection: 3,
         messages_in_flight: 16,

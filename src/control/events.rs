@@ -40,6 +40,10 @@ pub enum EventKind {
     Secured,
     /// A TLS handshake came to nothing.
     TlsFailed,
+    /// A client has proved who it is.
+    Authenticated,
+    /// A client could not prove who it is.
+    AuthFailed,
     /// A session, a sender, a recipient or a message was refused.
     Refused,
     /// A message was accepted: its 250 is on the way.
@@ -76,6 +80,8 @@ impl EventKind {
         match self {
             EventKind::Connect => "connect",
             EventKind::Secured => "secured",
+            EventKind::Authenticated => "authenticated",
+            EventKind::AuthFailed => "auth_failed",
             EventKind::TlsFailed => "tls_failed",
             EventKind::Refused => "refused",
             EventKind::Accepted => "accepted",
@@ -114,6 +120,10 @@ pub struct Event<'a> {
     pub tls: Option<&'a str>,
     /// The fingerprint of the certificate that the client has shown.
     pub certificate: Option<&'a str>,
+    /// The user that the client is, or says that it is.
+    pub user: Option<&'a str>,
+    /// How it proved, or tried to prove, who it is.
+    pub mechanism: Option<&'static str>,
     /// The reverse-path without its brackets: empty for `<>`.
     pub from: Option<&'a str>,
     /// The recipients that it is about.
@@ -132,6 +142,8 @@ pub struct Event<'a> {
     pub reason: Option<&'a str>,
     /// From acceptance to now, in milliseconds.
     pub delay_ms: Option<u64>,
+    /// Its sender requires TLS all the way (RFC 8689).
+    pub require_tls: Option<bool>,
     /// Without `[delivery] soft_bounce` these recipients would have bounced.
     pub soft_bounce: Option<bool>,
     /// When recipients are tried again.
@@ -235,6 +247,8 @@ impl<'a> Event<'a> {
             helo: None,
             tls: None,
             certificate: None,
+            user: None,
+            mechanism: None,
             from: None,
             to: Addressees::None,
             size: None,
@@ -243,6 +257,7 @@ impl<'a> Event<'a> {
             attempts: None,
             reply: None,
             reason: None,
+            require_tls: None,
             soft_bounce: None,
             delay_ms: None,
             next_attempt: None,

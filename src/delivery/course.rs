@@ -1,9 +1,11 @@
 //! Courses: what routes say about how mail goes on.  Routes that say the same share one.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::outcome::RetryPolicy;
-use crate::config::{Config, Schedule, Target};
+use crate::auth::SmartHostLogin;
+use crate::config::{Config, Route, RouteIndex, Schedule, Target};
 use crate::queue::destination::CourseIndex;
 use crate::tls::TlsPolicy;
 
@@ -16,43 +18,61 @@ pub struct Course {
     pub source: Option<IpAddr>,
     /// How connections are encrypted.
     pub tls: TlsPolicy,
+    /// What they log in with.
+    pub login: Option<Arc<SmartHostLogin>>,
     /// When it is tried again, how long, and when its sender is told that it is late.
     pub schedule: Schedule,
     /// The same as the judge of outcomes needs it.
     pub retry: RetryPolicy,
     /// Whether each recipient's mail has a reverse-path of its own.
     pub verp: bool,
+    /// For mail that requires TLS all the way (RFC 8689): the DNS's word on who the mail
+    /// exchangers are must be authentic too.
+    pub requires_tls: bool,
 }
 
-/// The courses of a configuration, each once; the last one holds what no route leads to.
+/// The courses of a configuration, each once; one of them holds what no route leads to.
 pub struct Courses {
     courses: Vec<Course>,
     of_route: Vec<CourseIndex>,
+    /// Those of mail that requires TLS.
+    secure_of_route: Vec<CourseIndex>,
+    unrouted: CourseIndex,
 }
 
 impl Courses {
     /// Those of a configuration.
     pub fn new(config: &Config) -> Courses {
-        let mut courses: Vec<Course> = Vec::new();
-        let mut of_route = Vec::new();
+        let mut all = Courses {
+            courses: Vec::new(),
+            of_route: Vec::new(),
+            secure_of_route: Vec::new(),
+            unrouted: CourseIndex(0),
+        };
         for route in config.routes.iter() {
-            let schedule = route.schedule(&config.queue);
-            let way = (route.source, route.tls());
-            let course = Course::new(route.to.clone(), way, schedule, route.verp);
-            let known = courses.iter().position(|known| *known == course);
-            let place = known.unwrap_or_else(|| {
-                courses.push(course);
-                courses.len() - 1
-            });
-            of_route.push(CourseIndex(place as u32));
+            let course = Course::new(route, route.schedule(&config.queue));
+            let place = all.place(course);
+            all.of_route.push(place);
         }
-        courses.push(Course::new(
-            Target::Hold,
-            (None, TlsPolicy::Off),
-            config.queue.clone(),
-            false,
-        ));
-        Courses { courses, of_route }
+        let everything = "*".parse().expect("a star is a pattern");
+        let nowhere = Route::new(everything, Target::Hold);
+        all.courses.push(Course::new(&nowhere, config.queue.clone()));
+        all.unrouted = CourseIndex(all.courses.len() as u32 - 1);
+        for route in config.routes.iter() {
+            let course = Course::new(route, route.schedule(&config.queue)).secured();
+            let place = all.place(course);
+            all.secure_of_route.push(place);
+        }
+        all
+    }
+
+    fn place(&mut self, course: Course) -> CourseIndex {
+        let known = self.courses.iter().position(|known| *known == course);
+        let place = known.unwrap_or_else(|| {
+            self.courses.push(course);
+            self.courses.len() - 1
+        });
+        CourseIndex(place as u32)
     }
 
     /// All of them.
@@ -66,26 +86,45 @@ impl Courses {
     }
 
     /// The course of a route.
-    pub fn of(&self, route: crate::config::RouteIndex) -> CourseIndex {
+    pub fn of(&self, route: RouteIndex) -> CourseIndex {
         self.of_route[route.0 as usize]
+    }
+
+    /// The course of a route for mail that requires TLS; the same one where that changes nothing.
+    pub fn secure_of(&self, route: RouteIndex) -> CourseIndex {
+        self.secure_of_route[route.0 as usize]
     }
 
     /// The course of messages to which no route leads since the configuration changed.
     pub fn unrouted(&self) -> CourseIndex {
-        CourseIndex(self.courses.len() as u32 - 1)
+        self.unrouted
     }
 }
 
 impl Course {
-    fn new(
-        target: Target,
-        (source, tls): (Option<IpAddr>, TlsPolicy),
-        schedule: Schedule,
-        verp: bool,
-    ) -> Course {
+    fn new(route: &Route, schedule: Schedule) -> Course {
         let retry = RetryPolicy::new(&schedule.retry, schedule.lifetime)
             .expect("a configuration has at least one wait, none of them empty")
             .with_delay_notice(schedule.delay_notice.after());
-        Course { target, source, tls, schedule, retry, verp }
+        Course {
+            target: route.to.clone(),
+            source: route.source,
+            tls: route.tls(),
+            login: route.login.clone(),
+            schedule,
+            retry,
+            verp: route.verp,
+            requires_tls: false,
+        }
+    }
+
+    /// The same for mail that requires TLS all the way.  Where mail is delivered the way ends.
+    fn secured(self) -> Course {
+        match self.target {
+            Target::Mx | Target::Smtp { .. } | Target::Smtps { .. } => {
+                Course { tls: TlsPolicy::Verified, requires_tls: true, ..self }
+            }
+            _ => self,
+        }
     }
 }

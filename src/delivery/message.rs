@@ -39,9 +39,9 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Whether the disk refused, which may pass; else the message is not what was written.
+    /// Whether the disk refused or was slow, which may pass; else the message is not what was written.
     pub fn may_pass(&self) -> bool {
-        matches!(self, LoadError::Read(ReadError::Io(_)))
+        matches!(self, LoadError::Read(ReadError::Io(_) | ReadError::Late))
     }
 }
 

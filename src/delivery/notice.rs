@@ -143,7 +143,8 @@ pub fn notice(
         return None;
     }
     let content = assemble(kind, reporter, original, originator, &shown);
-    Some(Notice { envelope: envelope(originator, &content), content })
+    let envelope = envelope(originator, original.envelope, &content);
+    Some(Notice { envelope, content })
 }
 
 impl<'a> Cause<'a> {
@@ -175,11 +176,17 @@ impl Shown<'_> {
 }
 
 /// From nobody, and with NOTIFY=NEVER, which says the same to next hops (RFC 3461 section 6.2).
-fn envelope(originator: &Mailbox, content: &[u8]) -> Envelope {
+/// Where the message required TLS, its notice does too (RFC 8689 section 5).
+fn envelope(originator: &Mailbox, original: &Envelope, content: &[u8]) -> Envelope {
     let body = if content.is_ascii() { BodyKind::SevenBit } else { BodyKind::EightBitMime };
     Envelope {
         reverse_path: ReversePath::Null,
-        parameters: MailParameters { body, smtputf8: !originator.is_ascii(), ..Default::default() },
+        parameters: MailParameters {
+            body,
+            smtputf8: !originator.is_ascii(),
+            require_tls: original.parameters.require_tls,
+            ..Default::default()
+        },
         recipients: vec![Recipient {
             path: ForwardPath::Mailbox(originator.clone()),
             notify: Notify::NEVER,
@@ -289,5 +296,7 @@ fn wrap(out: &mut String, first: &str, indent: &str, text: &str) {
 /// Whether the originator gets the whole message back: RET is about failures and about nothing
 /// else (RFC 3461 section 4.3).
 fn wants_all(kind: Kind, envelope: &Envelope) -> bool {
-    kind == Kind::Failure && envelope.parameters.ret == Some(Ret::Full)
+    // Whatever RET says, what required TLS is not sent back (RFC 8689 section 5).
+    let MailParameters { ret, require_tls, .. } = &envelope.parameters;
+    kind == Kind::Failure && *ret == Some(Ret::Full) && !require_tls
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use crate::config::Schedule;
 use crate::smtp::client::{
-    ConnectionCause, ConnectionFailure, Deferral, Failure, LocalRefusal, RecipientOutcome,
-    StagedReply, TlsTrouble,
+    ConnectionCause, ConnectionFailure, Deferral, Failure, LocalRefusal, LoginTrouble,
+    RecipientOutcome, StagedReply, TlsTrouble,
 };
 use crate::smtp::code::EnhancedCode;
 use crate::smtp::reply_reader::PeerReply;
@@ -206,6 +206,7 @@ impl From<LocalRefusal> for Reason {
         let status = match refusal {
             LocalRefusal::TooLarge { .. } => status(5, 3, 4),
             LocalRefusal::NeedsSmtputf8 => status(5, 6, 7),
+            LocalRefusal::NeedsRequireTls => status(5, 7, 30),
             LocalRefusal::BareNewlines => status(5, 6, 0),
             LocalRefusal::NeedsEightBitMime => status(5, 6, 3),
         };
@@ -224,6 +225,10 @@ impl Reason {
                 // RFC 5248: encryption needed, and a failure of cryptography.
                 ConnectionCause::Tls(TlsTrouble::NotOffered) => status(4, 7, 10),
                 ConnectionCause::Tls(_) => status(4, 7, 5),
+                ConnectionCause::Login(LoginTrouble::Refused(reply)) => reply_status(reply),
+                // RFC 5248: no fitting mechanism, and what else there is about credentials.
+                ConnectionCause::Login(LoginTrouble::NotOffered) => status(4, 7, 9),
+                ConnectionCause::Login(_) => status(4, 7, 8),
                 ConnectionCause::TimedOut => status(4, 4, 1),
                 ConnectionCause::Closed | ConnectionCause::Abandoned => status(4, 4, 2),
                 ConnectionCause::Unexpected(_) | ConnectionCause::Malformed(_) => status(4, 5, 0),

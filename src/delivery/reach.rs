@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::auth::SmartHostLogin;
 use crate::config::Target;
 use crate::dns::mail::{MailHost, fixed_host};
 use crate::dns::{Addresses, Name};
@@ -25,6 +26,8 @@ pub struct Reach {
     pub source: Option<IpAddr>,
     /// How connections are encrypted; see [`Reach::with_tls`].
     pub tls: TlsPolicy,
+    /// What connections log in with; see [`Reach::with_login`].
+    pub login: Option<Arc<SmartHostLogin>>,
     /// The port of its hosts; 0 where there are none.
     pub port: u16,
     /// Which addresses have failed lately.
@@ -60,6 +63,7 @@ impl Reach {
             target,
             source,
             tls: TlsPolicy::Off,
+            login: None,
             port,
             health: Mutex::default(),
             hosts: Mutex::new(hosts),
@@ -71,6 +75,11 @@ impl Reach {
     /// The same with connections encrypted so.
     pub fn with_tls(self, tls: TlsPolicy) -> Reach {
         Reach { tls, ..self }
+    }
+
+    /// The same with connections that log in so.
+    pub fn with_login(self, login: Option<Arc<SmartHostLogin>>) -> Reach {
+        Reach { login, ..self }
     }
 
     /// What is spoken there; `None` where mail goes without a peer.

@@ -154,7 +154,7 @@ impl RecoveryVisitor for Recovered<'_> {
     }
 
     fn damage(&mut self, damage: &Damage) {
-        tracing::error!(?damage, "the log is damaged; what is good is kept, nothing is deleted");
+        tracing::error!("the log is damaged: {damage}; what is good is kept, nothing is deleted");
     }
 }
 
@@ -178,7 +178,7 @@ fn handles(
             .is_some_and(|deferral| recovered.deferrals[deferral].state == DeferState::Released);
         let route = route_of(config, &recipient.path, is_released);
         let destination = match route {
-            Some(route) => sites.destination(route, &recipient.path),
+            Some(route) => sites.destination(route, &recipient.path, &envelope.parameters),
             None => sites.unrouted(),
         };
         let destination = known.place(destination);

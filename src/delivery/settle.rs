@@ -32,7 +32,7 @@ use crate::runtime;
 use crate::smtp::client::ConnectionFailure;
 use crate::smtp::code::EnhancedCode;
 use crate::spool::appender::NewRecord;
-use crate::spool::{self, Done, RecordPlace, Ticket};
+use crate::spool::{self, Done, ReadError, RecordPlace, Ticket};
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Receipt};
 
@@ -109,6 +109,13 @@ impl Attempt {
     fn unread(self, worker: &Rc<Worker>, error: &LoadError, is_end: bool) {
         let (message, slot) = (self.handle.id, self.slot);
         let now_unix_ms = worker.now_unix_ms();
+        if let LoadError::Read(ReadError::Late) = error {
+            tracing::warn!(%message, %error, "a message is tried again in a minute");
+            let recipients = self.handle.recipients.clone();
+            let due_unix_ms = now_unix_ms + LATE_WAIT_MS;
+            let deferred = Event::Deferred { slot, recipients, due_unix_ms, reason: None };
+            return worker.queue_event(deferred);
+        }
         let expires_unix_ms = self.judge(worker).retry.expires_unix_ms(message.unix_ms());
         let may_pass = error.may_pass();
         match Unreadable::judge(expires_unix_ms, is_end, may_pass, now_unix_ms) {
@@ -327,7 +334,7 @@ fn append_notice(worker: &Worker, notice: &Parcel, cause: NewRecord<'_>) -> Opti
         tracing::warn!(%message, "no route leads to the sender; this notice is not sent");
         return None;
     };
-    let groups = worker.sites.group(&routes, &notice.notice.envelope.recipients);
+    let groups = worker.sites.group(&routes, &notice.notice.envelope);
     let filing = Filing { id: notice.id, groups };
     let appended = worker.log.append_notice(&notice.message(), filing, cause);
     if appended.is_err() {
@@ -413,17 +420,30 @@ impl Attempt {
 pub const UNREACHABLE: &str = "site_unreachable";
 /// The reason in the events of a site where TLS is demanded and does not come about.
 pub const TLS_FAILED: &str = "tls_failed";
+/// The reason in the events of a smart host that does not let us in.  Nothing is said of any
+/// message, whatever class its reply has, for the operator can mend it.
+pub const LOGIN_FAILED: &str = "login_failed";
 
 /// A site could not be reached or does not take mail: no connection is tried for a while.
 /// `reason` is the short name for the events.
 pub fn site_failed(way: &Way, reason: &'static str, words: &str) {
+    site_failed_beside(way, reason, words, way.shared().established());
+}
+
+/// A site greets, and drops one message after the other without a word: it rests, although it has
+/// other connections, which are no better as long as none of them has brought a word.
+pub fn site_silent(way: &Way) {
+    site_failed_beside(way, UNREACHABLE, "it drops every message without a word", 0);
+}
+
+fn site_failed_beside(way: &Way, reason: &'static str, words: &str, established: u32) {
     let worker = &way.worker;
     let shared = way.shared();
     let now_unix_ms = worker.now_unix_ms();
     worker.metrics.connections_failed.count();
     let facts = SiteFacts {
         rests: shared.rests_until(now_unix_ms).is_some(),
-        established: shared.established(),
+        established,
         failures: shared.failures(),
     };
     match after_failed_connection(facts, way.retry(), now_unix_ms, fastrand::u32(..)) {
@@ -475,3 +495,5 @@ fn site_reason(words: &str) -> Reason {
 
 /// What a message waits for that cannot be read.
 const UNREADABLE: &str = "the message could not be read from the log";
+/// The wait before a message is looked at again whose reading took too long.
+const LATE_WAIT_MS: u64 = 60_000;

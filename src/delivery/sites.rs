@@ -18,7 +18,7 @@ use super::course::{Course, Courses};
 use super::reach::Reach;
 use crate::config::{Config, Route, RouteIndex, Target};
 use crate::dns::mail::MailHost;
-use crate::message::Recipient;
+use crate::message::{Envelope, MailParameters};
 use crate::queue::destination::{CourseIndex, CourseRules, Destination, DestinationIndex, Lead};
 use crate::queue::handle::Recipients;
 use crate::queue::scheduler::Scheduler;
@@ -84,7 +84,7 @@ impl Sites {
         let connections_per_site = config.delivery.connections_per_site as u32;
         let mut fixed: Vec<Option<Arc<SiteShared>>> = Vec::new();
         for (place, course) in courses.iter().enumerate() {
-            let way = |course: &Course| (course.source, course.tls);
+            let way = |course: &Course| (course.source, course.tls, course.login.clone());
             let is_same =
                 |other: &&Course| other.target == course.target && way(other) == way(course);
             let known = courses.iter().take(place).position(|other| is_same(&other));
@@ -104,6 +104,7 @@ impl Sites {
             };
             let site = known.and_then(|known| fixed[known].clone()).unwrap_or_else(|| {
                 let reach = Reach::fixed(&course.target, course.source).with_tls(course.tls);
+                let reach = reach.with_login(course.login.clone());
                 let name = course.target.to_string();
                 Arc::new(SiteShared::new(SiteId(place as u64), &name, limit, cores, reach))
             });
@@ -126,9 +127,9 @@ impl Sites {
         self.courses.get(index)
     }
 
-    /// The course of a route.
-    pub fn course_of(&self, route: RouteIndex) -> CourseIndex {
-        self.courses.of(route)
+    /// The courses of a route: of all mail, and of mail that requires TLS.
+    pub fn courses_of(&self, route: RouteIndex) -> [CourseIndex; 2] {
+        [self.courses.of(route), self.courses.secure_of(route)]
     }
 
     /// Where messages wait to which no route leads since the configuration changed.
@@ -172,9 +173,17 @@ impl Sites {
 
     // ---- recipients ----------------------------------------------------------------------
 
-    /// The destination of a recipient by its route.
-    pub fn destination(&self, route: RouteIndex, path: &ForwardPath) -> Destination {
-        let course = self.courses.of(route);
+    /// The destination of a recipient by its route and what its message asks for.
+    pub fn destination(
+        &self,
+        route: RouteIndex,
+        path: &ForwardPath,
+        parameters: &MailParameters,
+    ) -> Destination {
+        let course = match parameters.require_tls {
+            true => self.courses.secure_of(route),
+            false => self.courses.of(route),
+        };
         let is_mx = self.course(course).target == Target::Mx;
         let domain = is_mx.then(|| match path {
             ForwardPath::Postmaster => self.hostname.clone(),
@@ -185,11 +194,12 @@ impl Sites {
 
     /// Recipients by destination, in the order in which the destinations first come; `routes` has
     /// one for each.
-    pub fn group(&self, routes: &[RouteIndex], recipients: &[Recipient]) -> Vec<SiteGroup> {
+    pub fn group(&self, routes: &[RouteIndex], envelope: &Envelope) -> Vec<SiteGroup> {
+        let Envelope { recipients, parameters, .. } = envelope;
         debug_assert_eq!(routes.len(), recipients.len());
         let destinations = || {
             let both = routes.iter().zip(recipients);
-            both.map(|(&route, recipient)| self.destination(route, &recipient.path))
+            both.map(|(&route, recipient)| self.destination(route, &recipient.path, parameters))
         };
         let Some(first) = destinations().next() else { return Vec::new() };
         if destinations().skip(1).all(|other| other == first) {
@@ -337,8 +347,8 @@ mod tests {
 
     use super::*;
     use crate::config::Environment;
-    use crate::message::Notify;
-    use crate::smtp::address::Utf8;
+    use crate::message::{Notify, Recipient};
+    use crate::smtp::address::{ReversePath, Utf8};
 
     const ROUTES: &str = r#"
 hostname = "mx.example.com"
@@ -382,18 +392,42 @@ to = "mx"
 
     /// What recipients are grouped into: `course/domain: places`.
     fn groups(recipients: &[&str]) -> Vec<String> {
+        groups_with(recipients, MailParameters::default())
+    }
+
+    fn groups_with(recipients: &[&str], parameters: MailParameters) -> Vec<String> {
         let config = config();
         let sites = Sites::new(&config);
         let recipients: Vec<Recipient> = recipients.iter().map(|text| recipient(text)).collect();
         let route = |recipient: &Recipient| route_of(&config, &recipient.path, false);
         let routes: Vec<RouteIndex> =
             recipients.iter().map(|recipient| route(recipient).expect("a route")).collect();
-        let groups = sites.group(&routes, &recipients);
+        let reverse_path = ReversePath::Null;
+        let envelope = Envelope { reverse_path, parameters, recipients };
+        let groups = sites.group(&routes, &envelope);
         let named = |(destination, recipients): SiteGroup| {
             let Destination { course, domain } = destination;
             format!("{}/{}: {:?}", course.0, domain.as_deref().unwrap_or("-"), recipients.places())
         };
         groups.into_iter().map(named).collect()
+    }
+
+    /// RFC 8689: such mail has courses of its own, but for where it is not sent on.
+    #[test]
+    fn mail_that_requires_tls_goes_apart() {
+        let config = config();
+        let secure = MailParameters { require_tls: true, ..MailParameters::default() };
+        let of = |names: &[&str]| groups_with(names, secure.clone());
+        assert_eq!(of(&["<a@held.test>"]), groups(&["<a@held.test>"]));
+        let sites = Sites::new(&config);
+        for name in ["<a@b.test>", "<a@smart.test>"] {
+            let grouped = of(&[name]);
+            assert_ne!(grouped, groups(&[name]));
+            let course = grouped[0].split('/').next().expect("an index").parse().expect("a number");
+            let course = sites.course(CourseIndex(course));
+            assert!(course.requires_tls && course.tls == TlsPolicy::Verified, "{course:?}");
+        }
+        assert_eq!(sites.course(sites.unrouted().course).target, Target::Hold);
     }
 
     #[test]

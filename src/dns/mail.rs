@@ -77,6 +77,10 @@ pub enum NoMail {
         /// The host that is this gateway.
         host: Box<str>,
     },
+    /// The sender requires TLS all the way, and who the mail hosts are is not proved (RFC 8689
+    /// section 4.2.1).
+    #[error("the sender requires TLS all the way and the domain's mail hosts have no DNSSEC")]
+    NotAuthentic,
     /// Not a domain that the DNS could know, and no address literal.
     #[error("the domain is malformed")]
     BadDomain,
@@ -113,6 +117,7 @@ impl NoMail {
             NoMail::NoSuchDomain | NoMail::BadDomain => (1, 2),
             NoMail::NoMailHost => (4, 4),
             NoMail::LoopsBack { .. } => (4, 6),
+            NoMail::NotAuthentic => (7, 30),
         };
         EnhancedCode::new(5, subject, detail).expect("a code of RFC 3463")
     }

@@ -24,10 +24,14 @@ pub enum Step {
     CheckRecipient,
     /// Store the message.
     Store,
-    /// Send what replies there are, throw away what else has come, and shake hands.
-    StartTls,
+    /// Take the client's response to AUTH further.
+    Authenticate,
+    /// Decide on the sender in question.
+    CheckSender,
     /// Start the queue for the node in question.
     StartQueue,
+    /// Send what replies there are, throw away what else has come, and shake hands.
+    StartTls,
     /// Send what replies there are, and close.
     Close,
 }
@@ -56,8 +60,10 @@ pub fn step(server: &mut Server, intake: &mut Intake, now: Instant) -> Step {
             Event::DropBody => return Step::DropBody,
             Event::CheckRecipient => return Step::CheckRecipient,
             Event::EndOfMessage => return Step::Store,
-            Event::StartTls => return Step::StartTls,
+            Event::Authenticate => return Step::Authenticate,
+            Event::CheckSender => return Step::CheckSender,
             Event::StartQueue => return Step::StartQueue,
+            Event::StartTls => return Step::StartTls,
             Event::Close => return Step::Close,
         }
     }

@@ -5,14 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::message::{Envelope, MessageId};
 use crate::runtime::tls::Secured;
+use crate::smtp::header::{HeaderFacts, Occurrence};
 
 /// What a Received field says.
 #[derive(Debug, Clone, Copy)]
 pub struct Received<'a> {
     /// The argument of HELO or EHLO.
     pub helo: &'a str,
-    /// The client's address.
-    pub client: SocketAddr,
+    /// The client's address; `None` leaves out all that says who it is.
+    pub client: Option<SocketAddr>,
     /// Our name.
     pub hostname: &'a str,
     /// The client said EHLO.
@@ -33,12 +34,14 @@ impl Received<'_> {
     /// Writes the field, CRLF at its end.
     pub fn write(&self, out: &mut String) {
         out.clear();
-        let client = AddressLiteral(self.client.ip());
         let with = self.protocol();
         let (helo, hostname, id) = (self.helo, self.hostname, self.id);
-        let written =
-            write!(out, "Received: from {helo} ({client})\r\n\tby {hostname} with {with} id {id}");
-        written.expect("a string takes all text");
+        out.push_str("Received: ");
+        if let Some(client) = self.client {
+            let client = AddressLiteral(client.ip());
+            write!(out, "from {helo} ({client})\r\n\t").expect("a string takes all text");
+        }
+        write!(out, "by {hostname} with {with} id {id}").expect("a string takes all text");
         // With several recipients, naming one would tell the others of it.
         if let [recipient] = self.envelope.recipients.as_slice() {
             write!(out, "\r\n\tfor {}", recipient.path).expect("a string takes all text");
@@ -48,6 +51,18 @@ impl Received<'_> {
             write!(out, "\r\n\ttls {cipher} ({version})").expect("a string takes all text");
         }
         write!(out, ";\r\n\t{}\r\n", self.date).expect("a string takes all text");
+    }
+
+    /// Adds the fields that a message of a user must have and lacks (RFC 6409 sections 8.2 and
+    /// 8.3).
+    pub fn complete(&self, header: &HeaderFacts, out: &mut String) {
+        if header.date == Occurrence::Absent {
+            write!(out, "Date: {}\r\n", self.date).expect("a string takes all text");
+        }
+        if header.message_id == Occurrence::Absent {
+            let (id, hostname) = (self.id, self.hostname);
+            write!(out, "Message-ID: <{id}@{hostname}>\r\n").expect("a string takes all text");
+        }
     }
 
     /// The registered names of RFC 3848 and RFC 6531 section 4.3.
@@ -101,7 +116,7 @@ mod tests {
         let written = |envelope: &Envelope, secured: Option<Secured>, text: &mut String| {
             Received {
                 helo: "client.example",
-                client: "[2001:db8::1]:25".parse().unwrap(),
+                client: "[2001:db8::1]:25".parse().ok(),
                 hostname: "mx.example.com",
                 extended: true,
                 secured,
@@ -143,5 +158,40 @@ mod tests {
              \tby mx.example.com with UTF8SMTP id 0000000000001;\r\n\
              \tSat, 21 Nov 2026 23:50:32 +0000\r\n"
         );
+    }
+
+    #[test]
+    fn a_hidden_client_is_not_there_and_what_lacks_is_added() {
+        let envelope = Envelope {
+            reverse_path: ReversePath::Null,
+            parameters: MailParameters::default(),
+            recipients: Vec::new(),
+        };
+        let received = Received {
+            helo: "laptop.home.example",
+            client: None,
+            hostname: "mx.example.com",
+            extended: true,
+            secured: None,
+            authenticated: true,
+            id: MessageId(1),
+            envelope: &envelope,
+            date: "Sat, 21 Nov 2026 23:50:32 +0000",
+        };
+        let mut text = String::new();
+        received.write(&mut text);
+        let mut facts = HeaderFacts { date: Occurrence::Once, ..HeaderFacts::default() };
+        received.complete(&facts, &mut text);
+        assert_eq!(
+            text,
+            "Received: by mx.example.com with ESMTPA id 0000000000001;\r\n\
+             \tSat, 21 Nov 2026 23:50:32 +0000\r\n\
+             Message-ID: <0000000000001@mx.example.com>\r\n"
+        );
+        facts.message_id = Occurrence::Repeated;
+        facts.date = Occurrence::Absent;
+        text.clear();
+        received.complete(&facts, &mut text);
+        assert_eq!(text, "Date: Sat, 21 Nov 2026 23:50:32 +0000\r\n");
     }
 }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use super::Way;
 use crate::delivery::reach::Serving;
-use crate::delivery::settle::{self, Attempt, TLS_FAILED, UNREACHABLE};
+use crate::delivery::settle::{self, Attempt, LOGIN_FAILED, TLS_FAILED, UNREACHABLE};
 use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use crate::delivery::settlement::{Handover, Hop, remote_mta};
 use crate::delivery::verp;
@@ -35,9 +35,10 @@ use crate::queue::scheduler::Event;
 use crate::queue::site::SiteShared;
 use crate::runtime::socket::{Sending, Stream, TimeLimit};
 use crate::smtp::client::{
-    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure,
-    OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
+    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure, Login,
+    LoginTrouble, OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
 };
+use crate::smtp::code::ReplyClass;
 use duplex::Inbox;
 use job::Job;
 pub use opening::Security;
@@ -63,6 +64,10 @@ struct Connection<'a> {
     returned: Vec<Slot>,
     /// Since the peer has had its word on a message.
     serving: Option<Serving<'a>>,
+    /// The site has dropped one message after the other without a word.
+    is_given_up: bool,
+    /// When a piece of a large message began to be written, which holds a buffer of the reader.
+    piece: Option<Instant>,
     progress: Progress,
 }
 
@@ -84,7 +89,9 @@ pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: 
     let metrics = &way.worker.metrics;
     metrics.connections_opened.count();
     metrics.connections_open.raise();
-    match opening::open(way, &security, stream, |security| new_client(way, security)).await {
+    match opening::open(way, &security, stream, |security, login| new_client(way, security, login))
+        .await
+    {
         Ok((client, stream)) => exchange(way, stream, client, peer).await,
         Err(failure) => not_opened(way, peer, &security, failure.as_ref()),
     }
@@ -119,6 +126,9 @@ fn not_opened(
         return way.host_failed(peer, UNREACHABLE, words);
     };
     let words = settle::words_of_failure(failure);
+    if let ConnectionCause::Login(trouble) = &failure.cause {
+        return not_let_in(way, peer, trouble, &words);
+    }
     if !matches!(failure.cause, ConnectionCause::Tls(_)) {
         return way.host_failed(peer, UNREACHABLE, &words);
     }
@@ -129,6 +139,19 @@ fn not_opened(
         return way.shared().remember_broken_tls(until_unix_ms, &words);
     }
     way.host_failed(peer, TLS_FAILED, &words);
+}
+
+/// The smart host does not let us in.  What it says for good its site's other hosts say too, and
+/// each attempt is a strike against us, so they are not tried.
+fn not_let_in(way: &Way, peer: Option<SocketAddr>, trouble: &LoginTrouble, words: &str) {
+    way.worker.metrics.smart_host_logins_failed.count();
+    tracing::warn!(site = way.site_name(), words, "no login at the smart host");
+    match trouble {
+        LoginTrouble::Refused(reply) if reply.class() == ReplyClass::TransientFailure => {
+            way.host_failed(peer, LOGIN_FAILED, words);
+        }
+        _ => settle::site_failed(way, LOGIN_FAILED, words),
+    }
 }
 
 impl<'a> Connection<'a> {
@@ -153,6 +176,8 @@ impl<'a> Connection<'a> {
             again: VecDeque::new(),
             returned: Vec::new(),
             serving: None,
+            is_given_up: false,
+            piece: None,
             progress: Progress::Serving,
         }
     }
@@ -162,6 +187,9 @@ impl<'a> Connection<'a> {
         self.serve().await;
         drop(established);
         self.serving = None;
+        if self.is_given_up {
+            settle::site_silent(self.way);
+        }
         // Each goes to the head of its list: the last one first.
         for slot in self.returned.drain(..).rev() {
             self.way.worker.queue_event(Event::Returned { slot });
@@ -300,7 +328,7 @@ impl<'a> Connection<'a> {
                     self.progress = Progress::Closed;
                 }
                 // The opening is over.
-                ClientAction::StartTls | ClientAction::Ready => {}
+                ClientAction::StartTls | ClientAction::Derive(_) | ClientAction::Ready => {}
             }
         }
     }
@@ -328,8 +356,12 @@ impl<'a> Connection<'a> {
             Verdict::Unheard { .. } if self.way.is_passed_over(self.peer) => {
                 return self.returned.push(slot);
             }
-            // Perhaps the message is why: it may not go round for ever.
-            Verdict::Unheard { outcomes } => (outcomes, None),
+            // Perhaps the message is why: it may not go round for ever.  If it is the site, others
+            // need not find out one by one.
+            Verdict::Unheard { outcomes } => {
+                self.is_given_up = self.way.shared().stays_silent();
+                (outcomes, None)
+            }
             Verdict::Settled { outcomes, taken, has_word } => {
                 if has_word {
                     self.is_well();
@@ -351,8 +383,9 @@ impl<'a> Connection<'a> {
     }
 }
 
-fn new_client(way: &Way, security: &Security) -> Client {
-    Client::new(client_config(way, security), Instant::now())
+fn new_client(way: &Way, security: &Security, login: Option<Login>) -> Client {
+    let config = ClientConfig { login, ..client_config(way, security) };
+    Client::new(config, Instant::now())
 }
 
 /// What the site's past allows.
@@ -367,6 +400,8 @@ fn client_config(way: &Way, security: &Security) -> ClientConfig {
     ClientConfig {
         ehlo_name: Arc::from(&*way.worker.config.hostname),
         protocol: way.protocol(),
+        is_secured: security.is_implicit,
+        login: None,
         starttls: security.starttls(shared.tls_is_broken(way.worker.now_unix_ms())),
         timeouts: Timeouts {
             greeting: delivery.timeouts.greeting,

@@ -26,6 +26,8 @@ pub struct Capabilities {
     pub enhanced_status_codes: bool,
     /// STARTTLS (RFC 3207).
     pub starttls: bool,
+    /// REQUIRETLS (RFC 8689).
+    pub require_tls: bool,
     /// SIZE (RFC 1870).
     pub size: SizeOffer,
     /// The mechanisms of AUTH (RFC 4954), in upper case, in the server's order.
@@ -85,6 +87,7 @@ impl Capabilities {
             "DSN" => self.dsn = true,
             "ENHANCEDSTATUSCODES" => self.enhanced_status_codes = true,
             "STARTTLS" => self.starttls = true,
+            "REQUIRETLS" => self.require_tls = true,
             "SIZE" => self.size = SizeOffer::read(words.next()),
             "AUTH" => words.for_each(|mechanism| self.add_mechanism(mechanism)),
             "LIMITS" => words.for_each(|limit| self.limits.add(limit)),
@@ -205,6 +208,7 @@ mod tests {
             "DSN",
             "ENHANCEDSTATUSCODES",
             "STARTTLS",
+            "REQUIRETLS",
             "AUTH PLAIN login",
             "AUTH=LOGIN XOAUTH2",
             "LIMITS RCPTMAX=20 mailmax=5 RCPTDOMAINMAX=1 OTHER=7",
@@ -218,6 +222,7 @@ mod tests {
             dsn: true,
             enhanced_status_codes: true,
             starttls: true,
+            require_tls: true,
             size: SizeOffer::AtMost { octets: 52_428_800 },
             auth: ["PLAIN", "LOGIN", "XOAUTH2"].map(Box::from).to_vec(),
             limits: Limits {

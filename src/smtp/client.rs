@@ -29,18 +29,23 @@
 //! [`ClientAction::TransactionDone`] with one outcome for each recipient; a recipient counts as
 //! delivered only by a 2xx that answers the end of a body that was sent to its end; what a peer
 //! decided about a recipient stands when the connection fails later, and the failure decides
-//! nothing.  After [`ClientAction::Close`] there is no further action.
+//! nothing.  After [`ClientAction::Close`] there is no further action but the end of a transaction
+//! that is started all the same.
 //!
 //! **STARTTLS** (RFC 3207) is the driver's to do when the machine says so
 //! ([`ClientAction::StartTls`]); what the peer said before is forgotten then, and what it sent in
 //! clear behind its 220 ends the connection, since nobody knows who sent it.
 //!
-//! What it does not do: AUTH; choosing peers, retrying, judging what an outcome means for
+//! **AUTH** (RFC 4954) follows EHLO where the configuration has a [`Login`]; without
+//! success there the connection takes no mail.
+//!
+//! What it does not do: choosing peers, retrying, judging what an outcome means for
 //! the queue; splitting recipients by the peer's limits (`capabilities::Limits::split`; the driver
 //! starts each part).
 
 mod envelope;
 mod exchange;
+mod login;
 #[cfg(test)]
 mod oracle;
 mod result;
@@ -52,14 +57,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use login::Login;
 pub use result::{
     AfterTransaction, BrokenPromise, ConnectionCause, ConnectionFailure, Deferral, Failure,
-    LocalRefusal, RecipientOutcome, Stage, StagedReply, TlsTrouble, TransactionResult,
+    LocalRefusal, LoginTrouble, RecipientOutcome, Stage, StagedReply, TlsTrouble,
+    TransactionResult,
 };
 pub use settings::{
     ClientConfig, OneFlight, Protocol, StartTls, Timeouts, Transaction, TransactionId,
 };
 
+use crate::auth::sasl::client::{ClientError, ClientExchange, Derivation};
 use crate::config::EightBit;
 use crate::limits;
 use crate::message::BodyFlags;
@@ -89,6 +97,8 @@ pub enum ClientAction {
     },
     /// Shake hands, then call [`Client::tls_started`] or [`Client::tls_failed`].
     StartTls,
+    /// Derive these keys where nobody waits for it, then call [`Client::derived`].
+    Derive(Derivation),
     /// The peer has introduced itself; [`Client::start`] may be called.
     Ready,
     /// A transaction is over: the oldest of those that were not.
@@ -111,8 +121,10 @@ pub struct Client {
     /// What the driver is to do, in order.
     actions: VecDeque<ClientAction>,
     deadline: Option<Instant>,
-    /// STARTTLS is done.
+    /// The connection runs over TLS.
     is_secured: bool,
+    /// What SCRAM-PLUS binds to, where the connection has it.
+    exporter: Option<[u8; 32]>,
     /// Transactions under way, oldest first.  More than one only in one flight, or decided, or
     /// waiting at the end.
     under_way: VecDeque<UnderWay>,
@@ -142,6 +154,10 @@ enum State {
     StartTls,
     /// The driver shakes hands.
     Handshake,
+    /// AUTH is out, or the response to a challenge, or the driver derives keys.
+    Login(Box<ClientExchange>),
+    /// We have given AUTH up.
+    LoginCancelled(ClientError),
     /// Between transactions, or in some.
     Serving,
     /// QUIT is out.
@@ -165,6 +181,7 @@ impl Client {
     pub fn new(config: ClientConfig, now: Instant) -> Client {
         let deadline = Some(now + config.timeouts.greeting);
         Client {
+            is_secured: config.is_secured,
             config,
             state: State::Greeting,
             peer: Capabilities::default(),
@@ -172,7 +189,7 @@ impl Client {
             output: Vec::new(),
             actions: VecDeque::new(),
             deadline,
-            is_secured: false,
+            exporter: None,
             under_way: VecDeque::new(),
             next_id: 0,
             transactions: 0,
@@ -389,9 +406,11 @@ impl Client {
         match self.state {
             State::Greeting => self.greeting(now, reply),
             State::Ehlo => self.ehlo_reply(now, reply),
-            State::Helo => self.helo_reply(reply),
+            State::Helo => self.helo_reply(now, reply),
             State::StartTls => self.starttls_reply(reply),
             State::Handshake => self.fail(ConnectionCause::Tls(TlsTrouble::Injected)),
+            State::Login(_) => self.login_reply(now, reply),
+            State::LoginCancelled(error) => self.cancelled_reply(error),
             State::Serving => match self.under_way.front_mut() {
                 Some(UnderWay::Running { exchange, .. }) => {
                     let next = exchange.handle_reply(reply, &self.peer, &mut self.output);
@@ -434,12 +453,12 @@ impl Client {
         }
     }
 
-    fn helo_reply(&mut self, reply: PeerReply) {
+    fn helo_reply(&mut self, now: Instant, reply: PeerReply) {
         match reply.class() {
             ReplyClass::Success if self.config.starttls == StartTls::Demanded => {
                 self.fail(ConnectionCause::Tls(TlsTrouble::NotOffered));
             }
-            ReplyClass::Success => self.become_ready(),
+            ReplyClass::Success => self.log_in(now),
             ReplyClass::Intermediate => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
             _ => self.fail(ConnectionCause::Refused(Arc::new(reply))),
         }
@@ -448,8 +467,8 @@ impl Client {
     /// The peer has said what it can: is this the connection that we want?
     fn introduced(&mut self, now: Instant) {
         match (self.config.starttls, self.peer.starttls) {
-            _ if self.is_secured => self.become_ready(),
-            (StartTls::Never, _) | (StartTls::IfOffered, false) => self.become_ready(),
+            _ if self.is_secured => self.log_in(now),
+            (StartTls::Never, _) | (StartTls::IfOffered, false) => self.log_in(now),
             (StartTls::IfOffered | StartTls::Demanded, true) => {
                 self.output.extend_from_slice(b"STARTTLS\r\n");
                 self.state = State::StartTls;
@@ -497,7 +516,8 @@ impl Client {
     // ---- transactions --------------------------------------------------------------------
 
     fn begin(&mut self, now: Instant, id: TransactionId, transaction: Transaction, manner: Manner) {
-        let follows_one_under_way = !self.under_way.is_empty();
+        let is_running = |one: &UnderWay| matches!(one, UnderWay::Running { .. });
+        let follows_one_under_way = self.under_way.iter().any(is_running);
         let terms = Terms {
             form: self.body_form(),
             manner,
@@ -510,7 +530,12 @@ impl Client {
         if manner == Manner::OneFlight {
             self.send_body(id, &exchange);
         }
-        self.under_way.push_back(UnderWay::Running { id, exchange });
+        let running = UnderWay::Running { id, exchange };
+        match manner {
+            Manner::OneFlight => self.under_way.push_back(running),
+            // It has waited for its turn; what was declined meanwhile stands behind it.
+            Manner::Strict => self.under_way.push_front(running),
+        }
         if !follows_one_under_way {
             self.deadline = Some(now + self.config.timeouts.command);
         }
@@ -688,6 +713,7 @@ impl Client {
             (State::Greeting, _) => Stage::Greeting,
             (State::Ehlo | State::Helo, _) => Stage::Hello,
             (State::StartTls | State::Handshake, _) => Stage::StartTls,
+            (State::Login(_) | State::LoginCancelled(_), _) => Stage::Login,
             (State::Serving, Some(UnderWay::Running { exchange, .. })) => exchange.stage(),
             (State::Serving | State::Closed, _) => Stage::Idle,
             (State::Quitting, _) => Stage::Quit,
@@ -723,6 +749,14 @@ impl Client {
         }
         if transaction.envelope.parameters.smtputf8 && !self.peer.smtputf8 {
             return Err(LocalRefusal::NeedsSmtputf8);
+        }
+        // RFC 8689 section 4.2.1.  That the peer has proved its name is the site's policy, under
+        // which such mail goes.  LMTP delivers, which ends the way.
+        if transaction.envelope.parameters.require_tls
+            && self.config.protocol == Protocol::Smtp
+            && !(self.is_secured && self.peer.require_tls)
+        {
+            return Err(LocalRefusal::NeedsRequireTls);
         }
         if transaction.flags.contains(BodyFlags::EIGHT_BIT)
             && !self.peer.eight_bit_mime

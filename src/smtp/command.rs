@@ -110,6 +110,8 @@ pub struct Extensions {
     pub dsn: bool,
     /// AUTH (RFC 4954): the parameter of MAIL.
     pub auth: bool,
+    /// REQUIRETLS (RFC 8689).
+    pub require_tls: bool,
     /// Allowed once the open transaction's MAIL has said SMTPUTF8: RCPT may hold UTF-8.
     pub transaction: Utf8,
 }

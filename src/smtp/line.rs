@@ -68,6 +68,12 @@ impl LineScanner {
         LineScanner { limit, progress: START }
     }
 
+    /// Changes how long a line may be, from the one on whose end has not been found; what of it
+    /// was dropped as too long stays dropped.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     /// Looks for the end of the line that `input` begins with.
     ///
     /// `input` is everything received and not yet consumed: after [`LineStep::Incomplete`] the

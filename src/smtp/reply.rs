@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use data_encoding::BASE64;
+
 use crate::message::{Durability, MessageId};
 
 /// A reply of one line, or the last line of a longer one.
@@ -32,6 +34,8 @@ pub const START_DATA: Reply = reply(354, "", "End data with <CR><LF>.<CR><LF>");
 pub const CHUNK_OK: Reply = reply(250, "2.0.0", "Chunk ok");
 /// STARTTLS: the next octet is TLS's (RFC 3207 section 4).
 pub const START_TLS: Reply = reply(220, "2.0.0", "Ready to start TLS");
+/// AUTH has succeeded.
+pub const AUTHENTICATED: Reply = reply(235, "2.7.0", "Authentication succeeded");
 /// NOOP and RSET.
 pub const OK: Reply = reply(250, "2.0.0", "Ok");
 /// QUIT.
@@ -89,14 +93,30 @@ pub enum Refusal {
     ChunkingFailed,
     /// A TLS or AUTH command where there is none.
     NotOffered,
-    /// A command that is not obeyed in clear here (RFC 3207 section 4).
-    NeedsTls,
-    /// STARTTLS inside TLS.
-    TlsUnderWay,
     /// ETRN from a client that may not send it.
     EtrnDenied,
     /// ETRN for a queue that there is not (RFC 1985 section 5.3).
     NoSuchQueue,
+    /// A command that is not obeyed in clear here (RFC 3207 section 4).
+    NeedsTls,
+    /// STARTTLS inside TLS.
+    TlsUnderWay,
+    /// AUTH by a mechanism that is not offered (RFC 4954 section 4).
+    NoSuchMechanism,
+    /// A mechanism that shows the secret, in clear.
+    MechanismNeedsTls,
+    /// AUTH once more, or in a transaction.
+    AuthOutOfPlace,
+    /// The client has cancelled AUTH with `*`.
+    AuthCancelled,
+    /// A response that is not base64, or not of the mechanism's form.
+    BadResponse,
+    /// Wrong credentials.
+    AuthFailed,
+    /// MAIL without AUTH where it is needed.
+    NeedsAuth,
+    /// A sender address that is not the user's.
+    SenderDenied,
     /// The recipient is not ours and the client may not relay.
     RelayDenied,
     /// No route leads there.
@@ -113,6 +133,8 @@ pub enum Refusal {
     // Try later.
     /// One recipient more than a transaction may have (RFC 5321 section 4.5.3.1.10).
     TooManyRecipients,
+    /// More messages are on their way in than there is memory for, or than the disk can follow.
+    Busy,
     /// The log has no room.
     StorageFull,
     /// The log could not keep the message.
@@ -123,6 +145,10 @@ pub enum Refusal {
     TooManySessionsFromAddress,
     /// ETRN while more of them wait than may.
     QueueBusy,
+    /// Nobody could check the credentials now, or it was too early to try again.
+    AuthLater,
+    /// More messages or recipients in a time than allowed.
+    TooManyMessages,
     /// Nothing came for too long.
     TimedOut,
     /// Too many commands that were wrong.
@@ -156,10 +182,20 @@ impl Refusal {
             Refusal::ChunkingUnderWay => "chunking_under_way",
             Refusal::ChunkingFailed => "chunking_failed",
             Refusal::NotOffered => "not_offered",
-            Refusal::NeedsTls => "needs_tls",
-            Refusal::TlsUnderWay => "tls_under_way",
             Refusal::EtrnDenied => "etrn_denied",
             Refusal::NoSuchQueue => "no_such_queue",
+            Refusal::NeedsTls => "needs_tls",
+            Refusal::TlsUnderWay => "tls_under_way",
+            Refusal::NoSuchMechanism => "no_such_mechanism",
+            Refusal::MechanismNeedsTls => "mechanism_needs_tls",
+            Refusal::AuthOutOfPlace => "auth_out_of_place",
+            Refusal::AuthCancelled => "auth_cancelled",
+            Refusal::BadResponse => "bad_response",
+            Refusal::AuthFailed => "auth_failed",
+            Refusal::NeedsAuth => "needs_auth",
+            Refusal::SenderDenied => "sender_denied",
+            Refusal::AuthLater => "auth_later",
+            Refusal::TooManyMessages => "too_many_messages",
             Refusal::RelayDenied => "relay_denied",
             Refusal::NoRoute => "no_route",
             Refusal::Rejected(_) => "rejected_by_route",
@@ -167,6 +203,7 @@ impl Refusal {
             Refusal::BareNewline => "bare_newline",
             Refusal::Loop => "loop",
             Refusal::TooManyRecipients => "too_many_recipients",
+            Refusal::Busy => "busy",
             Refusal::StorageFull => "storage_full",
             Refusal::StorageFailed => "storage_failed",
             Refusal::TooManySessions => "too_many_sessions",
@@ -204,10 +241,20 @@ impl From<&Refusal> for Reply {
             Refusal::ChunkingUnderWay => reply(503, "5.5.1", "BDAT under way: go on or send RSET"),
             Refusal::ChunkingFailed => reply(503, "5.5.1", "A chunk failed: send RSET"),
             Refusal::NotOffered => reply(502, "5.5.1", "Not offered here"),
-            Refusal::NeedsTls => reply(530, "5.7.0", "Send STARTTLS first"),
-            Refusal::TlsUnderWay => reply(503, "5.5.1", "TLS is under way"),
             Refusal::EtrnDenied => reply(550, "5.7.1", "ETRN denied"),
             Refusal::NoSuchQueue => reply(459, "4.5.4", "No queue of this name"),
+            Refusal::NeedsTls => reply(530, "5.7.0", "Send STARTTLS first"),
+            Refusal::TlsUnderWay => reply(503, "5.5.1", "TLS is under way"),
+            Refusal::NoSuchMechanism => reply(504, "5.5.4", "No such mechanism"),
+            Refusal::MechanismNeedsTls => reply(538, "5.7.11", "Send STARTTLS first"),
+            Refusal::AuthOutOfPlace => reply(503, "5.5.1", "Not now"),
+            Refusal::AuthCancelled => reply(501, "5.7.0", "Authentication cancelled"),
+            Refusal::BadResponse => reply(501, "5.5.2", "Cannot read the response"),
+            Refusal::AuthFailed => reply(535, "5.7.8", "Authentication failed"),
+            Refusal::NeedsAuth => reply(530, "5.7.0", "Authentication required"),
+            Refusal::SenderDenied => reply(553, "5.7.1", "Sender address is not yours"),
+            Refusal::AuthLater => reply(454, "4.7.0", "Cannot authenticate now, try later"),
+            Refusal::TooManyMessages => reply(450, "4.7.1", "Too much mail, try later"),
             Refusal::RelayDenied => reply(550, "5.7.1", "Relaying denied"),
             Refusal::NoRoute => reply(550, "5.1.2", "No route to this address"),
             // The operator's words are put in place of the text by `refuse`.
@@ -218,6 +265,7 @@ impl From<&Refusal> for Reply {
             }
             Refusal::Loop => reply(554, "5.4.6", "Too many hops: this message loops"),
             Refusal::TooManyRecipients => reply(452, "4.5.3", "Too many recipients"),
+            Refusal::Busy => reply(452, "4.4.5", "Too much is under way, try again later"),
             Refusal::StorageFull => reply(452, "4.3.1", "No room now, try again later"),
             Refusal::StorageFailed => reply(451, "4.3.0", "Could not keep the message, try later"),
             Refusal::TooManySessions => reply(421, "4.3.2", "Too many connections, try later"),
@@ -291,6 +339,12 @@ impl Replies {
             let Some(keyword) = next else { return };
             line = keyword;
         }
+    }
+
+    /// A challenge of AUTH (RFC 4954 section 4), in base64.
+    pub fn challenge(&mut self, octets: &[u8]) {
+        let text = BASE64.encode(octets);
+        self.format(format_args!("334 {text}\r\n"));
     }
 
     /// The answer to ETRN.

@@ -1,5 +1,6 @@
 //! One SMTP session as its server sees it: a state machine without I/O (RFC 5321, with
-//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING, ETRN and STARTTLS).
+//! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING, LIMITS, ETRN,
+//! STARTTLS, REQUIRETLS and AUTH).
 //!
 //! Octets and time go in through [`Server::handle_bytes`] and [`Server::handle_timeout`]; what is
 //! to be done comes back as an [`Event`], what is to be sent gathers in [`Server::replies`].  The
@@ -8,8 +9,9 @@
 //! It stops where somebody else must decide: at [`Event::CheckRecipient`] until
 //! [`Server::recipient_checked`], at [`Event::EndOfMessage`] until [`Server::stored`], at
 //! [`Event::StartQueue`] until [`Server::queue_started`], at [`Event::StartTls`] until
-//! [`Server::tls_started`].  Until then it must be given no input; so the replies stay in the order
-//! of the commands.
+//! [`Server::tls_started`], at [`Event::Authenticate`] until [`Server::auth_answered`], at
+//! [`Event::CheckSender`] until [`Server::sender_checked`].  Until then it must be given no input;
+//! so the replies stay in the order of the commands.
 //!
 //! Invariant: a message ends at CRLF.CRLF or at the last octet of BDAT LAST and nowhere else, and
 //! whatever was refused is still read to that end, so that no octet of a body is ever taken for
@@ -22,6 +24,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+mod auth;
 mod body;
 #[cfg(test)]
 mod tests;
@@ -29,13 +32,16 @@ mod tests;
 use super::address::{AddressError, ForwardPath, ReversePath, Utf8};
 use super::command::{self, Command, CommandError, Extensions, Mail, Node};
 use super::data::DataScanner;
-use super::header::HeaderWatch;
+use super::header::{HeaderFacts, HeaderWatch};
 use super::line::{LineScanner, LineStep};
 use super::reply::{self, QueueStart, Refusal, Replies};
 use crate::config::{BareNewline, ListenerTls, RouteIndex};
 use crate::limits;
 use crate::message::{BodySummary, Durability, Envelope, MailParameters, MessageId, Recipient};
 use body::Chunking;
+
+use auth::Pending;
+pub use auth::{AuthAnswer, AuthOffer, Response};
 
 /// What a listener tells its sessions.
 #[derive(Debug, Clone)]
@@ -53,6 +59,10 @@ pub struct ServerConfig {
     pub bare_newline: BareNewline,
     /// Whether sessions are encrypted; with `Implicit` they are when they begin.
     pub tls: ListenerTls,
+    /// What of AUTH is offered; `None` where nobody can log in.
+    pub auth: Option<AuthOffer>,
+    /// Whether the driver decides on senders, at [`Event::CheckSender`].
+    pub checks_senders: bool,
 }
 
 /// What the driver is to do now.
@@ -66,15 +76,19 @@ pub enum Event {
     Body,
     /// The body so far is of no use: its transaction was refused or given up.
     DropBody,
+    /// Take [`Server::response`] further, then call [`Server::auth_answered`].
+    Authenticate,
+    /// Decide on [`Server::sender_in_question`], then call [`Server::sender_checked`].
+    CheckSender,
     /// Decide on [`Server::recipient_in_question`], then call [`Server::recipient_checked`].
     CheckRecipient,
     /// The body is whole: [`Server::take_message`], keep it, then call [`Server::stored`].
     EndOfMessage,
+    /// Start the queue for [`Server::node_in_question`], then call [`Server::queue_started`].
+    StartQueue,
     /// Send the replies, throw away whatever else has come, shake hands, then call
     /// [`Server::tls_started`]; close if that fails.
     StartTls,
-    /// Start the queue for [`Server::node_in_question`], then call [`Server::queue_started`].
-    StartQueue,
     /// Send the replies, then close.
     Close,
 }
@@ -97,6 +111,8 @@ pub struct ReceivedMessage {
     pub routes: Vec<RouteIndex>,
     /// What the scan of the body found.
     pub summary: BodySummary,
+    /// What a look at its header section found.
+    pub header: HeaderFacts,
 }
 
 /// Something that was refused, for events and metrics.
@@ -117,7 +133,7 @@ pub struct Client {
     pub extended: bool,
     /// The session runs over TLS.
     pub secured: bool,
-    /// Who it has proved to be (a later step of this server).
+    /// The user that it has proved to be.
     pub authenticated: Option<Box<str>>,
 }
 
@@ -127,6 +143,9 @@ pub struct Server {
     phase: Phase,
     lines: LineScanner,
     is_secured: bool,
+    /// The connection has what SCRAM-PLUS binds to.
+    can_bind: bool,
+    auth_failures: u32,
     client: Option<Client>,
     /// The client may send ETRN.
     may_start_queues: bool,
@@ -144,6 +163,12 @@ enum Phase {
     Command,
     /// Part of a command that is over the limit already.
     LongLine,
+    /// Nothing, until the response is taken further.
+    Authenticating(Box<Pending>),
+    /// Part of the client's response to a challenge.
+    Response(Box<Pending>),
+    /// Nothing, until the sender is decided on.
+    Sender(Box<Mail>),
     /// Nothing, until the recipient is decided on.
     Recipient(Box<Recipient>),
     /// Part of a body that DATA began.
@@ -154,10 +179,10 @@ enum Phase {
     Chunk { left: u64, last: bool, started: Instant },
     /// Part of a chunk that belongs to no message.
     Skip { left: u64, started: Instant },
-    /// Nothing, until the handshake is over.
-    StartTls,
     /// Nothing, until the queue for this node is started.
     Starting(Node),
+    /// Nothing, until the handshake is over.
+    StartTls,
     /// Nothing, until the message is stored.
     Storing { summary: BodySummary },
     /// Nothing any more.
@@ -186,6 +211,8 @@ impl Server {
             phase: Phase::Command,
             lines: LineScanner::default(),
             client: None,
+            can_bind: false,
+            auth_failures: 0,
             may_start_queues: false,
             transaction: None,
             replies,
@@ -210,20 +237,23 @@ impl Server {
             let rest = &mut input[consumed..];
             let step = match &mut self.phase {
                 Phase::Command | Phase::LongLine => self.command_bytes(now, rest),
+                Phase::Response(_) => self.response_bytes(now, rest),
                 // A body is handed over in a call of its own, so that it begins the input.
                 _ if consumed > 0 => Handled { consumed: 0, event: Event::Continue },
                 Phase::Data { .. } => self.data_bytes(now, rest),
                 Phase::DataEnd { .. } => self.data_end(now, rest.len()),
                 Phase::Chunk { .. } => self.chunk_bytes(now, rest),
                 Phase::Skip { .. } => self.skip_bytes(now, rest),
+                Phase::Authenticating(_) => Handled { consumed: 0, event: Event::Authenticate },
+                Phase::Sender(_) => Handled { consumed: 0, event: Event::CheckSender },
                 Phase::Recipient(_) => Handled { consumed: 0, event: Event::CheckRecipient },
                 Phase::Storing { .. } => Handled { consumed: 0, event: Event::EndOfMessage },
-                Phase::StartTls => Handled { consumed: 0, event: Event::StartTls },
                 Phase::Starting(_) => Handled { consumed: 0, event: Event::StartQueue },
+                Phase::StartTls => Handled { consumed: 0, event: Event::StartTls },
                 Phase::Closed { .. } => Handled { consumed: rest.len(), event: Event::Close },
             };
             consumed += step.consumed;
-            let goes_on = matches!(self.phase, Phase::Command)
+            let goes_on = matches!(self.phase, Phase::Command | Phase::Response(_))
                 && step.event == Event::Continue
                 && self.replies.len() < limits::REPLIES_WAITING;
             if !goes_on {
@@ -293,6 +323,15 @@ impl Server {
         matches!(self.phase, Phase::Data { .. } | Phase::Chunk { .. })
     }
 
+    /// Whether the next octets belong to a body that has not been refused yet.
+    pub fn keeps_body(&self) -> bool {
+        match &self.phase {
+            Phase::Data { refusal, .. } => refusal.is_none(),
+            Phase::Chunk { .. } => self.transaction.as_ref().is_some_and(|t| t.keeps_chunks()),
+            _ => false,
+        }
+    }
+
     /// Whether a transaction is under way.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
@@ -303,12 +342,42 @@ impl Server {
         self.transaction.as_ref().map(|transaction| &transaction.reverse_path)
     }
 
+    /// The sender that waits at [`Event::CheckSender`].
+    pub fn sender_in_question(&self) -> Option<&ReversePath> {
+        match &self.phase {
+            Phase::Sender(mail) => Some(&mail.path),
+            _ => None,
+        }
+    }
+
+    /// Decides on the sender in question.
+    pub fn sender_checked(&mut self, now: Instant, verdict: Result<(), Refusal>) {
+        if !matches!(self.phase, Phase::Sender(_)) {
+            return;
+        }
+        self.deadline = now + limits::SERVER_COMMAND;
+        let Phase::Sender(mail) = std::mem::replace(&mut self.phase, Phase::Command) else {
+            return;
+        };
+        match verdict {
+            Ok(()) => self.begin(*mail),
+            Err(refusal) => self.fault(refusal),
+        }
+    }
+
     /// The recipient that waits at [`Event::CheckRecipient`].
     pub fn recipient_in_question(&self) -> Option<&ForwardPath> {
         match &self.phase {
             Phase::Recipient(recipient) => Some(&recipient.path),
             _ => None,
         }
+    }
+
+    /// What that recipient will take of memory, in octets.
+    pub fn recipient_octets(&self) -> usize {
+        let Phase::Recipient(recipient) = &self.phase else { return 0 };
+        let text = recipient.path.as_str().len() + recipient.orcpt.as_deref().map_or(0, str::len);
+        text + size_of::<Recipient>() + size_of::<RouteIndex>()
     }
 
     /// Decides on the recipient in question: where its mail goes, or why not.
@@ -330,20 +399,6 @@ impl Server {
             }
             Err(refusal) => self.fault_of(refusal, Some(recipient.path)),
         }
-    }
-
-    /// The handshake that [`Event::StartTls`] asked for is done: all that is known of the client
-    /// is forgotten (RFC 3207 section 4.2), because somebody else may have said it.
-    pub fn tls_started(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::StartTls) {
-            return;
-        }
-        self.phase = Phase::Command;
-        self.is_secured = true;
-        self.lines = LineScanner::default();
-        self.client = None;
-        self.transaction = None;
-        self.deadline = now + limits::SERVER_COMMAND;
     }
 
     /// The node that waits at [`Event::StartQueue`].
@@ -368,11 +423,28 @@ impl Server {
         self.idled();
     }
 
+    /// The handshake that [`Event::StartTls`] asked for is done: all that is known of the client
+    /// is forgotten (RFC 3207 section 4.2), because somebody else may have said it.
+    pub fn tls_started(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::StartTls) {
+            return;
+        }
+        self.phase = Phase::Command;
+        self.is_secured = true;
+        self.lines = LineScanner::default();
+        self.client = None;
+        self.can_bind = false;
+        self.transaction = None;
+        self.deadline = now + limits::SERVER_COMMAND;
+    }
+
     /// The message that waits at [`Event::EndOfMessage`]; `None` at any other time.
     pub fn take_message(&mut self) -> Option<ReceivedMessage> {
         let Phase::Storing { summary } = self.phase else { return None };
         let transaction = self.transaction.take()?;
+        let header = transaction.header.as_ref().map(HeaderWatch::facts).unwrap_or_default();
         Some(ReceivedMessage {
+            header,
             envelope: Envelope {
                 reverse_path: transaction.reverse_path,
                 parameters: transaction.parameters,
@@ -405,6 +477,7 @@ impl Server {
     // ---- commands ------------------------------------------------------------------------
 
     fn command_bytes(&mut self, now: Instant, input: &mut [u8]) -> Handled {
+        self.lines.set_limit(self.line_limit(input));
         match self.lines.next(input) {
             LineStep::Incomplete => Handled { consumed: 0, event: Event::NeedInput },
             LineStep::Discard { consumed } => {
@@ -472,7 +545,7 @@ impl Server {
             Command::Etrn(node) => self.etrn(node),
             Command::Expn { .. } | Command::NotImplemented => self.refused(Refusal::NotImplemented),
             Command::StartTls => self.start_tls(now),
-            Command::Auth { .. } => self.refused(Refusal::NotOffered),
+            Command::Auth { mechanism, initial } => self.auth(now, mechanism, initial),
             Command::OtherProtocol => {
                 self.close(Refusal::OtherProtocol);
                 Event::Close
@@ -487,6 +560,8 @@ impl Server {
         self.client = Some(Client { helo: name.into(), extended, secured, ..known });
         if extended {
             let size = format!("SIZE {}", self.config.message_size);
+            // RFC 9422 section 4.2: who knows it splits its recipients before we refuse some.
+            let limits = format!("LIMITS RCPTMAX={}", self.config.recipients);
             let keywords = [
                 "PIPELINING",
                 &size,
@@ -495,10 +570,14 @@ impl Server {
                 "ENHANCEDSTATUSCODES",
                 "DSN",
                 "CHUNKING",
+                &limits,
             ];
+            let require_tls = self.is_secured.then_some("REQUIRETLS");
             let etrn = self.may_start_queues.then_some("ETRN");
             let starttls = self.offers_tls().then_some("STARTTLS");
-            let keywords = keywords.into_iter().chain(etrn).chain(starttls).chain(["HELP"]);
+            let auth = self.auth_keyword();
+            let keywords = keywords.into_iter().chain(etrn).chain(auth.as_deref());
+            let keywords = keywords.chain(starttls).chain(require_tls).chain(["HELP"]);
             self.replies.extended_hello(&self.config.hostname, keywords);
         } else {
             self.replies.hello(&self.config.hostname);
@@ -544,7 +623,9 @@ impl Server {
             eight_bit_mime: true,
             smtputf8: true,
             dsn: true,
-            auth: false,
+            auth: self.config.auth.is_some(),
+            // RFC 8689 section 2: not in clear, where the message has gone unprotected already.
+            require_tls: self.is_secured,
             transaction: if smtputf8 { Utf8::Allowed } else { Utf8::Refused },
         }
     }
@@ -556,9 +637,21 @@ impl Server {
         if self.transaction.is_some() {
             return self.refused(Refusal::NestedMail);
         }
+        if self.lacks_auth() {
+            return self.refused(Refusal::NeedsAuth);
+        }
         if mail.size_octets.is_some_and(|octets| octets > self.config.message_size) {
             return self.refused(Refusal::TooLarge);
         }
+        if self.config.checks_senders {
+            self.phase = Phase::Sender(Box::new(mail));
+            return Event::CheckSender;
+        }
+        self.begin(mail);
+        Event::Continue
+    }
+
+    fn begin(&mut self, mail: Mail) {
         self.transaction = Some(Box::new(Transaction {
             reverse_path: mail.path,
             parameters: mail.parameters,
@@ -568,7 +661,6 @@ impl Server {
             chunking: None,
         }));
         self.replies.push(reply::SENDER_OK);
-        Event::Continue
     }
 
     fn rcpt(&mut self, recipient: Recipient) -> Event {

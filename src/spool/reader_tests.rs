@@ -241,6 +241,7 @@ fn without_a_ring_reads_go_one_by_one() {
         event: Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()),
         doorbell: Doorbell::default(),
         is_stopping: AtomicBool::new(false),
+        is_short: AtomicBool::new(false),
     });
     let reader = Loop {
         disk: bench.disk.clone(),

@@ -7,6 +7,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
 
 use super::verifiers::AnyCertificate;
+use crate::runtime::tls::exporter::ExporterSecrets;
 
 /// How a site's connections are encrypted; decided by its route (and, in a later step, by what
 /// DANE and MTA-STS say of its domain).
@@ -69,6 +70,7 @@ impl Connector {
             .with_custom_certificate_verifier(Arc::new(AnyCertificate::new(provider)))
             .with_no_client_auth();
         any.resumption = Resumption::in_memory_sessions(SESSIONS_KEPT);
+        any.key_log = Arc::new(ExporterSecrets);
         Ok(Connector { any: Arc::new(any), verified: OnceLock::new() })
     }
 
@@ -102,6 +104,7 @@ fn client_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Erro
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.resumption = Resumption::in_memory_sessions(SESSIONS_KEPT);
+    config.key_log = Arc::new(ExporterSecrets);
     Ok(Arc::new(config))
 }
 

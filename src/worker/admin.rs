@@ -19,7 +19,7 @@ use crate::delivery::message::{LoadError, LoadedMessage};
 use crate::delivery::settle::{end_part, spool_recipients};
 use crate::delivery::sites::route_of;
 use crate::limits;
-use crate::message::MessageId;
+use crate::message::{Envelope, MessageId};
 use crate::queue::arena::Slot;
 use crate::queue::handle::{Handle, Recipients, State as Waits};
 use crate::queue::scheduler::{Event, Scheduler};
@@ -385,7 +385,7 @@ impl Target {
     /// Lets a held message go where it would have gone without the hold.
     fn release(&self, worker: &Rc<Worker>) -> Change {
         let (handle, slot) = (&self.handle, self.slot);
-        let recipients = &self.message.as_ref()?.envelope().recipients;
+        let Envelope { recipients, parameters, .. } = &**self.message.as_ref()?.envelope();
         if handle.state != Waits::Held {
             return None;
         }
@@ -394,7 +394,7 @@ impl Target {
         for &place in &places {
             let path = &recipients[usize::from(place)].path;
             let route = route_of(&worker.config, path, true)?;
-            let destination = worker.sites.destination(route, path);
+            let destination = worker.sites.destination(route, path, parameters);
             groups.entry(destination).or_default().push(place);
         }
         let record = worker.log.append_defer(&Defer {

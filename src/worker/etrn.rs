@@ -138,7 +138,7 @@ impl Worker {
 
     fn wanted<'a>(&self, node: &'a Node) -> Wanted<'a> {
         let Ways { routes, among_others } = Ways::of(&self.config, node);
-        let courses = routes.into_iter().map(|way| self.sites.course_of(way)).collect();
+        let courses = routes.into_iter().flat_map(|way| self.sites.courses_of(way)).collect();
         Wanted { node, courses, among_others }
     }
 

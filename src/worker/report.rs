@@ -5,10 +5,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::Worker;
+use crate::auth::sasl::Mechanism;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
 use crate::queue::handle::{Handle, State};
+use crate::runtime::deadline::{self, Shortage};
 use crate::runtime::socket::HandshakeError;
 use crate::runtime::tls::Secured;
 use crate::smtp::address::ForwardPath;
@@ -102,6 +104,30 @@ impl Worker {
         });
     }
 
+    /// A login came to its end: of `user` as far as the client named one, refused or not.
+    pub fn report_login(
+        &self,
+        session: SessionId,
+        peer: SocketAddr,
+        mechanism: Mechanism,
+        user: Option<&str>,
+        refusal: Option<&Refusal>,
+    ) {
+        let (counter, kind) = match refusal {
+            None => (&self.metrics.logins, EventKind::Authenticated),
+            Some(_) => (&self.metrics.logins_failed, EventKind::AuthFailed),
+        };
+        counter.count();
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            user,
+            mechanism: Some(mechanism.name()),
+            reason: refusal.map(Refusal::reason),
+            ..Event::new(kind)
+        });
+    }
+
     /// A client, or somebody between it and us, sent octets in clear behind STARTTLS.
     pub fn report_injected(&self, session: SessionId, peer: SocketAddr, octets: usize) {
         self.metrics.refused.count("starttls_injection");
@@ -135,6 +161,7 @@ impl Worker {
             to: Addressees::All(&message.envelope.recipients),
             size: Some(message.summary.octets),
             delay_ms: Some(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)),
+            require_tls: message.envelope.parameters.require_tls.then_some(true),
             ..Event::new(EventKind::Accepted)
         });
     }
@@ -164,6 +191,16 @@ impl Worker {
             reason: Some(reason),
             ..Event::new(EventKind::Refused)
         });
+    }
+
+    /// Sets what tells how far up the ladder of back-pressure this worker is.
+    pub(super) fn report_load(&self) {
+        self.metrics.receive_octets.set(self.receive_octets() as u64);
+        self.metrics.chunk_octets.set(self.log.chunk_octets() as u64);
+        self.metrics.sessions_cut.set(deadline::pressed_cuts(Shortage::Intake));
+        self.metrics.connections_cut.set(deadline::pressed_cuts(Shortage::Reader));
+        self.metrics.work_late.set(self.log.late_reads() + self.blocking.late());
+        self.metrics.sites_waiting.set(self.with_queue(|queue| queue.sites_waiting()) as u64);
     }
 
     /// Sets the gauges of the queue; cheap, but not for each message.

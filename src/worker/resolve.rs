@@ -39,6 +39,11 @@ impl Worker {
         let ttl_ms = u64::try_from(resolved.ttl.as_millis()).unwrap_or(u64::MAX);
         let until_unix_ms = now_unix_ms.saturating_add(ttl_ms);
         match resolved.result {
+            Ok(found) if self.sites.course(destination.course).requires_tls && !found.authentic => {
+                let why = NoMail::NotAuthentic;
+                let verdict = Verdict { status: why.enhanced(), text: why.to_string().into() };
+                Resolution::NoMail { verdict: Arc::new(verdict), until_unix_ms }
+            }
             Ok(found) => {
                 let shared = self.sites.of_hosts(destination.course, found.hosts, now_unix_ms);
                 Resolution::Site { shared, until_unix_ms }

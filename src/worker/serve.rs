@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::log::LocalLog;
 use super::{Forwarded, Letter, Post, Worker};
+use crate::auth::Authority;
+use crate::auth::sasl::Mechanism;
+use crate::config::Auth;
+use crate::config::Service;
 use crate::config::{Config, Listener};
 use crate::control::events::{EventBuffer, SessionIds};
 use crate::control::metrics::WorkerMetrics;
@@ -18,16 +22,18 @@ use crate::delivery::sites::Sites;
 use crate::dns::ourselves::Ourselves;
 use crate::dns::{Resolver, ResolverConfig};
 use crate::inbound::ListenerState;
+use crate::inbound::memory::Share;
 use crate::listener::{self, SessionCounts};
 use crate::message::{MessageId, MessageIds};
 use crate::pool::Pool;
+use crate::queue::allowance::Allowance;
 use crate::queue::scheduler::{Event, Scheduler};
 use crate::runtime::blocking::{Blocking, BlockingPool};
 use crate::runtime::mailbox::Inbox;
-use crate::runtime::notify::Notify;
+use crate::runtime::notify::{Notify, WaitingList};
 use crate::runtime::socket::{self, Canceller};
 use crate::runtime::{self, deadline};
-use crate::smtp::server::ServerConfig;
+use crate::smtp::server::{AuthOffer, ServerConfig};
 use crate::spool::{CommitterHandle, ReaderHandle, SpoolStats};
 use crate::tls::{Acceptor, Connector};
 
@@ -39,6 +45,8 @@ pub struct Seat {
     pub config: Arc<Config>,
     /// What sessions are encrypted with; none where no listener asks for it.
     pub acceptor: Option<Arc<Acceptor>>,
+    /// Who users are.
+    pub authority: Arc<Authority>,
     /// What connections to next hops are encrypted with.
     pub connector: Arc<Connector>,
     /// Where mail goes.
@@ -49,6 +57,10 @@ pub struct Seat {
     pub ourselves: Arc<Ourselves>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
+    /// What messages on their way in may take of its memory.
+    pub share: Share,
+    /// The connections to next hops that all workers may have.
+    pub allowance: Arc<Allowance>,
     /// Its own sockets, bound, one for each listener.
     pub sockets: Vec<(Listener, TcpListener)>,
     /// The log's writing side.
@@ -94,11 +106,13 @@ async fn run(seat: Seat) -> io::Result<()> {
             own.wake();
         }
     });
-    let scheduler = Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules());
+    let scheduler =
+        Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules()).within(seat.allowance);
+    let chunks = seat.share.chunks;
     let worker = Rc::new(Worker {
         index,
         counts: seat.counts,
-        log: Rc::new(LocalLog::new(index, seat.committer, seat.reader, seat.spool)),
+        log: Rc::new(LocalLog::new(index, chunks, seat.committer, seat.reader, seat.spool)),
         pool: Pool::default(),
         events: seat.events,
         metrics: seat.metrics,
@@ -114,10 +128,15 @@ async fn run(seat: Seat) -> io::Result<()> {
         ids: RefCell::new(MessageIds::new(index as u8, seat.highest)),
         session_ids: RefCell::new(SessionIds::new(index as u8)),
         sessions: Cell::new(0),
+        share: seat.share,
+        envelope_octets: Cell::new(0),
+        full_ticks: Cell::new(0),
+        receivers: WaitingList::default(),
         stopping: Cell::new(false),
         date: RefCell::new((0, "".into())),
         config: seat.config,
         acceptor: seat.acceptor,
+        authority: seat.authority,
         connector: seat.connector,
         sites: seat.sites,
     });
@@ -157,7 +176,23 @@ fn server_config(config: &Config, listener: &Listener) -> ServerConfig {
         received: config.limits.received as u32,
         bare_newline: listener.bare_newline,
         tls: listener.tls,
+        auth: (listener.service == Service::Submission).then(|| AuthOffer {
+            mechanisms: usable(&config.auth),
+            only_secured: config.auth.require_tls,
+            secrets_in_clear: !config.auth.require_tls,
+            required: true,
+        }),
+        checks_senders: listener.service == Service::Submission || config.limits.count_messages(),
     }
+}
+
+/// The mechanisms that there are users or keys for.
+fn usable(auth: &Auth) -> Box<[Mechanism]> {
+    let has = |mechanism: &Mechanism| match mechanism.takes_tokens() {
+        true => auth.oauth.is_some(),
+        false => auth.users.is_some(),
+    };
+    auth.mechanisms.iter().copied().filter(has).collect()
 }
 
 async fn flush(worker: Rc<Worker>) {
@@ -203,7 +238,11 @@ async fn tick(worker: Rc<Worker>) {
         worker.send_errand();
         worker.forward();
         worker.events.flush();
+        worker.watch_receive();
+        worker.receive_freed();
+        worker.press_next_hops();
         worker.report_queue();
+        worker.report_load();
     }
 }
 

@@ -141,7 +141,7 @@ pub fn behind_trace(whole: &[u8]) -> (String, &[u8]) {
     let id = words.next_back().expect("the id comes last").to_owned();
     assert!(by.starts_with("\tby gateway.test with "), "{by}");
     let mut date = next();
-    if date.starts_with("\tfor ") {
+    while date.starts_with("\tfor ") || date.starts_with("\ttls ") {
         date = next();
     }
     assert!(date.starts_with('\t') && date.ends_with("+0000\r\n"), "{date}");

@@ -143,6 +143,7 @@ impl Gateway {
         let (smtp, admin) = (free_port(), free_port());
         let file = directory.path().join("mailrace.toml");
         fs::write(&file, settings.toml(directory.path(), smtp, admin)).expect("it can be written");
+        settings.prepare(directory.path());
         let program = Command::new(env!("CARGO_BIN_EXE_mailrace"))
             .arg("run")
             .arg("--config")

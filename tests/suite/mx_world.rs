@@ -90,10 +90,9 @@ impl World {
             dns: Some(names),
             ledger: Some(home.path().join("arrived")),
             threads: Some(1),
-            messages: None,
             time: span(Duration::from_secs(300)),
-            json: false,
             quiet: true,
+            ..SinkSettings::default()
         };
         let live = Arc::new(sink::Live::default());
         let shared = live.clone();

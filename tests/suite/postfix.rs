@@ -42,10 +42,29 @@ impl Ports {
 impl Postfix {
     /// Starts it; mail for `to_gateway.test` goes to `gateway`, all other to `others`.
     pub fn start(ports: Ports, gateway: SocketAddr, others: SocketAddr) -> Postfix {
+        Postfix::start_as(ports, gateway, others, None)
+    }
+
+    /// The same with TLS wherever the other side has it; `pem` is a key and its certificate.
+    pub fn start_secured(
+        ports: Ports,
+        gateway: SocketAddr,
+        others: SocketAddr,
+        pem: &[u8],
+    ) -> Postfix {
+        Postfix::start_as(ports, gateway, others, Some(pem))
+    }
+
+    fn start_as(
+        ports: Ports,
+        gateway: SocketAddr,
+        others: SocketAddr,
+        pem: Option<&[u8]>,
+    ) -> Postfix {
         let root = cache("postfix").join("root");
         assert!(rustix::process::geteuid().is_root(), "Postfix needs root to change its users");
         let home = TempDir::new().expect("a temporary directory");
-        write_etc(&home.path().join("etc"), ports, gateway, others);
+        write_etc(&home.path().join("etc"), ports, gateway, others, pem);
         make_var(&home.path().join("var"));
         let log = fs::File::create(home.path().join("output")).expect("a file");
         let child = Command::new("unshare")
@@ -138,6 +157,13 @@ alias_maps =
 biff = no
 ";
 
+const SECURED_CF: &str = "\
+smtpd_tls_security_level = may
+smtpd_tls_chain_files = /etc/postfix/tls.pem
+smtpd_tls_received_header = yes
+smtp_tls_security_level = may
+";
+
 /// One line a service: name, type, private, unprivileged, chroot, wake-up, processes, command.
 const MASTER_CF: &str = "\
 cleanup  unix  n - n - 0 cleanup
@@ -154,11 +180,23 @@ error    unix  - - n - - error
 retry    unix  - - n - - error
 anvil    unix  - - n - 1 anvil
 scache   unix  - - n - 1 scache
+tlsmgr   unix  - - n 1000? 1 tlsmgr
 postlog  unix-dgram n - n - 1 postlogd
 ";
 
-fn write_etc(etc: &Path, ports: Ports, gateway: SocketAddr, others: SocketAddr) {
+fn write_etc(
+    etc: &Path,
+    ports: Ports,
+    gateway: SocketAddr,
+    others: SocketAddr,
+    pem: Option<&[u8]>,
+) {
     let mut main = MAIN_CF.to_owned();
+    if let Some(pem) = pem {
+        main += SECURED_CF;
+        fs::create_dir_all(etc.join("postfix")).expect("a directory");
+        fs::write(etc.join("postfix/tls.pem"), pem).expect("a file");
+    }
     let hop = |to: SocketAddr| format!("smtp:[{}]:{}", to.ip(), to.port());
     let _ = writeln!(main, "relayhost = [{}]:{}", others.ip(), others.port());
     let _ = writeln!(main, "transport_maps = inline:{{ {{to-gateway.test = {}}} }}", hop(gateway));

@@ -16,11 +16,12 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::client::Client;
 use crate::gateway::{Gateway, PATIENCE, binary};
+use crate::overload::alone;
 use crate::sink::{Manners, Sink};
 
-const STARTTLS: usize = 0;
-const REQUIRED: usize = 1;
-const IMPLICIT: usize = 2;
+pub const STARTTLS: usize = 0;
+pub const REQUIRED: usize = 1;
+pub const IMPLICIT: usize = 2;
 
 /// Three listeners, and certificates in the directory of the test.
 fn listeners(home: &Path, networks: &str) -> String {
@@ -42,7 +43,7 @@ fn listeners(home: &Path, networks: &str) -> String {
 }
 
 /// Makes a certificate and puts it into files.
-fn certify(home: &Path, name: &str) -> SelfSigned {
+pub fn certify(home: &Path, name: &str) -> SelfSigned {
     let made = self_signed::generate(&[name, "127.0.0.1"], Timestamp::now()).expect("a key");
     std::fs::write(home.join(format!("{name}.pem")), pem("CERTIFICATE", &made.certificate))
         .unwrap();
@@ -50,15 +51,16 @@ fn certify(home: &Path, name: &str) -> SelfSigned {
     made
 }
 
-struct Server {
-    gateway: Gateway,
-    home: tempfile::TempDir,
+/// A gateway with TLS, and its certificates.
+pub struct Server {
+    pub gateway: Gateway,
+    pub home: tempfile::TempDir,
     mx: SelfSigned,
     other: SelfSigned,
 }
 
 impl Server {
-    fn start(networks: &str) -> Server {
+    pub fn start(networks: &str) -> Server {
         let home = tempfile::tempdir().unwrap();
         let (mx, other) = (certify(home.path(), "mx.test"), certify(home.path(), "other.test"));
         let gateway = Gateway::start(&listeners(home.path(), networks));
@@ -209,6 +211,32 @@ fn commands_injected_behind_starttls_leave_no_trace() {
     }
 }
 
+/// A release build shows five thousand of them, another a part, because handshakes are dear.
+#[test]
+fn idle_tls_sessions_take_at_most_24_kib_each() {
+    let sessions = if std::env::var_os("MAILRACE_TEST_BINARY").is_some() { 5_000 } else { 500 };
+    let _alone = alone(sessions + 1_000);
+    let server = Server::start("");
+    let (address, config) = (server.gateway.smtp(IMPLICIT), config(&[&server.mx], None));
+    let open = || {
+        let mut client = TlsClient::new(connect(address), config.clone(), "mx.test");
+        assert!(client.hear().starts_with("220"));
+        assert!(client.say("EHLO idle.test\r\n").contains("PIPELINING"));
+        client
+    };
+    // What is there for the first sessions is there for all.
+    let warm: Vec<_> = (0..100).map(|_| open()).collect();
+    let before = server.gateway.memory_bytes();
+    let mut clients: Vec<_> = (0..sessions).map(|_| open()).collect();
+    let each = server.gateway.memory_bytes().saturating_sub(before) / sessions;
+    println!("{each} bytes for each of {sessions} idle TLS sessions");
+    assert!(each <= 24 * 1024, "{each} bytes for each idle TLS session");
+    for client in clients.iter_mut().step_by(97) {
+        assert!(client.say("NOOP\r\n").starts_with("250"), "it still lives");
+    }
+    drop((warm, clients));
+}
+
 #[test]
 fn where_tls_is_required_no_mail_comes_in_clear() {
     let server = Server::start("");
@@ -352,7 +380,12 @@ fn what_must_not_go_in_clear_waits() {
 /// and whoever asks is told.
 #[test]
 fn a_broken_offer_of_tls_does_not_hold_mail_up() {
-    for reply in ["454 4.7.0 not now\r\n", "220 go\r\nwhat handshake?\r\n"] {
+    for reply in [
+        "454 4.7.0 not now\r\n",
+        "220 go\r\nwhat handshake?\r\n",
+        // Words in clear behind its reply: by somebody between us and it.
+        "220 go\r\n250-hop.test\r\n250 AUTH PLAIN\r\n",
+    ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let hop = thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! A TCP connection whose reads and writes stand under a deadline.
+//! A TCP connection, in clear or encrypted, whose reads and writes stand under a deadline.
 //!
 //! A timer for each operation would cost as much as the operation; so a connection only notes
 //! when its operation must be over, and a sweep of the thread shuts down the sockets that are
@@ -10,14 +10,17 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use monoio::buf::{IoBuf, IoBufMut};
+use monoio::buf::{IoBuf, IoBufMut, Slice};
 use monoio::io::{
     AsyncReadRent, AsyncWriteRentExt, CancelHandle, OwnedReadHalf, OwnedWriteHalf, Splitable,
 };
 use monoio::net::{TcpListener, TcpStream};
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
+
+use super::tls::Tls;
 
 /// How often the sweep looks: the most that an operation outlives its deadline.
 const SWEEP: Duration = Duration::from_millis(200);
@@ -29,6 +32,43 @@ pub struct Link {
     reading: OwnedReadHalf<TcpStream>,
     writing: OwnedWriteHalf<TcpStream>,
     watch: Rc<Watch>,
+    tls: Option<Box<Tls>>,
+}
+
+/// Octets that can be sent as they are or be encrypted.
+pub trait Octets: IoBuf {
+    /// What it holds.
+    fn octets(&self) -> &[u8];
+}
+
+impl Octets for Vec<u8> {
+    fn octets(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Octets for Arc<Vec<u8>> {
+    fn octets(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Octets for Box<[u8]> {
+    fn octets(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Octets for &'static [u8] {
+    fn octets(&self) -> &[u8] {
+        self
+    }
+}
+
+impl<B: Octets> Octets for Slice<B> {
+    fn octets(&self) -> &[u8] {
+        &self.get_ref().octets()[self.begin()..self.end()]
+    }
 }
 
 /// Why a connection could not be made, or no longer serves.
@@ -40,6 +80,9 @@ pub enum LinkError {
     /// The peer closed it where a reply or a command was due.
     #[error("connection closed by the peer")]
     Closed,
+    /// The two sides did not come to terms about TLS, or the peer broke it.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
     /// The system said no.
     #[error("{}", .0.kind())]
     Io(#[source] io::Error),
@@ -71,7 +114,7 @@ impl Link {
             watch
         });
         let (reading, writing) = tcp.into_split();
-        Ok(Link { reading, writing, watch })
+        Ok(Link { reading, writing, watch, tls: None })
     }
 
     /// Connects to `peer`, from the address `source` if one is given.
@@ -106,7 +149,56 @@ impl Link {
     ///
     /// # Errors
     /// `TimedOut` when the deadline passed; the connection is then dead.
-    pub async fn read(&mut self, buffer: Vec<u8>) -> (Result<usize, LinkError>, Vec<u8>) {
+    pub async fn read(&mut self, mut buffer: Vec<u8>) -> (Result<usize, LinkError>, Vec<u8>) {
+        let Some(mut tls) = self.tls.take() else { return self.read_socket(buffer).await };
+        let result = loop {
+            match tls.take(&mut buffer) {
+                Err(error) => break Err(error.into()),
+                Ok(Some(octets)) => break Ok(octets),
+                Ok(None) => {}
+            }
+            match self.read_records(&mut tls).await {
+                Ok(1..) => {}
+                ended => break ended,
+            }
+        };
+        self.tls = Some(tls);
+        (result, buffer)
+    }
+
+    /// Shakes hands; from here on everything is encrypted.
+    ///
+    /// # Errors
+    /// The connection is of no more use.
+    pub async fn start_tls(
+        &mut self,
+        connection: impl Into<rustls::Connection>,
+    ) -> Result<(), LinkError> {
+        let mut tls = Box::new(Tls::new(connection.into()));
+        loop {
+            let fed = tls.feed();
+            // Also the alert that says what was wrong.
+            let records = tls.outgoing();
+            let sent = self.write_socket(records).await.0;
+            fed?;
+            sent?;
+            if !tls.is_handshaking() {
+                self.tls = Some(tls);
+                return Ok(());
+            }
+            if self.read_records(&mut tls).await? == 0 {
+                return Err(LinkError::Closed);
+            }
+        }
+    }
+
+    async fn read_records(&mut self, tls: &mut Tls) -> Result<usize, LinkError> {
+        let (result, records) = self.read_socket(tls.lend()).await;
+        tls.give_back(records);
+        result
+    }
+
+    async fn read_socket(&mut self, buffer: Vec<u8>) -> (Result<usize, LinkError>, Vec<u8>) {
         let (begin, end) = (buffer.len(), buffer.capacity());
         let (result, slice) = self.reading.read(buffer.slice_mut(begin..end)).await;
         (self.judge(result), slice.into_inner())
@@ -116,7 +208,13 @@ impl Link {
     ///
     /// # Errors
     /// `TimedOut` when the peer did not take them in time; the connection is then dead.
-    pub async fn write_all<B: IoBuf>(&mut self, bytes: B) -> (Result<(), LinkError>, B) {
+    pub async fn write_all<B: Octets>(&mut self, bytes: B) -> (Result<(), LinkError>, B) {
+        let Some(tls) = &mut self.tls else { return self.write_socket(bytes).await };
+        let records = tls.encrypt(bytes.octets());
+        (self.write_socket(records).await.0, bytes)
+    }
+
+    async fn write_socket<B: IoBuf>(&mut self, bytes: B) -> (Result<(), LinkError>, B) {
         let (result, bytes) = self.writing.write_all(bytes).await;
         (self.judge(result.map(|_| ())), bytes)
     }
@@ -128,11 +226,19 @@ impl Link {
     ///
     /// # Errors
     /// As [`Link::write_all`] and [`Link::read`].
-    pub async fn exchange<B: IoBuf>(
+    pub async fn exchange<B: Octets>(
         &mut self,
         bytes: B,
         buffer: Vec<u8>,
     ) -> (Result<usize, LinkError>, B, Vec<u8>) {
+        if self.tls.is_some() {
+            let (written, bytes) = self.write_all(bytes).await;
+            if let Err(error) = written {
+                return (Err(error), bytes, buffer);
+            }
+            let (result, buffer) = self.read(buffer).await;
+            return (result, bytes, buffer);
+        }
         let (begin, end) = (buffer.len(), buffer.capacity());
         let write = self.writing.write_all(bytes);
         let read = self.reading.read(buffer.slice_mut(begin..end));
@@ -140,6 +246,15 @@ impl Link {
         let ((written, bytes), (result, slice)) = monoio::join!(write, read);
         let result = written.and(result);
         (self.judge(result), bytes, slice.into_inner())
+    }
+
+    /// Tells a TLS peer that nothing more comes.
+    pub async fn close(mut self) {
+        if let Some(tls) = &mut self.tls {
+            let records = tls.close();
+            // A peer that has gone needs no good-bye.
+            let _ = self.write_socket(records).await;
+        }
     }
 
     /// Closes it with a reset, as a host that died or a process that was killed would.

@@ -5,6 +5,7 @@
 
 pub mod alarm;
 pub mod link;
+pub mod tls;
 
 use std::future::Future;
 use std::io;

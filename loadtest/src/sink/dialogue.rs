@@ -37,6 +37,8 @@ pub struct Surroundings<'a> {
     pub whose: Treatment,
     /// The IPv4 address that the connection was made to; 0 where it is none.
     pub address: u32,
+    /// The sink has a certificate.
+    pub offers_tls: bool,
     /// Chance, by the thread's seed.
     pub random: &'a mut Rng,
     /// What is counted.
@@ -50,6 +52,8 @@ pub struct Surroundings<'a> {
 pub enum Next {
     /// Writes the replies, then reads more.
     Read,
+    /// Writes the replies, throws away what else has come, and shakes hands.
+    StartTls,
     /// Waits, then calls again; the replies may wait too.
     Pause(Duration),
     /// Writes the replies and closes.
@@ -65,6 +69,7 @@ pub struct Dialogue {
     /// Where the client comes from, for greylisting.
     client: u64,
     messages: u32,
+    is_secured: bool,
     envelope: Option<Envelope>,
     /// A record that is to come behind the next one.
     late: Option<Record>,
@@ -102,7 +107,15 @@ struct Arrival {
 impl Dialogue {
     /// A client has been greeted.
     pub fn new(client: u64) -> Dialogue {
-        Dialogue { state: State::Commands, client, messages: 0, envelope: None, late: None }
+        let (messages, is_secured) = Default::default();
+        let state = State::Commands;
+        Dialogue { state, client, messages, is_secured, envelope: None, late: None }
+    }
+
+    /// From here on the connection is encrypted, and what was said before is forgotten.
+    pub fn secure(&mut self) {
+        self.is_secured = true;
+        self.envelope = None;
     }
 
     /// Messages that were taken so far.
@@ -199,7 +212,7 @@ impl Dialogue {
             }
             Command::Ehlo(_) => {
                 self.envelope = None;
-                out.extend_from_slice(&around.port.ehlo());
+                out.extend_from_slice(&around.port.ehlo(around.offers_tls && !self.is_secured));
                 return None;
             }
             Command::Helo(_) => {
@@ -210,6 +223,11 @@ impl Dialogue {
                 self.envelope = None;
                 b"250 2.0.0 Ok\r\n"
             }
+            Command::StartTls if around.offers_tls && !self.is_secured => {
+                out.extend_from_slice(b"220 2.0.0 Ready to start TLS\r\n");
+                return Some(Next::StartTls);
+            }
+            Command::StartTls => b"503 5.5.1 No TLS here and now\r\n",
             Command::Idle => b"250 2.0.0 Ok\r\n",
             Command::Quit => {
                 out.extend_from_slice(b"221 2.0.0 Bye\r\n");
@@ -457,6 +475,7 @@ mod tests {
                     port: &port,
                     whose: Treatment::default(),
                     address: 0,
+                    offers_tls: false,
                     random: &mut random,
                     counts: &mut counts,
                     ledger: Some(&mut keep),
@@ -467,7 +486,7 @@ mod tests {
                 match next {
                     Next::Pause(_) => {}
                     Next::Read => break,
-                    Next::Close | Next::Reset => {
+                    Next::Close | Next::Reset | Next::StartTls => {
                         let replies = String::from_utf8(out).unwrap();
                         return Played { replies, next, counts, records };
                     }
@@ -552,6 +571,7 @@ mod tests {
             port: &world.ports[0],
             whose: Treatment::default(),
             address: 0,
+            offers_tls: false,
             random: &mut Rng::with_seed(1),
             counts: &mut counts,
             ledger: None,

@@ -9,6 +9,7 @@ use super::dialogue::{Dialogue, GREETING, Next, TOO_MANY};
 use super::manners::ReplyText;
 use super::sites::Reception;
 use super::worker::Place;
+use super::world::Security;
 use crate::runtime::link::{Link, LinkError};
 use crate::runtime::sleep;
 
@@ -40,6 +41,11 @@ pub async fn serve(place: Rc<Place>, mut link: Link, peer: SocketAddr) {
         }
     }
     let port = &place.port.port;
+    if let Some(security) = place.security().filter(|security| security.is_implicit)
+        && shake_hands(&mut link, security).await.is_err()
+    {
+        return;
+    }
     if let Some(delay) = port.greeting_delay {
         sleep(delay.0).await;
     }
@@ -69,6 +75,18 @@ pub async fn serve(place: Rc<Place>, mut link: Link, peer: SocketAddr) {
                 continue;
             }
             Next::Reset => break true,
+            Next::StartTls => {
+                let Some(security) = place.security() else { break false };
+                if link.write_all(std::mem::take(&mut out)).await.0.is_err()
+                    || shake_hands(&mut link, security).await.is_err()
+                {
+                    break false;
+                }
+                // Sent by nobody knows whom.
+                buffer.clear();
+                done = 0;
+                dialogue.secure();
+            }
             Next::Read | Next::Close => {}
         }
         link.must_end_by(Instant::now() + PATIENCE);
@@ -100,6 +118,11 @@ pub async fn serve(place: Rc<Place>, mut link: Link, peer: SocketAddr) {
     if is_reset {
         link.reset();
     }
+}
+
+async fn shake_hands(link: &mut Link, security: &Security) -> Result<(), LinkError> {
+    let connection = rustls::ServerConnection::new(security.config.clone())?;
+    link.start_tls(connection).await
 }
 
 /// Reads and says nothing, until the client leaves.

@@ -19,6 +19,15 @@ pub struct SinkSettings {
     /// Answer questions for the names of the world here, by UDP and TCP: MX and addresses.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub dns: Option<SocketAddr>,
+    /// Offer STARTTLS with the certificate of this file, in PEM.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub chain: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, value_name = "FILE", requires = "chain")]
+    pub key: Option<PathBuf>,
+    /// With --chain: encrypted from the first octet, in place of STARTTLS.
+    #[arg(long, requires = "chain")]
+    pub implicit: bool,
     /// Record what arrives in this file.
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,

@@ -12,7 +12,7 @@ use monoio::io::{CancelHandle, Canceller};
 
 use super::dialogue::{Dialogue, Next, Surroundings};
 use super::sites::{Reception, Site};
-use super::world::{Treatment, World};
+use super::world::{Security, Treatment, World};
 use super::{Live, OpenPort, SinkError, session};
 use crate::ledger::record::{LedgerFile, Record, Writer};
 use crate::report::sink::Counts;
@@ -134,6 +134,11 @@ impl Place {
         Guest { place: self, whose, address, is_in: (false, false) }
     }
 
+    /// How connections may be encrypted.
+    pub fn security(&self) -> Option<&Security> {
+        self.worker.world.security.as_ref()
+    }
+
     /// Whether a session must ask which address it is on.
     pub fn needs_address(&self) -> bool {
         !self.worker.world.sites.is_empty() || self.port.port.listen.ip().is_unspecified()
@@ -192,6 +197,7 @@ impl Guest<'_> {
             port: &self.place.port.port,
             whose: self.whose,
             address: self.address,
+            offers_tls: self.place.security().is_some_and(|security| !security.is_implicit),
             random: &mut worker.random.borrow_mut(),
             counts: &mut worker.counts.borrow_mut(),
             ledger: record.as_mut().map(|record| record as &mut dyn FnMut(Record)),

@@ -9,9 +9,10 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustls::ServerConfig;
 use serde::Deserialize;
 use toml::Table;
 
@@ -19,6 +20,7 @@ use super::manners::Manners;
 use super::settings::SinkSettings;
 use super::sites::{Group, Sites, SitesError};
 use super::zone::Naming;
+use crate::runtime::tls::{TlsError, server_config};
 use crate::units::{Octets, Span};
 
 /// Triplets that greylisting remembers; the oldest are forgotten with the rest when it is full.
@@ -40,6 +42,8 @@ pub struct World {
     greylist: Mutex<HashMap<u64, Instant>>,
     /// When the next message is allowed, by place in `manners` and site.
     allowed_at: Mutex<HashMap<(usize, Option<u32>), Instant>>,
+    /// How connections may be encrypted; None: not at all.
+    pub security: Option<Security>,
 }
 
 /// Who treats a message.
@@ -129,9 +133,21 @@ pub enum WorldError {
     /// A share that is none, or shares that are more than everything.
     #[error("shares must be from 0 to 1, and those of one list no more than 1 together")]
     Share,
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A group of sites.
     #[error(transparent)]
     Sites(#[from] SitesError),
+}
+
+/// How connections may be encrypted.
+#[derive(Debug, Clone)]
+pub struct Security {
+    /// With the sink's certificate.
+    pub config: Arc<ServerConfig>,
+    /// From the first octet, not by STARTTLS.
+    pub is_implicit: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -170,6 +186,10 @@ impl World {
         let path = settings.world.clone().unwrap_or_default();
         let mut world = World::build(file, &settings.listen, &path)?;
         world.naming.listen = settings.dns.or(world.naming.listen);
+        if let (Some(chain), Some(key)) = (&settings.chain, &settings.key) {
+            let config = server_config(chain, key)?;
+            world.security = Some(Security { config, is_implicit: settings.implicit });
+        }
         Ok(world)
     }
 
@@ -208,7 +228,9 @@ impl World {
             return Err(WorldError::Share);
         }
         let (greylist, allowed_at) = Default::default();
-        Ok(World { ports, naming: file.dns, sites, manners, domains, greylist, allowed_at })
+        let security = None;
+        let naming = file.dns;
+        Ok(World { ports, naming, sites, manners, domains, greylist, allowed_at, security })
     }
 
     /// Who treats a message to this recipient on a connection that is `default`'s.
@@ -287,12 +309,15 @@ impl Port {
     }
 
     /// The reply to EHLO.
-    pub fn ehlo(&self) -> Vec<u8> {
+    pub fn ehlo(&self, offers_tls: bool) -> Vec<u8> {
         let mut reply = b"250-sink.loadtest.example\r\n".to_vec();
         for (extension, text) in Extension::ALL {
             if !self.hide.contains(&extension) {
                 reply.extend_from_slice(format!("250-{text}\r\n").as_bytes());
             }
+        }
+        if offers_tls {
+            reply.extend_from_slice(b"250-STARTTLS\r\n");
         }
         reply.extend_from_slice(b"250 HELP\r\n");
         reply

@@ -3,15 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use monoio::buf::IoBuf;
-
-use crate::runtime::link::{Link, LinkError};
+use super::plan::Security;
+use crate::runtime::link::{Link, LinkError, Octets};
 use crate::wire::reply::{Replies, Reply, ReplyError};
 
 /// How long QUIT may take to be answered: nothing depends on it any more.
 const QUIT: Duration = Duration::from_secs(2);
-/// The pause between two pieces of a message that is sent slowly.
-const TRICKLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// See the module's text.
 pub struct Connection {
@@ -34,6 +31,10 @@ pub struct Offers {
     pub pipelining: bool,
     /// RFC 3030.
     pub chunking: bool,
+    /// RFC 3207.
+    pub starttls: bool,
+    /// AUTH with PLAIN among its mechanisms (RFC 4954).
+    pub auth_plain: bool,
 }
 
 /// Why a connection is of no more use.
@@ -78,6 +79,23 @@ impl Connection {
         })
     }
 
+    /// Shakes hands; from here on everything is encrypted.
+    ///
+    /// # Errors
+    /// The connection is of no more use; also if something came in clear that nobody asked for.
+    pub async fn start_tls(&mut self, security: &Security) -> Result<(), Broken> {
+        if self.is_ahead() {
+            return Err(LinkError::Tls(rustls::Error::General(
+                "something came in clear behind the reply to STARTTLS".into(),
+            ))
+            .into());
+        }
+        let (config, name) = (security.config.clone(), security.name.clone());
+        let connection = rustls::ClientConnection::new(config, name).map_err(LinkError::Tls)?;
+        self.link.start_tls(connection).await?;
+        Ok(())
+    }
+
     /// Whether the server said something that nobody asked for.
     pub fn is_ahead(&self) -> bool {
         self.replies.is_ahead()
@@ -112,6 +130,8 @@ impl Connection {
             let next = self.replies.next(|line| {
                 offers.pipelining |= line.eq_ignore_ascii_case(b"PIPELINING");
                 offers.chunking |= line.eq_ignore_ascii_case(b"CHUNKING");
+                offers.starttls |= line.eq_ignore_ascii_case(b"STARTTLS");
+                offers.auth_plain |= is_auth_plain(line);
             });
             if let Some(reply) = next? {
                 self.offers = offers;
@@ -153,7 +173,7 @@ impl Connection {
     }
 
     /// Writes `bytes`, gives them back, and waits for what comes back.
-    pub async fn exchange<B: IoBuf>(&mut self, bytes: B) -> (Result<(), Broken>, B) {
+    pub async fn exchange<B: Octets>(&mut self, bytes: B) -> (Result<(), Broken>, B) {
         let buffer = self.replies.lend();
         let (result, bytes, buffer) = self.link.exchange(bytes, buffer).await;
         self.replies.give_back(buffer);
@@ -166,16 +186,16 @@ impl Connection {
     }
 
     /// Writes `bytes` and gives them back; more is to follow before an answer comes.
-    pub async fn send<B: IoBuf>(&mut self, bytes: B) -> (Result<(), Broken>, B) {
+    pub async fn send<B: Octets>(&mut self, bytes: B) -> (Result<(), Broken>, B) {
         let (result, bytes) = self.link.write_all(bytes).await;
         (result.map_err(Broken::from), bytes)
     }
 
-    /// Writes `bytes` in pieces of `octets`, with pauses between them.
-    pub async fn trickle<B: IoBuf>(
+    /// Writes `bytes` in pieces of `octets`, with a pause of `every` after each.
+    pub async fn trickle<B: Octets>(
         &mut self,
         mut bytes: B,
-        octets: usize,
+        (octets, every): (usize, Duration),
     ) -> (Result<(), Broken>, B) {
         let (mut begin, end) = (0, bytes.bytes_init());
         while begin < end {
@@ -187,7 +207,7 @@ impl Connection {
                 return (Err(error.into()), bytes);
             }
             begin += octets;
-            crate::runtime::sleep(TRICKLE_PAUSE).await;
+            crate::runtime::sleep(every).await;
         }
         (Ok(()), bytes)
     }
@@ -214,5 +234,12 @@ impl Connection {
             // Whatever it answers, the connection ends here.
             let _ = self.reply().await;
         }
+        self.link.close().await;
     }
+}
+
+fn is_auth_plain(line: &[u8]) -> bool {
+    let mut words = line.split(|&octet| octet == b' ');
+    words.next().is_some_and(|keyword| keyword.eq_ignore_ascii_case(b"AUTH"))
+        && words.any(|mechanism| mechanism.eq_ignore_ascii_case(b"PLAIN"))
 }

@@ -5,13 +5,19 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::BASE64;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
 use super::pace::Pace;
-use super::settings::{Bdat, Settings, Size};
+use super::settings::{Bdat, Begin, Settings, Size};
 use crate::message::PART_MAX;
 use crate::message::mix::{ADDRESS_MAX, Mix, Pattern, Weighted};
 use crate::message::template::{Framing, Template};
+use crate::runtime::tls::{TlsError, client_config};
 use crate::units::Octets;
 
 /// What can be run; the same for all threads.
@@ -55,8 +61,32 @@ pub struct Plan {
     pub seed: u64,
     /// Names the run in the ids.
     pub run: u16,
+    /// How connections are encrypted; None: not at all.
+    pub security: Option<Security>,
+    /// The command that logs in, with its CRLF; None: nobody does.
+    pub login: Option<Login>,
     /// Manners that ordinary clients do not have.
     pub manners: Manners,
+}
+
+/// The command that logs in; not shown.
+pub struct Login(pub Vec<u8>);
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Login(..)")
+    }
+}
+
+/// How connections are encrypted.
+#[derive(Debug, Clone)]
+pub struct Security {
+    /// From when on.
+    pub begin: Begin,
+    /// What is asked of the server.
+    pub config: Arc<ClientConfig>,
+    /// The server's name, which it must prove unless the run is insecure.
+    pub name: ServerName<'static>,
 }
 
 /// How the commands and the message travel.
@@ -100,8 +130,8 @@ pub struct Manners {
     pub hold: Option<Duration>,
     /// Leaves after the recipients.
     pub no_data: bool,
-    /// Writes so many octets at a time, ten times a second.
-    pub trickle: Option<usize>,
+    /// Writes so many octets of a message at a time, with such pauses.
+    pub trickle: Option<(usize, Duration)>,
 }
 
 /// What is wrong with the settings.
@@ -122,6 +152,9 @@ pub enum PlanError {
     /// `--source` that is no range.
     #[error("{0:?} is no range of addresses; write 127.0.0.2-127.0.0.50")]
     Source(String),
+    /// TLS that cannot be had.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// `--folder` that cannot be read or holds no messages.
     #[error("cannot take messages from {0}: {1}")]
     Folder(PathBuf, #[source] io::Error),
@@ -131,6 +164,8 @@ pub enum PlanError {
 const SIZES_OF_RANGE: u64 = 8;
 /// Octets of all templates together.
 const TEMPLATES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// The pauses of a slow peer.
+const TRICKLE_EVERY: Duration = Duration::from_millis(100);
 /// Files that are taken from a folder.
 const FILES_MAX: usize = 10_000;
 /// What a message may weigh in recipients.
@@ -143,6 +178,8 @@ impl Plan {
     /// See [`PlanError`].
     pub fn new(settings: Settings, run: u16) -> Result<Plan, PlanError> {
         let conduct = conduct(&settings)?;
+        let security = security(&settings)?;
+        let login = settings.auth.as_deref().map(login).transpose()?;
         let sessions = settings.sessions.unwrap_or(10);
         within("sessions", sessions, 1, PART_MAX - 1, "from 1 to 16777215")?;
         let recipient_count = settings.recipients.unwrap_or(1);
@@ -154,6 +191,10 @@ impl Plan {
         within("threads", threads, 1, 1_024, "from 1 to 1024")?;
         let trickle = settings.trickle.map(|Octets(octets)| octets as usize);
         within("trickle", trickle.unwrap_or(1), 1, 1 << 20, "from 1B to 1MiB")?;
+        let every = settings.trickle_every.map_or(TRICKLE_EVERY, |span| span.0);
+        if settings.trickle_every.is_some() && trickle.is_none() {
+            return Err(PlanError::Contradiction("--trickle-every goes with --trickle"));
+        }
         let messages = settings.messages.unwrap_or(match settings.time {
             Some(_) => u64::MAX,
             None => 10_000,
@@ -178,11 +219,13 @@ impl Plan {
             ledger: settings.ledger,
             seed: settings.seed.unwrap_or_else(|| fastrand::u64(..)),
             run,
+            security,
+            login,
             manners: Manners {
                 early: settings.early,
                 hold: settings.hold.map(|span| span.0),
                 no_data: settings.no_data,
-                trickle,
+                trickle: trickle.map(|octets| (octets, every)),
             },
         })
     }
@@ -235,6 +278,33 @@ fn conduct(settings: &Settings) -> Result<Conduct, PlanError> {
         (true, Some(Bdat::Strict)) => Ok(Conduct::PipelinedChunk),
         (_, Some(Bdat::Flight)) => Ok(Conduct::Flight),
     }
+}
+
+fn security(settings: &Settings) -> Result<Option<Security>, PlanError> {
+    let Some(begin) = settings.tls else {
+        return match settings.insecure {
+            true => Err(PlanError::Contradiction("--insecure says nothing without --tls")),
+            false => Ok(None),
+        };
+    };
+    if settings.early {
+        return Err(PlanError::Contradiction("--early goes without --tls"));
+    }
+    let host =
+        settings.to.as_deref().and_then(|to| to.rsplit_once(':')).map_or("", |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let name = ServerName::try_from(host);
+    let name = name.map_err(|_| PlanError::Contradiction("TLS needs a server's name in --to"))?;
+    Ok(Some(Security { begin, config: client_config(settings.insecure)?, name }))
+}
+
+/// `AUTH PLAIN` with its initial response, all in one line.
+fn login(auth: &str) -> Result<Login, PlanError> {
+    let Some((name, password)) = auth.split_once(':') else {
+        return Err(PlanError::Contradiction("--auth is a name and a password: NAME:PASSWORD"));
+    };
+    let response = BASE64.encode(format!("\0{name}\0{password}").as_bytes());
+    Ok(Login(format!("AUTH PLAIN {response}\r\n").into_bytes()))
 }
 
 fn peer(to: Option<&str>) -> Result<SocketAddr, PlanError> {
@@ -364,6 +434,7 @@ mod tests {
             "source = \"127.0.0.9-127.0.0.2\"",
             "size = [\"9KiB-1KiB\"]",
             "bdat = \"flight\"\nno_data = true",
+            "trickle_every = \"1s\"",
             "ahead = true",
             "ahead = true\npipeline = true\nrate = 5",
             "ahead = true\npipeline = true\nbdat = \"strict\"",

@@ -5,6 +5,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::connection::{Broken, Connection};
+use super::plan::{Login, Security};
+use super::settings::Begin;
 use super::transaction::{Outcome, Transaction};
 use super::worker::{Errand, Worker};
 use crate::ledger::record::{Record, Verdict, now_ns};
@@ -285,6 +287,9 @@ impl Session {
             commands.extend_from_slice(b"\r\n");
         };
         connection.hurry(connected);
+        if let Some(security) = plan.security.as_ref().filter(|one| one.begin == Begin::Implicit) {
+            connection.start_tls(security).await?;
+        }
         if plan.manners.early {
             hello(&mut connection.commands);
             connection.send_commands().await?;
@@ -305,6 +310,19 @@ impl Session {
         self.worker.tally().took(Step::Ehlo, greeted.elapsed());
         if !reply.is_positive() {
             return Err(OpenError::Refused(reply.code, connection.text(&reply)));
+        }
+        if let Some(security) = plan.security.as_ref().filter(|one| one.begin == Begin::Starttls) {
+            start_tls(&mut connection, security).await?;
+            hello(&mut connection.commands);
+            connection.send_commands().await?;
+            // What was offered in clear does not count.
+            let reply = connection.offers().await?;
+            if !reply.is_positive() {
+                return Err(OpenError::Refused(reply.code, connection.text(&reply)));
+            }
+        }
+        if let Some(login) = &plan.login {
+            log_in(&mut connection, login).await?;
         }
         if plan.conduct.is_pipelined() && !connection.offers.pipelining {
             return Err(Broken::NotOffered("PIPELINING").into());
@@ -344,6 +362,32 @@ impl Session {
             }
         }
     }
+}
+
+async fn log_in(connection: &mut Connection, login: &Login) -> Result<(), OpenError> {
+    if !connection.offers.auth_plain {
+        return Err(Broken::NotOffered("AUTH PLAIN").into());
+    }
+    connection.commands.extend_from_slice(&login.0);
+    connection.send_commands().await?;
+    let reply = connection.reply().await?;
+    match reply.is_positive() {
+        true => Ok(()),
+        false => Err(OpenError::Refused(reply.code, connection.text(&reply))),
+    }
+}
+
+async fn start_tls(connection: &mut Connection, security: &Security) -> Result<(), OpenError> {
+    if !connection.offers.starttls {
+        return Err(Broken::NotOffered("STARTTLS").into());
+    }
+    connection.commands.extend_from_slice(b"STARTTLS\r\n");
+    connection.send_commands().await?;
+    let reply = connection.reply().await?;
+    if !reply.is_positive() {
+        return Err(OpenError::Refused(reply.code, connection.text(&reply)));
+    }
+    Ok(connection.start_tls(security).await?)
 }
 
 /// Why a connection was not opened.

@@ -87,6 +87,16 @@ pub struct Settings {
     /// What the server may take for one reply [default: 60s].
     #[arg(long, value_name = "TIME")]
     pub timeout: Option<Span>,
+    /// Encrypt: by STARTTLS, or from the first octet.
+    #[arg(long, value_name = "HOW")]
+    pub tls: Option<Begin>,
+    /// With --tls: take whatever certificate the server shows.
+    #[arg(long)]
+    #[serde(default)]
+    pub insecure: bool,
+    /// Log in on each connection, by AUTH PLAIN (RFC 4616).
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    pub auth: Option<String>,
     /// Record what was acknowledged in this file.
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
@@ -104,9 +114,22 @@ pub struct Settings {
     #[arg(long)]
     #[serde(default)]
     pub no_data: bool,
-    /// Write so many octets at a time, ten times a second: a slow peer.
+    /// Write so many octets of a message at a time, with pauses between them: a slow peer.
     #[arg(long, value_name = "SIZE")]
     pub trickle: Option<Octets>,
+    /// The pauses of --trickle [default: 100ms].
+    #[arg(long, value_name = "TIME")]
+    pub trickle_every: Option<Span>,
+}
+
+/// From when on a connection is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Begin {
+    /// After STARTTLS (RFC 3207).
+    Starttls,
+    /// From the first octet (RFC 8314).
+    Implicit,
 }
 
 /// How BDAT is used.
@@ -220,12 +243,16 @@ impl Settings {
             recipients: self.recipients.or(file.recipients),
             helo: self.helo.or(file.helo),
             timeout: self.timeout.or(file.timeout),
+            tls: self.tls.or(file.tls),
+            insecure: self.insecure || file.insecure,
+            auth: self.auth.or(file.auth),
             ledger: self.ledger.or(file.ledger),
             seed: self.seed.or(file.seed),
             early: self.early || file.early,
             hold: self.hold.or(file.hold),
             no_data: self.no_data || file.no_data,
             trickle: self.trickle.or(file.trickle),
+            trickle_every: self.trickle_every.or(file.trickle_every),
         }
     }
 }

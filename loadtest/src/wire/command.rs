@@ -24,6 +24,8 @@ pub enum Command<'a> {
         /// Whether the message ends with them.
         last: bool,
     },
+    /// STARTTLS (RFC 3207).
+    StartTls,
     /// RSET.
     Rset,
     /// NOOP, HELP, VRFY, EXPN: answered, nothing else.
@@ -49,6 +51,7 @@ impl Command<'_> {
             b"EHLO" => Command::Ehlo(rest.trim_ascii()),
             b"HELO" => Command::Helo(rest.trim_ascii()),
             b"RSET" => Command::Rset,
+            b"STAR" if rest.eq_ignore_ascii_case(b"TTLS") => Command::StartTls,
             b"NOOP" | b"HELP" | b"VRFY" | b"EXPN" => Command::Idle,
             b"QUIT" => Command::Quit,
             _ => Command::Unknown,

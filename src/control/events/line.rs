@@ -32,6 +32,8 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("helo", event.helo, Line::string);
     line.field("tls", event.tls, Line::string);
     line.field("certificate", event.certificate, Line::string);
+    line.field("user", event.user, Line::string);
+    line.field("mechanism", event.mechanism, Line::string);
     line.field("from", event.from, Line::string);
     let to = Some(event.to).filter(|to| !matches!(to, Addressees::None));
     line.field("to", to, Line::addressees);
@@ -41,6 +43,7 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("attempts", event.attempts.map(u64::from), Line::number);
     line.field("reply", event.reply, Line::string);
     line.field("reason", event.reason, Line::string);
+    line.field("require_tls", event.require_tls, Line::boolean);
     line.field("soft_bounce", event.soft_bounce, Line::boolean);
     line.field("delay_ms", event.delay_ms, Line::number);
     line.field("next_attempt", event.next_attempt, Line::display);

@@ -49,6 +49,7 @@ fn a_full_line() {
         attempts: Some(2),
         reply: Some("451 4.0.0 later\u{7}"),
         reason: Some("reply"),
+        require_tls: Some(true),
         soft_bounce: Some(true),
         delay_ms: Some(3),
         next_attempt: Some(Moment(0)),
@@ -59,7 +60,7 @@ fn a_full_line() {
         r#""session":"SESSION","message":"MESSAGE","listener":"127.0.0.1:2525","#,
         r#""peer":"[::1]:9","helo":"a\"b","from":"","to":["a@example.com","b@example.com"],"#,
         r#""size":10,"site":"10.0.0.5:25","attempts":2,"reply":"451 4.0.0 later\u0007","#,
-        r#""reason":"reply","soft_bounce":true,"delay_ms":3,"next_attempt":"1970-01-01T00:00:00.000Z"}"#,
+        r#""reason":"reply","require_tls":true,"soft_bounce":true,"delay_ms":3,"next_attempt":"1970-01-01T00:00:00.000Z"}"#,
         "\n"
     );
     let session = event.session.unwrap().to_string();

@@ -1,5 +1,5 @@
 //! The first words of a connection: TLS from the first octet where the route says so, greeting,
-//! EHLO, STARTTLS.
+//! EHLO, STARTTLS, AUTH.
 //!
 //! Here each side speaks in its turn, so the stream is whole still, as a handshake needs it.  When
 //! TLS does not come about and the site's policy does not insist, that is remembered: the site has
@@ -14,7 +14,8 @@ use crate::outbound::Way;
 use crate::runtime::buffer::{self, Buffer};
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::client::{
-    Client, ClientAction, ConnectionCause, ConnectionFailure, Stage, StartTls, TlsTrouble,
+    Client, ClientAction, ConnectionCause, ConnectionFailure, Login, LoginTrouble, Stage, StartTls,
+    TlsTrouble,
 };
 use crate::tls::TlsPolicy;
 
@@ -52,7 +53,7 @@ pub(super) async fn open(
     way: &Way,
     security: &Security,
     mut stream: Stream,
-    make: impl FnOnce(&Security) -> Client,
+    make: impl FnOnce(&Security, Option<Login>) -> Client,
 ) -> Result<(Client, Stream), Option<ConnectionFailure>> {
     if security.is_implicit
         && let Err(words) = shake_hands(way, security, &mut stream).await
@@ -60,15 +61,30 @@ pub(super) async fn open(
         let cause = ConnectionCause::Tls(TlsTrouble::Handshake(words.into()));
         return Err(Some(ConnectionFailure { stage: Stage::StartTls, cause }));
     }
-    let mut client = make(security);
+    let login = match login(way).await {
+        Ok(login) => login,
+        Err(words) => {
+            let cause = ConnectionCause::Login(LoginTrouble::NoSecret(words.into()));
+            return Err(Some(ConnectionFailure { stage: Stage::Login, cause }));
+        }
+    };
+    let mut client = make(security, login);
+    bind(&mut client, &stream);
     loop {
         while let Some(action) = client.poll_action() {
             match action {
                 ClientAction::Send(octets) => send(&mut client, &mut stream, octets).await,
                 ClientAction::StartTls => match shake_hands(way, security, &mut stream).await {
-                    Ok(()) => client.tls_started(Instant::now()),
+                    Ok(()) => {
+                        bind(&mut client, &stream);
+                        client.tls_started(Instant::now());
+                    }
                     Err(words) => client.tls_failed(&words),
                 },
+                ClientAction::Derive(derivation) => {
+                    let keys = way.worker.blocking.run(move || derivation.derive()).await;
+                    client.derived(Instant::now(), keys.as_ref());
+                }
                 ClientAction::Ready => return Ok((client, stream)),
                 ClientAction::Failed(failure) => return Err(Some(failure)),
                 ClientAction::Close => return Err(None),
@@ -83,6 +99,25 @@ pub(super) async fn open(
             Ok(_) | Err(StreamError::Io(_)) => client.handle_closed(),
             Err(StreamError::TimedOut) => client.handle_timeout(Instant::now()),
         }
+    }
+}
+
+/// What the site's route logs in with; its secret is read now, for it may have changed.
+async fn login(way: &Way) -> Result<Option<Login>, String> {
+    let Some(login) = way.shared().reach().login.clone() else { return Ok(None) };
+    let read = way.worker.blocking.run(move || login.credentials()).await;
+    let credentials = match read {
+        Some(Ok(credentials)) => credentials,
+        Some(Err(error)) => return Err(error.to_string()),
+        None => return Err("the secret could not be read".to_owned()),
+    };
+    Ok(Some(Login { credentials, nonce: way.worker.authority.nonce().into() }))
+}
+
+/// Lets a login be bound to the TLS beneath, if there is any.
+fn bind(client: &mut Client, stream: &Stream) {
+    if let Some(exporter) = stream.secured().and_then(|secured| secured.binding) {
+        client.bind(exporter);
     }
 }
 

@@ -151,3 +151,42 @@ impl Stream {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::runtime;
+    use crate::tls::test_kit;
+
+    /// A peer that begins a hello, or says nothing at all, and then waits.
+    #[test]
+    fn a_stalled_handshake_ends_at_its_deadline() {
+        for beginning in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"] {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let address = listener.local_addr().expect("bound");
+            let peer = thread::spawn(move || {
+                let mut stream = listener.accept().expect("a connection").0;
+                stream.write_all(beginning).expect("the other side reads");
+                let mut rest = Vec::new();
+                // Cut off: the end, or a reset.
+                let _ = stream.read_to_end(&mut rest);
+                rest
+            });
+            let result = runtime::run(async move {
+                runtime::spawn(crate::runtime::deadline::sweep_forever());
+                let stream = Stream::connect(address, None, Duration::from_secs(30)).await;
+                let deadline = Instant::now() + Duration::from_millis(50);
+                let config = test_kit::acceptor_config(false);
+                stream.expect("it listens").accept_tls(config, deadline).await
+            });
+            let error = result.expect("a loop").expect_err("there is no handshake");
+            assert!(matches!(error, HandshakeError::Stream(StreamError::TimedOut)), "{error}");
+            peer.join().expect("it hears of the end");
+        }
+    }
+}

@@ -24,6 +24,10 @@ pub(super) fn write_mail(out: &mut Vec<u8>, transaction: &Transaction, peer: &Ca
     if peer.smtputf8 && envelope.parameters.smtputf8 {
         out.extend_from_slice(b" SMTPUTF8");
     }
+    // A peer that does not offer it is a mail store behind LMTP, where the way ends.
+    if peer.require_tls && envelope.parameters.require_tls {
+        out.extend_from_slice(b" REQUIRETLS");
+    }
     if peer.dsn {
         match envelope.parameters.ret {
             Some(Ret::Full) => out.extend_from_slice(b" RET=FULL"),

@@ -101,6 +101,8 @@ impl World {
             received: 10,
             bare_newline: BareNewline::Reject,
             tls: ListenerTls::Off,
+            auth: None,
+            checks_senders: false,
         };
         let client = ClientConfig { one_flight: OneFlight::AtOnce, ..config() };
         let mut world = World {
@@ -173,7 +175,7 @@ impl World {
                 }
                 ClientAction::StartTls => panic!("the server offers none"),
                 ClientAction::Close => self.is_closed = true,
-                ClientAction::Ready | ClientAction::Failed(_) => {}
+                ClientAction::Derive(_) | ClientAction::Ready | ClientAction::Failed(_) => {}
             }
         }
     }
@@ -206,7 +208,9 @@ impl World {
             match handled.event {
                 Event::Body => self.body.extend(consumed),
                 Event::DropBody => self.body.clear(),
-                Event::StartTls => panic!("it is not offered"),
+                Event::StartTls | Event::StartQueue | Event::Authenticate | Event::CheckSender => {
+                    panic!("it is not offered")
+                }
                 Event::CheckRecipient => {
                     let path = format!("{:?}", self.server.recipient_in_question());
                     let verdict = match () {
@@ -218,7 +222,6 @@ impl World {
                 }
                 Event::EndOfMessage => self.store(),
                 Event::Continue => {}
-                Event::StartQueue => unreachable!("the client never asks for it"),
                 Event::NeedInput | Event::Close => break,
             }
         }

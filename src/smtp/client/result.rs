@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::settings::TransactionId;
+use crate::auth::sasl::client::ClientError;
 use crate::smtp::reply_reader::{PeerReply, ReplyError};
 
 /// The end of a transaction.
@@ -128,6 +129,9 @@ pub enum LocalRefusal {
         /// SIZE of the peer.
         limit_octets: u64,
     },
+    /// RFC 8689 section 4.2.1.
+    #[error("the sender requires TLS all the way and the mail server does not offer that")]
+    NeedsRequireTls,
     /// RFC 6531 section 3.5.
     #[error("the message needs SMTPUTF8 and the mail server does not offer it")]
     NeedsSmtputf8,
@@ -167,8 +171,24 @@ pub enum ConnectionCause {
     Malformed(ReplyError),
     /// The connection is not encrypted as it should be.
     Tls(TlsTrouble),
+    /// We are not logged in.
+    Login(LoginTrouble),
     /// We gave up: the body could not be read, or the gateway stops.
     Abandoned,
+}
+
+/// Why we are not logged in at a smart host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoginTrouble {
+    /// The peer offers no mechanism that we have a secret for and that shows nothing to who reads
+    /// along.
+    NotOffered,
+    /// The peer refused.
+    Refused(Arc<PeerReply>),
+    /// We gave the exchange up.
+    Ours(ClientError),
+    /// The secret cannot be read, in these words.
+    NoSecret(Box<str>),
 }
 
 /// Why there is no TLS.
@@ -199,7 +219,8 @@ impl ConnectionFailure {
         match &self.cause {
             ConnectionCause::Refused(reply)
             | ConnectionCause::Unexpected(reply)
-            | ConnectionCause::Tls(TlsTrouble::Refused(reply)) => Some(reply),
+            | ConnectionCause::Tls(TlsTrouble::Refused(reply))
+            | ConnectionCause::Login(LoginTrouble::Refused(reply)) => Some(reply),
             _ => None,
         }
     }
@@ -232,6 +253,18 @@ impl fmt::Display for ConnectionFailure {
                 write!(f, "octets in clear came behind the reply to STARTTLS")
             }
             ConnectionCause::Tls(TlsTrouble::Handshake(words)) => f.write_str(words),
+            ConnectionCause::Login(LoginTrouble::NotOffered) => {
+                write!(f, "the mail server offers no AUTH that may be used on this connection")
+            }
+            ConnectionCause::Login(LoginTrouble::Refused(_)) => {
+                write!(f, "the mail server refused our login")
+            }
+            ConnectionCause::Login(LoginTrouble::Ours(error)) => {
+                write!(f, "we could not log in: {error}")
+            }
+            ConnectionCause::Login(LoginTrouble::NoSecret(words)) => {
+                write!(f, "we could not log in: {words}")
+            }
             ConnectionCause::Abandoned => write!(f, "the attempt was cut off here {stage}"),
         }
     }
@@ -246,6 +279,8 @@ pub enum Stage {
     Hello,
     /// STARTTLS and the handshake.
     StartTls,
+    /// AUTH.
+    Login,
     /// Between transactions.
     Idle,
     /// RSET.
@@ -271,6 +306,7 @@ impl fmt::Display for Stage {
             Stage::Greeting => "at its greeting",
             Stage::Hello => "at EHLO",
             Stage::StartTls => "at STARTTLS",
+            Stage::Login => "at AUTH",
             Stage::Idle => "between two messages",
             Stage::Reset => "at RSET",
             Stage::Mail => "at MAIL FROM",

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::login::Login;
 use crate::config::EightBit;
 use crate::limits;
 use crate::message::{BodyFlags, Envelope, Recipient};
@@ -16,6 +17,10 @@ pub struct ClientConfig {
     pub protocol: Protocol,
     /// Whether the connection turns to TLS by STARTTLS; `Never` where it is encrypted already.
     pub starttls: StartTls,
+    /// The connection runs over TLS from its first octet.
+    pub is_secured: bool,
+    /// What it logs in with, before any mail.
+    pub login: Option<Login>,
     /// How long the peer may take.
     pub timeouts: Timeouts,
     /// False once a peer of the site announced CHUNKING and refused BDAT

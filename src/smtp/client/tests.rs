@@ -3,6 +3,7 @@
 //! the other lines are what the client tells its driver.
 
 use super::*;
+use crate::auth::sasl::client::Credentials;
 use crate::config::EightBit;
 use crate::message::{BodyKind, Envelope, MailParameters, Notify, Recipient, Ret};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
@@ -14,6 +15,8 @@ const DIALOGUES: &str = include_str!("dialogues.txt");
 pub(super) fn config() -> ClientConfig {
     ClientConfig {
         starttls: StartTls::Never,
+        is_secured: false,
+        login: None,
         ehlo_name: "me.test".into(),
         protocol: Protocol::Smtp,
         timeouts: Timeouts::default(),
@@ -22,6 +25,12 @@ pub(super) fn config() -> ClientConfig {
         messages_in_flight: 3,
         eight_bit: EightBit::Send,
     }
+}
+
+/// The user and the nonce of the example in RFC 7677 section 3, whose password is `pencil`.
+fn login(secret: &str, is_token: bool) -> Login {
+    let credentials = Credentials { name: "user".into(), secret: secret.into(), is_token };
+    Login { credentials, nonce: "rOprNGfwEbeRWgbNEkqO".into() }
 }
 
 fn mailbox(text: &str) -> Mailbox {
@@ -45,6 +54,7 @@ pub(super) fn transaction(words: &str) -> Transaction {
             "bare" => flags.insert(BodyFlags::BARE_LF),
             "open-ended" => flags = BodyFlags(flags.0 & !BodyFlags::ENDS_WITH_CRLF.0),
             "utf8" => envelope.parameters.smtputf8 = true,
+            "secure" => envelope.parameters.require_tls = true,
             "large" => size_octets = 5000,
             "huge" => size_octets = 1 << 20,
             "dsn" => {
@@ -103,6 +113,7 @@ fn failure_line(failure: &ConnectionFailure) -> String {
     let cause = match &failure.cause {
         ConnectionCause::Refused(reply) => format!("refused {}", reply.code),
         ConnectionCause::Unexpected(reply) => format!("unexpected {}", reply.code),
+        ConnectionCause::Login(LoginTrouble::Refused(reply)) => format!("login refused {reply}"),
         other => format!("{other:?}").to_lowercase(),
     };
     format!("{:?} {cause}", failure.stage)
@@ -177,6 +188,10 @@ impl Run {
                     self.lines.push(format!("FAILED {}", failure_line(&failure)));
                 }
                 ClientAction::StartTls => self.lines.push("TLS".into()),
+                ClientAction::Derive(derivation) => {
+                    assert_eq!(self.client.deadline(), None, "the peer waits for us");
+                    self.client.derived(self.now, Some(&derivation.derive()));
+                }
                 ClientAction::Close => self.lines.push("CLOSE".into()),
                 ClientAction::Send(_) => unreachable!("handled above"),
             }
@@ -229,6 +244,10 @@ fn run(dialogue: &str, split: &dyn Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<String> {
             "flight-later" => config.one_flight = OneFlight::AfterOne,
             "lmtp" => config.protocol = Protocol::Lmtp,
             "bounce-8bit" => config.eight_bit = EightBit::Bounce,
+            "secured" => config.is_secured = true,
+            "password" => config.login = Some(login("pencil", false)),
+            "token" => config.login = Some(login("t.o.k.e.n", true)),
+            "unsendable" => config.login = Some(login("pen\u{7}cil", false)),
             other => panic!("no setting {other}"),
         }
     }

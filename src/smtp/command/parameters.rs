@@ -34,6 +34,9 @@ pub(super) fn mail(list: &[u8], extensions: &Extensions) -> Result<MailGiven, Co
             name @ "SMTPUTF8" => {
                 kept.smtputf8 = seen.once(name, value.is_none().then_some(true))?
             }
+            name @ "REQUIRETLS" => {
+                kept.require_tls = seen.once(name, value.is_none().then_some(true))?
+            }
             name @ "RET" => kept.ret = Some(seen.once(name, ret(value))?),
             name @ "ENVID" => kept.envid = Some(seen.once(name, envid(value))?),
             name => given.auth = Some(seen.once(name, auth(value))?),
@@ -64,6 +67,7 @@ fn mail_keyword(keyword: &[u8], extensions: &Extensions) -> Option<&'static str>
         ("SIZE", extensions.size),
         ("BODY", extensions.eight_bit_mime),
         ("SMTPUTF8", extensions.smtputf8),
+        ("REQUIRETLS", extensions.require_tls),
         ("RET", extensions.dsn),
         ("ENVID", extensions.dsn),
         ("AUTH", extensions.auth),
@@ -251,4 +255,4 @@ fn upper_hex(octet: u8) -> Option<u8> {
 }
 
 /// As many as MAIL has names.
-const PARAMETERS: usize = 6;
+const PARAMETERS: usize = 7;

@@ -10,6 +10,7 @@ const ALL: Extensions = Extensions {
     smtputf8: true,
     dsn: true,
     auth: true,
+    require_tls: true,
     transaction: Utf8::Refused,
 };
 
@@ -198,6 +199,7 @@ fn mail_is_read() {
         parameters: MailParameters {
             body: BodyKind::EightBitMime,
             smtputf8: true,
+            require_tls: false,
             ret: Some(Ret::Headers),
             envid: Some("QQ+2B314".into()),
         },
@@ -205,6 +207,11 @@ fn mail_is_read() {
         auth: Some("c+3Dd@e".into()),
     };
     assert_eq!(mail, expected);
+    assert!(mail_of("MAIL FROM:<a@b> requiretls SIZE=5").parameters.require_tls);
+    assert!(read("MAIL FROM:<a@b> REQUIRETLS=yes").is_err());
+    assert!(read("MAIL FROM:<a@b> REQUIRETLS REQUIRETLS").is_err());
+    let in_clear = Extensions { require_tls: false, ..ALL };
+    assert!(parse(b"MAIL FROM:<a@b> REQUIRETLS", &in_clear).is_err());
     assert_eq!(mail_of("MAIL FROM:<a@b> AUTH=<>").auth.as_deref(), Some("<>"));
     assert_eq!(mail_of("MAIL FROM:<a@b> RET=full").parameters.ret, Some(Ret::Full));
 }

@@ -123,6 +123,7 @@ const EIGHT_BIT_MIME: u8 = 1;
 const SMTPUTF8: u8 = 2;
 const RET_FULL: u8 = 4;
 const RET_HEADERS: u8 = 8;
+const REQUIRE_TLS: u8 = 16;
 
 impl NewMessage<'_> {
     /// Writes the record; nothing when `out` is too short or a part is longer than its field.
@@ -180,6 +181,7 @@ impl NewMessage<'_> {
                 BodyKind::SevenBit => 0,
                 BodyKind::EightBitMime => EIGHT_BIT_MIME,
             } | if parameters.smtputf8 { SMTPUTF8 } else { 0 }
+                | if parameters.require_tls { REQUIRE_TLS } else { 0 }
                 | match parameters.ret {
                     None => 0,
                     Some(Ret::Full) => RET_FULL,
@@ -450,6 +452,7 @@ fn take_envelope(take: &mut Take<'_>, fixed: &Fixed) -> Result<Envelope, FormatE
             BodyKind::SevenBit
         },
         smtputf8: fixed.parameters & SMTPUTF8 != 0,
+        require_tls: fixed.parameters & REQUIRE_TLS != 0,
         ret,
         envid: take_text(take)?,
     };

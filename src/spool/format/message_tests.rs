@@ -12,6 +12,7 @@ fn envelope() -> Envelope {
         parameters: MailParameters {
             body: BodyKind::EightBitMime,
             smtputf8: true,
+            require_tls: true,
             ret: Some(Ret::Headers),
             envid: Some("".into()),
         },

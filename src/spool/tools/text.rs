@@ -37,6 +37,7 @@ pub(super) fn envelope_line(
         "to": recipients.collect::<Vec<_>>(),
         "envid": stored.envelope.parameters.envid,
         "smtputf8": stored.envelope.parameters.smtputf8,
+        "require_tls": stored.envelope.parameters.require_tls,
         "accepted_unix_ms": stored.origin.accepted_unix_ms,
         "client": stored.origin.client.to_string(),
         "helo": stored.origin.helo,

@@ -59,7 +59,8 @@ pub fn well_formed(line: &[u8]) -> Result<String, String> {
         return Err(wrong("a reply with an octet that is not printable ASCII"));
     }
     let code = matches!(text, [b'2'..=b'5', b'0'..=b'5', b'0'..=b'9', b' ' | b'-', _, ..]);
-    if !code {
+    // An empty challenge of AUTH has no text (RFC 4954 section 4).
+    if !code && text != b"334 " {
         return Err(wrong("a reply without a code"));
     }
     Ok(String::from_utf8_lossy(text).into_owned())

@@ -4,11 +4,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
+use mailrace::auth::Users;
+use mailrace::auth::sasl::{Binding, Claim, Exchange, Failure, Step};
+use mailrace::auth::scram::Verifier;
 use mailrace::config::Config;
 use mailrace::inbound::relay::{self, Facts};
 use mailrace::message::{BodyFlags, BodySummary, Durability, Envelope, MessageId};
-use mailrace::smtp::reply::QueueStart;
-use mailrace::smtp::server::{Event, Server};
+use mailrace::smtp::reply::{QueueStart, Refusal};
+use mailrace::smtp::server::{AuthAnswer, Event, Response, Server};
 
 use super::settings::{self, Settings};
 
@@ -16,6 +19,9 @@ use super::settings::{self, Settings};
 pub struct Machine {
     server: Server,
     config: Config,
+    users: Users,
+    exchange: Option<Exchange>,
+    user: Option<Box<str>>,
     client: IpAddr,
     now: Instant,
     /// What came in; the server has consumed what stands before `start`.
@@ -54,6 +60,9 @@ impl Machine {
         }
         let mut machine = Machine {
             server,
+            users: Users::parse(&settings::users()).expect("a users file"),
+            exchange: None,
+            user: None,
             config,
             client,
             now,
@@ -83,7 +92,7 @@ impl Machine {
         }
         self.flush();
         let kept = self.input.len() - self.start;
-        assert!(self.closed || kept < COMMAND_LINE, "{kept} octets are left unconsumed");
+        assert!(self.closed || kept < AUTH_LINE, "{kept} octets are left unconsumed");
     }
 
     /// One call of the server; whether another follows.
@@ -101,9 +110,11 @@ impl Machine {
             Event::DropBody => self.body.clear(),
             Event::CheckRecipient => self.check_recipient(),
             Event::EndOfMessage => self.store(),
-            Event::StartTls => panic!("no dialogue has TLS"),
             // As in a gateway whose queue is empty.
             Event::StartQueue => self.server.queue_started(self.now, Ok(QueueStart::Nothing)),
+            Event::StartTls => panic!("no dialogue has TLS"),
+            Event::Authenticate => self.authenticate(),
+            Event::CheckSender => self.check_sender(),
             Event::Close => self.closed = true,
             Event::Continue | Event::NeedInput => {}
         }
@@ -119,11 +130,47 @@ impl Machine {
             service: self.config.listeners[0].service,
             client: self.client,
             certificate: None,
-            authenticated: false,
+            authenticated: self.user.is_some(),
         };
         let path = self.server.recipient_in_question().expect("there is one");
         let verdict = relay::decide(&self.config, facts, path);
         self.server.recipient_checked(self.now, verdict);
+    }
+
+    /// Takes the exchange further, as `inbound` does but at once.
+    fn authenticate(&mut self) {
+        let Response { mechanism, is_first, octets } = self.server.response().expect("one waits");
+        if is_first {
+            self.exchange = None;
+        }
+        let exchange = self
+            .exchange
+            .get_or_insert_with(|| Exchange::new(mechanism, "nonce", Binding::default()));
+        let nobody = |hash, name: &str| Verifier::nobody(hash, name, b"secret");
+        let mut step = exchange.respond(octets, &nobody);
+        if let Step::Verify(Claim::Password { name, password }) = &step {
+            let user = self.users.find(name).filter(|user| user.verify(password));
+            step = exchange.verified(user.map(|user| &*user.name));
+        }
+        let answer = match step {
+            Step::Challenge(octets) => AuthAnswer::Challenge(octets),
+            Step::Done(user) => {
+                self.user = Some(user.clone());
+                AuthAnswer::Succeeded(user)
+            }
+            Step::Failed(Failure::Malformed) => AuthAnswer::Failed(Refusal::BadResponse),
+            Step::Failed(Failure::Credentials) => AuthAnswer::Failed(Refusal::AuthFailed),
+            Step::Verify(_) => panic!("no dialogue has tokens"),
+        };
+        self.server.auth_answered(self.now, answer);
+    }
+
+    fn check_sender(&mut self) {
+        let path = self.server.sender_in_question().expect("there is one");
+        let user = self.user.as_deref().and_then(|user| self.users.find(user));
+        let is_theirs = user.is_some_and(|user| user.senders.allows(path));
+        let verdict = is_theirs.then_some(()).ok_or(Refusal::SenderDenied);
+        self.server.sender_checked(self.now, verdict);
     }
 
     fn store(&mut self) {
@@ -170,5 +217,5 @@ fn crc32c_plain(octets: &[u8]) -> u32 {
 const FLUSH_AT: usize = 16 * 1024;
 /// The mark at which the server stops by itself, and one reply to EHLO.
 const REPLIES_MAX: usize = FLUSH_AT + 1024;
-/// What the server may leave in the receive buffer: less than a command line.
-const COMMAND_LINE: usize = 2_048;
+/// What the server may leave in the receive buffer: less than a line of AUTH, the longest.
+const AUTH_LINE: usize = 12_288;

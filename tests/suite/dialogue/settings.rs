@@ -1,11 +1,16 @@
 //! The configuration that a dialogue runs under: one text for the pure server and the program.
 
+use std::fs::Permissions;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use mailrace::config::{Config, Environment};
-use mailrace::smtp::server::ServerConfig;
+use argon2::{Algorithm, Argon2, Params, Version};
+use data_encoding::BASE64_NOPAD;
+use mailrace::config::{Config, Environment, Service};
+use mailrace::smtp::server::{AuthOffer, ServerConfig};
+use mailrace::tls::self_signed::{self, pem};
 
 use super::format::Dialogue;
 
@@ -17,6 +22,8 @@ pub struct Settings {
     message_size: String,
     recipients: String,
     received: String,
+    tls: String,
+    require_tls: String,
     /// The client's address; a dialogue that names one is not played over TCP.
     pub client: Option<IpAddr>,
 }
@@ -32,6 +39,8 @@ impl Settings {
                 "message_size" => &mut settings.message_size,
                 "recipients" => &mut settings.recipients,
                 "received" => &mut settings.received,
+                "tls" => &mut settings.tls,
+                "require_tls" => &mut settings.require_tls,
                 "client" => {
                     settings.client = Some(value.parse().expect("@ client is an IP address"));
                     continue;
@@ -46,8 +55,18 @@ impl Settings {
     /// The configuration file, for a gateway that keeps everything below `directory`.
     pub fn toml(&self, directory: &Path, smtp_port: u16, admin_port: u16) -> String {
         let Settings { service, bare_newline, message_size, recipients, received, .. } = self;
+        let Settings { tls, require_tls, .. } = self;
         let data = directory.join("data").display().to_string();
         let mail = directory.join("mail").display().to_string();
+        // A warning where nobody logs in, and an error where somebody should and cannot.
+        let auth = match &**service {
+            "submission" => format!(
+                "[auth]\nusers = \"users\"\nrequire_tls = {require_tls}\n\
+                 mechanisms = [\"SCRAM-SHA-256\", \"PLAIN\", \"LOGIN\"]\n\
+                 [[tls.certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\""
+            ),
+            _ => String::new(),
+        };
         format!(
             r#"hostname = "mx.example.com"
 data_dir = "{data}"
@@ -57,6 +76,8 @@ address = "127.0.0.1:{smtp_port}"
 service = "{service}"
 bare_newline = "{bare_newline}"
 durability = "os"
+tls = "{tls}"
+{auth}
 [relay]
 networks = ["127.0.0.0/8"]
 [domains]
@@ -82,6 +103,20 @@ address = "127.0.0.1:{admin_port}"
         )
     }
 
+    /// Writes the files that the configuration names.
+    pub fn prepare(&self, directory: &Path) {
+        if self.service != "submission" {
+            return;
+        }
+        let made = self_signed::generate(&["mx.example.com"], jiff::Timestamp::now());
+        let made = made.expect("a key");
+        let file = |name| directory.join(name);
+        std::fs::write(file("chain.pem"), pem("CERTIFICATE", &made.certificate)).expect("a file");
+        std::fs::write(file("key.pem"), pem("PRIVATE KEY", &made.key)).expect("a file");
+        std::fs::write(file("users"), users()).expect("a file");
+        std::fs::set_permissions(file("users"), Permissions::from_mode(0o600)).expect("ours");
+    }
+
     /// The configuration, for the pure server.
     pub fn config(&self) -> Config {
         let environment = Environment {
@@ -105,6 +140,8 @@ impl Default for Settings {
             message_size: "64KiB".to_owned(),
             recipients: "100".to_owned(),
             received: "100".to_owned(),
+            tls: "off".to_owned(),
+            require_tls: "false".to_owned(),
             client: None,
         }
     }
@@ -119,5 +156,25 @@ pub fn server_config(config: &Config) -> Rc<ServerConfig> {
         received: config.limits.received as u32,
         bare_newline: config.listeners[0].bare_newline,
         tls: config.listeners[0].tls,
+        auth: (config.listeners[0].service == Service::Submission).then(|| AuthOffer {
+            mechanisms: config.auth.mechanisms.clone().into(),
+            only_secured: config.auth.require_tls,
+            secrets_in_clear: !config.auth.require_tls,
+            required: true,
+        }),
+        checks_senders: config.listeners[0].service == Service::Submission,
     })
+}
+
+/// The users file: `alice@example.com`, who may send as herself, and `office`, who may send as
+/// anybody of `example.org`.  The password of both is `pencil`, under a hash that costs next to
+/// nothing, since each dialogue is played a hundred times.
+pub fn users() -> String {
+    let parameters = Params::new(8, 1, 1, None).expect("the least that there is");
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, parameters);
+    let (salt, mut hash) = (*b"saltsaltsaltsalt", [0; 32]);
+    argon2.hash_password_into(b"pencil", &salt, &mut hash).expect("a salt of a good length");
+    let (salt, hash) = (BASE64_NOPAD.encode(&salt), BASE64_NOPAD.encode(&hash));
+    let hash = format!("argon2id=$argon2id$v=19$m=8,t=1,p=1${salt}${hash}");
+    format!("alice@example.com {hash}\noffice {hash} senders=*@example.org\n")
 }

@@ -145,6 +145,8 @@ impl Gateway {
             received: config.limits.received as u32,
             bare_newline: config.listeners[0].bare_newline,
             tls: config.listeners[0].tls,
+            auth: None,
+            checks_senders: false,
         };
         let mut gateway = Gateway {
             workers: workers.collect(),

@@ -244,7 +244,7 @@ fn append_notice(
 ) -> Ticket {
     scene.trace(|| format!("notice {} about {cause:?}", notice.id));
     let routes = notice.routes(&shared.config).expect("every sender of a world has a route");
-    let groups = shared.sites.group(&routes, &notice.notice.envelope.recipients);
+    let groups = shared.sites.group(&routes, &notice.notice.envelope);
     let filing = Filing { id: notice.id, groups };
     scene.books.notice_appended();
     if scene.plan.plant == Plant::LoneNotice {

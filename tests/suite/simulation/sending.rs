@@ -106,6 +106,8 @@ impl Connection {
         };
         let config = ClientConfig {
             starttls: Default::default(),
+            is_secured: false,
+            login: None,
             ehlo_name: "gateway.example".into(),
             timeouts: Timeouts {
                 greeting: delivery.timeouts.greeting,
@@ -369,7 +371,9 @@ impl Connection {
                     }
                     self.state = State::Over;
                 }
-                ClientAction::StartTls => panic!("no simulated peer has TLS"),
+                ClientAction::StartTls | ClientAction::Derive(_) => {
+                    panic!("no simulated peer has TLS or AUTH")
+                }
                 ClientAction::Close => self.state = State::Over,
             }
         }

@@ -161,8 +161,11 @@ impl Session {
                     }
                     Step::CheckRecipient => self.check_recipient(scene.now(), shared),
                     Step::Store => self.store(scene, worker, shared),
-                    Step::StartTls => panic!("no simulated listener has TLS"),
                     Step::StartQueue => unreachable!("no client of the simulation may send ETRN"),
+                    Step::StartTls => panic!("no simulated listener has TLS"),
+                    Step::Authenticate | Step::CheckSender => {
+                        panic!("no simulated listener has AUTH")
+                    }
                     Step::Close => {
                         self.flush(scene);
                         return false;
@@ -344,7 +347,7 @@ impl Session {
                 return self.server.stored(scene.now(), Err(Refusal::from(refused)));
             }
         };
-        let groups = shared.sites.group(&message.routes, &message.envelope.recipients);
+        let groups = shared.sites.group(&message.routes, &message.envelope);
         let filing = Filing { id, groups };
         worker.waiting.insert(ticket, Waiting::Message { link: self.link, filing });
         let path = |recipient: &mailrace::message::Recipient| recipient.path.as_str().to_owned();
@@ -364,7 +367,7 @@ impl Session {
         let mut text = String::new();
         trace::Received {
             helo: client.map_or("", |client| &client.helo),
-            client: CLIENT.parse().expect("an address"),
+            client: Some(CLIENT.parse().expect("an address")),
             hostname: &shared.config.hostname,
             extended: true,
             secured: None,
