@@ -5,11 +5,14 @@
 //! `cargo bench --bench recovery -- recover DIRECTORY` drops the page cache, if it may, recovers
 //! the spool as a gateway with two workers would, and tells time and memory.  A gateway whose
 //! `data_dir` is the directory above starts on the same files (`DIRECTORY` ends in `spool`).
+//! `cargo bench --bench recovery -- compare DIRECTORY` reads the same files with `dd` and recovers
+//! them, five times in turns: the median of either rate, and their ratio.
 //!
 //! Without arguments it does both, small, in a temporary directory.
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,7 +45,7 @@ fn main() {
             let place = tempfile::tempdir().expect("a temporary directory");
             let spool = place.path().join("spool");
             fill(&spool, 20_000, 10 * 1024, true);
-            start(&spool);
+            _ = start(&spool);
         }
         ["fill", spool, messages, octets] => {
             fill(Path::new(spool), number(messages), number(octets), true);
@@ -50,8 +53,9 @@ fn main() {
         ["fill", spool, messages, octets, "--no-index"] => {
             fill(Path::new(spool), number(messages), number(octets), false);
         }
-        ["recover", spool] => start(Path::new(spool)),
-        _ => panic!("fill DIRECTORY MESSAGES OCTETS [--no-index], or recover DIRECTORY"),
+        ["recover", spool] => _ = start(Path::new(spool)),
+        ["compare", spool] => compare(Path::new(spool)),
+        _ => panic!("fill DIRECTORY MESSAGES OCTETS [--no-index], recover or compare DIRECTORY"),
     }
 }
 
@@ -207,7 +211,42 @@ impl RecoveryVisitor for Timed<'_> {
     }
 }
 
-fn start(spool: &Path) {
+/// The disk's own rate, and that of a recovery of all that is on it.
+fn compare(spool: &Path) {
+    let mut rates = [Vec::new(), Vec::new()];
+    for _ in 0..5 {
+        rates[0].push(read_by_dd(spool));
+        rates[1].push(start(spool));
+    }
+    rates.iter_mut().for_each(|rates| rates.sort_by(f64::total_cmp));
+    let [disk, recovery] = rates.map(|rates| rates[rates.len() / 2]);
+    println!(
+        "medians: dd {:.0} MB/s, recovery {:.0} MB/s, which is {:.0} %",
+        disk / 1e6,
+        recovery / 1e6,
+        100.0 * recovery / disk
+    );
+}
+
+/// Reads all segments as fast as the disk gives them; octets a second.
+fn read_by_dd(spool: &Path) -> f64 {
+    let started = Instant::now();
+    let mut octets = 0;
+    for entry in fs::read_dir(spool).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "seg") {
+            octets += fs::metadata(&path).expect("a file").len();
+            let input = format!("if={}", path.display());
+            let mut dd = Command::new("dd");
+            let dd = dd.args([&*input, "of=/dev/null", "bs=4M", "iflag=direct", "status=none"]);
+            assert!(dd.status().expect("dd").success());
+        }
+    }
+    octets as f64 / started.elapsed().as_secs_f64()
+}
+
+/// Recovers a spool; gives its octets a second.
+fn start(spool: &Path) -> f64 {
     if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "3") {
         println!("the page cache stays warm: {error}");
     }
@@ -247,6 +286,7 @@ fn start(spool: &Path) {
         status_kib("VmHWM:"),
     );
     drop((log, handles));
+    octets as f64 / seconds
 }
 
 /// Octets of segment files.

@@ -1,8 +1,9 @@
 //! Handles in pages of fixed size: a queue that grows never copies what it holds, as a doubling
 //! vector would, and an index stays good until its handle is removed.
 
-/// Slots of a page; 64 KiB a page with handles of 64 octets.
-const PAGE: usize = 1024;
+/// Octets of a page at most.  It is a size in which the allocator deals: a few octets more, and it
+/// would give a sixth more, of which huge pages make memory that is never touched and yet taken.
+const PAGE_OCTETS: usize = 96 * 1024;
 
 /// The place of a value in an [`Arena`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +29,9 @@ impl<T> Default for Arena<T> {
 }
 
 impl<T> Arena<T> {
+    /// Slots of a page.
+    const PAGE: usize = PAGE_OCTETS / size_of::<Entry<T>>();
+
     /// Puts a value in.
     pub fn insert(&mut self, value: T) -> Slot {
         let slot = match self.free {
@@ -56,7 +60,7 @@ impl<T> Arena<T> {
 
     /// The value in `slot`.
     pub fn get(&self, slot: Slot) -> Option<&T> {
-        match self.pages.get(slot.0 as usize / PAGE)?.get(slot.0 as usize % PAGE)? {
+        match self.pages.get(slot.0 as usize / Self::PAGE)?.get(slot.0 as usize % Self::PAGE)? {
             Entry::Used(value) => Some(value),
             Entry::Free { .. } => None,
         }
@@ -64,7 +68,11 @@ impl<T> Arena<T> {
 
     /// The value in `slot`, to be changed.
     pub fn get_mut(&mut self, slot: Slot) -> Option<&mut T> {
-        match self.pages.get_mut(slot.0 as usize / PAGE)?.get_mut(slot.0 as usize % PAGE)? {
+        match self
+            .pages
+            .get_mut(slot.0 as usize / Self::PAGE)?
+            .get_mut(slot.0 as usize % Self::PAGE)?
+        {
             Entry::Used(value) => Some(value),
             Entry::Free { .. } => None,
         }
@@ -82,7 +90,7 @@ impl<T> Arena<T> {
 
     /// How many places there are, free ones too.
     pub fn places(&self) -> u32 {
-        (self.pages.len() * PAGE) as u32
+        (self.pages.len() * Self::PAGE) as u32
     }
 
     /// All values with their places.
@@ -94,16 +102,16 @@ impl<T> Arena<T> {
     }
 
     fn entry(&mut self, slot: Slot) -> &mut Entry<T> {
-        &mut self.pages[slot.0 as usize / PAGE][slot.0 as usize % PAGE]
+        &mut self.pages[slot.0 as usize / Self::PAGE][slot.0 as usize % Self::PAGE]
     }
 
     /// Adds a page and gives its first slot; the rest of it is chained behind.
     fn grow(&mut self) -> Slot {
-        let first = (self.pages.len() * PAGE) as u32;
+        let first = (self.pages.len() * Self::PAGE) as u32;
         let chain = |place: usize| Entry::Free {
-            next: (place + 1 < PAGE).then(|| Slot(first + place as u32 + 1)),
+            next: (place + 1 < Self::PAGE).then(|| Slot(first + place as u32 + 1)),
         };
-        self.pages.push((0..PAGE).map(chain).collect());
+        self.pages.push((0..Self::PAGE).map(chain).collect());
         Slot(first)
     }
 }
@@ -115,7 +123,8 @@ mod tests {
     #[test]
     fn values_keep_their_place_and_free_places_are_used_again() {
         let mut arena = Arena::default();
-        let slots: Vec<Slot> = (0..3 * PAGE).map(|value| arena.insert(value)).collect();
+        let slots: Vec<Slot> =
+            (0..3 * Arena::<usize>::PAGE).map(|value| arena.insert(value)).collect();
         for (value, &slot) in slots.iter().enumerate() {
             assert_eq!(arena.get(slot), Some(&value));
         }
@@ -123,8 +132,8 @@ mod tests {
         assert_eq!(arena.remove(slots[7]), None);
         assert_eq!(arena.get(slots[7]), None);
         assert_eq!(arena.insert(99), slots[7]);
-        assert_eq!(arena.len(), 3 * PAGE);
-        assert_eq!(arena.iter().count(), 3 * PAGE);
+        assert_eq!(arena.len(), 3 * Arena::<usize>::PAGE);
+        assert_eq!(arena.iter().count(), 3 * Arena::<usize>::PAGE);
         assert_eq!(arena.get(Slot(u32::MAX)), None);
     }
 }

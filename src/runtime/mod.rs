@@ -12,6 +12,7 @@ pub mod datagram;
 pub mod deadline;
 pub mod guard;
 pub mod mailbox;
+pub mod memory;
 pub mod notify;
 pub mod socket;
 pub mod tls;

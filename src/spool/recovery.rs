@@ -606,11 +606,12 @@ impl<'a, D: Disk> Recovery<'a, D> {
 
     /// Pass two.
     fn visit_live(&mut self) -> Result<(), RecoveryError> {
-        let mut by_scan: BTreeMap<SegmentNo, Vec<(RecordPlace, MessageId)>> = BTreeMap::new();
-        for (&id, live) in &self.live {
+        // Offsets alone: there may be millions.
+        let mut by_scan: BTreeMap<SegmentNo, Vec<u32>> = BTreeMap::new();
+        for live in self.live.values() {
             let segment = live.place.segment;
             if !self.segments[&segment].is_indexed && !self.heads.contains_key(&segment) {
-                by_scan.entry(live.place.segment).or_default().push((live.place, id));
+                by_scan.entry(segment).or_default().push(live.place.offset);
             }
         }
         let order: Vec<SegmentNo> = self.segments.keys().copied().collect();
@@ -619,9 +620,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 self.visit_indexed(no)?;
             } else if let Some(heads) = self.heads.remove(&no) {
                 self.visit_heads(no, &heads)?;
-            } else if let Some(mut places) = by_scan.remove(&no) {
-                places.sort_unstable();
-                self.visit_places(no, &places)?;
+            } else if let Some(mut offsets) = by_scan.remove(&no) {
+                offsets.sort_unstable();
+                self.visit_places(no, &offsets)?;
             }
             self.step();
         }
@@ -634,10 +635,11 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let Some(index) = index else {
             // It could be read a moment ago.  What it said of the records is known, so these are
             // asked themselves.
-            let places = self.live.iter().map(|(&id, live)| (live.place, id));
-            let mut places: Vec<_> = places.filter(|(place, _)| place.segment == no).collect();
-            places.sort_unstable();
-            return self.visit_places(no, &places);
+            let places = self.live.values().map(|live| live.place);
+            let there = places.filter(|place| place.segment == no);
+            let mut offsets: Vec<u32> = there.map(|place| place.offset).collect();
+            offsets.sort_unstable();
+            return self.visit_places(no, &offsets);
         };
         for entry in index.entries() {
             let (offset, record) = entry.map_err(|error| foreign(file, error))?;
@@ -656,18 +658,28 @@ impl<'a, D: Disk> Recovery<'a, D> {
         Ok(())
     }
 
-    fn visit_places(
-        &mut self,
-        no: SegmentNo,
-        places: &[(RecordPlace, MessageId)],
-    ) -> Result<(), RecoveryError> {
+    /// Visits the records at these offsets, which are ascending.
+    fn visit_places(&mut self, no: SegmentNo, offsets: &[u32]) -> Result<(), RecoveryError> {
         let file = self.segments[&no].file;
         let mut window = scan::Window::new(self.disk, file, self.options.segment_bytes);
-        for &(place, id) in places {
+        let mut lost = BTreeMap::new();
+        for &offset in offsets {
+            let place = RecordPlace { segment: no, offset, length: 0 };
             let head = window.record_head(place).map_err(refused(file))?;
             match RecordView::parse_head(head) {
-                Ok(record) => self.visit(no, place.offset, &record)?,
-                Err(error) => self.lose(id, place, error)?,
+                Ok(record) => self.visit(no, offset, &record)?,
+                Err(error) => drop(lost.insert(offset, error)),
+            }
+        }
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let there = self.live.iter().filter(|(_, live)| live.place.segment == no);
+        let places: Vec<(MessageId, RecordPlace)> =
+            there.map(|(&id, live)| (id, live.place)).collect();
+        for (id, place) in places {
+            if let Some(error) = lost.remove(&place.offset) {
+                self.lose(id, place, error)?;
             }
         }
         Ok(())

@@ -268,17 +268,26 @@ pub(crate) fn load_index<D: Disk>(
     Ok(verifies.then_some(Index { blocks, footer }))
 }
 
-/// The last sequence of a segment that has been read whole and the entries of its index; nothing
-/// where it has none or it does not verify.
+/// The entries of the index in a segment that has been read whole; nothing where it has none or
+/// it does not verify.
 pub(crate) fn index_in<'a>(
     file: &'a [u8],
     header: &SegmentHeader,
-) -> Option<(u64, impl Iterator<Item = Result<(u32, RecordView<'a>), FormatError>> + use<'a>)> {
+) -> Option<impl Iterator<Item = Result<(u32, RecordView<'a>), FormatError>> + use<'a>> {
+    let (_, blocks) = sealed(file, header)?;
+    Some(index::entries(blocks))
+}
+
+/// The last sequence of a segment that has been read whole, if it has a sound index.
+pub(crate) fn sealed_end(file: &[u8], header: &SegmentHeader) -> Option<u64> {
+    sealed(file, header).map(|(footer, _)| footer.last_sequence)
+}
+
+fn sealed<'a>(file: &'a [u8], header: &SegmentHeader) -> Option<(Footer, &'a [u8])> {
     let end = header.segment_bytes as usize;
     let (footer, range) = footer_in(file.get(end.checked_sub(BLOCK)?..end)?, header)?;
     let blocks = file.get(range)?;
-    let verifies = crc32c::crc32c(blocks) == footer.index_crc32c;
-    verifies.then(|| (footer.last_sequence, index::entries(blocks)))
+    (crc32c::crc32c(blocks) == footer.index_crc32c).then_some((footer, blocks))
 }
 
 /// The footer in a segment's last block, and where its index stands.

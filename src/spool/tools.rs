@@ -342,7 +342,7 @@ impl Survey {
             }
         };
         let next = open.iter().find(|next| next.segment > header.segment);
-        let sealed = scan::index_in(&bytes, &header).map(|(last, _)| last);
+        let sealed = scan::sealed_end(&bytes, &header);
         let (last_valid, is_end_known) = match (next, sealed) {
             _ if file.is_aside => (u64::MAX, false),
             (None, Some(last)) => (last, true),

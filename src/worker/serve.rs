@@ -150,6 +150,7 @@ async fn run(seat: Seat) -> io::Result<()> {
     for (destination, handle) in recovered {
         worker.queue_event(Event::Filed { destination, handle, stay: true });
     }
+    runtime::memory::give_back();
     runtime::spawn(tick(worker.clone()));
     let mut doors = Vec::new();
     for (listener, socket) in sockets {

@@ -90,6 +90,8 @@ impl Driver {
                 1 => StartTls::IfOffered,
                 _ => StartTls::Demanded,
             },
+            is_secured: false,
+            login: None,
             eight_bit: if has(6) { EightBit::Bounce } else { EightBit::Send },
         };
         let now = Instant::now();
@@ -161,6 +163,7 @@ impl Driver {
                 ClientAction::Send(octets) => self.client.recycle(octets),
                 ClientAction::SendBody { id, .. } => self.bodies.push_back(id),
                 ClientAction::TransactionDone(result) => self.ended(&result),
+                ClientAction::Derive(_) => panic!("it was given nothing to log in with"),
                 ClientAction::Ready | ClientAction::StartTls | ClientAction::Failed(_) => {}
                 ClientAction::Close => {
                     self.is_closed = true;

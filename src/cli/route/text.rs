@@ -212,7 +212,7 @@ impl Page {
 
     fn queued(&mut self, queued: &Queued) {
         let Waiting { place, messages, oldest } = match queued {
-            Queued::Known(waiting) => waiting,
+            Queued::Known(waiting) => &**waiting,
             Queued::Unknown { error } => return self.say("queue", error),
         };
         self.say("queue", format_args!("{} for {place}", counted(*messages, "message")));

@@ -77,7 +77,7 @@ impl<'a> Look<'a> {
         };
         look.gaps = gaps.into_iter().map(|sequences| look.gap(sequences)).collect();
         let mut entries = look.in_batches();
-        if let Some((_, index)) = scan::index_in(bytes, &header) {
+        if let Some(index) = scan::index_in(bytes, &header) {
             let disagrees = look.add_named(&mut entries, index, bounds.is_indexed);
             look.index_disagrees = disagrees;
         }

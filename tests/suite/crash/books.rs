@@ -367,8 +367,11 @@ mod tests {
         }
     }
 
+    /// Whom each copy was for, and when it came.
+    type Copies = &'static [(&'static [&'static str], u64)];
+
     /// `(lost, duplicated, unexplained)` of one message to a, b and c.
-    fn counts(copies: &[(&[&str], u64)]) -> (usize, u64, usize) {
+    fn counts(copies: Copies) -> (usize, u64, usize) {
         let mut sent = [of(Verdict::Acknowledged, &["a", "b", "c"], 1)];
         let mut arrived: Vec<_> =
             copies.iter().map(|(whom, second)| of(Verdict::Intact, whom, *second)).collect();
@@ -379,7 +382,7 @@ mod tests {
 
     #[test]
     fn copies_are_told_from_parts_and_need_a_crash_between_them() {
-        let table: [(&[(&[&str], u64)], _); 7] = [
+        let table: [(Copies, _); 7] = [
             (&[(&["a", "b", "c"], 2)], (0, 0, 0)),
             (&[(&["a", "b"], 2), (&["c"], 3)], (0, 0, 0)),
             (&[(&["a", "b"], 2)], (1, 0, 0)),

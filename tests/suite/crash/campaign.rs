@@ -38,6 +38,9 @@ pub enum Crash {
     },
 }
 
+/// What a start says that failed for want of memory alone.
+const NO_MEMORY: &str = "Cannot allocate memory";
+
 /// A campaign.
 #[derive(Debug, Clone, Copy)]
 pub struct Campaign {
@@ -72,6 +75,8 @@ pub struct Outcome {
     pub least: u64,
     /// Starts that were cut short.
     pub short_starts: u32,
+    /// Starts for which the machine had no memory, and which were tried again.
+    pub again: u32,
     /// The longest start, in milliseconds.
     pub start_ms_max: u128,
     /// Messages that waited at the end.
@@ -115,6 +120,7 @@ struct Run {
     least: u64,
     acknowledged: u64,
     short_starts: u32,
+    again: u32,
     start_ms_max: u128,
 }
 
@@ -159,6 +165,7 @@ impl Run {
             least: u64::MAX,
             acknowledged: 0,
             short_starts: 0,
+            again: 0,
             start_ms_max: 0,
         }
     }
@@ -186,6 +193,7 @@ impl Run {
             rounds: self.campaign.rounds,
             least: self.least,
             short_starts: self.short_starts,
+            again: self.again,
             start_ms_max: self.start_ms_max,
             waited,
             took: begun.elapsed(),
@@ -218,8 +226,20 @@ impl Run {
 
     fn start(&mut self, workers: usize) -> Result<(Gateway, u64, u128), Fault> {
         let (begun_ns, begun) = (now_ns(), Instant::now());
-        let gateway = Gateway::start_on(self.world.home(), &self.configuration(workers));
-        let gateway = gateway.map_err(Fault::NotStarted)?;
+        let configuration = self.configuration(workers);
+        let deadline = begun + PATIENCE;
+        let gateway = loop {
+            match Gateway::start_on(self.world.home(), &configuration) {
+                Ok(gateway) => break gateway,
+                // The rings of those that were killed are freed a little later; a machine that is
+                // short of memory has none for another one until then.
+                Err(said) if said.contains(NO_MEMORY) && Instant::now() < deadline => {
+                    self.again += 1;
+                    thread::sleep(Duration::from_millis(500));
+                }
+                Err(said) => return Err(Fault::NotStarted(said)),
+            }
+        };
         let start_ms = begun.elapsed().as_millis();
         self.start_ms_max = self.start_ms_max.max(start_ms);
         Ok((gateway, begun_ns, start_ms))
@@ -367,6 +387,7 @@ impl Outcome {
         let mut figures = vec![
             ("rounds", self.rounds.into()),
             ("starts cut short besides", self.short_starts.into()),
+            ("starts without memory, tried again", self.again.into()),
             ("the longest start, ms", self.start_ms_max as u64),
             ("acknowledged in the round with the fewest", self.least),
         ];
