@@ -6,6 +6,8 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -25,8 +27,10 @@ use crate::delivery::recovery::{Recovered, RecoveredHandles};
 use crate::delivery::sites::Sites;
 use crate::dns::ResolverConfig;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
+use crate::inbound::memory::{self, Share};
 use crate::listener::SessionCounts;
 use crate::message::MessageId;
+use crate::queue::allowance::Allowance;
 use crate::runtime;
 use crate::runtime::blocking::BlockingPool;
 use crate::runtime::mailbox::{Inbox, mailbox};
@@ -199,6 +203,10 @@ impl Gateway {
         let blocking = BlockingPool::start(BLOCKING_THREADS).map_err(StartError::Thread)?;
 
         let counts = Arc::new(SessionCounts::new(&config));
+        let default_memory = || memory::default_octets(config.workers);
+        let memory = config.limits.memory.map_or_else(default_memory, |memory| memory.0);
+        let share = Share::of(memory, config.workers);
+        let allowance = Arc::new(Allowance::new(config.delivery.connections));
         let (ready, all_ready) = mpsc::channel();
         let mut workers = Vec::new();
         let seats = inboxes.into_iter().zip(sockets).zip(recovered).enumerate();
@@ -214,6 +222,8 @@ impl Gateway {
                 dns: ResolverConfig::new(&config.dns),
                 ourselves: ourselves.clone(),
                 counts: counts.clone(),
+                share,
+                allowance: allowance.clone(),
                 sockets,
                 committer: committer.handle(),
                 reader: reader.handle(),
@@ -400,19 +410,46 @@ fn is_in_use(error: &io::Error) -> bool {
 }
 
 fn prepare_data_dir(config: &Config) -> Result<(), StartError> {
-    use std::os::unix::fs::DirBuilderExt;
     let path = &config.data_dir;
     let failed = |source| StartError::DataDirectory { path: path.display().to_string(), source };
     let is_new = !path.exists();
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(failed)?;
+    let ancestors: Vec<&Path> =
+        path.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()).collect();
+    let missing = ancestors.iter().take_while(|ancestor| !ancestor.exists()).count();
+    for (place, directory) in ancestors.iter().enumerate().take(missing).rev() {
+        let mode = if place == 0 { 0o700 } else { 0o777 };
+        // A name lasts when the directory that it stands in was synced.  The lowest one that was
+        // there may have been made by a run that died before it came to that.
+        if let Some(above) = ancestors.get(place + 1) {
+            sync_name(above).map_err(failed)?;
+        }
+        make_directory(directory, mode).map_err(failed)?;
     }
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    make_directory(path, 0o700).and_then(|()| sync_name(path)).map_err(failed)?;
     if is_new && let Some(user) = &config.user {
         let (uid, gid) = user_ids(user)?;
         std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Makes a directory, unless it is there.
+fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+/// Makes the name of a directory durable.  Where we may not look into the one above it, we did
+/// not make it.
+fn sync_name(directory: &Path) -> io::Result<()> {
+    let above = match directory.parent() {
+        None => return Ok(()),
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+    };
+    match std::fs::File::open(above) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        opened => opened?.sync_all(),
+    }
 }
 
 /// The admin socket is the user's, who alone may open it.

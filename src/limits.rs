@@ -65,11 +65,25 @@ pub const TLS_HANDSHAKE: Duration = Duration::from_secs(30);
 /// The longest one transaction's data may take in all, so that a trickle ends.
 pub const SERVER_DATA_TOTAL: Duration = Duration::from_secs(60 * 60);
 
-/// The least octets a second of a large body on average, from [`UPLOAD_GRACE`] on: each one that
-/// is under way holds chunks, of which a worker has a bounded number, and keeps its segments.
+/// The least octets a second of a body on average, from [`UPLOAD_GRACE`] on: each one that is
+/// under way holds memory, of which a worker has a bounded amount, and a large one its segments.
 pub const UPLOAD_RATE_LEAST: u64 = 1024;
-/// What a large body may take before its rate counts.
+/// What a body may take before its rate counts.
 pub const UPLOAD_GRACE: Duration = Duration::from_secs(60);
+/// The same two while others wait for the memory that slow bodies hold.
+pub const UPLOAD_RATE_PRESSED: u64 = 8 * 1024;
+/// See [`UPLOAD_RATE_PRESSED`].
+pub const UPLOAD_GRACE_PRESSED: Duration = Duration::from_secs(10);
+/// How long slow bodies give way after somebody has found no memory.
+pub const PRESSURE: Duration = Duration::from_secs(2);
+/// How long a session does not read on because its worker's receive buffers are used up; then its
+/// message is refused.
+pub const RECEIVE_PATIENCE: Duration = Duration::from_secs(10);
+/// The same for commands, which take little and may tell of the end of something; they are read
+/// after that.
+pub const RECEIVE_PATIENCE_COMMAND: Duration = Duration::from_secs(1);
+/// How long a message waits for room in memory on its way to the disk; then it is refused.
+pub const ROOM_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Client time-outs of RFC 5321 4.5.3.2; `[delivery] timeouts` may change them.
 pub const CLIENT_CONNECT: Duration = Duration::from_secs(30);
@@ -125,6 +139,22 @@ pub const DNS_FAILURE_TTL_MAX: Duration = Duration::from_secs(300);
 pub const MAIL_HOSTS: usize = 32;
 /// Addresses of one host that are looked at.
 pub const HOST_ADDRESSES: usize = 32;
+
+/// What a next hop may take for one piece of a large message ([`CHUNK`] octets), however it
+/// trickles: the piece holds a buffer of the log's reader, of which there is a bounded number.
+pub const CLIENT_PIECE: Duration = CLIENT_DATA_BLOCK;
+/// The same while others wait for such a buffer.
+pub const CLIENT_PIECE_PRESSED: Duration = Duration::from_secs(20);
+/// What the log's reader may take for one record.  Longer than what slow next hops may keep it
+/// waiting for a buffer.
+pub const READ_PATIENCE: Duration = Duration::from_secs(60);
+/// What work on the blocking pool may take, its wait for a thread included.
+pub const BLOCKING_PATIENCE: Duration = Duration::from_secs(120);
+/// Jobs that may wait for a thread of the blocking pool; one more comes to nothing at once.
+pub const BLOCKING_WAITING: usize = 16_384;
+
+/// Fresh connections in a row that a site ended without a word on a message before it rests.
+pub const SITE_SILENCES: u32 = 3;
 
 /// The reply text that is kept with a deferral and shown in a notice.
 pub const KEPT_REPLY: usize = 512;
@@ -183,6 +213,9 @@ const _: () = assert!(PATH >= LOCAL_PART + 1 + 2);
 const _: () = assert!(COMMAND_LINE >= 512 + ENVID + ORCPT + 26 + 17 + 10);
 // A large upload costs its chunks in flight, the one being filled, and the receive buffer.
 const _: () = assert!((CHUNKS_IN_FLIGHT + 1) * CHUNK + 2 * SMALL_MESSAGE <= 1024 * 1024);
+// Who waits for a buffer outlasts those that have to give theirs back.
+const _: () = assert!(READ_PATIENCE.as_secs() > 2 * CLIENT_PIECE_PRESSED.as_secs());
+const _: () = assert!(ROOM_PATIENCE.as_secs() > 2 * UPLOAD_GRACE_PRESSED.as_secs());
 // What all workers hand over at once still fits the queue, and a request outlasts its workers.
 const _: () = assert!(EVENT_QUEUE >= 128 * EVENT_BLOCK);
 const _: () = assert!(ADMIN_CONNECTION_TIME.as_secs() > 2 * WORKER_WORK.as_secs());

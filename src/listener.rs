@@ -114,9 +114,11 @@ pub async fn accept_forever(
     listener: Listener,
     cancel: CancelHandle,
 ) {
+    let mut told = None;
     while !worker.is_stopping() {
         // Events are never dropped: where their writer is behind, new sessions wait for it.
         while worker.events.must_wait() && !worker.is_stopping() {
+            worker.metrics.accept_pauses.count();
             sleep(ACCEPT_PAUSE).await;
         }
         match listener.accept(cancel.clone()).await {
@@ -125,7 +127,12 @@ pub async fn accept_forever(
             Err(error) => {
                 // Out of descriptors, nearly always: each one that a session gives back helps.
                 worker.metrics.accept_errors.count();
-                tracing::warn!(%error, "cannot accept a connection; trying again in a moment");
+                worker.metrics.accept_pauses.count();
+                // It may last, and be tried ten times a second.
+                if told.is_none_or(|told: Instant| told.elapsed() > ACCEPT_SILENCE) {
+                    told = Some(Instant::now());
+                    tracing::warn!(%error, "cannot accept connections; trying again and again");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -176,6 +183,8 @@ async fn turn_away(
 
 /// The wait after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often the log hears of it.
+const ACCEPT_SILENCE: Duration = Duration::from_secs(60);
 /// What a client may take to read that there is no room for it.
 const TURN_AWAY: Duration = Duration::from_secs(2);
 

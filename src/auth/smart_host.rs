@@ -4,7 +4,7 @@
 //! password or a token that has changed needs no reload, and so that no configuration that is
 //! printed can show one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::authority::{self, AuthorityError};
 use super::sasl::client::Credentials;
@@ -48,12 +48,12 @@ impl SmartHostLogin {
     }
 }
 
-fn from_file(path: &PathBuf) -> Result<Box<str>, AuthorityError> {
+fn from_file(path: &Path) -> Result<Box<str>, AuthorityError> {
     // A group may read it: so secrets are given to services that do not run as their owner.
     let text = authority::read(path, 0o007)?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
     match line.strip_suffix('\r').unwrap_or(line) {
-        "" => Err(AuthorityError::Empty { path: path.clone() }),
+        "" => Err(AuthorityError::Empty { path: path.to_owned() }),
         secret => Ok(secret.into()),
     }
 }

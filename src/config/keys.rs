@@ -46,6 +46,7 @@ pub const SECTIONS: &[Section] = &[
             "sessions",
             "sessions_per_address",
             "received",
+            "memory",
             "messages_per_user",
             "recipients_per_user",
             "messages_per_address",
@@ -73,6 +74,7 @@ pub const SECTIONS: &[Section] = &[
         "delivery",
         &[
             "port",
+            "connections",
             "connections_per_site",
             "messages_per_connection",
             "messages_in_flight",

@@ -188,6 +188,9 @@ pub struct Limits {
     pub sessions_per_address: usize,
     /// Received fields in a message before it counts as looping (RFC 5321 section 6.3).
     pub received: usize,
+    /// What messages on their way in may take of memory, of all workers together; without it what
+    /// suits the machine.
+    pub memory: Option<ByteSize>,
     /// Messages that an authenticated user may begin in a time.
     pub messages_per_user: Option<Rate>,
     /// Recipients that one may name in a time.
@@ -203,6 +206,8 @@ pub struct Limits {
 pub struct Delivery {
     /// The port of mail exchangers, for `to = "mx"`.
     pub port: u16,
+    /// Connections to all sites at a time, of all workers together.
+    pub connections: usize,
     /// Connections to one site at a time, of all workers together.
     pub connections_per_site: usize,
     /// Messages before a connection is closed.
@@ -346,6 +351,8 @@ pub(crate) const SESSIONS_MAX: usize = 1_000_000;
 /// Sessions without `[limits] sessions`, however many descriptors there are: idle ones cost
 /// little, but busy ones may hold a mebibyte each.
 const SESSIONS_DEFAULT_MAX: usize = 20_000;
+/// Connections without `[delivery] connections`, likewise.
+const CONNECTIONS_DEFAULT_MAX: usize = 20_000;
 /// Descriptors kept for the log, the rings, the admin interface and Maildir files.
 const DESCRIPTORS_RESERVED: u64 = 256;
 /// The worker's number is 7 bits of a message's id.
@@ -358,6 +365,13 @@ const FILE_OCTETS_MAX: u64 = 16 << 20;
 pub fn sessions_for(descriptors: u64) -> usize {
     let sessions = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 4 * 3;
     usize::try_from(sessions).unwrap_or(usize::MAX).clamp(16, SESSIONS_DEFAULT_MAX)
+}
+
+/// The connections to next hops that are left beside so many sessions: at least 16, at most
+/// 20,000.
+pub fn connections_for(descriptors: u64, sessions: usize) -> usize {
+    let left = descriptors.saturating_sub(DESCRIPTORS_RESERVED).saturating_sub(sessions as u64);
+    usize::try_from(left).unwrap_or(usize::MAX).clamp(16, CONNECTIONS_DEFAULT_MAX)
 }
 
 /// Reads and checks the file, or gives the development defaults without one.
@@ -435,6 +449,7 @@ impl Config {
                 sessions: sessions_for(environment.descriptors),
                 sessions_per_address: 100,
                 received: 100,
+                memory: None,
                 messages_per_user: None,
                 recipients_per_user: None,
                 messages_per_address: None,
@@ -443,6 +458,10 @@ impl Config {
             routes: Routes::default(),
             delivery: Delivery {
                 port: 25,
+                connections: connections_for(
+                    environment.descriptors,
+                    sessions_for(environment.descriptors),
+                ),
                 connections_per_site: 20,
                 messages_per_connection: 100,
                 messages_in_flight: 4,

@@ -21,7 +21,7 @@ use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, t
 use super::{
     Admin, Auth, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
     Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, OAuth, Relay, Route,
-    Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX,
+    Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX, connections_for,
 };
 use crate::auth::{Issuer, SecretPlace, SmartHostLogin};
 use crate::limits;
@@ -106,6 +106,8 @@ const DNS_PORT: u16 = 53;
 const SEGMENT_SIZE: RangeInclusive<ByteSize> = ByteSize(4 * MEBIBYTE)..=ByteSize(256 * MEBIBYTE);
 const MEBIBYTE: u64 = 1 << 20;
 const REST: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 86_400);
+/// Less would refuse the sessions of one busy client, more is more than any host has.
+const MEMORY: RangeInclusive<ByteSize> = ByteSize(8 * MEBIBYTE)..=ByteSize(1 << 40);
 const MESSAGE_SIZE: RangeInclusive<ByteSize> = ByteSize(1 << 10)..=ByteSize(1 << 30);
 
 /// Reads every value; bad ones become problems.
@@ -122,6 +124,8 @@ pub(super) fn config(
     let hostname = note(table.optional("hostname", hostname), &mut marks.hostname);
     let user = note(table.optional("user", user), &mut marks.user);
     let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
+    let limits = session_limits(&table.table("limits"), defaults.limits, &mut marks);
+    let connections = connections_for(environment.descriptors, limits.sessions);
     let config = Config {
         hostname: hostname.unwrap_or(defaults.hostname),
         data_dir: match table.optional("data_dir", path) {
@@ -135,9 +139,13 @@ pub(super) fn config(
         auth: auth(&table.table("auth"), directory, defaults.auth, &mut marks.auth),
         relay: relay(&table.table("relay"), defaults.relay, &mut marks),
         domains: domains(&table.table("domains"), &mut marks),
-        limits: session_limits(&table.table("limits"), defaults.limits, &mut marks),
+        limits,
         routes: routes(&table, directory, &mut marks),
-        delivery: delivery(&table.table("delivery"), defaults.delivery, &mut marks),
+        delivery: delivery(
+            &table.table("delivery"),
+            Delivery { connections, ..defaults.delivery },
+            &mut marks,
+        ),
         queue: schedule(&table.table("queue"), &mut marks.queue).or(&defaults.queue),
         spool: spool(&table.table("spool"), defaults.spool, &mut marks),
         dns: dns(&table.table("dns"), defaults.dns, &mut marks),
@@ -367,6 +375,7 @@ fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limi
         sessions_per_address: note(per_address, &mut marks.sessions_per_address)
             .unwrap_or(default.sessions_per_address),
         received: table.or("received", default.received, whole(10..=1_000)),
+        memory: table.optional("memory", size(MEMORY)).map(Spanned::into_inner).or(default.memory),
         messages_per_user: rate(table, "messages_per_user"),
         recipients_per_user: rate(table, "recipients_per_user"),
         messages_per_address: rate(table, "messages_per_address"),
@@ -473,6 +482,7 @@ fn delivery(table: &Table<'_>, default: Delivery, marks: &mut Marks) -> Delivery
     let timeouts = table.table("timeouts");
     Delivery {
         port: table.or("port", default.port, whole(1..=u16::MAX)),
+        connections: table.or("connections", default.connections, whole(1..=1_000_000)),
         connections_per_site: table.or(
             "connections_per_site",
             default.connections_per_site,

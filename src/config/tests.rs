@@ -65,6 +65,7 @@ message_size = 2048
 recipients = 200
 sessions = 0x64
 sessions_per_address = 7
+memory = "96MiB"
 received = 50
 messages_per_user = "5/1s"
 recipients_per_user = "6/1m"
@@ -84,6 +85,7 @@ recipient = "*"
 to = "maildir:mail/{local}"
 [delivery]
 port = 26
+connections = 300
 connections_per_site = 2
 messages_per_connection = 3
 messages_in_flight = 16
@@ -126,6 +128,7 @@ address = "[::1]:80"
         recipients: 200,
         sessions: 100,
         sessions_per_address: 7,
+        memory: Some(ByteSize(96 << 20)),
         received: 50,
         messages_per_user: Some(Rate { count: 5, period: second }),
         recipients_per_user: Some(Rate { count: 6, period: 60 * second }),
@@ -150,6 +153,7 @@ address = "[::1]:80"
     assert_eq!(config.routes.iter().map(|r| r.verp).collect::<Vec<_>>(), [true, false]);
     let delivery = Delivery {
         port: 26,
+        connections: 300,
         connections_per_site: 2,
         messages_per_connection: 3,
         messages_in_flight: 16,

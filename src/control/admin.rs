@@ -11,22 +11,23 @@
 mod api;
 mod host;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use axum::Router;
-use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::metrics::Metrics;
@@ -36,6 +37,8 @@ use crate::limits;
 
 /// The Unix socket's name in the data directory.
 pub const SOCKET_NAME: &str = "admin.sock";
+/// The wait after an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that wait to be accepted on the Unix socket.
 const SOCKET_BACKLOG: i32 = 64;
 
@@ -122,8 +125,9 @@ impl AdminSockets {
             let AdminSockets { tcp, unix, file } = self;
             let tcp = tokio::net::TcpListener::from_std(tcp)?;
             let unix = tokio::net::UnixListener::from_std(unix)?;
-            tokio::spawn(accept(tcp, open));
-            tokio::spawn(accept(unix, own));
+            let spare = Arc::new(Spare::new());
+            tokio::spawn(accept(tcp, open, spare.clone()));
+            tokio::spawn(accept(unix, own, spare));
             // An error means that the owner let go of the server: it runs on until the process
             // ends.
             if stopped.await.is_err() {
@@ -161,13 +165,73 @@ impl AdminServer {
     }
 }
 
+/// Where admin clients come in.
+trait Door {
+    /// What is accepted.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next client.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Door for tokio::net::TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn accept(&self) -> io::Result<Self::Stream> {
+        Ok(tokio::net::TcpListener::accept(self).await?.0)
+    }
+}
+
+impl Door for tokio::net::UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn accept(&self) -> io::Result<Self::Stream> {
+        Ok(tokio::net::UnixListener::accept(self).await?.0)
+    }
+}
+
+/// A descriptor that is kept for the moment when no other is left: then above all it must be
+/// possible to ask what is going on.
+struct Spare(Mutex<Option<File>>);
+
+impl Spare {
+    fn new() -> Spare {
+        let spare = Spare(Mutex::default());
+        spare.put_back();
+        spare
+    }
+
+    /// Frees it for a client that waits.
+    fn give(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Takes one again, now that a client has gone.
+    fn put_back(&self) {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.is_none() {
+            *spare = File::open("/dev/null").ok();
+        }
+    }
+}
+
 /// Accepts connections for ever, and serves one request on each.
-async fn accept<L: Listener>(mut listener: L, router: Router) {
+async fn accept(door: impl Door, router: Router, spare: Arc<Spare>) {
     let places = Arc::new(Semaphore::new(limits::ADMIN_CONNECTIONS));
     loop {
-        // `accept` itself waits a second where no descriptors are left.
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let (stream, _) = listener.accept().await;
+        let stream = loop {
+            match door.accept().await {
+                Ok(stream) => break stream,
+                Err(_) => spare.give(),
+            }
+            // Without descriptors, or when the client has gone again: at once, or in a moment.
+            match door.accept().await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        };
+        let spare = spare.clone();
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
             let connection = http1::Builder::new()
@@ -178,6 +242,7 @@ async fn accept<L: Listener>(mut listener: L, router: Router) {
                 .serve_connection(TokioIo::new(stream), service);
             // What goes wrong on a connection is its client's to see.
             let _ = tokio::time::timeout(limits::ADMIN_CONNECTION_TIME, connection).await;
+            spare.put_back();
             drop(place);
         });
     }

@@ -66,6 +66,18 @@ pub struct WorkerMetrics {
     pub sessions_open: Gauge,
     /// `accept` failed: no descriptors, most of the time.
     pub accept_errors: Counter,
+    /// Times that a listener stopped accepting for a moment.
+    pub accept_pauses: Counter,
+    /// Octets of receive buffers and envelopes in use.
+    pub receive_octets: Gauge,
+    /// Octets of the chunks of large bodies in use.
+    pub chunk_octets: Gauge,
+    /// Times that a session did not read on in a body because those were used up.
+    pub reads_paused: Counter,
+    /// Messages that waited for the disk before they had room in a batch.
+    pub appends_delayed: Counter,
+    /// Sessions that were cut off because their body trickled while others waited for room.
+    pub sessions_cut: Counter,
     /// Sessions that TLS began in.
     pub sessions_secured: Counter,
     /// TLS handshakes of clients that came to nothing.
@@ -108,6 +120,13 @@ pub struct WorkerMetrics {
     pub smart_host_logins_failed: Counter,
     /// Connections to next hops that there are.
     pub connections_open: Gauge,
+    /// Sites that wait for a connection because all workers together have as many as they may.
+    pub sites_waiting: Gauge,
+    /// Connections that were cut off because their peer took long for a piece of a message while
+    /// others waited for a buffer of the log's reader.
+    pub connections_cut: Counter,
+    /// Work on the blocking pool, and reads of the log, that took too long and were given up.
+    pub work_late: Counter,
     /// Handles, one for each message and site, that wait for a connection.
     pub handles_ready: Gauge,
     /// Handles whose attempt is under way.
@@ -159,6 +178,11 @@ impl Counter {
     pub fn add(&self, more: u64) {
         // Only this thread writes, so nothing can come between the two.
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    }
+
+    /// Where it stands, counted elsewhere on this thread.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
     }
 
     /// Where it stands.
@@ -263,6 +287,12 @@ impl Default for WorkerMetrics {
             sessions_opened: Counter::default(),
             sessions_open: Gauge::default(),
             accept_errors: Counter::default(),
+            accept_pauses: Counter::default(),
+            receive_octets: Gauge::default(),
+            chunk_octets: Gauge::default(),
+            reads_paused: Counter::default(),
+            appends_delayed: Counter::default(),
+            sessions_cut: Counter::default(),
             sessions_secured: Counter::default(),
             handshakes_failed: Counter::default(),
             logins: Counter::default(),
@@ -284,6 +314,9 @@ impl Default for WorkerMetrics {
             tls_failed: Counter::default(),
             smart_host_logins_failed: Counter::default(),
             connections_open: Gauge::default(),
+            sites_waiting: Gauge::default(),
+            connections_cut: Counter::default(),
+            work_late: Counter::default(),
             handles_ready: Gauge::default(),
             handles_active: Gauge::default(),
             handles_deferred: Gauge::default(),

@@ -154,7 +154,7 @@ impl RecoveryVisitor for Recovered<'_> {
     }
 
     fn damage(&mut self, damage: &Damage) {
-        tracing::error!(?damage, "the log is damaged; what is good is kept, nothing is deleted");
+        tracing::error!("the log is damaged: {damage}; what is good is kept, nothing is deleted");
     }
 }
 

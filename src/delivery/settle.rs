@@ -30,7 +30,7 @@ use crate::runtime;
 use crate::smtp::client::ConnectionFailure;
 use crate::smtp::code::EnhancedCode;
 use crate::spool::appender::NewRecord;
-use crate::spool::{self, Done, RecordPlace, Ticket};
+use crate::spool::{self, Done, ReadError, RecordPlace, Ticket};
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Receipt};
 
@@ -101,6 +101,14 @@ impl Attempt {
     /// The message could not be read: it stays, and somebody has to look.
     pub fn unreadable(self, worker: &Rc<Worker>, error: &LoadError) {
         let message = self.handle.id;
+        if let LoadError::Read(ReadError::Late) = error {
+            tracing::warn!(%message, %error, "a message is tried again in a minute");
+            let recipients = self.handle.recipients.clone();
+            let due_unix_ms = worker.now_unix_ms() + LATE_WAIT_MS;
+            let deferred =
+                Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason: None };
+            return worker.queue_event(deferred);
+        }
         tracing::error!(%message, %error, "a message could not be read from the log; it is kept");
         let due_unix_ms = worker.now_unix_ms() + UNREADABLE_WAIT_MS;
         let recipients = self.handle.recipients.clone();
@@ -378,13 +386,23 @@ pub const LOGIN_FAILED: &str = "login_failed";
 /// A site could not be reached or does not take mail: no connection is tried for a while.
 /// `reason` is the short name for the events.
 pub fn site_failed(way: &Way, reason: &'static str, words: &str) {
+    site_failed_beside(way, reason, words, way.shared().established());
+}
+
+/// A site greets, and drops one message after the other without a word: it rests, although it has
+/// other connections, which are no better as long as none of them has brought a word.
+pub fn site_silent(way: &Way) {
+    site_failed_beside(way, UNREACHABLE, "it drops every message without a word", 0);
+}
+
+fn site_failed_beside(way: &Way, reason: &'static str, words: &str, established: u32) {
     let worker = &way.worker;
     let shared = way.shared();
     let now_unix_ms = worker.now_unix_ms();
     worker.metrics.connections_failed.count();
     let facts = SiteFacts {
         rests: shared.rests_until(now_unix_ms).is_some(),
-        established: shared.established(),
+        established,
         failures: shared.failures(),
     };
     match after_failed_connection(facts, way.retry(), now_unix_ms, fastrand::u32(..)) {
@@ -434,5 +452,7 @@ fn site_reason(words: &str) -> Reason {
     Reason::Local { status: given.unwrap_or_else(no_answer), text: text.into() }
 }
 
+/// The wait before a message is looked at again whose reading took too long.
+const LATE_WAIT_MS: u64 = 60_000;
 /// The wait before a message is looked at again that could not be read.
 const UNREADABLE_WAIT_MS: u64 = 3_600_000;

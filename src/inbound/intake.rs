@@ -222,10 +222,30 @@ impl Intake {
         self.body = Body::Chunked(Chunk { buffer, kept });
     }
 
-    /// Gives the empty buffer back while nothing is to be read.
-    pub fn release(&mut self) {
-        debug_assert!(self.is_empty(), "only what is empty is given back");
-        self.tidy();
+    /// Gives back all room beyond what is held, which may have to wait for long; room for a read
+    /// comes with the next [`Intake::make_room`].
+    pub fn park(&mut self) {
+        let front = self.front();
+        self.buffer = match &self.buffer.bytes()[front..] {
+            [] => Buffer::default(),
+            held => Buffer::parked(held),
+        };
+        self.start -= front;
+        if let Body::InPlace { from, .. } = &mut self.body {
+            *from = 0;
+        }
+    }
+
+    /// Makes room for a read where memory is short: little for who has sent little.
+    pub fn make_little_room(&mut self) {
+        let front = self.front();
+        let held = self.buffer.bytes().len() - front;
+        if held + LITTLE_ROOM > buffer::TINY {
+            return self.grow();
+        }
+        if self.buffer.room() < LITTLE_ROOM {
+            self.renew(buffer::TINY);
+        }
     }
 
     /// Whether there is neither body nor anything unconsumed.
@@ -241,15 +261,20 @@ impl Intake {
         }
     }
 
+    /// Where what is still needed begins.
+    fn front(&self) -> usize {
+        match self.body {
+            Body::InPlace { from, .. } => from,
+            _ => self.start,
+        }
+    }
+
     /// Room behind what is there: moves it to the front, takes a larger buffer.
     fn grow(&mut self) {
         if self.buffer.room() >= READ_ROOM {
             return;
         }
-        let front = match self.body {
-            Body::InPlace { from, .. } => from,
-            _ => self.start,
-        };
+        let front = self.front();
         if front > 0 {
             self.buffer.remove(0..front);
             self.start -= front;
@@ -259,10 +284,22 @@ impl Intake {
         }
         let held = self.buffer.bytes().len();
         if self.buffer.room() < READ_ROOM {
-            let class = if held == 0 { buffer::SMALL } else { buffer::LARGE };
-            let mut larger = Buffer::new(class);
-            larger.push(self.buffer.bytes());
-            self.buffer = larger;
+            let is_small = held + READ_ROOM <= buffer::SMALL;
+            self.renew(if is_small { buffer::SMALL } else { buffer::LARGE });
+        }
+    }
+
+    /// The same octets in a buffer of another class, into which they fit.
+    fn renew(&mut self, class: usize) {
+        let front = self.front();
+        let mut renewed = Buffer::new(class);
+        let held = self.buffer.bytes().len() - front;
+        let pushed = renewed.push(&self.buffer.bytes()[front..]);
+        debug_assert_eq!(pushed, held, "the caller chose a class that is large enough");
+        self.buffer = renewed;
+        self.start -= front;
+        if let Body::InPlace { from, .. } = &mut self.body {
+            *from = 0;
         }
     }
 }
@@ -282,6 +319,8 @@ fn spill(buffer: &mut Buffer, start: &mut usize, octets: &[u8]) {
 
 /// The least room worth a read.
 const READ_ROOM: usize = 4 * 1024;
+/// The least room worth a read of a client that sends little, where memory is short.
+const LITTLE_ROOM: usize = 1024;
 /// The least room of a chunk with which the data scanner can go on: an end of data and more.
 const UNDECIDED_ROOM: usize = 8;
 
@@ -294,6 +333,35 @@ const _: () = assert!(buffer::LARGE - READ_ROOM > limits::SMALL_MESSAGE + limits
 mod tests {
     use super::*;
     use crate::spool::{Appender, AppenderOptions};
+
+    /// What waits is as large as it must be, and goes on where it stood.
+    #[test]
+    fn a_body_that_waits_takes_no_more_room_than_it_needs() {
+        let mut intake = Intake::default();
+        intake.make_room(false);
+        let mut buffer = intake.take_buffer();
+        buffer.push(b"DATA\r\nhalf a bodyhalf a command");
+        intake.put_buffer(buffer);
+        intake.consume(6);
+        intake.keep(11);
+        let before = buffer::held_octets();
+        intake.park();
+        assert_eq!(before - buffer::held_octets(), buffer::SMALL - 25);
+        assert_eq!(intake.small_body(), b"half a body");
+        assert_eq!(intake.unconsumed(), b"half a command");
+        intake.make_little_room();
+        assert_eq!(before - buffer::held_octets(), buffer::SMALL - buffer::TINY);
+        assert_eq!(intake.small_body(), b"half a body");
+        assert_eq!(intake.make_room(true), Room::Buffer);
+        let mut buffer = intake.take_buffer();
+        assert!((READ_ROOM..buffer::SMALL).contains(&buffer.room()));
+        buffer.push(b"!");
+        intake.put_buffer(buffer);
+        assert_eq!(intake.unconsumed(), b"half a command!");
+        intake.drop_body();
+        intake.consume(15);
+        assert!(intake.is_empty() && buffer::held_octets() < before);
+    }
 
     /// With the commands in the body, a next hop that is sent it by BDAT would obey them.
     #[test]

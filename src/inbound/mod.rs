@@ -13,6 +13,8 @@
 
 pub mod intake;
 mod login;
+pub mod memory;
+pub mod pace;
 pub mod relay;
 pub mod step;
 pub mod trace;
@@ -25,6 +27,7 @@ use crate::config::{Listener, ListenerTls, Service};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::limits;
 use crate::message::{MessageId, Origin};
+use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::{ReceivedMessage, Server, ServerConfig};
@@ -34,6 +37,7 @@ use crate::worker::Worker;
 use crate::worker::log::{Filing, Upload};
 use intake::{Intake, Room};
 use login::Login;
+use pace::Pace;
 use relay::Facts;
 use step::{Step, step};
 
@@ -61,6 +65,10 @@ struct Session {
     login: Login,
     /// The parts of a large body that are on their way to the disk.
     upload: Option<Box<Upload>>,
+    /// How fast the body comes that is under way.
+    pace: Option<Pace>,
+    /// What the envelope takes, as it was told to the worker.
+    envelope_octets: usize,
     messages: u32,
 }
 
@@ -98,10 +106,14 @@ pub async fn serve(
         certificate: None,
         login: Login::default(),
         upload: None,
+        pace: None,
+        envelope_octets: 0,
         messages: 0,
     };
     let end = session.run().await;
     session.report_end(end);
+    session.drop_body();
+    session.drop_envelope();
 }
 
 impl Session {
@@ -180,10 +192,20 @@ impl Session {
         let verdict = relay::decide(&self.worker.config, facts, path);
         // 452 before the data is kinder than after it.
         let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
+            None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
             None => self.counts_recipient(now).map(|()| route),
             Some(refusal) => Err(refusal),
         });
+        if verdict.is_ok() {
+            let octets = self.server.recipient_octets();
+            self.envelope_octets += octets;
+            self.worker.envelope_grew(octets);
+        }
         self.server.recipient_checked(now, verdict);
+    }
+
+    fn drop_envelope(&mut self) {
+        self.worker.envelope_went(std::mem::take(&mut self.envelope_octets));
     }
 
     async fn start_queue(&mut self) {
@@ -196,6 +218,8 @@ impl Session {
     fn drop_body(&mut self) {
         self.intake.drop_body();
         self.upload = None;
+        self.pace = None;
+        self.worker.receive_freed();
     }
 
     fn report_refusals(&mut self) {
@@ -283,9 +307,28 @@ impl Session {
     }
 
     async fn read(&mut self) -> Result<usize, StreamError> {
-        let slowest = |upload: &Upload| upload.deadline().min(self.server.deadline());
-        let deadline = self.upload.as_deref().map_or_else(|| self.server.deadline(), slowest);
+        // What came before has been seen to, and its buffer given back.
+        self.worker.receive_freed();
+        if !self.server.in_transaction() {
+            self.drop_envelope();
+        }
+        if self.server.in_body() {
+            self.pace.get_or_insert_with(|| Pace::new(Instant::now()));
+        }
+        let server = self.server.deadline();
+        let deadline = self.pace.map_or(server, |pace| pace.deadline().min(server));
         self.stream.allow_interrupt(!self.server.in_transaction());
+        let pressed = self.pace.map(|pace| (Shortage::Intake, pace.deadline_pressed()));
+        self.stream.give_way_at(pressed);
+        let result = self.read_by(deadline).await;
+        self.stream.give_way_at(None);
+        if let (Ok(octets), Some(pace)) = (&result, &mut self.pace) {
+            pace.received(*octets);
+        }
+        result
+    }
+
+    async fn read_by(&mut self, deadline: Instant) -> Result<usize, StreamError> {
         loop {
             match self.intake.make_room(self.server.in_body()) {
                 Room::NeedsChunk => self.next_chunk().await,
@@ -293,20 +336,19 @@ impl Session {
                     let Some((chunk, kept)) = self.intake.take_chunk() else { continue };
                     let (result, chunk) = self.stream.read(chunk, deadline).await;
                     self.intake.put_chunk(chunk, kept);
-                    if let (Ok(octets), Some(upload)) = (&result, &mut self.upload) {
-                        upload.received(*octets);
-                    }
                     return result;
                 }
                 Room::Buffer => {
-                    // A session that waits between messages gives its buffer back meanwhile.
-                    if self.intake.is_empty() && self.is_quiet() {
-                        self.intake.release();
+                    // A session that waits between messages gives its buffer back meanwhile; where
+                    // memory is short, every one that waits gives back what it does not use.
+                    let is_idle = self.intake.is_empty() && self.is_quiet();
+                    if is_idle || self.worker.receive_is_crowded() {
+                        self.intake.park();
                         self.stream.readable(deadline).await?;
-                        if self.worker.is_stopping() {
+                        if is_idle && self.worker.is_stopping() {
                             return Ok(0);
                         }
-                        self.intake.make_room(false);
+                        self.take_turn().await;
                     }
                     let buffer = self.intake.take_buffer();
                     let (result, buffer) = self.stream.read(buffer, deadline).await;
@@ -314,6 +356,33 @@ impl Session {
                     return result;
                 }
             }
+        }
+    }
+
+    /// Takes room for what has come, as soon as there is some; a body that finds none for too long
+    /// is refused.
+    async fn take_turn(&mut self) {
+        let began = Instant::now();
+        let keeps_body = self.server.keeps_body();
+        let patience = match keeps_body {
+            true => limits::RECEIVE_PATIENCE,
+            false => limits::RECEIVE_PATIENCE_COMMAND,
+        };
+        if !self.worker.may_receive(patience).await && keeps_body {
+            self.server.refuse_body(Refusal::Busy);
+            self.drop_body();
+        }
+        self.excuse_since(began);
+        match self.worker.receive_is_crowded() {
+            true => self.intake.make_little_room(),
+            false => drop(self.intake.make_room(false)),
+        }
+    }
+
+    /// Since then the client was not listened to.
+    fn excuse_since(&mut self, began: Instant) {
+        if let Some(pace) = &mut self.pace {
+            pace.excuse(began.elapsed());
         }
     }
 
@@ -346,6 +415,12 @@ impl Session {
 
     /// Sends a full chunk to the log and takes an empty one.
     async fn next_chunk(&mut self) {
+        let began = Instant::now();
+        self.change_chunk().await;
+        self.excuse_since(began);
+    }
+
+    async fn change_chunk(&mut self) {
         let upload = match &mut self.upload {
             Some(upload) => upload,
             None => {
@@ -353,9 +428,9 @@ impl Session {
                 self.upload.insert(Box::new(Upload::new(self.worker.log.clone(), id)))
             }
         };
-        let Some(empty) = self.worker.log.chunk_buffer(CHUNK_PATIENCE).await else {
+        let Some(empty) = self.worker.log.chunk_buffer().await else {
             // Too many large messages at once: this one is told to come again.
-            self.server.refuse_body(Refusal::StorageFull);
+            self.server.refuse_body(Refusal::Busy);
             return self.drop_body();
         };
         if let Some(full) = self.intake.next_chunk(empty, self.server.in_body()) {
@@ -408,9 +483,12 @@ impl Session {
         };
         let groups = self.worker.sites.group(&message.routes, &message.envelope);
         let filing = Filing { id, groups };
-        let receipt = self.worker.log.append_message(&new, filing)?;
+        let delayed = || self.worker.metrics.appends_delayed.count();
+        let receipt = self.worker.log.append_message(&new, filing, delayed).await?;
         // The body is in the batch; the buffer need not wait for the disk.
         self.intake.drop_body();
+        self.pace = None;
+        self.worker.receive_freed();
         let settled = receipt.settled().await;
         // Without its MESSAGE nobody needs the chunks: dropped, the upload gives them up.
         if let (Ok(_), Some(upload)) = (&settled, upload) {
@@ -444,8 +522,6 @@ impl Session {
 
 /// From this many sessions of a worker on, all that wait do so without a buffer.
 const QUIET_FROM_SESSIONS: usize = 512;
-/// How long a large message waits for room in memory.
-const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
 /// How long, and how much, a client may go on sending after our last reply.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_OCTETS: usize = 256 * 1024;

@@ -92,7 +92,7 @@ async fn into_maildir(
             tracing::warn!(message = %id, %error, "a message could not be put into its Maildir");
             MaildirError::attempted(&error)
         }
-        None => unreadable(),
+        None => Attempted::Deferred(local_reason((4, 3, 0), "the file system took too long")),
     }
 }
 
@@ -137,25 +137,20 @@ impl Feed {
     }
 }
 
-/// Runs both to their ends; gives what the first one gives.
+/// Runs the second beside the first for as long as that one takes; gives what that one gives.
 async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> A {
     use std::pin::pin;
     use std::task::Poll;
     let (mut first, mut second) = (pin!(first), pin!(second));
-    let (mut result, mut is_second_done) = (None, false);
+    let mut is_second_done = false;
     std::future::poll_fn(move |context| {
+        if let Poll::Ready(output) = first.as_mut().poll(context) {
+            return Poll::Ready(output);
+        }
         if !is_second_done {
             is_second_done = second.as_mut().poll(context).is_ready();
         }
-        if result.is_none()
-            && let Poll::Ready(output) = first.as_mut().poll(context)
-        {
-            result = Some(output);
-        }
-        match result.take_if(|_| is_second_done) {
-            Some(output) => Poll::Ready(output),
-            None => Poll::Pending,
-        }
+        Poll::Pending
     })
     .await
 }

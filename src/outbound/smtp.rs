@@ -62,6 +62,10 @@ struct Connection<'a> {
     returned: Vec<Slot>,
     /// Since the peer has had its word on a message.
     serving: Option<Serving<'a>>,
+    /// The site has dropped one message after the other without a word.
+    is_given_up: bool,
+    /// When a piece of a large message began to be written, which holds a buffer of the reader.
+    piece: Option<Instant>,
     progress: Progress,
 }
 
@@ -170,6 +174,8 @@ impl<'a> Connection<'a> {
             again: VecDeque::new(),
             returned: Vec::new(),
             serving: None,
+            is_given_up: false,
+            piece: None,
             progress: Progress::Serving,
         }
     }
@@ -179,6 +185,9 @@ impl<'a> Connection<'a> {
         self.serve().await;
         drop(established);
         self.serving = None;
+        if self.is_given_up {
+            settle::site_silent(self.way);
+        }
         // Each goes to the head of its list: the last one first.
         for slot in self.returned.drain(..).rev() {
             self.way.worker.queue_event(Event::Returned { slot });
@@ -357,8 +366,12 @@ impl<'a> Connection<'a> {
             Verdict::Unheard { .. } if self.way.is_passed_over(self.peer) => {
                 return self.returned.push(slot);
             }
-            // Perhaps the message is why: it may not go round for ever.
-            Verdict::Unheard { outcomes } => (outcomes, None),
+            // Perhaps the message is why: it may not go round for ever.  If it is the site, others
+            // need not find out one by one.
+            Verdict::Unheard { outcomes } => {
+                self.is_given_up = self.way.shared().stays_silent();
+                (outcomes, None)
+            }
             Verdict::Settled { outcomes, taken, has_word } => {
                 if has_word {
                     self.is_well();

@@ -9,6 +9,7 @@
 //! what connections lead to: what a destination resolves to.  Many destinations share a site,
 //! its connections, its limit and its rests.
 
+pub mod allowance;
 pub mod arena;
 pub mod destination;
 pub mod handle;

@@ -25,6 +25,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use super::allowance::Allowance;
 use super::arena::{Arena, Slot};
 use super::destination::{
     CourseIndex, CourseRules, Destination, DestinationIndex, DestinationQueue, Destinations, Lead,
@@ -207,6 +208,12 @@ pub struct Scheduler {
     /// Handles that go to other cores, in the order of their [`Action::Forward`].
     leaving: VecDeque<(Destination, Handle)>,
     connections: u64,
+    /// The connections that all cores may have together.
+    allowance: Arc<Allowance>,
+    /// Those of this core.
+    counted: u32,
+    /// Sites that wait for one of those, in their order.
+    in_line: VecDeque<SiteIndex>,
     #[cfg(test)]
     steps: u64,
 }
@@ -271,11 +278,19 @@ impl Scheduler {
             leaving: VecDeque::new(),
             // Names are unique over the cores, for the events.
             connections: u64::from(core) << 48,
+            allowance: Arc::default(),
+            counted: 0,
+            in_line: VecDeque::new(),
             #[cfg(test)]
             steps: 0,
         };
         scheduler.resolve_fixed();
         scheduler
+    }
+
+    /// The same with no more connections than `allowance` has for all cores.
+    pub fn within(self, allowance: Arc<Allowance>) -> Scheduler {
+        Scheduler { allowance, ..self }
     }
 
     /// Takes note of what happened.
@@ -355,6 +370,11 @@ impl Scheduler {
     /// Destinations that this core knows, with messages or without.
     pub fn destination_count(&self) -> usize {
         self.destinations.len()
+    }
+
+    /// Sites that wait for a connection because all cores together have as many as they may.
+    pub fn sites_waiting(&self) -> usize {
+        self.in_line.len()
     }
 
     /// Sites that this core knows.

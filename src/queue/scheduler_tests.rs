@@ -418,3 +418,105 @@ pub(super) fn check(scheduler: &mut Scheduler) {
     let all = [State::Ready, State::Active, State::Deferred, State::Held].map(of);
     assert_eq!(all.iter().sum::<u64>(), scheduler.len() as u64);
 }
+
+/// Sites of their own limits that need a connection each.
+fn next_hops(count: u32, cores: u32) -> Vec<CourseRules> {
+    let target: Target =
+        Target::parse("smtp://192.0.2.1:25", std::path::Path::new("/")).expect("a target");
+    let rule = |number: u32| {
+        let reach = Reach::fixed(&target, None);
+        let name = format!("next hop {number}");
+        let shared = SiteShared::new(SiteId(number.into()), &name, 20, cores, reach);
+        CourseRules { lead: Lead::Site(Arc::new(shared)), lifetime_ms: LIFETIME, late_ms: None }
+    };
+    (0..count).map(rule).collect()
+}
+
+fn closed(scheduler: &mut Scheduler, site: u32, connection: ConnectionId, now: u64) {
+    scheduler.handle(Event::ConnectionClosed { site: SiteIndex(site), connection }, now);
+}
+
+/// A thousand slow domains must not take every descriptor.
+#[test]
+fn all_sites_together_have_no_more_connections_than_are_allowed() {
+    let allowance = Arc::new(Allowance::new(3));
+    let mut scheduler = Scheduler::new(0, 1, next_hops(8, 1)).within(allowance.clone());
+    for number in 0..16 {
+        file(&mut scheduler, number, (number % 8) as u32, START);
+    }
+    let open = actions(&mut scheduler);
+    let opened_sites: Vec<(u32, ConnectionId)> = open
+        .iter()
+        .filter_map(|action| match action {
+            Action::Open { site, connection } => Some((site.0, *connection)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(opened_sites.len(), 3);
+    assert_eq!((allowance.used(), allowance.is_full()), (3, true));
+    // A site may have one with a second message behind it, or two.
+    let waiting = scheduler.sites_waiting();
+    assert!((5..=8).contains(&waiting), "{waiting}");
+    // Whoever stands in line is next, each once, until all had one.
+    let mut seen: Vec<u32> = opened_sites.iter().map(|(site, _)| *site).collect();
+    let mut open: VecDeque<(u32, ConnectionId)> = opened_sites.into();
+    for _ in 0..8 {
+        let (site, connection) = open.pop_front().expect("three are always open");
+        closed(&mut scheduler, site, connection, START + 1);
+        for action in actions(&mut scheduler) {
+            if let Action::Open { site, connection } = action {
+                seen.push(site.0);
+                open.push_back((site.0, connection));
+            }
+        }
+        assert_eq!(allowance.used(), 3, "what is given back is taken by the next in line");
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 7], "nobody waits for ever");
+}
+
+/// An idle connection is kept from those who wait.
+#[test]
+fn what_idles_is_closed_for_who_waits() {
+    let mut scheduler = Scheduler::new(0, 1, next_hops(2, 1)).within(Arc::new(Allowance::new(1)));
+    file(&mut scheduler, 0, 0, START);
+    let connection = opened(&actions(&mut scheduler))[0];
+    let given = ready(&mut scheduler, connection, START);
+    assert_eq!(delivered(&given).len(), 1);
+    assert!(ready(&mut scheduler, connection, START).is_empty(), "it idles, and nobody minds");
+    scheduler.handle(Event::ConnectionLeaving { site: SITE, connection }, START);
+    file(&mut scheduler, 1, 1, START);
+    assert_eq!((opened(&actions(&mut scheduler)).len(), scheduler.sites_waiting()), (0, 1));
+    let told = ready(&mut scheduler, connection, START);
+    assert_eq!(told, [Action::Close { connection }]);
+    closed(&mut scheduler, 0, connection, START);
+    assert_eq!(opened(&actions(&mut scheduler)).len(), 1);
+    assert_eq!(scheduler.sites_waiting(), 0);
+}
+
+/// What one core gives back another one gets, though the first has sites in line itself.
+#[test]
+fn cores_share_what_there_is() {
+    let allowance = Arc::new(Allowance::new(2));
+    let rules = next_hops(8, 2);
+    let mut cores =
+        [0, 1].map(|core| Scheduler::new(core, 2, rules.clone()).within(allowance.clone()));
+    for core in &mut cores {
+        (0..8).for_each(|number| file(core, number, number as u32, START));
+    }
+    let first: Vec<Action> = actions(&mut cores[0]);
+    let places: Vec<(u32, ConnectionId)> = first
+        .iter()
+        .filter_map(|action| match action {
+            Action::Open { site, connection } => Some((site.0, *connection)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((places.len(), opened(&actions(&mut cores[1])).len()), (2, 0));
+    closed(&mut cores[0], places[0].0, places[0].1, START + 1);
+    assert!(opened(&actions(&mut cores[0])).is_empty(), "it has its even share");
+    cores[1].handle(Event::Tick, START + 2);
+    assert_eq!(opened(&actions(&mut cores[1])).len(), 1);
+    assert_eq!(allowance.used(), 2);
+}

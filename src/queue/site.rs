@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 
 use crate::delivery::reach::Reach;
+use crate::limits;
 
 /// A site's place in the table of one core's scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +44,8 @@ pub struct SiteShared {
     rests_until_unix_ms: AtomicU64,
     /// Connections that failed in a row.
     failures: AtomicU32,
+    /// Fresh connections in a row that ended without a word on a message.
+    silences: AtomicU32,
     /// It announces CHUNKING and does not know BDAT.
     chunking_broken: AtomicBool,
     /// It took a message whose envelope went in one group and whose body went by BDAT.
@@ -82,6 +85,7 @@ impl SiteShared {
             busy: AtomicBool::new(false),
             rests_until_unix_ms: AtomicU64::new(0),
             failures: AtomicU32::new(0),
+            silences: AtomicU32::new(0),
             chunking_broken: AtomicBool::new(false),
             has_behaved: AtomicBool::new(false),
             one_flight_broken: AtomicBool::new(false),
@@ -219,6 +223,13 @@ impl SiteShared {
         self.established.load(Ordering::Acquire)
     }
 
+    /// It greeted and then ended the connection without a word on its first message.  Tells
+    /// whether it has done so too often in a row to be tried with one message after the other.
+    pub fn stays_silent(&self) -> bool {
+        let silences = self.silences.fetch_add(1, Ordering::Relaxed) + 1;
+        silences >= limits::SITE_SILENCES
+    }
+
     /// The site answers, and takes no more connections just now: those that there are go on.
     pub fn pause(&self, until_unix_ms: u64) {
         self.rests_until_unix_ms.store(until_unix_ms, Ordering::Relaxed);
@@ -226,6 +237,9 @@ impl SiteShared {
 
     /// The site answers.
     pub fn recover(&self) {
+        if self.silences.load(Ordering::Relaxed) != 0 {
+            self.silences.store(0, Ordering::Relaxed);
+        }
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
             self.rests_until_unix_ms.store(0, Ordering::Relaxed);

@@ -1,13 +1,14 @@
 //! Receive and send buffers from a slab of the thread's own.
 //!
 //! A connection holds a buffer only while something is in it or a read into it is under way;
-//! between messages it goes back, so ten thousand idle sessions hold none.
+//! between messages it goes back, so ten thousand idle sessions hold none.  What all buffers of
+//! the thread take is counted ([`held_octets`]), so that it can be bounded.
 //!
 //! This file and `socket` are where the runtime meets the kernel's pointers; see the SAFETY
 //! comments for who guarantees what.
 #![allow(unsafe_code)] // Owned buffers are lent to the kernel by pointer.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use monoio::buf::{IoBuf, IoBufMut};
 
@@ -21,12 +22,19 @@ pub const SMALL: usize = 16 * 1024;
 /// For a message that is still small enough to be copied into a batch
 /// ([`crate::limits::SMALL_MESSAGE`]) with commands around it.
 pub const LARGE: usize = 64 * 1024;
-/// Free buffers of a class that a thread keeps for reuse; the rest go back to the allocator.
-const KEPT: usize = 512;
+/// Free buffers that a thread keeps of each class for reuse, 9 MiB in all; the rest go back to the
+/// allocator.
+const KEPT: [usize; 3] = [512, 256, 64];
 
 thread_local! {
     static FREE: RefCell<[Vec<Vec<u8>>; 3]> =
         const { RefCell::new([const { Vec::new() }; 3]) };
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What the buffers of this thread take that are in use, in octets.
+pub fn held_octets() -> usize {
+    HELD.get()
 }
 
 /// Bytes received and not yet used up, at a stable place in memory.
@@ -40,7 +48,17 @@ impl Buffer {
     pub fn new(capacity: usize) -> Buffer {
         let class = usize::from(capacity > TINY) + usize::from(capacity > SMALL);
         let bytes = FREE.with_borrow_mut(|free| free[class].pop());
-        Buffer { bytes: bytes.unwrap_or_else(|| Vec::with_capacity([TINY, SMALL, LARGE][class])) }
+        Buffer::counted(bytes.unwrap_or_else(|| Vec::with_capacity([TINY, SMALL, LARGE][class])))
+    }
+
+    /// A buffer that holds `bytes` and has no room: for what has to wait.
+    pub fn parked(bytes: &[u8]) -> Buffer {
+        Buffer::counted(bytes.into())
+    }
+
+    fn counted(bytes: Vec<u8>) -> Buffer {
+        HELD.set(HELD.get() + bytes.capacity());
+        Buffer { bytes }
     }
 
     /// What it holds.
@@ -91,6 +109,8 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
+        // A thread that is ending counts no more.
+        let _ = HELD.try_with(|held| held.set(held.get().saturating_sub(bytes.capacity())));
         let class = match bytes.capacity() {
             TINY => 0,
             SMALL => 1,
@@ -101,7 +121,7 @@ impl Drop for Buffer {
         // A thread that is ending has no slab any more; then the allocator takes the buffer.
         let _ = FREE.try_with(|free| {
             let free = &mut free.borrow_mut()[class];
-            if free.len() < KEPT {
+            if free.len() < KEPT[class] {
                 free.push(bytes);
             }
         });
@@ -228,6 +248,17 @@ mod tests {
         buffer.remove(1..SMALL - 1);
         assert_eq!(buffer.bytes(), b"xx");
         assert_eq!(buffer.room(), SMALL - 2);
+    }
+
+    #[test]
+    fn what_is_held_is_counted() {
+        let before = held_octets();
+        let large = Buffer::new(LARGE);
+        let parked = Buffer::parked(b"half a command");
+        assert_eq!((parked.bytes(), parked.room()), (b"half a command".as_slice(), 0));
+        assert_eq!(held_octets() - before, LARGE + 14);
+        drop((large, parked));
+        assert_eq!(held_octets(), before);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Waking a task of the same thread: a flag with a waker behind it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 /// One task waits, any other of the thread notifies.  A notice that comes before the wait is
 /// kept; several before one wait count as one.
@@ -31,6 +34,45 @@ impl Notify {
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Tasks that wait for something of which there is not enough, the one that came first in front.
+#[derive(Default)]
+pub struct WaitingList {
+    waiting: RefCell<VecDeque<Rc<Notify>>>,
+}
+
+impl WaitingList {
+    /// Waits for its turn, or for `limit`; the caller looks then whether there is enough.
+    pub async fn wait(&self, limit: Duration) {
+        let turn = Rc::new(Notify::default());
+        self.forget_gone();
+        self.waiting.borrow_mut().push_back(turn.clone());
+        super::timeout(limit, turn.notified()).await;
+    }
+
+    /// It is the turn of so many.
+    pub fn wake(&self, most: usize) {
+        for _ in 0..most {
+            self.forget_gone();
+            let Some(first) = self.waiting.borrow_mut().pop_front() else { return };
+            first.notify();
+        }
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.forget_gone();
+        self.waiting.borrow().is_empty()
+    }
+
+    /// Who waited for too long has left his place.
+    fn forget_gone(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        while waiting.front().is_some_and(|turn| Rc::strong_count(turn) == 1) {
+            waiting.pop_front();
+        }
     }
 }
 
@@ -73,5 +115,34 @@ impl<T> Handover<T> {
             }
             self.ready.notified().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime;
+
+    #[test]
+    fn turns_come_in_their_order_and_who_has_gone_has_none() {
+        let woken = runtime::run(async {
+            let list = Rc::new(WaitingList::default());
+            list.wait(Duration::from_millis(1)).await;
+            assert!(list.is_empty(), "nobody waits any more");
+            let woken = Rc::new(RefCell::new(Vec::new()));
+            for number in 0..3 {
+                let (list, woken) = (list.clone(), woken.clone());
+                runtime::spawn(async move {
+                    list.wait(Duration::from_secs(60)).await;
+                    woken.borrow_mut().push(number);
+                });
+            }
+            runtime::sleep(Duration::from_millis(10)).await;
+            list.wake(2);
+            runtime::sleep(Duration::from_millis(10)).await;
+            assert!(!list.is_empty());
+            woken.take()
+        });
+        assert_eq!(woken.expect("a loop"), [0, 1]);
     }
 }

@@ -37,7 +37,7 @@ pub use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpStream, UnixStream};
 
 use super::buffer::{Fill, Spare, octets};
-use super::deadline::{Cut, Watch, watch};
+use super::deadline::{Cut, Shortage, Watch, watch};
 use super::tls::link::Link;
 
 pub use encrypted::HandshakeError;
@@ -140,6 +140,12 @@ impl Stream {
         // and that read would hold a buffer for as long as the session idles.
         let result = either!(Socket, &self.socket, socket => socket.readable(false).await);
         self.judge(result)
+    }
+
+    /// The reads from here on must be over by then if the thread is short of that
+    /// ([`press`](super::deadline::press)); then they end as if they had timed out.
+    pub fn give_way_at(&self, at: Option<(Shortage, Instant)>) {
+        self.watch.set_pressed(at);
     }
 
     /// Whether a stopping service may end the reads from here on, as if they had timed out: the

@@ -26,13 +26,14 @@
 //! [`ClientAction::TransactionDone`] with one outcome for each recipient; a recipient counts as
 //! delivered only by a 2xx that answers the end of a body that was sent to its end; what a peer
 //! decided about a recipient stands when the connection fails later, and the failure decides
-//! nothing.  After [`ClientAction::Close`] there is no further action.
+//! nothing.  After [`ClientAction::Close`] there is no further action but the end of a transaction
+//! that is started all the same.
 //!
 //! **STARTTLS** (RFC 3207) is the driver's to do when the machine says so
 //! ([`ClientAction::StartTls`]); what the peer said before is forgotten then, and what it sent in
 //! clear behind its 220 ends the connection, since nobody knows who sent it.
 //!
-//! **AUTH** (RFC 4954) follows EHLO where the configuration has a login ([`login`]); without
+//! **AUTH** (RFC 4954) follows EHLO where the configuration has a [`Login`]; without
 //! success there the connection takes no mail.
 //!
 //! What it does not do: choosing peers, retrying, judging what an outcome means for
@@ -502,7 +503,8 @@ impl Client {
     // ---- transactions --------------------------------------------------------------------
 
     fn begin(&mut self, now: Instant, id: TransactionId, transaction: Transaction, manner: Manner) {
-        let follows_one_under_way = !self.under_way.is_empty();
+        let is_running = |one: &UnderWay| matches!(one, UnderWay::Running { .. });
+        let follows_one_under_way = self.under_way.iter().any(is_running);
         let terms = Terms {
             form: self.body_form(),
             manner,
@@ -515,7 +517,12 @@ impl Client {
         if manner == Manner::OneFlight {
             self.send_body(id, &exchange);
         }
-        self.under_way.push_back(UnderWay::Running { id, exchange });
+        let running = UnderWay::Running { id, exchange };
+        match manner {
+            Manner::OneFlight => self.under_way.push_back(running),
+            // It has waited for its turn; what was declined meanwhile stands behind it.
+            Manner::Strict => self.under_way.push_front(running),
+        }
         if !follows_one_under_way {
             self.deadline = Some(now + self.config.timeouts.command);
         }

@@ -133,6 +133,8 @@ pub enum Refusal {
     // Try later.
     /// One recipient more than a transaction may have (RFC 5321 section 4.5.3.1.10).
     TooManyRecipients,
+    /// More messages are on their way in than there is memory for, or than the disk can follow.
+    Busy,
     /// The log has no room.
     StorageFull,
     /// The log could not keep the message.
@@ -201,6 +203,7 @@ impl Refusal {
             Refusal::BareNewline => "bare_newline",
             Refusal::Loop => "loop",
             Refusal::TooManyRecipients => "too_many_recipients",
+            Refusal::Busy => "busy",
             Refusal::StorageFull => "storage_full",
             Refusal::StorageFailed => "storage_failed",
             Refusal::TooManySessions => "too_many_sessions",
@@ -262,6 +265,7 @@ impl From<&Refusal> for Reply {
             }
             Refusal::Loop => reply(554, "5.4.6", "Too many hops: this message loops"),
             Refusal::TooManyRecipients => reply(452, "4.5.3", "Too many recipients"),
+            Refusal::Busy => reply(452, "4.4.5", "Too much is under way, try again later"),
             Refusal::StorageFull => reply(452, "4.3.1", "No room now, try again later"),
             Refusal::StorageFailed => reply(451, "4.3.0", "Could not keep the message, try later"),
             Refusal::TooManySessions => reply(421, "4.3.2", "Too many connections, try later"),

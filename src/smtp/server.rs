@@ -323,6 +323,15 @@ impl Server {
         matches!(self.phase, Phase::Data { .. } | Phase::Chunk { .. })
     }
 
+    /// Whether the next octets belong to a body that has not been refused yet.
+    pub fn keeps_body(&self) -> bool {
+        match &self.phase {
+            Phase::Data { refusal, .. } => refusal.is_none(),
+            Phase::Chunk { .. } => self.transaction.as_ref().is_some_and(|t| t.keeps_chunks()),
+            _ => false,
+        }
+    }
+
     /// Whether a transaction is under way.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
@@ -362,6 +371,13 @@ impl Server {
             Phase::Recipient(recipient) => Some(&recipient.path),
             _ => None,
         }
+    }
+
+    /// What that recipient will take of memory, in octets.
+    pub fn recipient_octets(&self) -> usize {
+        let Phase::Recipient(recipient) = &self.phase else { return 0 };
+        let text = recipient.path.as_str().len() + recipient.orcpt.as_deref().map_or(0, str::len);
+        text + size_of::<Recipient>() + size_of::<RouteIndex>()
     }
 
     /// Decides on the recipient in question: where its mail goes, or why not.

@@ -209,6 +209,11 @@ impl Appender {
         self.chunk_pool.take().map(ChunkBuffer::new).ok_or(Refused::Busy)
     }
 
+    /// Chunk buffers that are being filled or on their way to the disk.
+    pub fn chunks_in_use(&self) -> usize {
+        self.options.chunk_buffers - self.chunk_pool.available().min(self.options.chunk_buffers)
+    }
+
     /// Appends the part number `index` (from 0) of the message `id`.  It is given out by the next
     /// [`Self::seal`] and promises nothing by itself: its MESSAGE does.  Once the log has failed
     /// ([`Self::has_failed`]) it is dropped, and the ticket never settles.

@@ -189,5 +189,14 @@ pub(crate) fn write_header<D: Disk>(
 ) -> io::Result<()> {
     let mut block = AlignedBuf::new(BLOCK);
     header.encode(&mut block);
-    disk.write(file, 0, &[IoSlice::new(&block)], Sync::Data)
+    write_header_block(disk, file, &block)
+}
+
+/// The same for a block that is made already.
+pub(crate) fn write_header_block<D: Disk>(
+    disk: &D,
+    file: FileNo,
+    block: &AlignedBuf,
+) -> io::Result<()> {
+    disk.write(file, 0, &[IoSlice::new(block)], Sync::Data)
 }

@@ -57,8 +57,8 @@ impl FileDisk {
     pub fn open(path: &Path) -> Result<FileDisk, OpenError> {
         let failed = |source: Errno| OpenError::Io { path: path.into(), source: source.into() };
         match rustix::fs::mkdir(path, DIRECTORY_MODE) {
-            Ok(()) => sync_parent(path).map_err(failed)?,
-            Err(Errno::EXIST) => {}
+            // Whoever made it may have died before its name was durable.
+            Ok(()) | Err(Errno::EXIST) => sync_parent(path).map_err(failed)?,
             Err(error) => return Err(failed(error)),
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -28,10 +28,9 @@ use std::time::Instant;
 
 use self::failure::RefusedGroup;
 pub(crate) use self::head::SegmentFile;
-use self::head::{Head, Turn, open_header};
+use self::head::{Excess, Head, Turn, open_header};
 use super::accounts::Accounts;
-use super::chore::{Chore, Spare, write_header};
-use super::direct::AlignedBuf;
+use super::chore::{Chore, Spare, write_header_block};
 use super::disk::{Disk, FileNo, Sync};
 use super::format::BATCH_HEADER;
 use super::format::batch::{self, BatchHeader};
@@ -109,6 +108,8 @@ pub struct Log<D> {
     options: LogOptions,
     table: Arc<SegmentTable>,
     stats: Arc<SpoolStats>,
+    /// What all segments of this spool say in their headers.
+    spool: u32,
     accounts: Accounts,
     segments: HashMap<SegmentNo, SegmentFile>,
     head: Head,
@@ -127,6 +128,7 @@ pub struct Log<D> {
     /// Batches that the disk refused and whose void is not yet recorded.
     refused: Option<RefusedGroup>,
     spares: VecDeque<Spare>,
+    excess: Excess,
     next_file: FileNo,
     is_creating: bool,
     /// The last attempt to make a spare failed.
@@ -146,6 +148,8 @@ pub struct Log<D> {
 /// What recovery found, for [`Log::resume`].
 #[derive(Debug)]
 pub(crate) struct Found {
+    /// See [`Roll::spool`](super::format::roll::Roll::spool).
+    pub(crate) spool: u32,
     pub(crate) accounts: Accounts,
     pub(crate) segments: HashMap<SegmentNo, SegmentFile>,
     /// At least one.
@@ -189,12 +193,14 @@ impl<D: Disk> Log<D> {
             found.last_sequence,
             found.next_sequence,
         );
-        write_header(&*disk, spare.file, &header)?;
+        let block = head::header_block(&header, found.spool, &found.segments);
+        write_header_block(&*disk, spare.file, &block)?;
         let mut log = Log {
             disk,
             options,
             table,
             stats,
+            spool: found.spool,
             accounts: found.accounts,
             segments: found.segments,
             head: Head::new(header, spare.file, true),
@@ -206,6 +212,7 @@ impl<D: Disk> Log<D> {
             waiting: VecDeque::new(),
             refused: None,
             spares: found.spares,
+            excess: Excess::default(),
             next_file: found.next_file,
             is_creating: false,
             is_full: false,
@@ -452,7 +459,7 @@ impl<D: Disk> Log<D> {
         }
         let mut header_block = None;
         if !self.head.header_is_written {
-            self.head.header.encode(header_block.insert(AlignedBuf::new(BLOCK)));
+            header_block = Some(head::header_block(&self.head.header, self.spool, &self.segments));
         }
         let mut parts = Vec::with_capacity(group.len() + 1);
         parts.extend(header_block.as_deref().map(IoSlice::new));

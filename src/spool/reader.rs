@@ -114,6 +114,9 @@ pub enum ReadError {
     /// What was read is not what was written.
     #[error("a record of the spool is damaged: {0}")]
     Damaged(FormatError),
+    /// The disk, or those who hold the reader's buffers, took too long.
+    #[error("reading the spool took too long")]
+    Late,
     /// It verifies and is another message's.
     #[error("the record belongs to message {0}")]
     WrongMessage(MessageId),
@@ -148,6 +151,8 @@ struct Inbox {
     event: Arc<OwnedFd>,
     is_asleep: AtomicBool,
     is_stopping: AtomicBool,
+    /// Requests wait because all buffers are in use.
+    is_short: AtomicBool,
 }
 
 impl Inbox {
@@ -164,6 +169,11 @@ impl ReaderHandle {
     pub fn request(&self, request: ReadRequest) {
         self.inbox.requests.push(request);
         self.inbox.knock();
+    }
+
+    /// Whether requests wait because all buffers are in use.
+    pub fn is_short(&self) -> bool {
+        self.inbox.is_short.load(Ordering::Relaxed)
     }
 
     /// Which file holds which segment, and what was moved.
@@ -187,6 +197,7 @@ impl Reader {
             event,
             is_asleep: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
+            is_short: AtomicBool::new(false),
         });
         let inside = inbox.clone();
         let shared_table = table.clone();
@@ -309,6 +320,7 @@ impl Loop {
                 self.waiting.push(request);
             }
             let lacks_buffers = self.start_reads(ring.as_mut());
+            self.inbox.is_short.store(lacks_buffers, Ordering::Relaxed);
             self.wake_all();
             let is_flying = self.flying.iter().any(Option::is_some);
             let is_stopping = self.inbox.is_stopping.load(Ordering::SeqCst);

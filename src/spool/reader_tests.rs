@@ -237,6 +237,7 @@ fn without_a_ring_reads_go_one_by_one() {
         event: Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()),
         is_asleep: AtomicBool::new(false),
         is_stopping: AtomicBool::new(false),
+        is_short: AtomicBool::new(false),
     });
     let reader = Loop {
         disk: bench.disk.clone(),

@@ -7,6 +7,9 @@
 //!
 //! The rules for a scanned segment:
 //! - A batch counts if it verifies, its sequence is in order and no header has voided it.
+//! - Of a batch that was durable and is damaged, the records that verify count, if the batch's
+//!   digest says that all are where they were; a message whose octets alone are hurt stays in the
+//!   queue, so that its sender is told.
 //! - In the newest segment, the first sequence that is missing above every `durable_through` is
 //!   where the last crash tore the log; from there on nothing was acknowledged, and it is cut.
 //! - Blocks that the disk cannot read are as if they had never been written, and told.
@@ -19,7 +22,7 @@
 mod report;
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -37,8 +40,9 @@ use super::format::index::IndexBuilder;
 use super::format::message::{self, StoredBody, StoredMessage};
 use super::format::outcome::{StoredDefer, StoredDone};
 use super::format::record::{Kind, RecordView};
+use super::format::roll::{self, Roll};
 use super::log::{Found, Log, LogOptions, Mistake, SegmentFile};
-use super::scan::{self, Scanned};
+use super::scan::{self, Piece, Scanned};
 use super::segments::SegmentTable;
 use super::stats::SpoolStats;
 use super::{BLOCK, RecordPlace, SegmentNo};
@@ -69,7 +73,7 @@ pub fn recover<D: Disk>(
     recovery.read_records()?;
     recovery.visit_live()?;
     let report = std::mem::take(&mut recovery.report);
-    let mut found = recovery.finish();
+    let mut found = recovery.finish(random);
     // A head whose first write was torn has left batches of the generation that its file's free
     // header still announces.
     for spare in &mut found.spares {
@@ -146,6 +150,12 @@ struct Recovery<'a, D> {
     segments: BTreeMap<SegmentNo, Segment>,
     spares: VecDeque<Spare>,
     next_file: FileNo,
+    /// What the open segments say that they belong to.
+    spools: Vec<(FileNo, u32)>,
+    /// The last lives of the files that are free or were set aside.
+    ended: BTreeSet<SegmentNo>,
+    /// Of the newest segment.
+    roll: Option<Roll>,
     last_segment: SegmentNo,
     live: BTreeMap<MessageId, Live>,
     /// Messages, live or ended, that do not stand where an outcome says.
@@ -159,6 +169,9 @@ struct Recovery<'a, D> {
     /// One segment at most, reused.
     whole: AlignedBuf,
 }
+
+/// Two files that say to be the same segment.
+type Twins = Option<(FileNo, FileNo)>;
 
 struct Segment {
     header: SegmentHeader,
@@ -190,6 +203,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
             segments: BTreeMap::new(),
             spares: VecDeque::new(),
             next_file: FileNo(1),
+            spools: Vec::new(),
+            ended: BTreeSet::new(),
+            roll: None,
             last_segment: SegmentNo(0),
             live: BTreeMap::new(),
             moved: HashMap::new(),
@@ -202,10 +218,17 @@ impl<'a, D: Disk> Recovery<'a, D> {
     }
 
     fn read_headers(&mut self) -> Result<(), RecoveryError> {
+        let mut twin = None;
         for file in self.disk.files()? {
             self.next_file = self.next_file.max(FileNo(file.0.saturating_add(1)));
-            self.read_header(file)?;
+            twin = self.read_header(file)?.or(twin);
         }
+        self.check_spools()?;
+        if let Some((file, other)) = twin {
+            // A copy, most likely.  Neither can be preferred.
+            return Err(RecoveryError::Twin { file: file.0, other: other.0 });
+        }
+        self.call_roll();
         self.report.segments = self.segments.len();
         self.progress.segments = 2 * self.segments.len();
         for (&no, segment) in &self.segments {
@@ -218,8 +241,32 @@ impl<'a, D: Disk> Recovery<'a, D> {
         Ok(())
     }
 
-    fn read_header(&mut self, file: FileNo) -> Result<(), RecoveryError> {
-        if self.disk.length(file).map_err(refused(file))? < BLOCK as u64 {
+    /// All files must belong to one spool: mail of another must not be delivered here as well.
+    fn check_spools(&self) -> Result<(), RecoveryError> {
+        let ours = roll::spool_of(self.spools.iter().map(|&(_, spool)| spool));
+        let stranger = self.spools.iter().find(|&&(_, spool)| Some(spool) != ours);
+        match stranger {
+            Some((file, _)) => Err(RecoveryError::OtherSpool { file: file.0 }),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells of segments that were in use when the newest was opened, and of which there is no
+    /// trace.
+    fn call_roll(&mut self) {
+        let Some(roll) = self.roll.take() else { return };
+        let is_there =
+            |segment| self.segments.contains_key(&segment) || self.ended.contains(&segment);
+        let segments = roll.missing(is_there);
+        if !segments.is_empty() {
+            self.damage(Damage::Missing { segments });
+        }
+    }
+
+    /// Takes a file in; if another one says to be the same segment, gives both.
+    fn read_header(&mut self, file: FileNo) -> Result<Twins, RecoveryError> {
+        let length = self.disk.length(file).map_err(refused(file))?;
+        if length < BLOCK as u64 {
             return self.set_aside(file, FormatError::Truncated);
         }
         let mut block = AlignedBuf::new(BLOCK);
@@ -241,7 +288,11 @@ impl<'a, D: Disk> Recovery<'a, D> {
         self.last_segment = self.last_segment.max(header.segment);
         self.next_sequence = self.next_sequence.max(header.first_sequence);
         match header.state {
+            SegmentState::Free if length < u64::from(header.segment_bytes) => {
+                return self.set_aside(file, FormatError::Truncated);
+            }
             SegmentState::Free => {
+                self.ended.insert(header.segment);
                 // A crash of the process may have come between the write of this header and its
                 // sync.  From now on outcomes that others hold for the segment's messages count no
                 // more, so it must not come back after a power cut.
@@ -250,33 +301,42 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 self.spares.push_back(Spare { file, generation, revision });
             }
             // It was to be renamed when the last run ended.
-            SegmentState::Quarantined => self.disk.quarantine(file).map_err(refused(file))?,
+            SegmentState::Quarantined => {
+                self.ended.insert(header.segment);
+                self.disk.quarantine(file).map_err(refused(file))?;
+            }
             SegmentState::Open => {
+                let roll = Roll::decode(&block, header.generation);
+                self.spools.extend(roll.as_ref().map(|roll| (file, roll.spool)));
+                if self.segments.keys().next_back().is_none_or(|&newest| newest < header.segment) {
+                    self.roll = roll;
+                }
+                let cut = u64::from(header.segment_bytes).saturating_sub(length);
+                if cut > 0 {
+                    let segment = header.segment;
+                    self.damage(Damage::Short { segment, file, octets: cut });
+                }
                 let segment = Segment {
                     header,
                     file,
-                    is_damaged: false,
+                    is_damaged: cut > 0,
                     is_indexed: false,
                     end: header.segment_bytes,
                 };
-                if let Some(twin) = self.segments.insert(header.segment, segment) {
-                    // Two files with one number: a copied directory.  Neither can be preferred.
-                    let error = FormatError::Malformed("segment number, which another file has");
-                    return Err(RecoveryError::Foreign { file: twin.file.0, error });
-                }
+                let before = self.segments.insert(header.segment, segment);
+                return Ok(before.map(|other| (file, other.file)));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn set_aside(&mut self, file: FileNo, error: FormatError) -> Result<(), RecoveryError> {
+    fn set_aside(&mut self, file: FileNo, error: FormatError) -> Result<Twins, RecoveryError> {
         self.disk.quarantine(file).map_err(refused(file))?;
         self.damage(Damage::Header { file, error });
-        Ok(())
+        Ok(None)
     }
 
     fn damage(&mut self, damage: Damage) {
-        tracing::error!(?damage, "the spool is damaged");
         self.visitor.damage(&damage);
         self.report.damage_count += 1;
         if self.report.damage.len() < DAMAGE_MAX {
@@ -298,7 +358,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let order: Vec<SegmentNo> = self.segments.keys().copied().collect();
         for no in order {
             let is_newest = Some(no) == newest;
-            if is_newest || !self.read_index(no)? {
+            // One with an index was closed, and everything in it was durable before.
+            if !self.read_index(no)? {
                 self.scan_segment(no, is_newest, &voided)?;
             }
             self.step();
@@ -364,10 +425,11 @@ impl<'a, D: Disk> Recovery<'a, D> {
         }
         let mut heads = IndexBuilder::default();
         for batch in scanned.batches.iter().filter(|batch| batch.header.sequence <= last_valid) {
-            for (offset, record) in batch.records(&whole) {
-                self.apply(no, offset, &record)?;
+            for piece in batch.pieces(&whole) {
+                let Some(record) = self.sound(no, &piece, batch.is_whole)? else { continue };
+                self.apply(no, piece.offset, &record)?;
                 if record.kind() == Kind::Message && self.heads_octets < HEADS_MAX {
-                    heads.add(offset, &record);
+                    heads.add(piece.offset, &record);
                 }
             }
             self.saw_sequence(batch.header.sequence);
@@ -387,6 +449,30 @@ impl<'a, D: Disk> Recovery<'a, D> {
         Ok(())
     }
 
+    /// A record of a batch that counts, if it can be used; tells what is wrong with it.
+    fn sound<'b>(
+        &mut self,
+        segment: SegmentNo,
+        piece: &Piece<'b>,
+        is_whole: bool,
+    ) -> Result<Option<RecordView<'b>>, RecoveryError> {
+        let place = RecordPlace { segment, offset: piece.offset, length: piece.length };
+        let (_, id) = piece.name;
+        match piece.record {
+            Ok(record) => {
+                if !is_whole && record.verify_body().is_err() {
+                    // Its sender can still be told; reading it says again what is wrong.
+                    if let Some(segment) = self.segments.get_mut(&segment) {
+                        segment.is_damaged = true;
+                    }
+                    self.damage(Damage::Body { place, id });
+                }
+                Ok(Some(record))
+            }
+            Err(error) => self.bad_record(place, id, error).map(|()| None),
+        }
+    }
+
     /// Makes the numbers behind the torn end of the log void.
     fn cut(&mut self, scanned: &Scanned, last_valid: u64) {
         self.last_sequence = self.last_sequence.max(last_valid);
@@ -399,7 +485,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             tracing::warn!(
                 first = last_valid + 1,
                 last = last_torn,
-                "the end of the log was torn by the last stop and is cut; nothing in it was acknowledged as synced"
+                "the end of the log was torn by the last stop and is cut; no write that ended is in it"
             );
         }
     }
@@ -426,19 +512,24 @@ impl<'a, D: Disk> Recovery<'a, D> {
             Kind::Control | Kind::Unknown(_) => Ok(()),
         };
         if let Err(error) = applied {
-            self.bad_record(place, error)?;
+            self.bad_record(place, record.id(), error)?;
         }
         Ok(())
     }
 
-    fn bad_record(&mut self, place: RecordPlace, error: FormatError) -> Result<(), RecoveryError> {
+    fn bad_record(
+        &mut self,
+        place: RecordPlace,
+        id: MessageId,
+        error: FormatError,
+    ) -> Result<(), RecoveryError> {
         if let Some(segment) = self.segments.get_mut(&place.segment) {
             if matches!(error, FormatError::MustUnderstand(_)) {
                 return Err(foreign(segment.file, error));
             }
             segment.is_damaged = true;
         }
-        self.damage(Damage::Record { place, error });
+        self.damage(Damage::Record { place, id, error });
         Ok(())
     }
 
@@ -639,10 +730,11 @@ impl<'a, D: Disk> Recovery<'a, D> {
             }
         }
         self.accounts.finished(place.segment, id);
-        self.bad_record(place, error)
+        self.bad_record(place, id, error)
     }
 
-    fn finish(self) -> Found {
+    fn finish(self, random: &mut dyn FnMut() -> u64) -> Found {
+        let ours = roll::spool_of(self.spools.iter().map(|&(_, spool)| spool));
         let file = |segment: &Segment| SegmentFile {
             end: segment.end,
             is_damaged: segment.is_damaged,
@@ -652,6 +744,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let segments: HashMap<_, _> =
             self.segments.iter().map(|(&no, segment)| (no, file(segment))).collect();
         Found {
+            spool: ours.unwrap_or_else(|| random() as u32),
             accounts: self.accounts,
             segments,
             spares: self.spares,

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::spool::format::BATCH_HEADER;
 use crate::spool::format::batch::BatchHeader;
+use crate::spool::format::record::RECORD_HEADER;
 
 #[test]
 fn torn_tail_is_cut() {
@@ -33,7 +35,8 @@ fn a_hole_below_durable_through_is_damage_and_skipped_over() {
     let mut bench = Bench::new();
     let places: Vec<_> = (1..=4).map(|id| bench.accept(&Mail::new(id, 1, 100))).collect();
     let file = head_file(&bench, places[1]);
-    bench.disk.flip_bit(file, places[1].offset as usize + 100, 3);
+    // The batch's header, so that nothing of it can be made out.
+    bench.disk.flip_bit(file, places[1].offset as usize - BATCH_HEADER + 20, 3);
     let bench = bench.reborn(true);
     assert_eq!(bench.kept.ids(), [1, 3, 4]);
     let segment = places[1].segment;
@@ -45,6 +48,58 @@ fn a_hole_below_durable_through_is_damage_and_skipped_over() {
         bench.done(id, places[id as usize - 1]);
     }
     assert_eq!(bench.disk.quarantined(), [file]);
+}
+
+#[test]
+fn of_a_damaged_batch_the_records_that_verify_are_kept() {
+    let mut bench = Bench::new();
+    // Three messages in one batch, which others follow.
+    let mails: Vec<Mail> = (1..=3).map(|id| Mail::new(id, 1, 1000)).collect();
+    for mail in &mails {
+        mail.append(&mut bench.appender, bench.now).unwrap();
+    }
+    let settled = bench.commit();
+    let places: Vec<_> = settled.iter().map(|settled| settled.result.unwrap()).collect();
+    bench.accept(&Mail::new(4, 1, 100));
+    bench.accept(&Mail::new(5, 1, 100));
+    let (file, segment) = (head_file(&bench, places[1]), places[1].segment);
+    let whole = bench.disk.contents(file);
+    let (place, id) = (places[1], MessageId(2));
+    let head = Damage::Record { place, id, error: FormatError::Checksum("record head") };
+    let gone = Damage::Batches { segment, file, sequences: 1..2 };
+    for (at, kept, damage) in [
+        // The body: its sender can be told, so it stays in the queue.
+        (place.offset + place.length - 64 - 100, &[1, 2, 3, 4, 5][..], Damage::Body { place, id }),
+        // The head, behind its fixed part.
+        (place.offset + RECORD_HEADER as u32 + 4, &[1, 3, 4, 5], head),
+        // The fixed part: where the records are is not certain any more.
+        (place.offset + 8, &[4, 5], gone),
+    ] {
+        let disk = SimDisk::new(1);
+        disk.plant(file, whole.clone());
+        disk.flip_bit(file, at as usize, 3);
+        let found = Bench::on(&disk).unwrap();
+        assert_eq!(found.kept.ids(), kept, "octet {at}");
+        assert_eq!(found.report.damage, [damage], "octet {at}");
+        let again = found.reborn(true);
+        assert_eq!(again.kept.ids(), kept, "octet {at}: nor does a second start lose more");
+    }
+}
+
+#[test]
+fn a_torn_batch_is_cut_also_where_its_records_frames_are_whole() {
+    let mut bench = Bench::new();
+    bench.accept(&Mail::new(1, 1, 100));
+    let place = bench.accept(&Mail::new(2, 1, 9000));
+    let file = head_file(&bench, place);
+    // The last batch: nothing says that it was durable, and a sector of its body is missing.
+    let mut octets = bench.disk.contents(file);
+    octets[place.offset as usize + 6000..][..512].fill(0);
+    let disk = SimDisk::new(1);
+    disk.plant(file, octets);
+    let found = Bench::on(&disk).unwrap();
+    assert_eq!(found.kept.ids(), [1]);
+    assert_eq!((found.report.damage_count, found.report.cut), (0, Some(2..3)));
 }
 
 #[test]
@@ -225,5 +280,97 @@ fn a_forged_batch_header_gets_nowhere() {
         let found = Bench::on(&disk).unwrap();
         assert_eq!(found.kept.ids(), [1], "{payload_length}");
         assert_eq!(found.report.cut, Some(2..3));
+    }
+}
+
+#[test]
+fn a_segment_without_a_file_is_told_of_once() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (1..=20).map(|id| bench.accept(&Mail::new(id, 1, 10_000))).collect();
+    let (file, segment) = (head_file(&bench, places[0]), places[0].segment);
+    assert!(places[19].segment.0 >= segment.0 + 2, "several segments");
+    Disk::remove(&bench.disk, file).unwrap();
+    let bench = bench.reborn(true);
+    let gone = places.iter().filter(|place| place.segment == segment).count() as u64;
+    assert_eq!(bench.kept.ids(), (gone + 1..=20).collect::<Vec<_>>());
+    assert_eq!(bench.report.damage, [Damage::Missing { segments: vec![segment] }]);
+    assert_eq!(bench.reborn(true).report.damage_count, 0, "nobody needs to hear it twice");
+}
+
+#[test]
+fn what_was_freed_removed_or_set_aside_is_not_missing() {
+    // Enough that spares beyond the most are removed, at every moment of which the power may go.
+    for lives in 1..60 {
+        let mut bench = Bench::new();
+        let mut waiting = Vec::new();
+        for id in 1..=40 {
+            waiting.push((id, bench.accept(&Mail::new(id, 1, 10_000))));
+        }
+        for (id, place) in waiting.drain(..).take(lives) {
+            bench.done(id, place);
+        }
+        let bench = bench.reborn(true);
+        assert_eq!(bench.report.damage, [], "after {lives}");
+        assert_eq!(bench.reborn(false).report.damage, [], "after {lives}");
+    }
+}
+
+#[test]
+fn a_file_of_another_spool_is_refused() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (1..=20).map(|id| bench.accept(&Mail::new(id, 1, 10_000))).collect();
+    // Something was done to that disk before, from which other random numbers follow.
+    let other = SimDisk::new(2);
+    other.create(FileNo(50), OPTIONS.segment_bytes, &[0; BLOCK]).unwrap();
+    other.remove(FileNo(50)).unwrap();
+    let mut stranger = Bench::on(&other).unwrap();
+    let strange: Vec<_> = (1..=40).map(|id| stranger.accept(&Mail::new(id, 1, 10_000))).collect();
+    let from = head_file(&stranger, strange[39]);
+    assert!(strange[39].segment > places[19].segment, "no number is there twice");
+    bench.disk.plant(FileNo(99), stranger.disk.contents(from));
+    let (disk, before) = (bench.disk.clone(), bench.disk.files().unwrap());
+    let refused = Bench::on(&disk).err().expect("not to be mixed");
+    assert!(matches!(refused, RecoveryError::OtherSpool { file: 99 }), "{refused}");
+    assert_eq!(disk.files().unwrap(), before);
+    disk.quarantine(FileNo(99)).unwrap();
+    let bench = Bench::on(&disk).unwrap();
+    assert_eq!(bench.kept.ids().len(), 20);
+    assert_eq!(bench.report.damage, []);
+}
+
+#[test]
+fn a_file_that_was_cut_is_told_of_and_serves_what_is_left() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (1..=4).map(|id| bench.accept(&Mail::new(id, 1, 3000))).collect();
+    let (file, segment) = (head_file(&bench, places[0]), places[0].segment);
+    let mut octets = bench.disk.contents(file);
+    octets.truncate(places[2].offset as usize - BATCH_HEADER);
+    let missing = OPTIONS.segment_bytes as u64 - octets.len() as u64;
+    bench.disk.plant(file, octets);
+    let bench = bench.reborn(true);
+    assert_eq!(bench.kept.ids(), [1, 2]);
+    assert_eq!(bench.report.damage[0], Damage::Short { segment, file, octets: missing });
+}
+
+#[test]
+fn a_sealed_segment_goes_by_its_index_also_where_it_is_the_newest() {
+    let mut bench = Bench::new();
+    let mut places = Vec::new();
+    while places.last().is_none_or(|place: &RecordPlace| place.segment == places[0].segment) {
+        let id = places.len() as u64 + 1;
+        places.push(bench.accept(&Mail::new(id, 1, 10_000)));
+    }
+    let last = places.len() - 2;
+    let (file, newest) = (head_file(&bench, places[last]), head_file(&bench, places[last + 1]));
+    // As if the crash had come before the next segment was written, and the last batch is hurt:
+    // nothing tore it.
+    bench.disk.remove(newest).unwrap();
+    bench.disk.flip_bit(file, places[last].offset as usize + 5000, 1);
+    let all: Vec<u64> = (1..=last as u64 + 1).collect();
+    let mut bench = bench.reborn(true);
+    for _ in 0..2 {
+        assert_eq!(bench.kept.ids(), all);
+        assert_eq!(bench.report.cut, None);
+        bench = bench.reborn(false);
     }
 }

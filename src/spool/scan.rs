@@ -8,19 +8,35 @@ use rustix::io::Errno;
 
 use super::direct::AlignedBuf;
 use super::disk::{Disk, FileNo};
-use super::format::batch::{self, BatchHeader};
+use super::format::batch::BatchHeader;
 use super::format::header::SegmentHeader;
 use super::format::index::{self, Footer};
-use super::format::record::{RECORD_HEADER, RecordView};
+use super::format::record::{Kind, RECORD_HEADER, RecordView};
 use super::format::{BATCH_HEADER, FormatError};
 use super::{BLOCK, RecordPlace, SegmentNo, round_to_block};
+use crate::message::MessageId;
 
-/// A batch that verifies.
+/// A batch whose header verifies, and the fixed headers of all its records.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FoundBatch {
     /// Where it begins in the file.
     pub(crate) offset: usize,
     pub(crate) header: BatchHeader,
+    /// Every record verifies with its body.  Else something was damaged since it was written, or
+    /// not all of it was: a batch that was durable still has its other records.
+    pub(crate) is_whole: bool,
+}
+
+/// A record of a batch, or what is left of one.
+pub(crate) struct Piece<'a> {
+    /// Where it begins in the file.
+    pub(crate) offset: u32,
+    /// The whole of it, in octets.
+    pub(crate) length: u32,
+    /// Kind and message, certain whatever else is damaged.
+    pub(crate) name: (Kind, MessageId),
+    /// Header and head; the body is to be verified where [`FoundBatch::is_whole`] is not so.
+    pub(crate) record: Result<RecordView<'a>, FormatError>,
 }
 
 /// What stands in a segment.
@@ -63,8 +79,8 @@ pub(crate) fn scan(
         scanned.durable_through = scanned.durable_through.max(found.durable_through);
         scanned.last_seen = scanned.last_seen.max(Some(found.sequence));
         match verify(bytes, &found, header, scanned.batches.last()) {
-            Ok(()) => {
-                scanned.batches.push(FoundBatch { offset, header: found });
+            Ok(is_whole) => {
+                scanned.batches.push(FoundBatch { offset, header: found, is_whole });
                 offset += step;
             }
             Err(error @ FormatError::MustUnderstand(_)) => return Err(error),
@@ -75,32 +91,44 @@ pub(crate) fn scan(
     Ok(scanned)
 }
 
+/// Gives whether the batch is whole; fails where not even the places of its records are certain.
 fn verify(
     bytes: &[u8],
     found: &BatchHeader,
     header: &SegmentHeader,
     before: Option<&FoundBatch>,
-) -> Result<(), FormatError> {
+) -> Result<bool, FormatError> {
     let first_possible = before.map_or(header.first_sequence, |before| before.header.sequence + 1);
     if found.segment != header.segment || found.sequence < first_possible {
         return Err(FormatError::Malformed("batch's place"));
     }
     let end =
         BATCH_HEADER.checked_add(found.payload_length as usize).ok_or(FormatError::Truncated)?;
-    found.verify_payload(bytes.get(BATCH_HEADER..end).ok_or(FormatError::Truncated)?)
+    let payload = bytes.get(BATCH_HEADER..end).ok_or(FormatError::Truncated)?;
+    match found.verify_payload(payload) {
+        Ok(()) => Ok(true),
+        Err(error @ FormatError::MustUnderstand(_)) => Err(error),
+        Err(error) => found.verify_frames(payload).then_some(false).ok_or(error),
+    }
 }
 
 impl FoundBatch {
-    /// Its records with their offsets in the file.
-    pub(crate) fn records<'a>(
-        &self,
-        file: &'a [u8],
-    ) -> impl Iterator<Item = (u32, RecordView<'a>)> + use<'a> {
-        let start = self.offset + BATCH_HEADER;
-        let payload = &file[start..start + self.header.payload_length as usize];
-        batch::records(payload).map(move |record| {
-            let (offset, record) = record.expect("the batch has been verified");
-            ((start + offset) as u32, record)
+    /// Its records.
+    pub(crate) fn pieces<'a>(&self, file: &'a [u8]) -> impl Iterator<Item = Piece<'a>> + use<'a> {
+        let mut at = self.offset + BATCH_HEADER;
+        let end = at + self.header.payload_length as usize;
+        std::iter::from_fn(move || {
+            let rest = file.get(at..end).filter(|rest| !rest.is_empty())?;
+            let name = RecordView::name_of(rest).expect("the frames have been verified");
+            let length = RecordView::total_length_of(rest).expect("the frames have been verified");
+            let piece = Piece {
+                offset: at as u32,
+                length: length as u32,
+                name,
+                record: RecordView::parse(rest),
+            };
+            at += length;
+            Some(piece)
         })
     }
 }
@@ -111,7 +139,7 @@ impl Scanned {
     pub(crate) fn end_of_whole(&self, first_sequence: u64) -> u64 {
         let mut end = self.durable_through.max(first_sequence.saturating_sub(1));
         for batch in &self.batches {
-            if batch.header.sequence == end.saturating_add(1) {
+            if batch.header.sequence == end.saturating_add(1) && batch.is_whole {
                 end = batch.header.sequence;
             }
         }
@@ -209,26 +237,10 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
 }
 
 /// A sealed segment's index, verified.
-pub(crate) struct Index<'a> {
-    blocks: Blocks<'a>,
+pub(crate) struct Index {
+    /// Not shorter than the footer says.
+    blocks: AlignedBuf,
     footer: Footer,
-}
-
-/// The octets of an index.
-enum Blocks<'a> {
-    /// So many of what was read.
-    Read(AlignedBuf, usize),
-    /// Part of a segment.
-    Borrowed(&'a [u8]),
-}
-
-impl Blocks<'_> {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Blocks::Read(blocks, octets) => &blocks[..*octets],
-            Blocks::Borrowed(bytes) => bytes,
-        }
-    }
 }
 
 /// Loads a segment's index; nothing where it has none, or it cannot be read or does not verify.
@@ -239,7 +251,7 @@ pub(crate) fn load_index<D: Disk>(
     disk: &D,
     file: FileNo,
     header: &SegmentHeader,
-) -> io::Result<Option<Index<'static>>> {
+) -> io::Result<Option<Index>> {
     let octets = header.segment_bytes as usize;
     if disk.length(file)? < octets as u64 || octets < 2 * BLOCK {
         return Ok(None);
@@ -252,15 +264,21 @@ pub(crate) fn load_index<D: Disk>(
     if read_salvaging(disk, file, footer.index_offset, &mut blocks[..filled])? > 0 {
         return Ok(None);
     }
-    Ok(Index::verified(footer, Blocks::Read(blocks, range.len())))
+    let verifies = crc32c::crc32c(&blocks[..range.len()]) == footer.index_crc32c;
+    Ok(verifies.then_some(Index { blocks, footer }))
 }
 
-/// The index in a segment that has been read whole; nothing where it has none or it does not
-/// verify.
-pub(crate) fn index_in<'a>(file: &'a [u8], header: &SegmentHeader) -> Option<Index<'a>> {
+/// The last sequence of a segment that has been read whole and the entries of its index; nothing
+/// where it has none or it does not verify.
+pub(crate) fn index_in<'a>(
+    file: &'a [u8],
+    header: &SegmentHeader,
+) -> Option<(u64, impl Iterator<Item = Result<(u32, RecordView<'a>), FormatError>> + use<'a>)> {
     let end = header.segment_bytes as usize;
     let (footer, range) = footer_in(file.get(end.checked_sub(BLOCK)?..end)?, header)?;
-    Index::verified(footer, Blocks::Borrowed(file.get(range)?))
+    let blocks = file.get(range)?;
+    let verifies = crc32c::crc32c(blocks) == footer.index_crc32c;
+    verifies.then(|| (footer.last_sequence, index::entries(blocks)))
 }
 
 /// The footer in a segment's last block, and where its index stands.
@@ -274,16 +292,12 @@ fn footer_in(last: &[u8], header: &SegmentHeader) -> Option<(Footer, Range<usize
     fits.then_some((footer, start..end))
 }
 
-impl<'a> Index<'a> {
-    fn verified(footer: Footer, blocks: Blocks<'a>) -> Option<Index<'a>> {
-        (crc32c::crc32c(blocks.bytes()) == footer.index_crc32c).then_some(Index { blocks, footer })
-    }
-
+impl Index {
     /// The records: offset in the file, and head.
     pub(crate) fn entries(
         &self,
     ) -> impl Iterator<Item = Result<(u32, RecordView<'_>), FormatError>> {
-        index::entries(self.blocks.bytes())
+        index::entries(&self.blocks[..self.footer.index_length as usize])
     }
 
     /// The last sequence in the segment.

@@ -70,6 +70,13 @@ pub struct Completion {
     pub(crate) batch: SealedBatch,
 }
 
+impl Completion {
+    /// Whether it is a chunk of a large message that is over.
+    pub fn is_chunk(&self) -> bool {
+        self.batch.is_chunk
+    }
+}
+
 /// Why a batch does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {

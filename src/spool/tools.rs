@@ -6,8 +6,10 @@
 //!
 //! It fails only where the directory cannot be read or written to, or another mailrace runs on it.
 
+mod look;
 mod repair;
 mod text;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -18,14 +20,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use self::look::{Bounds, Look};
 pub use self::repair::{Repair, repair};
 use self::text::{Line, Unstuff, envelope_line, record_line};
+pub use self::verify::verify;
 use super::format::FormatError;
 use super::format::header::{SegmentHeader, SegmentState};
 use super::format::message::{self, StoredBody, StoredMessage};
-use super::format::outcome::{StoredDefer, StoredDone, StoredRecipients};
+use super::format::outcome::{StoredDone, StoredRecipients};
 use super::format::record::{Kind, RecordView};
-use super::scan::{self, Scanned};
+use super::format::roll::{self, Roll};
+use super::scan;
 use super::{BLOCK, RECORD_BYTES_MAX, RecordPlace, SegmentNo};
 use crate::message::MessageId;
 
@@ -58,27 +63,6 @@ pub enum ToolError {
     },
 }
 
-/// Checks every batch, record, index and chunk list; writes a line a segment and a line for each
-/// thing that is wrong.
-pub fn verify(spool: &Path, out: &mut impl Write) -> Result<Verdict, ToolError> {
-    let mut survey = Survey::take(spool)?;
-    let mut verdict = Verdict::default();
-    survey.each(&mut verdict, out, |look, verdict, out| {
-        let chunks = look.verify_records(out)?;
-        verdict.damage += chunks + look.verify_index(out)?;
-        Ok(())
-    })?;
-    verdict.damage += survey.verify_chunks(out)?;
-    verdict.live_messages = survey.live().count() as u64;
-    writeln!(
-        out,
-        "{} segments, {} records, {} live messages, {} damaged",
-        verdict.segments, verdict.records, verdict.live_messages, verdict.damage
-    )
-    .map_err(|source| survey.failed(source))?;
-    Ok(verdict)
-}
-
 /// How a dump is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -104,20 +88,21 @@ pub fn dump(
             out.write_all(said)?;
         }
         said.clear();
-        for (sequence, place, record) in look.records() {
-            if only.is_some_and(|id| id != record.id()) {
+        for look::Entry { sequence, place, name: (_, id), record, .. } in &look.entries {
+            let Some(record) = record.as_ref().filter(|_| only.is_none_or(|only| only == *id))
+            else {
                 continue;
-            }
+            };
             if form == Form::Json {
-                writeln!(out, "{}", record_line(sequence, place, &record))?;
+                writeln!(out, "{}", record_line(*sequence, *place, record))?;
             } else {
                 writeln!(
                     out,
                     "{}+{:<9} seq {sequence:<8} {} {}",
                     place.segment,
                     place.offset,
-                    record.id(),
-                    Line(&record)
+                    id,
+                    Line(record)
                 )?;
             }
         }
@@ -165,7 +150,17 @@ pub fn export(
             file.flush()?;
             Ok(line)
         });
-        let Exported { line, damage } = exported.map_err(failed)?;
+        let Exported { line, damage } = match exported {
+            Ok(exported) => exported,
+            // The others can still be had.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                fs::remove_file(&path).map_err(failed)?;
+                tracing::error!("message {id} cannot be read: {error}");
+                verdict.damage += 1;
+                continue;
+            }
+            Err(error) => return Err(failed(error)),
+        };
         verdict.damage += damage;
         writeln!(out, "{line}").map_err(failed)?;
     }
@@ -187,9 +182,19 @@ struct Survey {
 
 struct Named {
     name: String,
+    octets: u64,
     header: Result<SegmentHeader, FormatError>,
+    roll: Option<Roll>,
     /// Set aside by recovery: judged by itself.
     is_aside: bool,
+}
+
+impl Named {
+    /// Whether it says to hold this segment.
+    fn is_open(&self, segment: SegmentNo) -> bool {
+        self.header
+            .is_ok_and(|header| header.segment == segment && header.state == SegmentState::Open)
+    }
 }
 
 /// What is known of a message.
@@ -207,15 +212,6 @@ impl Known {
         self.is_ended
             || (self.place.is_some() && self.done.len() as u64 >= u64::from(self.recipients))
     }
-}
-
-/// One segment while it is looked at.
-struct Look<'a> {
-    name: &'a str,
-    header: SegmentHeader,
-    bytes: &'a [u8],
-    scanned: &'a Scanned,
-    last_valid: u64,
 }
 
 impl Survey {
@@ -236,9 +232,8 @@ impl Survey {
             let is_aside = name.ends_with(".quarantined");
             if is_aside || name.ends_with(".seg") {
                 let file = path.join(&name);
-                let header = read_header(&file)
-                    .map_err(|source| ToolError::Io { path: file.clone(), source })?;
-                files.push(Named { name, header, is_aside });
+                let named = read_header(&file, name, is_aside);
+                files.push(named.map_err(|source| ToolError::Io { path: file, source })?);
             }
         }
         files
@@ -251,6 +246,36 @@ impl Survey {
             chunks: BTreeSet::new(),
             named_chunks: BTreeMap::new(),
         })
+    }
+
+    /// The spool to which most files belong.
+    fn ours(&self) -> Option<u32> {
+        let files = self.files.iter().filter(|file| !file.is_aside);
+        let spools: Vec<u32> =
+            files.filter_map(|file| file.roll.as_ref()).map(|roll| roll.spool).collect();
+        roll::spool_of(spools.into_iter())
+    }
+
+    /// Files of another spool.
+    fn strangers(&self) -> impl Iterator<Item = &Named> {
+        let ours = self.ours();
+        let is_strange = move |roll: &Roll| Some(roll.spool) != ours;
+        let files = self.files.iter().filter(|file| !file.is_aside);
+        files.filter(move |file| file.roll.as_ref().is_some_and(is_strange))
+    }
+
+    /// Segments that were in use when the newest was opened, and of which there is no trace.
+    fn missing(&self) -> Vec<SegmentNo> {
+        let ours = self.ours();
+        let number = |file: &Named| file.header.map_or(SegmentNo(0), |header| header.segment);
+        let is_ours = |file: &&Named| {
+            let is_strange = file.roll.as_ref().is_some_and(|roll| Some(roll.spool) != ours);
+            !file.is_aside && file.is_open(number(file)) && !is_strange
+        };
+        let newest = self.files.iter().filter(is_ours).max_by_key(|file| number(file));
+        let known: BTreeSet<SegmentNo> = self.files.iter().map(number).collect();
+        let roll = newest.and_then(|file| file.roll.as_ref());
+        roll.map_or_else(Vec::new, |roll| roll.missing(|segment| known.contains(&segment)))
     }
 
     fn failed(&self, source: io::Error) -> ToolError {
@@ -299,6 +324,11 @@ impl Survey {
         }
         let (bytes, lost) = read_whole(&self.path.join(&file.name))
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.name)))?;
+        let missing = u64::from(header.segment_bytes).saturating_sub(file.octets);
+        if missing > 0 {
+            verdict.damage += 1;
+            writeln!(out, "{}: DAMAGED: its last {missing} octets are missing", file.name)?;
+        }
         if lost > 0 {
             verdict.damage += 1;
             writeln!(out, "{}: DAMAGED: the disk cannot read {lost} octets of it", file.name)?;
@@ -312,36 +342,33 @@ impl Survey {
             }
         };
         let next = open.iter().find(|next| next.segment > header.segment);
-        let (last_valid, is_end_known) = match next {
+        let sealed = scan::index_in(&bytes, &header).map(|(last, _)| last);
+        let (last_valid, is_end_known) = match (next, sealed) {
             _ if file.is_aside => (u64::MAX, false),
-            None => (scanned.end_of_whole(header.first_sequence), true),
-            next => scan::bound_by(header.segment, next),
+            (None, Some(last)) => (last, true),
+            (None, None) => (scanned.end_of_whole(header.first_sequence), true),
+            (next, _) => scan::bound_by(header.segment, next),
         };
-        let look = Look { name: &file.name, header, bytes: &bytes, scanned: &scanned, last_valid };
+        let is_indexed = sealed.is_some() && !file.is_aside;
+        let bounds = Bounds { last_valid, is_end_known, is_indexed };
+        let look = Look::new(&file.name, header, &bytes, &scanned, bounds);
         look.describe(out)?;
-        for gap in scanned.gaps(header.first_sequence, last_valid, is_end_known) {
-            verdict.damage += 1;
-            writeln!(
-                out,
-                "{}: DAMAGED: sequences {} to {} are gone",
-                file.name,
-                gap.start,
-                gap.end - 1
-            )?;
-        }
         if let Some(torn) = scanned.last_seen.filter(|&last| next.is_none() && last > last_valid) {
             writeln!(
                 out,
-                "{}: the end is torn from sequence {} to {torn}; never acknowledged",
+                "{}: the end is torn from sequence {} to {torn}, as a crash leaves it; no write \
+                 that ended is in it",
                 file.name,
                 last_valid + 1
             )?;
         }
         verdict.segments += 1;
         if !file.is_aside {
-            for (_, place, record) in look.records() {
-                verdict.records += 1;
-                self.apply(place, &record);
+            for entry in &look.entries {
+                if let Some(record) = &entry.record {
+                    verdict.records += 1;
+                    self.apply(entry.place, record);
+                }
             }
         }
         f(&look, verdict, out)
@@ -380,31 +407,8 @@ impl Survey {
             .filter_map(|(&id, known)| Some((id, known.place?)))
     }
 
-    /// Tells of chunks that live messages name and that are not there.
-    fn verify_chunks(&self, out: &mut impl Write) -> Result<u64, ToolError> {
-        let mut damage = 0;
-        for (id, _) in self.live() {
-            let named = self.named_chunks.get(&id).into_iter().flatten();
-            for place in named.filter(|place| !self.chunks.contains(place)) {
-                damage += 1;
-                writeln!(
-                    out,
-                    "message {id}: DAMAGED: its chunk at {}+{} is gone",
-                    place.segment, place.offset
-                )
-                .map_err(|source| self.failed(source))?;
-            }
-        }
-        Ok(damage)
-    }
-
     fn file_of(&self, segment: SegmentNo) -> io::Result<File> {
-        let is_it = |file: &&Named| {
-            !file.is_aside
-                && file.header.is_ok_and(|header| {
-                    header.segment == segment && header.state == SegmentState::Open
-                })
-        };
+        let is_it = |file: &&Named| !file.is_aside && file.is_open(segment);
         let file = self.files.iter().find(is_it).ok_or(io::ErrorKind::NotFound)?;
         File::open(self.path.join(&file.name))
     }
@@ -433,7 +437,10 @@ impl Survey {
         let mut body = Unstuff::new(stored.summary.flags, file);
         let mut damage = 0;
         match &stored.body {
-            StoredBody::Inline => body.write(record.body())?,
+            StoredBody::Inline => {
+                damage += u64::from(record.verify_body().is_err());
+                body.write(record.body())?;
+            }
             StoredBody::Chunks(chunks) => {
                 for chunk in chunks {
                     match self.record_bytes(chunk.place) {
@@ -470,102 +477,22 @@ fn read_whole(path: &Path) -> io::Result<(Vec<u8>, usize)> {
     Ok((bytes, lost))
 }
 
-fn read_header(path: &Path) -> io::Result<Result<SegmentHeader, FormatError>> {
+fn read_header(path: &Path, name: String, is_aside: bool) -> io::Result<Named> {
+    let file = File::open(path)?;
+    let octets = file.metadata()?.len();
     let mut block = [0; BLOCK];
-    match File::open(path)?.read_exact_at(&mut block, 0) {
-        Ok(()) => Ok(SegmentHeader::decode(&block)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Ok(Err(FormatError::Truncated))
-        }
+    let header = match file.read_exact_at(&mut block, 0) {
+        Ok(()) => SegmentHeader::decode(&block),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(FormatError::Truncated),
         Err(error) if scan::is_unreadable(&error) => {
-            Ok(Err(FormatError::Malformed("header, which the disk cannot read,")))
+            Err(FormatError::Malformed("header, which the disk cannot read,"))
         }
-        Err(error) => Err(error),
-    }
-}
-
-impl Look<'_> {
-    fn records(&self) -> impl Iterator<Item = (u64, RecordPlace, RecordView<'_>)> {
-        let counts = |batch: &&scan::FoundBatch| batch.header.sequence <= self.last_valid;
-        self.scanned.batches.iter().filter(counts).flatten_records(self.bytes, self.header.segment)
-    }
-
-    fn describe(&self, out: &mut impl Write) -> io::Result<()> {
-        let SegmentHeader { segment, generation, first_sequence, .. } = self.header;
-        let last = self.scanned.batches.last().map_or(first_sequence.saturating_sub(1), |batch| {
-            batch.header.sequence.min(self.last_valid)
-        });
-        let octets: usize =
-            self.scanned.batches.iter().map(|batch| batch.header.batch_bytes()).sum();
-        writeln!(
-            out,
-            "{}: segment {segment}, generation {generation:016x}, sequences {first_sequence} to {last}, {} batches, {octets} octets",
-            self.name,
-            self.scanned.batches.len(),
-        )
-    }
-
-    /// Every record must decode; gives how many do not.
-    fn verify_records(&self, out: &mut impl Write) -> io::Result<u64> {
-        let mut damage = 0;
-        for (_, place, record) in self.records() {
-            let decoded = match record.kind() {
-                Kind::Message => StoredMessage::decode(&record).map(drop),
-                Kind::Done => StoredDone::decode(&record).map(drop),
-                Kind::Defer => StoredDefer::decode(&record).map(drop),
-                Kind::Chunk => message::chunk_index(&record).map(drop),
-                Kind::Control | Kind::Unknown(_) => Ok(()),
-            };
-            if let Err(error) = decoded {
-                damage += 1;
-                writeln!(out, "{}: DAMAGED record at {}: {error}", self.name, place.offset)?;
-            }
-        }
-        Ok(damage)
-    }
-
-    /// An index must name exactly the records; gives 1 if it does not.  None at all is not damage.
-    fn verify_index(&self, out: &mut impl Write) -> io::Result<u64> {
-        let index = match scan::index_in(self.bytes, &self.header) {
-            None => return Ok(0),
-            Some(index) => index,
-        };
-        let named: Result<Vec<(u32, MessageId)>, FormatError> = index
-            .entries()
-            .map(|entry| entry.map(|(offset, record)| (offset, record.id())))
-            .collect();
-        let found: Vec<(u32, MessageId)> =
-            self.records().map(|(_, place, record)| (place.offset, record.id())).collect();
-        if named == Ok(found) {
-            return Ok(0);
-        }
-        writeln!(out, "{}: DAMAGED: its index does not agree with its records", self.name)?;
-        Ok(1)
-    }
-}
-
-/// The records of batches one after the other, with sequence and place.
-trait FlattenRecords<'a> {
-    fn flatten_records(
-        self,
-        bytes: &'a [u8],
-        segment: SegmentNo,
-    ) -> impl Iterator<Item = (u64, RecordPlace, RecordView<'a>)>;
-}
-
-impl<'a, I: Iterator<Item = &'a scan::FoundBatch>> FlattenRecords<'a> for I {
-    fn flatten_records(
-        self,
-        bytes: &'a [u8],
-        segment: SegmentNo,
-    ) -> impl Iterator<Item = (u64, RecordPlace, RecordView<'a>)> {
-        self.flat_map(move |batch| {
-            batch.records(bytes).map(move |(offset, record)| {
-                let length = record.total_length() as u32;
-                (batch.header.sequence, RecordPlace { segment, offset, length }, record)
-            })
-        })
-    }
+        Err(error) => return Err(error),
+    };
+    let is_open = |header: &SegmentHeader| header.state == SegmentState::Open;
+    let open = header.ok().filter(is_open);
+    let roll = open.and_then(|header| Roll::decode(&block, header.generation));
+    Ok(Named { name, octets, header, roll, is_aside })
 }
 
 #[cfg(test)]

@@ -115,20 +115,27 @@ fn rot_is_found_wherever_it_is() {
     let whole = fs::read(&path).unwrap();
     let body = places[3].offset as usize + 5000;
     let footer_index = SEGMENT as usize - 2 * BLOCK + 100;
-    for (at, expected) in [(body, 2), (body - 5000 + 60, 2), (footer_index, 0)] {
+    let id = MessageId(3);
+    let octets = format!("message {id} from <> to <r0@example.org>: DAMAGED: a MESSAGE in ");
+    for (at, expected, told) in
+        [(body, 1, octets.clone()), (body - 5000 + 60, 1, octets), (footer_index, 0, String::new())]
+    {
         let mut hurt = whole.clone();
         hurt[at] ^= 16;
         fs::write(&path, &hurt).unwrap();
         let mut out = Vec::new();
         let verdict = verify(&bench.spool(), &mut out).unwrap();
         let out = String::from_utf8(out).unwrap();
-        // A batch that is gone is one; the index that still names it is another.
         assert_eq!(verdict.damage, expected, "octet {at}: {out}");
+        assert!(out.contains(&told), "octet {at}: {out}");
+        // What the index knows stays in the queue.
+        assert_eq!(verdict.live_messages, 150, "octet {at}: {out}");
     }
     let mut hurt = whole.clone();
     (hurt[9], hurt[2048 + 30]) = (7, 7);
     fs::write(&path, &hurt).unwrap();
-    assert_eq!(verify(&bench.spool(), &mut Vec::new()).unwrap().damage, 1);
+    // The header, and that no file says to be the segment.
+    assert_eq!(verify(&bench.spool(), &mut Vec::new()).unwrap().damage, 2);
 }
 
 /// Reading address 0 of a process gives EIO, as a bad sector does.

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use crate::limits;
 use crate::message::MessageId;
 use crate::runtime;
-use crate::runtime::notify::{Handover, Notify};
+use crate::runtime::deadline::{self, Shortage};
+use crate::runtime::notify::{Handover, Notify, WaitingList};
 use crate::smtp::reply::Refusal;
 use crate::spool::appender::{ChunkTicket, NewRecord};
 use crate::spool::stats::Health;
@@ -36,8 +37,10 @@ pub struct LocalLog {
     recent: RefCell<VecDeque<WeakBatch>>,
     reads: RefCell<HashMap<u64, Rc<Handover<Answered>>>>,
     next_read: Cell<u64>,
+    late_reads: Cell<u64>,
     has_more: Notify,
-    chunk_freed: Notify,
+    chunk_freed: WaitingList,
+    batch_freed: WaitingList,
 }
 
 /// What became of a read.
@@ -84,16 +87,18 @@ impl Receipt {
 }
 
 impl LocalLog {
-    /// The end of `worker`.
+    /// The end of `worker`, with so many chunks for large messages on their way in.
     pub fn new(
         worker: usize,
+        chunks: usize,
         committer: CommitterHandle,
         reader: ReaderHandle,
         stats: Arc<SpoolStats>,
     ) -> LocalLog {
+        let options = AppenderOptions { chunk_buffers: chunks, ..AppenderOptions::new(worker) };
         LocalLog {
             worker,
-            appender: RefCell::new(Appender::new(AppenderOptions::new(worker))),
+            appender: RefCell::new(Appender::new(options)),
             committer,
             reader,
             stats,
@@ -101,26 +106,44 @@ impl LocalLog {
             recent: RefCell::default(),
             reads: RefCell::default(),
             next_read: Cell::new(0),
+            late_reads: Cell::new(0),
             has_more: Notify::default(),
-            chunk_freed: Notify::default(),
+            chunk_freed: WaitingList::default(),
+            batch_freed: WaitingList::default(),
         }
     }
 
     /// Appends a message that a client waits for.  Its commit files it in the queue.
     ///
+    /// Where senders are faster than the disk it waits for its turn, which `delayed` is told.
+    ///
     /// # Errors
-    /// There is no room in memory, or the log has stopped.
-    pub fn append_message(
+    /// There was no room in memory for too long, or the log has stopped.
+    pub async fn append_message(
         &self,
         message: &NewMessage<'_>,
         filing: Filing,
+        delayed: impl FnOnce(),
     ) -> Result<Receipt, Refusal> {
-        let ticket = self.appender.borrow_mut().append_message(message, Instant::now())?;
+        let mut appended = self.try_append(message);
+        if appended == Err(Refused::Busy) {
+            delayed();
+            let end = Instant::now() + limits::ROOM_PATIENCE;
+            while appended == Err(Refused::Busy) && Instant::now() < end {
+                self.batch_freed.wait(ROOM_POLL).await;
+                appended = self.try_append(message);
+            }
+        }
+        let ticket = appended?;
         let receipt = Rc::new(Handover::default());
         let waiting = Waiting::new(Some(receipt.clone()), Some(filing));
         self.waiting.borrow_mut().insert(ticket, waiting);
         self.has_more.notify();
         Ok(Receipt(receipt))
+    }
+
+    fn try_append(&self, message: &NewMessage<'_>) -> Result<Ticket, Refused> {
+        self.appender.borrow_mut().append_message(message, Instant::now())
     }
 
     /// Why a message would be refused now, if it would.
@@ -173,6 +196,7 @@ impl LocalLog {
 
     /// Takes a commit's completion; `file` gets each message that is now in the log.
     pub fn completed(&self, completion: Completion, mut file: impl FnMut(Filing, RecordPlace)) {
+        let was_chunk = completion.is_chunk();
         let settled = self.appender.borrow_mut().completed(completion, Instant::now());
         if let Some(batch) = &settled.batch {
             self.remember(batch.downgrade());
@@ -187,7 +211,10 @@ impl LocalLog {
             }
         }
         drop(settled.batch);
-        self.chunk_freed.notify();
+        match was_chunk {
+            true => self.chunk_freed.wake(1),
+            false => self.batch_freed.wake(WOKEN),
+        }
         self.has_more.notify();
     }
 
@@ -245,7 +272,23 @@ impl LocalLog {
         let octets_max = crate::spool::RECORD_BYTES_MAX;
         let worker = self.worker;
         self.reader.request(ReadRequest { worker, token, id, part, place, octets_max });
-        answer.take().await
+        let answered = runtime::timeout(limits::READ_PATIENCE, answer.take()).await;
+        answered.unwrap_or_else(|| {
+            // An answer that comes later gives its buffer back.
+            self.reads.borrow_mut().remove(&token);
+            self.late_reads.set(self.late_reads.get() + 1);
+            Err(ReadError::Late)
+        })
+    }
+
+    /// Whether reads wait because all of the reader's buffers are in use.
+    pub fn reader_is_short(&self) -> bool {
+        self.reader.is_short()
+    }
+
+    /// Reads that took too long.
+    pub fn late_reads(&self) -> u64 {
+        self.late_reads.get()
     }
 
     /// Takes the reader's answer.
@@ -285,19 +328,27 @@ impl LocalLog {
 
     // ---- large messages ------------------------------------------------------------------
 
-    /// An empty chunk, as soon as there is one; `None` when there was none for so long.
-    pub async fn chunk_buffer(&self, patience: Duration) -> Option<ChunkBuffer> {
-        let end = Instant::now() + patience;
+    /// An empty chunk, as soon as there is one; `None` when there was none for too long.  While
+    /// somebody waits, bodies that trickle give way.
+    pub async fn chunk_buffer(&self) -> Option<ChunkBuffer> {
+        let end = Instant::now() + limits::ROOM_PATIENCE;
         loop {
+            let now = Instant::now();
             let chunk = self.appender.borrow().chunk_buffer();
             match chunk {
                 Ok(chunk) => return Some(chunk),
-                Err(Refused::Busy) if Instant::now() < end => {
-                    runtime::timeout(CHUNK_POLL, self.chunk_freed.notified()).await;
+                Err(Refused::Busy) if now < end => {
+                    deadline::press(Shortage::Intake, now + limits::PRESSURE);
+                    self.chunk_freed.wait(ROOM_POLL).await;
                 }
                 Err(_) => return None,
             }
         }
+    }
+
+    /// What the chunks take that are in use, in octets.
+    pub fn chunk_octets(&self) -> usize {
+        self.appender.borrow().chunks_in_use() * limits::CHUNK
     }
 
     fn append_chunk(&self, chunk: ChunkBuffer, id: MessageId, index: u32) -> PendingChunk {
@@ -337,8 +388,6 @@ pub struct Upload {
     places: Vec<ChunkPlace>,
     failed: Option<Refusal>,
     is_finished: bool,
-    started: Instant,
-    octets: u64,
 }
 
 impl Upload {
@@ -352,25 +401,12 @@ impl Upload {
             places: Vec::new(),
             failed: None,
             is_finished: false,
-            started: Instant::now(),
-            octets: 0,
         }
     }
 
     /// The message's id.
     pub fn id(&self) -> MessageId {
         self.id
-    }
-
-    /// Counts octets of the body as they come.
-    pub fn received(&mut self, octets: usize) {
-        self.octets += octets as u64;
-    }
-
-    /// When it has been too slow if nothing more comes.
-    pub fn deadline(&self) -> Instant {
-        let earned = Duration::from_secs(self.octets / limits::UPLOAD_RATE_LEAST);
-        self.started + limits::UPLOAD_GRACE + earned
     }
 
     /// Sends a chunk on its way; waits while as many as may be are on theirs.
@@ -421,13 +457,15 @@ impl Drop for Upload {
         if !self.is_finished {
             self.log.abandon(self.id);
         }
+        // Its chunk goes back a moment before or after: the next one in line looks again and again.
+        self.log.chunk_freed.wake(1);
     }
 }
 
 impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Refusal {
         match refused {
-            Refused::Busy => Refusal::StorageFull,
+            Refused::Busy => Refusal::Busy,
             Refused::TooLarge => Refusal::TooLarge,
             Refused::Failed => Refusal::StorageFailed,
         }
@@ -449,5 +487,7 @@ impl From<CommitError> for Refusal {
 const RECENT: usize = 32;
 /// Timers are no finer than this.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
-/// The longest wait for a chunk before looking again.
-const CHUNK_POLL: Duration = Duration::from_millis(100);
+/// The longest wait for room in memory before looking again.
+const ROOM_POLL: Duration = Duration::from_millis(250);
+/// Who is woken when a batch is through: a batch is room for about as many messages of 10 KiB.
+const WOKEN: usize = 128;

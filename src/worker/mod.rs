@@ -9,6 +9,7 @@ mod etrn;
 pub mod log;
 mod report;
 mod resolve;
+mod room;
 mod serve;
 
 use std::cell::{Cell, RefCell};
@@ -30,6 +31,7 @@ use crate::delivery::settle;
 use crate::delivery::sites::Sites;
 use crate::dns::Resolver;
 use crate::dns::ourselves::Ourselves;
+use crate::inbound::memory::Share;
 use crate::listener::SessionCounts;
 use crate::message::{MessageId, MessageIds};
 use crate::outbound;
@@ -40,6 +42,7 @@ use crate::queue::scheduler::{Action, Event, Scheduler};
 use crate::runtime;
 use crate::runtime::blocking::Blocking;
 use crate::runtime::mailbox::Mailbox;
+use crate::runtime::notify::WaitingList;
 use crate::spool::{Completion, ReadAnswer, RecordPlace, WeakBatch};
 use crate::tls::{Acceptor, Connector};
 use log::{Filing, LocalLog};
@@ -88,6 +91,14 @@ pub struct Worker {
     ids: RefCell<MessageIds>,
     session_ids: RefCell<SessionIds>,
     sessions: Cell<usize>,
+    /// What messages on their way in may take.
+    share: Share,
+    /// What the envelopes of transactions under way take, in octets.
+    envelope_octets: Cell<usize>,
+    /// For how many ticks in a row there has been no room.
+    full_ticks: Cell<u32>,
+    /// Sessions that wait for room.
+    receivers: WaitingList,
     stopping: Cell<bool>,
     date: RefCell<(u64, Rc<str>)>,
 }

@@ -10,6 +10,7 @@ use crate::control::events::{Addressees, Event, EventKind, SessionId};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
 use crate::queue::handle::{Handle, State};
+use crate::runtime::deadline::{self, Shortage};
 use crate::runtime::socket::HandshakeError;
 use crate::runtime::tls::Secured;
 use crate::smtp::address::ForwardPath;
@@ -190,6 +191,16 @@ impl Worker {
             reason: Some(reason),
             ..Event::new(EventKind::Refused)
         });
+    }
+
+    /// Sets what tells how far up the ladder of back-pressure this worker is.
+    pub(super) fn report_load(&self) {
+        self.metrics.receive_octets.set(self.receive_octets() as u64);
+        self.metrics.chunk_octets.set(self.log.chunk_octets() as u64);
+        self.metrics.sessions_cut.set(deadline::pressed_cuts(Shortage::Intake));
+        self.metrics.connections_cut.set(deadline::pressed_cuts(Shortage::Reader));
+        self.metrics.work_late.set(self.log.late_reads() + self.blocking.late());
+        self.metrics.sites_waiting.set(self.with_queue(|queue| queue.sites_waiting()) as u64);
     }
 
     /// Sets the gauges of the queue; cheap, but not for each message.

@@ -22,13 +22,15 @@ use crate::delivery::sites::Sites;
 use crate::dns::ourselves::Ourselves;
 use crate::dns::{Resolver, ResolverConfig};
 use crate::inbound::ListenerState;
+use crate::inbound::memory::Share;
 use crate::listener::{self, SessionCounts};
 use crate::message::{MessageId, MessageIds};
 use crate::pool::Pool;
+use crate::queue::allowance::Allowance;
 use crate::queue::scheduler::{Event, Scheduler};
 use crate::runtime::blocking::{Blocking, BlockingPool};
 use crate::runtime::mailbox::Inbox;
-use crate::runtime::notify::Notify;
+use crate::runtime::notify::{Notify, WaitingList};
 use crate::runtime::socket::{self, Canceller};
 use crate::runtime::{self, deadline};
 use crate::smtp::server::{AuthOffer, ServerConfig};
@@ -55,6 +57,10 @@ pub struct Seat {
     pub ourselves: Arc<Ourselves>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
+    /// What messages on their way in may take of its memory.
+    pub share: Share,
+    /// The connections to next hops that all workers may have.
+    pub allowance: Arc<Allowance>,
     /// Its own sockets, bound, one for each listener.
     pub sockets: Vec<(Listener, TcpListener)>,
     /// The log's writing side.
@@ -100,11 +106,13 @@ async fn run(seat: Seat) -> io::Result<()> {
             own.wake();
         }
     });
-    let scheduler = Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules());
+    let scheduler =
+        Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules()).within(seat.allowance);
+    let chunks = seat.share.chunks;
     let worker = Rc::new(Worker {
         index,
         counts: seat.counts,
-        log: Rc::new(LocalLog::new(index, seat.committer, seat.reader, seat.spool)),
+        log: Rc::new(LocalLog::new(index, chunks, seat.committer, seat.reader, seat.spool)),
         pool: Pool::default(),
         events: seat.events,
         metrics: seat.metrics,
@@ -120,6 +128,10 @@ async fn run(seat: Seat) -> io::Result<()> {
         ids: RefCell::new(MessageIds::new(index as u8, seat.highest)),
         session_ids: RefCell::new(SessionIds::new(index as u8)),
         sessions: Cell::new(0),
+        share: seat.share,
+        envelope_octets: Cell::new(0),
+        full_ticks: Cell::new(0),
+        receivers: WaitingList::default(),
         stopping: Cell::new(false),
         date: RefCell::new((0, "".into())),
         config: seat.config,
@@ -227,7 +239,11 @@ async fn tick(worker: Rc<Worker>) {
         worker.send_errand();
         worker.forward();
         worker.events.flush();
+        worker.watch_receive();
+        worker.receive_freed();
+        worker.press_next_hops();
         worker.report_queue();
+        worker.report_load();
     }
 }
 

@@ -21,6 +21,10 @@ use mailrace::auth::scram::{ScramHash, Verifier};
 use mailrace::auth::users::edit;
 use mailrace::auth::{SenderRule, User, Users};
 use mailrace::tls::self_signed::{self, SelfSigned, pem};
+use mailrace_loadtest::signal::Signals;
+use mailrace_loadtest::source;
+use mailrace_loadtest::source::plan::Plan;
+use mailrace_loadtest::source::settings::{Begin, Settings};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
 use serde_json::Value;
@@ -663,6 +667,36 @@ fn no_password_goes_to_who_may_be_anybody() {
     assert!(deferred["reply"].as_str().is_some_and(|words| words.contains("handshake failed")));
     let tried = server.gateway.events();
     assert!(tried.iter().all(|event| event["event"] != "authenticated"), "{tried:?}");
+}
+
+/// The load generator's own client, of which a wrong password takes every message.
+#[test]
+fn the_load_generator_logs_in() {
+    let server = Submission::start("", "");
+    let send = |auth: &str| {
+        let settings = Settings {
+            to: Some(server.gateway.smtp(IMPLICIT).to_string()),
+            tls: Some(Begin::Implicit),
+            insecure: true,
+            auth: Some(auth.to_owned()),
+            sessions: Some(2),
+            threads: Some(1),
+            messages: Some(4),
+            per_connection: Some(1),
+            from: Some(vec![ALICE.parse().expect("an address")]),
+            rcpt: Some(vec!["user@box.test".parse().expect("an address")]),
+            pipeline: true,
+            ..Settings::default()
+        };
+        let plan = Plan::new(settings, 1).expect("a plan");
+        source::run(plan, &Signals::take_over().expect("signals"), true).expect("a run").0
+    };
+    let tally = send("alice@example.com:pencil");
+    assert_eq!(tally.counts.acknowledged, 4, "{:?}", tally.texts);
+    server.gateway.maildir("box.test", "user", 4);
+    server.wait_login("PLAIN", ALICE);
+    let tally = send("alice@example.com:pen");
+    assert_eq!(tally.counts.acknowledged, 0, "{:?}", tally.texts);
 }
 
 // ---- REQUIRETLS --------------------------------------------------------------------------------

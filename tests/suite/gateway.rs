@@ -81,10 +81,37 @@ impl Gateway {
     }
 
     fn start_in(home: Arc<TempDir>, wrapper: Vec<String>, config: &str) -> Gateway {
+        Gateway::try_start_in(home, wrapper, config)
+            .unwrap_or_else(|said| panic!("it did not get ready:\n{said}"))
+    }
+
+    fn try_start_in(
+        home: Arc<TempDir>,
+        wrapper: Vec<String>,
+        config: &str,
+    ) -> Result<Gateway, String> {
         let process = Process::start(home.path(), &wrapper, config);
-        let ready = process.wait_for_ready();
+        let ready = process.wait_for_ready().ok_or_else(|| process.errors.text())?;
         let (listeners, admin) = addresses(&ready);
-        Gateway { home, wrapper, process, listeners, admin }
+        Ok(Gateway { home, wrapper, process, listeners, admin })
+    }
+
+    /// Starts on a directory that others look into too, or gives what it said instead of `ready`.
+    pub fn start_on(home: &Arc<TempDir>, config: &str) -> Result<Gateway, String> {
+        Gateway::try_start_in(home.clone(), Vec::new(), config)
+    }
+
+    /// The same, but it is killed once `wait` is over, ready or not; `before_end` is run as in
+    /// [`Gateway::kill9_and`].
+    pub fn start_and_kill(
+        home: &Path,
+        config: &str,
+        wait: impl FnOnce(),
+        before_end: impl FnOnce(),
+    ) {
+        let mut process = Process::start(home, &[], config);
+        wait();
+        process.kill9_and(before_end);
     }
 
     /// Runs the binary with a configuration that it must refuse, or cannot run with; gives its
@@ -161,8 +188,12 @@ impl Gateway {
 
     /// Ends it as a crash would.
     pub fn kill9(&mut self) {
-        self.process.child.kill().expect("it runs");
-        let status = self.process.wait(PATIENCE).expect("nothing outlives this signal");
+        self.kill9_and(|| {});
+    }
+
+    /// The same, for a process that may hang in a disk that does not answer until `before_end`.
+    pub fn kill9_and(&mut self, before_end: impl FnOnce()) {
+        let status = self.process.kill9_and(before_end);
         assert_eq!(status.signal(), Some(9), "it ended before\n{}", self.story());
     }
 
@@ -270,10 +301,14 @@ impl Process {
         Process { child, events, errors, readers }
     }
 
-    fn wait_for_ready(&self) -> String {
-        let ready =
-            self.errors.wait_for(PATIENCE, |line| line.strip_prefix("ready: ").map(str::to_owned));
-        ready.unwrap_or_else(|| panic!("it did not get ready:\n{}", self.errors.text()))
+    fn wait_for_ready(&self) -> Option<String> {
+        self.errors.wait_for(PATIENCE, |line| line.strip_prefix("ready: ").map(str::to_owned))
+    }
+
+    fn kill9_and(&mut self, before_end: impl FnOnce()) -> ExitStatus {
+        self.child.kill().expect("a child of ours");
+        before_end();
+        self.wait(PATIENCE).expect("nothing outlives this signal")
     }
 
     /// Its exit status, if it ends in time; then all that it said has been read.

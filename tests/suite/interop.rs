@@ -365,7 +365,8 @@ idle_timeout = "1s"
             (begun == ended.len()).then_some(ended)
         });
         let with_mail: Vec<&String> = ended.iter().filter(|line| line.contains(" mail=")).collect();
-        assert!(!with_mail.is_empty() && with_mail.len() <= CONNECTIONS, "{ended:#?}");
+        // On a busy machine some idle too long between two messages, and others come after them.
+        assert!(!with_mail.is_empty() && with_mail.len() <= 4 * CONNECTIONS, "{ended:#?}");
         for line in with_mail {
             assert!(line.contains(used) && !line.contains(unused), "{line}");
             assert!(line.contains(" quit=1 "), "{line}");

@@ -5,10 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
 use crate::client::Client;
 use crate::gateway::{Gateway, INTO_MAILDIRS};
+use crate::overload::alone;
 use crate::sink::{Manners, Sink};
 
 const MIB: u64 = 1024 * 1024;
@@ -19,17 +18,10 @@ fn loopback(index: usize) -> IpAddr {
     Ipv4Addr::new(127, 0, 7, hundred).into()
 }
 
-/// Raises this process's limit of open files, which must not be below `needed` by decree.
-pub fn allow_files(needed: u64) {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
-    assert!(hard >= needed, "`ulimit -Hn` is {hard}; this test needs {needed} open files");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
-}
-
 #[test]
 fn ten_thousand_idle_sessions_take_at_most_8_kib_each() {
     const SESSIONS: usize = 10_000;
-    allow_files(SESSIONS as u64 + 1_000);
+    let _alone = alone(SESSIONS as u64 + 1_000);
     let config = format!("{INTO_MAILDIRS}\n[limits]\nsessions = 12000\n");
     let mut gateway = Gateway::start(&config);
     // What is there for the first sessions is there for all.

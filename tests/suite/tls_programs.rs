@@ -13,7 +13,8 @@ use crate::postfix::{Ports, Postfix, cache};
 use crate::sink::{Manners, Sink};
 use crate::tls::{IMPLICIT, STARTTLS, Server, certify};
 
-const MESSAGE: &[u8] = b"Subject: encrypted\r\n\r\nby a program\r\n..\r\n";
+const MESSAGE: &[u8] = b"From: sender@client.test\r\nDate: Sat, 21 Nov 2026 12:00:00 +0000\r\n\
+    Message-ID: <1@client.test>\r\nSubject: encrypted\r\n\r\nby a program\r\n..\r\n";
 
 /// A gateway with its two ports, its certificate as an authority, and the message in a file.
 struct Ways {
@@ -36,9 +37,11 @@ impl Ways {
     /// Both messages are there, and both came encrypted.
     fn end(mut self, local: &str, message: &[u8]) {
         assert_stored(&self.server.gateway, local, 2, message);
-        let events = self.server.gateway.events();
-        let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).count();
-        assert_eq!((of("accepted"), of("secured")), (2, 2));
+        self.server.gateway.wait_until("both came encrypted", || {
+            let events = self.server.gateway.events();
+            let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).count();
+            ((of("accepted"), of("secured")) == (2, 2)).then_some(())
+        });
         self.server.gateway.terminate();
     }
 }

@@ -9,8 +9,6 @@ use crate::wire::reply::{Replies, Reply, ReplyError};
 
 /// How long QUIT may take to be answered: nothing depends on it any more.
 const QUIT: Duration = Duration::from_secs(2);
-/// The pause between two pieces of a message that is sent slowly.
-const TRICKLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// See the module's text.
 pub struct Connection {
@@ -35,6 +33,8 @@ pub struct Offers {
     pub chunking: bool,
     /// RFC 3207.
     pub starttls: bool,
+    /// AUTH with PLAIN among its mechanisms (RFC 4954).
+    pub auth_plain: bool,
 }
 
 /// Why a connection is of no more use.
@@ -131,6 +131,7 @@ impl Connection {
                 offers.pipelining |= line.eq_ignore_ascii_case(b"PIPELINING");
                 offers.chunking |= line.eq_ignore_ascii_case(b"CHUNKING");
                 offers.starttls |= line.eq_ignore_ascii_case(b"STARTTLS");
+                offers.auth_plain |= is_auth_plain(line);
             });
             if let Some(reply) = next? {
                 self.offers = offers;
@@ -190,11 +191,11 @@ impl Connection {
         (result.map_err(Broken::from), bytes)
     }
 
-    /// Writes `bytes` in pieces of `octets`, with pauses between them.
+    /// Writes `bytes` in pieces of `octets`, with a pause of `every` after each.
     pub async fn trickle<B: Octets>(
         &mut self,
         mut bytes: B,
-        octets: usize,
+        (octets, every): (usize, Duration),
     ) -> (Result<(), Broken>, B) {
         let (mut begin, end) = (0, bytes.bytes_init());
         while begin < end {
@@ -206,7 +207,7 @@ impl Connection {
                 return (Err(error.into()), bytes);
             }
             begin += octets;
-            crate::runtime::sleep(TRICKLE_PAUSE).await;
+            crate::runtime::sleep(every).await;
         }
         (Ok(()), bytes)
     }
@@ -235,4 +236,10 @@ impl Connection {
         }
         self.link.close().await;
     }
+}
+
+fn is_auth_plain(line: &[u8]) -> bool {
+    let mut words = line.split(|&octet| octet == b' ');
+    words.next().is_some_and(|keyword| keyword.eq_ignore_ascii_case(b"AUTH"))
+        && words.any(|mechanism| mechanism.eq_ignore_ascii_case(b"PLAIN"))
 }

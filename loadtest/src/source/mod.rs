@@ -66,8 +66,20 @@ pub enum RunError {
 /// # Errors
 /// See [`RunError`]; what servers do is in the tally.
 pub fn run(plan: Plan, signals: &Signals, is_quiet: bool) -> Result<(Tally, Duration), RunError> {
+    run_with(plan, signals, is_quiet, Arc::new(Live::default()))
+}
+
+/// As [`run`], with the numbers and the stop flag in the caller's hands.
+///
+/// # Errors
+/// See [`RunError`]; what servers do is in the tally.
+pub fn run_with(
+    plan: Plan,
+    signals: &Signals,
+    is_quiet: bool,
+    live: Arc<Live>,
+) -> Result<(Tally, Duration), RunError> {
     let plan = Arc::new(plan);
-    let live = Arc::new(Live::default());
     let ledger = match &plan.ledger {
         None => None,
         Some(path) => Some(LedgerFile::append(path, Side::Source).map_err(RunError::Ledger)?),

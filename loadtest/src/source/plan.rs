@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::BASE64;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
@@ -62,8 +63,19 @@ pub struct Plan {
     pub run: u16,
     /// How connections are encrypted; None: not at all.
     pub security: Option<Security>,
+    /// The command that logs in, with its CRLF; None: nobody does.
+    pub login: Option<Login>,
     /// Manners that ordinary clients do not have.
     pub manners: Manners,
+}
+
+/// The command that logs in; not shown.
+pub struct Login(pub Vec<u8>);
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Login(..)")
+    }
 }
 
 /// How connections are encrypted.
@@ -118,8 +130,8 @@ pub struct Manners {
     pub hold: Option<Duration>,
     /// Leaves after the recipients.
     pub no_data: bool,
-    /// Writes so many octets at a time, ten times a second.
-    pub trickle: Option<usize>,
+    /// Writes so many octets of a message at a time, with such pauses.
+    pub trickle: Option<(usize, Duration)>,
 }
 
 /// What is wrong with the settings.
@@ -152,6 +164,8 @@ pub enum PlanError {
 const SIZES_OF_RANGE: u64 = 8;
 /// Octets of all templates together.
 const TEMPLATES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// The pauses of a slow peer.
+const TRICKLE_EVERY: Duration = Duration::from_millis(100);
 /// Files that are taken from a folder.
 const FILES_MAX: usize = 10_000;
 /// What a message may weigh in recipients.
@@ -165,6 +179,7 @@ impl Plan {
     pub fn new(settings: Settings, run: u16) -> Result<Plan, PlanError> {
         let conduct = conduct(&settings)?;
         let security = security(&settings)?;
+        let login = settings.auth.as_deref().map(login).transpose()?;
         let sessions = settings.sessions.unwrap_or(10);
         within("sessions", sessions, 1, PART_MAX - 1, "from 1 to 16777215")?;
         let recipient_count = settings.recipients.unwrap_or(1);
@@ -176,6 +191,10 @@ impl Plan {
         within("threads", threads, 1, 1_024, "from 1 to 1024")?;
         let trickle = settings.trickle.map(|Octets(octets)| octets as usize);
         within("trickle", trickle.unwrap_or(1), 1, 1 << 20, "from 1B to 1MiB")?;
+        let every = settings.trickle_every.map_or(TRICKLE_EVERY, |span| span.0);
+        if settings.trickle_every.is_some() && trickle.is_none() {
+            return Err(PlanError::Contradiction("--trickle-every goes with --trickle"));
+        }
         let messages = settings.messages.unwrap_or(match settings.time {
             Some(_) => u64::MAX,
             None => 10_000,
@@ -201,11 +220,12 @@ impl Plan {
             seed: settings.seed.unwrap_or_else(|| fastrand::u64(..)),
             run,
             security,
+            login,
             manners: Manners {
                 early: settings.early,
                 hold: settings.hold.map(|span| span.0),
                 no_data: settings.no_data,
-                trickle,
+                trickle: trickle.map(|octets| (octets, every)),
             },
         })
     }
@@ -276,6 +296,15 @@ fn security(settings: &Settings) -> Result<Option<Security>, PlanError> {
     let name = ServerName::try_from(host);
     let name = name.map_err(|_| PlanError::Contradiction("TLS needs a server's name in --to"))?;
     Ok(Some(Security { begin, config: client_config(settings.insecure)?, name }))
+}
+
+/// `AUTH PLAIN` with its initial response, all in one line.
+fn login(auth: &str) -> Result<Login, PlanError> {
+    let Some((name, password)) = auth.split_once(':') else {
+        return Err(PlanError::Contradiction("--auth is a name and a password: NAME:PASSWORD"));
+    };
+    let response = BASE64.encode(format!("\0{name}\0{password}").as_bytes());
+    Ok(Login(format!("AUTH PLAIN {response}\r\n").into_bytes()))
 }
 
 fn peer(to: Option<&str>) -> Result<SocketAddr, PlanError> {
@@ -405,6 +434,7 @@ mod tests {
             "source = \"127.0.0.9-127.0.0.2\"",
             "size = [\"9KiB-1KiB\"]",
             "bdat = \"flight\"\nno_data = true",
+            "trickle_every = \"1s\"",
             "ahead = true",
             "ahead = true\npipeline = true\nrate = 5",
             "ahead = true\npipeline = true\nbdat = \"strict\"",

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::connection::{Broken, Connection};
-use super::plan::Security;
+use super::plan::{Login, Security};
 use super::settings::Begin;
 use super::transaction::{Outcome, Transaction};
 use super::worker::{Errand, Worker};
@@ -321,6 +321,9 @@ impl Session {
                 return Err(OpenError::Refused(reply.code, connection.text(&reply)));
             }
         }
+        if let Some(login) = &plan.login {
+            log_in(&mut connection, login).await?;
+        }
         if plan.conduct.is_pipelined() && !connection.offers.pipelining {
             return Err(Broken::NotOffered("PIPELINING").into());
         }
@@ -358,6 +361,19 @@ impl Session {
                 tally.note(&error.to_string());
             }
         }
+    }
+}
+
+async fn log_in(connection: &mut Connection, login: &Login) -> Result<(), OpenError> {
+    if !connection.offers.auth_plain {
+        return Err(Broken::NotOffered("AUTH PLAIN").into());
+    }
+    connection.commands.extend_from_slice(&login.0);
+    connection.send_commands().await?;
+    let reply = connection.reply().await?;
+    match reply.is_positive() {
+        true => Ok(()),
+        false => Err(OpenError::Refused(reply.code, connection.text(&reply))),
     }
 }
 

@@ -94,6 +94,9 @@ pub struct Settings {
     #[arg(long)]
     #[serde(default)]
     pub insecure: bool,
+    /// Log in on each connection, by AUTH PLAIN (RFC 4616).
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    pub auth: Option<String>,
     /// Record what was acknowledged in this file.
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
@@ -111,9 +114,12 @@ pub struct Settings {
     #[arg(long)]
     #[serde(default)]
     pub no_data: bool,
-    /// Write so many octets at a time, ten times a second: a slow peer.
+    /// Write so many octets of a message at a time, with pauses between them: a slow peer.
     #[arg(long, value_name = "SIZE")]
     pub trickle: Option<Octets>,
+    /// The pauses of --trickle [default: 100ms].
+    #[arg(long, value_name = "TIME")]
+    pub trickle_every: Option<Span>,
 }
 
 /// From when on a connection is encrypted.
@@ -239,12 +245,14 @@ impl Settings {
             timeout: self.timeout.or(file.timeout),
             tls: self.tls.or(file.tls),
             insecure: self.insecure || file.insecure,
+            auth: self.auth.or(file.auth),
             ledger: self.ledger.or(file.ledger),
             seed: self.seed.or(file.seed),
             early: self.early || file.early,
             hold: self.hold.or(file.hold),
             no_data: self.no_data || file.no_data,
             trickle: self.trickle.or(file.trickle),
+            trickle_every: self.trickle_every.or(file.trickle_every),
         }
     }
 }

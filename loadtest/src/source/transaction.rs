@@ -370,7 +370,7 @@ impl Transaction {
         let (mut result, piece) = match trickle {
             None if is_all => connection.exchange(piece).await,
             None => connection.send(piece).await,
-            Some(octets) => connection.trickle(piece, octets).await,
+            Some(trickle) => connection.trickle(piece, trickle).await,
         };
         draft.bytes = piece.into_inner();
         draft.bytes.truncate(end);
@@ -379,7 +379,7 @@ impl Transaction {
             let shared = template.shared().clone();
             result = match trickle {
                 None => connection.exchange(shared).await.0,
-                Some(octets) => connection.trickle(shared, octets).await.0,
+                Some(trickle) => connection.trickle(shared, trickle).await.0,
             };
         }
         result?;

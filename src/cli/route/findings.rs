@@ -212,7 +212,7 @@ pub(super) struct AttemptFound {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Queued {
-    Known(Waiting),
+    Known(Box<Waiting>),
     /// It runs, and could not be asked.
     Unknown {
         error: String,

@@ -12,7 +12,7 @@ use crate::control::port::Filter;
 /// What waits for a domain or a site; `None` if no gateway runs on this data directory.
 pub(super) fn queued(data_dir: &Path, place: &str) -> Option<Queued> {
     match ask(data_dir, place) {
-        Ok(waiting) => Some(Queued::Known(waiting)),
+        Ok(waiting) => Some(Queued::Known(Box::new(waiting))),
         Err(ClientError::NotRunning { .. }) => None,
         Err(error) => Some(Queued::Unknown { error: error.to_string() }),
     }

@@ -107,7 +107,8 @@ fn a_slow_reader_makes_wait_and_gets_everything() {
     log.close(soon()).unwrap();
     assert_eq!(reading.join().unwrap(), count);
     let figures = counters.figures();
-    assert_eq!((figures.lost, figures.waits, figures.written), (0, 1, count));
+    assert_eq!((figures.lost, figures.written), (0, count));
+    assert!(figures.waits >= 1, "once, and again where the writer is behind for long");
 }
 
 #[test]

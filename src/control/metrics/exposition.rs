@@ -109,6 +109,24 @@ impl Everything {
         page.gauge("sessions_open", None, "Sessions that there are", open)?;
         let errors = self.sum(|worker| &worker.accept_errors);
         page.counter("accept_errors", None, "Connections that could not be accepted", errors)?;
+        let pauses = self.sum(|worker| &worker.accept_pauses);
+        let help = "Times that a listener stopped accepting for a moment";
+        page.counter("accept_pauses", None, help, pauses)?;
+        let bytes = || Some(Unit::Bytes);
+        let receive = self.level(|worker| &worker.receive_octets);
+        let help = "Receive buffers and envelopes in use";
+        page.gauge("receive_memory", bytes(), help, receive)?;
+        let chunks = self.level(|worker| &worker.chunk_octets);
+        page.gauge("chunk_memory", bytes(), "Chunks of large bodies in use", chunks)?;
+        let paused = self.sum(|worker| &worker.reads_paused);
+        let help = "Times that a session stopped reading because receive memory was used up";
+        page.counter("reads_paused", None, help, paused)?;
+        let delayed = self.sum(|worker| &worker.appends_delayed);
+        let help = "Messages that waited for the disk to follow before they were written";
+        page.counter("messages_delayed", None, help, delayed)?;
+        let cut = self.sum(|worker| &worker.sessions_cut);
+        let help = "Sessions cut off for a body that trickled while others waited for memory";
+        page.counter("sessions_cut", None, help, cut)?;
         let secured = self.sum(|worker| &worker.sessions_secured);
         page.counter("sessions_secured", None, "Sessions that TLS began in", secured)?;
         let failed = self.sum(|worker| &worker.handshakes_failed);
@@ -163,7 +181,16 @@ impl Everything {
         let help = "Connections to next hops by what came of them";
         page.by_label("connections", help, "outcome", &connections)?;
         let open = self.level(|worker| &worker.connections_open);
-        page.gauge("connections_open", None, "Connections to next hops that there are", open)
+        page.gauge("connections_open", None, "Connections to next hops that there are", open)?;
+        let waiting = self.level(|worker| &worker.sites_waiting);
+        let help = "Sites that wait because there are as many connections as there may be";
+        page.gauge("sites_waiting", None, help, waiting)?;
+        let cut = self.sum(|worker| &worker.connections_cut);
+        let help = "Connections to next hops cut off for slowness while others waited for buffers";
+        page.counter("connections_cut", None, help, cut)?;
+        let late = self.sum(|worker| &worker.work_late);
+        let help = "Reads of the log and work on files that took too long and were given up";
+        page.counter("work_late", None, help, late)
     }
 
     fn spool(&self, page: &mut Page<'_>) -> fmt::Result {

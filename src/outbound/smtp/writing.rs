@@ -14,6 +14,7 @@ use super::Connection;
 use super::duplex::Arrived;
 use crate::delivery::message::LoadedMessage;
 use crate::limits;
+use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{IoBuf, StreamError};
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::smtp::client::{Client, TransactionId};
@@ -92,6 +93,11 @@ impl Connection<'_> {
                 // Without its end the peer does not take what it has for the message.
                 return self.client.abandon();
             };
+            // From here until the piece is written, a buffer of the reader is held; also where its
+            // octets are copied, so that there are no more copies than buffers.
+            let now = Instant::now();
+            self.piece = Some(now);
+            self.limit.give_way_at(Some((Shortage::Reader, now + limits::CLIENT_PIECE_PRESSED)));
             if reshape.is_identity() {
                 self.flush().await;
                 self.write(piece, &[]).await;
@@ -99,6 +105,8 @@ impl Connection<'_> {
                 reshape.write(piece.0.view().body(), &mut self.outbox.octets);
                 self.flush().await;
             }
+            self.limit.give_way_at(None);
+            self.piece = None;
             // The peer may have said enough before the end.
             if self.client.is_over() {
                 return;
@@ -126,7 +134,7 @@ impl Connection<'_> {
         let mut written = 0;
         while written < octets && !self.client.is_over() {
             self.client.body_progress(Instant::now());
-            self.limit.set(self.client.deadline());
+            self.limit.set(self.time_left());
             let result;
             (result, bytes) = self.write_some(bytes, written).await;
             match result {
@@ -164,6 +172,13 @@ impl Connection<'_> {
             }
         })
         .await
+    }
+
+    /// When the present write must have come to something.
+    fn time_left(&self) -> Option<Instant> {
+        let piece = self.piece.map(|began| began + limits::CLIENT_PIECE);
+        let deadline = self.client.deadline();
+        deadline.zip(piece).map_or(deadline, |(deadline, piece)| Some(deadline.min(piece)))
     }
 
     /// A peer that gives up says why before it closes: what can still be read counts first.

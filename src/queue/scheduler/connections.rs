@@ -30,6 +30,15 @@ pub(super) struct SiteQueue {
     pub(super) closing: Vec<ConnectionId>,
     /// When it is to be looked at.
     pub(super) alarm_unix_ms: Option<u64>,
+    /// Whether it stands in the line for a connection that all cores share.
+    pub(super) is_in_line: bool,
+}
+
+impl SiteQueue {
+    /// Whether what goes there takes a connection: a Maildir needs none.
+    fn is_counted(&self) -> bool {
+        self.shared.reach().protocol().is_some()
+    }
 }
 
 impl SiteIndex {
@@ -56,6 +65,7 @@ impl Scheduler {
             idle: Vec::new(),
             closing: Vec::new(),
             alarm_unix_ms: None,
+            is_in_line: false,
         });
         let site = SiteIndex(slot.0);
         self.site_by_id.insert(id, site);
@@ -86,6 +96,10 @@ impl Scheduler {
         }
         if let Some(queue) = self.sites.remove(site.slot()) {
             self.site_by_id.remove(&queue.shared.id());
+            if queue.is_in_line {
+                self.in_line.retain(|&waiting| waiting != site);
+                self.end_line_if_empty();
+            }
         }
     }
 
@@ -126,10 +140,45 @@ impl Scheduler {
         take(&mut queue.idle, connection);
         take(&mut queue.closing, connection);
         queue.open -= 1;
+        let is_counted = queue.is_counted();
         queue.shared.release();
+        if is_counted {
+            self.counted -= 1;
+            self.allowance.release();
+            // Who stands in the line comes before who had it last.
+            self.call_next(now_unix_ms);
+        }
         self.pump(site, now_unix_ms);
         self.leave_if_quiet(site);
         self.forget_if_unused(site);
+    }
+
+    /// Lets sites that wait for a connection have those that have become free.
+    pub(super) fn call_next(&mut self, now_unix_ms: u64) {
+        for _ in 0..self.in_line.len() {
+            if !self.allowance.has_room(self.counted, self.cores, true) {
+                return;
+            }
+            let Some(site) = self.in_line.pop_front() else { return };
+            self.site_queue(site).is_in_line = false;
+            self.end_line_if_empty();
+            self.pump(site, now_unix_ms);
+        }
+    }
+
+    fn stand_in_line(&mut self, site: SiteIndex) {
+        if !std::mem::replace(&mut self.site_queue(site).is_in_line, true) {
+            if self.in_line.is_empty() {
+                self.allowance.line_began();
+            }
+            self.in_line.push_back(site);
+        }
+    }
+
+    fn end_line_if_empty(&mut self) {
+        if self.in_line.is_empty() {
+            self.allowance.line_ended();
+        }
     }
 
     // ---- what is done about it -----------------------------------------------------------
@@ -155,7 +204,9 @@ impl Scheduler {
     /// Ends idle connections beyond this core's share of the limit.
     fn close_excess(&mut self, site: SiteIndex) {
         let queue = self.sites.get_mut(site.slot()).expect("it is being looked at");
-        let quota = queue.shared.quota() as usize;
+        // Where others wait for a connection, one that idles is kept from them.
+        let is_wanted = queue.is_counted() && self.allowance.is_wanted();
+        let quota = if is_wanted { 0 } else { queue.shared.quota() as usize };
         while queue.open as usize - queue.closing.len() > quota {
             let Some(connection) = queue.idle.pop() else { return };
             queue.closing.push(connection);
@@ -207,6 +258,14 @@ impl Scheduler {
             }
             if !queue.shared.acquire() {
                 break LIMIT_POLL_MS;
+            }
+            if queue.is_counted() {
+                let has_line = !self.in_line.is_empty();
+                if !self.allowance.acquire(self.counted, self.cores, has_line) {
+                    queue.shared.release();
+                    return self.stand_in_line(site);
+                }
+                self.counted += 1;
             }
             queue.open += 1;
             if !std::mem::replace(&mut queue.serves, true) {

@@ -45,6 +45,8 @@ impl Scheduler {
         }
         self.refuse_some();
         self.hurry(now_unix_ms);
+        // What another core has given back it tells nobody.
+        self.call_next(now_unix_ms);
     }
 
     /// A handle's timer: its wait is over, or its age matters.

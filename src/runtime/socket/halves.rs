@@ -14,7 +14,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, S
 use monoio::net::{TcpStream, UnixStream};
 
 use super::super::buffer::{Fill, Spare, octets};
-use super::super::deadline::{self, Watch};
+use super::super::deadline::{self, Shortage, Watch};
 use super::super::tls::inflow::Drained;
 use super::super::tls::link::Link;
 use super::{Fd, Socket, Stream, StreamError, judge};
@@ -171,6 +171,13 @@ impl TimeLimit {
     pub fn set(&self, deadline: Option<Instant>) {
         if let Some(watch) = self.watch.upgrade() {
             watch.set_for_both(deadline);
+        }
+    }
+
+    /// Likewise by then, if the thread is short of that; see [`Stream::give_way_at`].
+    pub fn give_way_at(&self, at: Option<(Shortage, Instant)>) {
+        if let Some(watch) = self.watch.upgrade() {
+            watch.set_pressed(at);
         }
     }
 

@@ -267,6 +267,11 @@ impl Transaction {
         })
     }
 
+    /// Whether the octets of a chunk are of any use.
+    pub(super) fn keeps_chunks(&self) -> bool {
+        self.chunking.as_ref().is_some_and(|chunking| chunking.refusal.is_none())
+    }
+
     /// Scans octets of a chunk; whether they are of any use.
     fn take_chunk(&mut self, octets: &[u8]) -> bool {
         match (&mut self.chunking, &mut self.header) {

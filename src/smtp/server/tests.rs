@@ -182,6 +182,7 @@ fn a_message_that_could_not_be_kept_is_the_clients_again() {
     for (refusal, reply) in [
         (Refusal::StorageFailed, "451 4.3.0 Could not keep the message, try later"),
         (Refusal::StorageFull, "452 4.3.1 No room now, try again later"),
+        (Refusal::Busy, "452 4.4.5 Too much is under way, try again later"),
     ] {
         let mut server = session(now, &[ENVELOPE, b"BDAT 3 LAST\r\nx\r\n"].concat());
         assert!(server.take_message().is_some());
@@ -192,6 +193,24 @@ fn a_message_that_could_not_be_kept_is_the_clients_again() {
         assert_eq!(last_line(&mut server), "250 2.1.0 Sender ok");
         server.stored(now, Ok((MessageId(1), Durability::Os)));
         assert_eq!(replies(&mut server), "", "no message waits, so none is acknowledged");
+    }
+}
+
+/// What is refused in its middle is read to its end, and nothing of it is kept.
+#[test]
+fn a_body_that_finds_no_memory_is_refused_at_its_end() {
+    let now = Instant::now();
+    for (begin, end) in [
+        (b"DATA\r\nx\r\n".as_slice(), b"y\r\n.\r\n".as_slice()),
+        (b"BDAT 6 LAST\r\nx\r\n", b"y\r\n"),
+    ] {
+        let mut server = session(now, &[ENVELOPE, begin].concat());
+        assert!(server.keeps_body());
+        server.refuse_body(Refusal::Busy);
+        assert!(server.in_body() && !server.keeps_body());
+        say(&mut server, now, end);
+        assert_eq!(last_line(&mut server), "452 4.4.5 Too much is under way, try again later");
+        assert!(!server.in_transaction() && server.take_message().is_none());
     }
 }
 

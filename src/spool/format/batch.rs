@@ -126,10 +126,24 @@ impl BatchHeader {
             record.verify_body()?;
             digest.add(record.bytes());
         }
-        if (digest.crc32c, digest.record_count) != (self.digest, self.record_count) {
-            return Err(FormatError::Checksum("batch"));
+        self.agrees(digest).then_some(()).ok_or(FormatError::Checksum("batch"))
+    }
+
+    /// Whether the fixed headers of the records in `payload` are all as they were sealed, so that
+    /// where each record stands and which message it belongs to is certain, whatever has become
+    /// of heads and bodies.
+    pub fn verify_frames(&self, payload: &[u8]) -> bool {
+        let (mut at, mut digest) = (0, Digest::default());
+        while let Some(rest) = payload.get(at..).filter(|rest| !rest.is_empty()) {
+            let Ok(total) = RecordView::total_length_of(rest) else { return false };
+            digest.add(rest);
+            at += total;
         }
-        Ok(())
+        at == payload.len() && self.agrees(digest)
+    }
+
+    fn agrees(&self, digest: Digest) -> bool {
+        (digest.crc32c, digest.record_count) == (self.digest, self.record_count)
     }
 }
 

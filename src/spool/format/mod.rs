@@ -9,6 +9,7 @@ pub mod index;
 pub mod message;
 pub mod outcome;
 pub mod record;
+pub mod roll;
 
 /// The version that this code writes, and the only one that it reads.
 pub const FORMAT_VERSION: u32 = 1;

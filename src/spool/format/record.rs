@@ -117,6 +117,18 @@ impl<'a> RecordView<'a> {
         Ok(Self::sound_lengths(bytes)?.head_length.get() as usize)
     }
 
+    /// The whole record's length, unverified as in [`Self::head_length_of`].
+    pub(crate) fn total_length_of(bytes: &[u8]) -> Result<usize, FormatError> {
+        Ok(Self::sound_lengths(bytes)?.total_length.get() as usize)
+    }
+
+    /// Kind and message, unverified: for a record whose fixed header is known to be right from
+    /// elsewhere, or to say of what is lost what it probably was.
+    pub(crate) fn name_of(bytes: &[u8]) -> Result<(Kind, MessageId), FormatError> {
+        let raw = Self::sound_lengths(bytes)?;
+        Ok((Kind::of(raw.kind), MessageId(raw.id.get())))
+    }
+
     fn sound_lengths(bytes: &[u8]) -> Result<Raw, FormatError> {
         let (raw, _) = Raw::read_from_prefix(bytes).map_err(|_| FormatError::Truncated)?;
         let [head, total, body, body_length] =

@@ -3,12 +3,13 @@
 
 use std::io;
 
-use super::super::chore::{Chore, write_header};
+use super::super::chore::{Chore, write_header_block};
 use super::super::disk::Disk;
 use super::super::format::batch;
 use super::super::format::message::{self, ChunkPlace};
 use super::super::format::record::Kind;
 use super::super::sealed::{CommitError, Completion, SealedBatch};
+use super::head::header_block;
 use super::{Head, Log, SegmentNo, open_header};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -61,6 +62,10 @@ impl<D: Disk> Log<D> {
     /// Records durably that the refused batches are void, then tells so.  Gives whether the log
     /// can go on.
     pub(super) fn void_refused(&mut self, done: &mut Vec<Completion>) -> bool {
+        // Before the next header's roll call, which leaves damaged segments out.
+        if self.refused.as_ref().is_some_and(|group| !is_out_of_space(&group.error)) {
+            self.mark_damaged(self.head.header.segment);
+        }
         while let Some(spare) = self.spares.pop_front() {
             let Some(next) = self.next_segment() else {
                 return false;
@@ -73,16 +78,14 @@ impl<D: Disk> Log<D> {
                 self.last_sequence,
                 self.next_sequence,
             );
-            if let Err(error) = write_header(&*self.disk, spare.file, &header) {
+            let block = header_block(&header, self.spool, &self.segments);
+            if let Err(error) = write_header_block(&*self.disk, spare.file, &block) {
                 tracing::error!(file = spare.file.0, %error, "a spare segment refused its header");
                 self.chores.push_back(Chore::SetAside { file: spare.file });
                 continue;
             }
             let RefusedGroup { batches, error, was_sync } =
                 self.refused.take().expect("called only with a refused group");
-            if !is_out_of_space(&error) {
-                self.mark_damaged(self.head.header.segment);
-            }
             self.close_head();
             self.sync_closed(was_sync);
             self.durable_through = self.last_sequence;

@@ -1,12 +1,15 @@
 //! The segments of a running log: the one that is appended to, and how the next one takes its
 //! place.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::chore::{Chore, Spare};
+use super::super::direct::AlignedBuf;
 use super::super::disk::{Disk, FileNo};
 use super::super::format::header::{SegmentHeader, SegmentState};
 use super::super::format::index::IndexBuilder;
+use super::super::format::roll::Roll;
 use super::super::sealed::CommitError;
 use super::super::{BLOCK, SegmentNo};
 use super::{INDEX_PART, KEPT_FOR_FAILURE, KEPT_FOR_OUTCOMES, Log, LogOptions, compact};
@@ -125,6 +128,8 @@ impl<D: Disk> Log<D> {
         );
         self.head = Head::new(header, spare.file, false);
         self.install_head();
+        let files = self.excess.rolled().into_iter();
+        self.chores.extend(files.map(|file| Chore::Remove { file }));
         Turn::Rolled
     }
 
@@ -202,6 +207,46 @@ impl<D: Disk> Log<D> {
         self.head.has_unsynced = false;
         self.durable_through = self.last_sequence;
     }
+}
+
+/// Files of retired segments that are to be removed.  The head's roll call may still name their
+/// segments, and a file with a free header is what says that they are not missing.
+#[derive(Debug, Default)]
+pub(super) struct Excess {
+    /// Retired under this head.
+    named: Vec<FileNo>,
+    /// Retired under the one before.
+    unnamed: Vec<FileNo>,
+}
+
+impl Excess {
+    pub(super) fn add(&mut self, file: FileNo) {
+        self.named.push(file);
+    }
+
+    /// There is a new head; gives what no roll call names any more that could count: the header
+    /// of the head that is closed now is durable.
+    fn rolled(&mut self) -> Vec<FileNo> {
+        std::mem::replace(&mut self.unnamed, std::mem::take(&mut self.named))
+    }
+}
+
+/// The header block of a head: its header, and the roll call of the other segments.
+pub(super) fn header_block(
+    header: &SegmentHeader,
+    spool: u32,
+    segments: &HashMap<SegmentNo, SegmentFile>,
+) -> AlignedBuf {
+    let mut block = AlignedBuf::new(BLOCK);
+    header.encode(&mut block);
+    // A damaged one has been told of, and is renamed when it is dead.
+    let is_listed = |(&segment, file): (&SegmentNo, &SegmentFile)| {
+        (segment != header.segment && !file.is_damaged).then_some(segment)
+    };
+    let mut in_use: Vec<SegmentNo> = segments.iter().filter_map(is_listed).collect();
+    in_use.sort_unstable();
+    Roll::of(spool, in_use.into_iter()).encode(header.generation, &mut block);
+    block
 }
 
 /// The header with which a spare becomes the head.  What lies between the last sequence that

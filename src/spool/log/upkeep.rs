@@ -112,7 +112,7 @@ impl<D: Disk> Log<D> {
         self.stats.retired.fetch_add(1, Relaxed);
         match spare {
             Some(spare) if self.spares.len() >= self.options.spares_max => {
-                self.chores.push_back(Chore::Remove { file: spare.file });
+                self.excess.add(spare.file);
             }
             spare => self.spares.extend(spare),
         }

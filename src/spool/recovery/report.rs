@@ -1,7 +1,7 @@
 //! What a recovery tells: the live messages, how far it is, what is damaged, why it cannot be.
 
-use std::io;
 use std::ops::Range;
+use std::{fmt, io};
 
 use super::super::disk::FileNo;
 use super::super::format::FormatError;
@@ -54,6 +54,20 @@ pub enum Damage {
         /// What is wrong.
         error: FormatError,
     },
+    /// Segments that were in use, and no file holds them any more.
+    Missing {
+        /// Which, ascending.
+        segments: Vec<SegmentNo>,
+    },
+    /// A segment's file is shorter than it was made.
+    Short {
+        /// Which.
+        segment: SegmentNo,
+        /// Its file.
+        file: FileNo,
+        /// How much is missing.
+        octets: u64,
+    },
     /// The disk cannot read parts of a segment; what stood there, if anything did, is gone.
     Unreadable {
         /// Where.
@@ -72,13 +86,72 @@ pub enum Damage {
         /// The sequences that are missing.
         sequences: Range<u64>,
     },
-    /// A record verifies and makes no sense.
+    /// A record does not verify, or makes no sense.
     Record {
         /// Which.
         place: RecordPlace,
+        /// Whose it is.
+        id: MessageId,
         /// What is wrong.
         error: FormatError,
     },
+    /// The octets of a message, or of a part of one, do not verify; its envelope does.
+    Body {
+        /// Which record.
+        place: RecordPlace,
+        /// Whose it is.
+        id: MessageId,
+    },
+}
+
+/// What happened, where, and to which message, as a sentence for the operator.
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Damage::Header { file, error } => {
+                write!(f, "{:08x}.seg was set aside: {error}", file.0)
+            }
+            Damage::Missing { segments } => {
+                let (no, all) = (segments.first().copied().unwrap_or(SegmentNo(0)), segments.len());
+                match all {
+                    0 | 1 => write!(f, "the file of segment {no} is missing"),
+                    _ => write!(f, "the files of {all} segments are missing, the first is {no}"),
+                }
+            }
+            Damage::Short { segment, file, octets } => {
+                write!(
+                    f,
+                    "{:08x}.seg (segment {segment}): its last {octets} octets are missing",
+                    file.0
+                )
+            }
+            Damage::Unreadable { segment, file, octets } => {
+                let file = file.0;
+                write!(
+                    f,
+                    "{file:08x}.seg (segment {segment}): the disk cannot read {octets} octets"
+                )
+            }
+            Damage::Batches { segment, file, sequences } => write!(
+                f,
+                "{:08x}.seg (segment {segment}): sequences {} to {} are gone",
+                file.0,
+                sequences.start,
+                sequences.end.saturating_sub(1)
+            ),
+            Damage::Record { place, id, error } => write!(
+                f,
+                "segment {} at {}: a record of message {id} is lost: {error}",
+                place.segment, place.offset
+            ),
+            Damage::Body { place, id } => write!(
+                f,
+                "segment {} at {}: octets of message {id} are damaged; it cannot be delivered, and \
+                 waits until its sender is told",
+                place.segment, place.offset
+            ),
+        }
+    }
 }
 
 /// What a recovery came to.
@@ -117,12 +190,35 @@ pub enum RecoveryError {
         source: io::Error,
     },
     /// A file that is not ours, or of another version.
-    #[error("{file:08x}.seg: {error}; move it away, or run the mailrace that wrote it")]
+    #[error(
+        "{file:08x}.seg: {error}; run the mailrace that wrote it, or move it away (`mailrace spool \
+         repair --dry-run` explains)"
+    )]
     Foreign {
         /// The file's number.
         file: u32,
         /// What it is.
         error: FormatError,
+    },
+    /// Two files say to be the same segment.
+    #[error(
+        "{file:08x}.seg says to be the same segment as {other:08x}.seg; move the copy away, or let \
+         `mailrace spool repair` set it aside"
+    )]
+    Twin {
+        /// The file's number.
+        file: u32,
+        /// The other's.
+        other: u32,
+    },
+    /// Files of several spools lie in one directory.
+    #[error(
+        "{file:08x}.seg belongs to another spool than most files here; move it away, or let \
+         `mailrace spool repair` set it aside"
+    )]
+    OtherSpool {
+        /// The file's number.
+        file: u32,
     },
     /// The segments have another size than this log was told.
     #[error(

@@ -1,0 +1,189 @@
+//! One segment as the tools see it: its records in order, those that are hurt among them, and the
+//! gaps where batches are gone.
+//!
+//! What counts is what counts for recovery: a sealed segment goes by its index where that is
+//! sound, any other by what its batches hold.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::ops::Range;
+
+use super::super::format::header::SegmentHeader;
+use super::super::format::record::{Kind, RECORD_HEADER, RecordView};
+use super::super::format::{FormatError, RECORD_ALIGN};
+use super::super::scan::{self, Piece, Scanned};
+use super::super::{BLOCK, RecordPlace};
+use crate::message::MessageId;
+
+/// One segment while it is looked at.
+pub(super) struct Look<'a> {
+    pub(super) name: &'a str,
+    pub(super) header: SegmentHeader,
+    bytes: &'a [u8],
+    scanned: &'a Scanned,
+    last_valid: u64,
+    /// Ascending in place.
+    pub(super) entries: Vec<Entry<'a>>,
+    pub(super) gaps: Vec<Gap>,
+    /// It has a sound index, and that does not name the records that are there.
+    pub(super) index_disagrees: bool,
+}
+
+/// Which batches of a segment may count.
+pub(super) struct Bounds {
+    pub(super) last_valid: u64,
+    pub(super) is_end_known: bool,
+    /// Recovery would go by the index.
+    pub(super) is_indexed: bool,
+}
+
+/// A record that counts, or did until it was hurt.
+pub(super) struct Entry<'a> {
+    pub(super) sequence: u64,
+    pub(super) place: RecordPlace,
+    pub(super) name: (Kind, MessageId),
+    /// What recovery goes by; nothing where the record is lost.
+    pub(super) record: Option<RecordView<'a>>,
+    /// What is wrong with it on the disk.
+    pub(super) hurt: Option<FormatError>,
+}
+
+/// Batches that are gone.
+pub(super) struct Gap {
+    pub(super) sequences: Range<u64>,
+    /// Where they must have stood.
+    pub(super) octets: Range<usize>,
+}
+
+impl<'a> Look<'a> {
+    pub(super) fn new(
+        name: &'a str,
+        header: SegmentHeader,
+        bytes: &'a [u8],
+        scanned: &'a Scanned,
+        bounds: Bounds,
+    ) -> Look<'a> {
+        let last_valid = bounds.last_valid;
+        let gaps = scanned.gaps(header.first_sequence, last_valid, bounds.is_end_known);
+        let mut look = Look {
+            name,
+            header,
+            bytes,
+            scanned,
+            last_valid,
+            entries: Vec::new(),
+            gaps: Vec::new(),
+            index_disagrees: false,
+        };
+        look.gaps = gaps.into_iter().map(|sequences| look.gap(sequences)).collect();
+        let mut entries = look.in_batches();
+        if let Some((_, index)) = scan::index_in(bytes, &header) {
+            let disagrees = look.add_named(&mut entries, index, bounds.is_indexed);
+            look.index_disagrees = disagrees;
+        }
+        look.entries = entries.into_values().collect();
+        look
+    }
+
+    /// The batches in front of the gap and behind it say where it is.
+    fn gap(&self, sequences: Range<u64>) -> Gap {
+        let batches = &self.scanned.batches;
+        let before = batches.iter().rev().find(|batch| batch.header.sequence < sequences.start);
+        let behind = batches.iter().find(|batch| batch.header.sequence >= sequences.end);
+        let start = before.map_or(BLOCK, |batch| batch.offset + batch.header.batch_bytes());
+        let end = behind.map_or(self.bytes.len(), |batch| batch.offset);
+        Gap { sequences, octets: start..end.max(start) }
+    }
+
+    fn in_batches(&self) -> BTreeMap<u32, Entry<'a>> {
+        let mut entries = BTreeMap::new();
+        let counts = |batch: &&scan::FoundBatch| batch.header.sequence <= self.last_valid;
+        for batch in self.scanned.batches.iter().filter(counts) {
+            for piece in batch.pieces(self.bytes) {
+                let Piece { offset, length, name, record } = piece;
+                let place = RecordPlace { segment: self.header.segment, offset, length };
+                let hurt = match &record {
+                    _ if batch.is_whole => None,
+                    Ok(record) => record.verify_body().err(),
+                    Err(error) => Some(*error),
+                };
+                let sequence = batch.header.sequence;
+                let entry = Entry { sequence, place, name, record: record.ok(), hurt };
+                entries.insert(offset, entry);
+            }
+        }
+        entries
+    }
+
+    /// Adds what the index names and the batches do not hold any more, if recovery goes by it.
+    /// Gives whether the two disagree where nothing is hurt.
+    fn add_named(
+        &self,
+        entries: &mut BTreeMap<u32, Entry<'a>>,
+        index: impl Iterator<Item = Result<(u32, RecordView<'a>), FormatError>>,
+        is_indexed: bool,
+    ) -> bool {
+        let mut disagrees = false;
+        let mut named = 0;
+        for entry in index {
+            let Ok((offset, record)) = entry else {
+                disagrees = true;
+                continue;
+            };
+            named += 1;
+            let gap = self.gaps.iter().find(|gap| gap.octets.contains(&(offset as usize)));
+            match (entries.get_mut(&offset), gap) {
+                (Some(entry), _) => {
+                    disagrees |= entry.name != (record.kind(), record.id());
+                    if is_indexed && entry.record.is_none() {
+                        entry.record = Some(record);
+                    }
+                }
+                (None, Some(gap)) => {
+                    let length = record.total_length() as u32;
+                    let entry = Entry {
+                        sequence: gap.sequences.start,
+                        place: RecordPlace { segment: self.header.segment, offset, length },
+                        name: (record.kind(), record.id()),
+                        record: is_indexed.then_some(record),
+                        hurt: Some(FormatError::Checksum("batch")),
+                    };
+                    entries.insert(offset, entry);
+                }
+                (None, None) => disagrees = true,
+            }
+        }
+        disagrees || named != entries.len()
+    }
+
+    /// Records that seem to stand in a gap that no index tells of.
+    pub(super) fn guesses(&self, gap: &Gap) -> impl Iterator<Item = (usize, Kind, MessageId)> {
+        let starts = gap.octets.clone().step_by(RECORD_ALIGN);
+        starts.filter_map(|at| {
+            let rest = self.bytes.get(at..).filter(|rest| rest.len() >= RECORD_HEADER)?;
+            let record = RecordView::parse_head(rest).ok()?;
+            Some((at, record.kind(), record.id()))
+        })
+    }
+
+    /// Whether anything is known of what stood in the gap.
+    pub(super) fn has_named(&self, gap: &Gap) -> bool {
+        self.entries.iter().any(|entry| gap.octets.contains(&(entry.place.offset as usize)))
+    }
+
+    pub(super) fn describe(&self, out: &mut impl Write) -> io::Result<()> {
+        let SegmentHeader { segment, generation, first_sequence, .. } = self.header;
+        let last = self.scanned.batches.last().map_or(first_sequence.saturating_sub(1), |batch| {
+            batch.header.sequence.min(self.last_valid)
+        });
+        let octets: usize =
+            self.scanned.batches.iter().map(|batch| batch.header.batch_bytes()).sum();
+        writeln!(
+            out,
+            "{}: segment {segment}, generation {generation:016x}, sequences {first_sequence} to \
+             {last}, {} batches, {octets} octets",
+            self.name,
+            self.scanned.batches.len(),
+        )
+    }
+}
