@@ -12,6 +12,7 @@ pub mod units;
 pub mod dns;
 pub mod runtime;
 pub mod smtp;
+pub mod sync;
 
 pub mod auth;
 pub mod tls;

@@ -1,5 +1,6 @@
 //! A message as an attempt needs it: envelope, trace header and body, out of memory if its batch
-//! is still there, else out of the log.
+//! is still there, else out of the log.  Of one whose body is damaged or gone the envelope alone
+//! can be had, which is enough to tell its originator ([`LoadedMessage::load_envelope`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub struct LoadedMessage {
     record: Box<[u8]>,
     /// The segments of its chunks stay while it is at hand.
     pins: Arc<[SegmentPin]>,
+    /// Its envelope is sound; its body is not, or was not looked at.
+    lacks_body: bool,
 }
 
 /// Why a message cannot be attempted.
@@ -33,6 +36,13 @@ pub enum LoadError {
     /// What stands there is not the message.
     #[error("the log holds something else in the message's place")]
     Format(#[from] FormatError),
+}
+
+impl LoadError {
+    /// Whether the disk refused or was slow, which may pass; else the message is not what was written.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, LoadError::Read(ReadError::Io(_) | ReadError::Late))
+    }
 }
 
 impl LoadedMessage {
@@ -62,14 +72,36 @@ impl LoadedMessage {
             stored = StoredMessage::decode(&RecordView::parse(&record)?)?;
             pins = pin_chunks(log, &stored);
         }
-        let pins = pins?;
+        Ok(LoadedMessage::new(stored, record, pins?, false))
+    }
+
+    /// Loads the envelope of a message that could not be loaded, to tell its originator.
+    ///
+    /// # Errors
+    /// That cannot be read, or is damaged, either.
+    pub async fn load_envelope(
+        log: &LocalLog,
+        id: MessageId,
+        place: RecordPlace,
+    ) -> Result<LoadedMessage, LoadError> {
+        let record: Box<[u8]> = log.read_envelope(id, place).await?.view().bytes().into();
+        let stored = StoredMessage::decode(&RecordView::parse(&record)?)?;
+        Ok(LoadedMessage::new(stored, record, Arc::new([]), true))
+    }
+
+    fn new(
+        mut stored: StoredMessage,
+        record: Box<[u8]>,
+        pins: Arc<[SegmentPin]>,
+        lacks_body: bool,
+    ) -> LoadedMessage {
         let empty = Envelope {
             reverse_path: crate::smtp::address::ReversePath::Null,
             parameters: Default::default(),
             recipients: Vec::new(),
         };
         let envelope = Arc::new(std::mem::replace(&mut stored.envelope, empty));
-        Ok(LoadedMessage { stored, envelope, record, pins })
+        LoadedMessage { stored, envelope, record, pins, lacks_body }
     }
 
     /// The message.
@@ -97,7 +129,8 @@ impl LoadedMessage {
         &self.stored.trace
     }
 
-    /// The body of a small message, as kept; `None` for one in chunks.
+    /// The body of a small message, as kept; `None` for one in chunks.  Not for one of which only
+    /// the envelope was loaded.
     pub fn inline_body(&self) -> Option<&[u8]> {
         match self.stored.body {
             StoredBody::Inline => {
@@ -155,6 +188,9 @@ impl LoadedMessage {
         log: &LocalLog,
         octets_max: usize,
     ) -> Result<(Vec<u8>, bool), LoadError> {
+        if self.lacks_body {
+            return Ok((Vec::new(), false));
+        }
         let mut reshape = Reshape::new(self.stored.summary.flags, BodyForm::Bdat);
         let mut out = Vec::new();
         if let Some(body) = self.inline_body() {

@@ -6,7 +6,6 @@ use std::collections::binary_heap::PeekMut;
 use std::collections::{BinaryHeap, HashMap};
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use super::sites::{Sites, route_of};
@@ -16,6 +15,7 @@ use crate::queue::destination::{Destination, DestinationIndex};
 use crate::queue::handle::{Handle, Reasons, Recipients, State};
 use crate::spool::recovery::{Damage, Progress};
 use crate::spool::{DeferState, RecoveredMessage, RecoveryVisitor, SegmentNo, StoredDefer};
+use crate::sync::parts::Parts;
 
 /// Gathers the handles of a recovery for each core, and says how far it is.
 pub struct Recovered<'a> {
@@ -186,7 +186,7 @@ fn handles(
     }
     let mut groups: Vec<(Wait, Vec<u16>)> = groups.into_iter().collect();
     groups.sort_unstable();
-    let parts = (groups.len() > 1).then(|| Arc::new(AtomicU32::new(groups.len() as u32)));
+    let parts = (groups.len() > 1).then(|| Arc::new(Parts::new(groups.len() as u32)));
     let handle = |(wait, places): (Wait, Vec<u16>)| {
         let recipients = Recipients::of(places, envelope.recipients.len());
         let id = recovered.message.id;

@@ -17,7 +17,9 @@ use super::settlement::parcel::Parcel;
 use super::settlement::site::{
     SiteFacts, SiteVerdict, after_failed_connection, after_own_shortage,
 };
-use super::settlement::{self, Effect, Handover, Hop, Judge, Paper, Part, Settlement, Told};
+use super::settlement::{
+    self, Effect, Handover, Hop, Judge, Paper, Part, Settlement, Told, Unreadable,
+};
 use crate::control::events::{Addressees, Event as LogEvent, EventKind};
 use crate::control::moment::Moment;
 use crate::message::MessageId;
@@ -98,22 +100,51 @@ impl Attempt {
         self.hop = hop;
     }
 
-    /// The message could not be read: it stays, and somebody has to look.
+    /// The message could not be read: it stays until its lifetime is over, and somebody has to
+    /// look.
     pub fn unreadable(self, worker: &Rc<Worker>, error: &LoadError) {
-        let message = self.handle.id;
+        self.unread(worker, error, false);
+    }
+
+    fn unread(self, worker: &Rc<Worker>, error: &LoadError, is_end: bool) {
+        let (message, slot) = (self.handle.id, self.slot);
+        let now_unix_ms = worker.now_unix_ms();
         if let LoadError::Read(ReadError::Late) = error {
             tracing::warn!(%message, %error, "a message is tried again in a minute");
             let recipients = self.handle.recipients.clone();
-            let due_unix_ms = worker.now_unix_ms() + LATE_WAIT_MS;
-            let deferred =
-                Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason: None };
+            let due_unix_ms = now_unix_ms + LATE_WAIT_MS;
+            let deferred = Event::Deferred { slot, recipients, due_unix_ms, reason: None };
             return worker.queue_event(deferred);
         }
-        tracing::error!(%message, %error, "a message could not be read from the log; it is kept");
-        let due_unix_ms = worker.now_unix_ms() + UNREADABLE_WAIT_MS;
-        let recipients = self.handle.recipients.clone();
-        let reason = Some(worker.shared_reason("the message could not be read from the log"));
-        worker.queue_event(Event::Deferred { slot: self.slot, recipients, due_unix_ms, reason });
+        let expires_unix_ms = self.judge(worker).retry.expires_unix_ms(message.unix_ms());
+        let may_pass = error.may_pass();
+        match Unreadable::judge(expires_unix_ms, is_end, may_pass, now_unix_ms) {
+            Unreadable::Wait { until_unix_ms: due_unix_ms } => {
+                let what = "a message could not be read from the log; it is kept";
+                tracing::error!(%message, %error, "{what}");
+                let recipients = self.handle.recipients.clone();
+                let reason = Some(worker.shared_reason(UNREADABLE));
+                worker.queue_event(Event::Deferred { slot, recipients, due_unix_ms, reason });
+            }
+            Unreadable::SetAside => {
+                let what = "a message is damaged and its time is over; nobody can be told, and \
+                            its record stays in the log";
+                tracing::error!(%message, %error, "{what}");
+                let (site, domain) = self.names(worker);
+                worker.events.emit(&LogEvent {
+                    message: Some(message),
+                    site: Some(&site),
+                    domain: domain.as_deref(),
+                    attempts: Some(u32::from(self.handle.attempts)),
+                    reply: Some(UNREADABLE),
+                    reason: Some("damaged"),
+                    ..LogEvent::new(EventKind::Expired)
+                });
+                let count = self.handle.recipients.count() as u64;
+                worker.metrics.recipients_expired.add(count);
+                worker.with_queue(|queue| drop(queue.finish(slot)));
+            }
+        }
     }
 
     /// Takes one outcome for each recipient of the attempt.
@@ -316,7 +347,7 @@ fn append_notice(worker: &Worker, notice: &Parcel, cause: NewRecord<'_>) -> Opti
 
 /// The message's lifetime is over: its sender hears of it.
 pub async fn expire(worker: Rc<Worker>, slot: Slot) {
-    let Some((attempt, message)) = unattempted(&worker, slot).await else { return };
+    let Some((attempt, message)) = unattempted(&worker, slot, true).await else { return };
     let last = attempt.last_words(&worker);
     let places = attempt.recipients();
     let part = attempt.part(&message);
@@ -327,7 +358,7 @@ pub async fn expire(worker: Rc<Worker>, slot: Slot) {
 /// The message can never be delivered, as was found without an attempt: its domain does not exist
 /// or takes no mail (RFC 7505), say.  `text` is a clause that says why.
 pub async fn refuse(worker: Rc<Worker>, slot: Slot, status: EnhancedCode, text: Box<str>) {
-    let Some((attempt, message)) = unattempted(&worker, slot).await else { return };
+    let Some((attempt, message)) = unattempted(&worker, slot, false).await else { return };
     let (part, places) = (attempt.part(&message), attempt.recipients());
     let reason = Reason::Local { status, text };
     let settlement = Settlement::of_refusal(part, &places, &reason, &attempt.judge(&worker));
@@ -337,7 +368,7 @@ pub async fn refuse(worker: Rc<Worker>, slot: Slot, status: EnhancedCode, text: 
 /// The message has waited for long and no attempt comes: its sender hears of it if he wants to.
 /// It then waits until `due_unix_ms`.
 pub async fn delay(worker: Rc<Worker>, slot: Slot, due_unix_ms: u64) {
-    let Some((attempt, message)) = unattempted(&worker, slot).await else { return };
+    let Some((attempt, message)) = unattempted(&worker, slot, false).await else { return };
     let (part, places) = (attempt.part(&message), attempt.recipients());
     let reason = attempt.last_words(&worker).unwrap_or_else(|| site_reason("it could not be sent"));
     let judge = attempt.judge(&worker);
@@ -351,14 +382,24 @@ pub async fn delay(worker: Rc<Worker>, slot: Slot, due_unix_ms: u64) {
     }
 }
 
-/// A handle that the scheduler has taken out of its lists, and its message.
-async fn unattempted(worker: &Rc<Worker>, slot: Slot) -> Option<(Attempt, LoadedMessage)> {
+/// A handle that the scheduler has taken out of its lists, and its message, or as much of it as is
+/// needed to tell its originator.  `is_end` is whether its lifetime is over.
+async fn unattempted(
+    worker: &Rc<Worker>,
+    slot: Slot,
+    is_end: bool,
+) -> Option<(Attempt, LoadedMessage)> {
     let handle = worker.with_queue(|queue| queue.get(slot).cloned())?;
     let attempt = Attempt { slot, handle, site: None, peer: None, tls: None, hop: Hop::default() };
-    match worker.load(attempt.id(), attempt.place()).await {
+    let (id, place) = (attempt.id(), attempt.place());
+    let mut loaded = worker.load(id, place).await;
+    if loaded.as_ref().is_err_and(|error| !error.may_pass()) {
+        loaded = LoadedMessage::load_envelope(&worker.log, id, place).await;
+    }
+    match loaded {
         Ok(message) => Some((attempt, message)),
         Err(error) => {
-            attempt.unreadable(worker, &error);
+            attempt.unread(worker, &error, is_end);
             None
         }
     }
@@ -452,7 +493,7 @@ fn site_reason(words: &str) -> Reason {
     Reason::Local { status: given.unwrap_or_else(no_answer), text: text.into() }
 }
 
+/// What a message waits for that cannot be read.
+const UNREADABLE: &str = "the message could not be read from the log";
 /// The wait before a message is looked at again whose reading took too long.
 const LATE_WAIT_MS: u64 = 60_000;
-/// The wait before a message is looked at again that could not be read.
-const UNREADABLE_WAIT_MS: u64 = 3_600_000;

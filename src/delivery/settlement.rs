@@ -83,6 +83,47 @@ pub enum Handover {
     PassedOn,
 }
 
+/// What becomes of a message that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It waits: the disk may answer later, or somebody may mend it.
+    Wait {
+        /// Until when, in milliseconds since 1970 UTC.
+        until_unix_ms: u64,
+    },
+    /// It leaves the queue.  Nobody can be told, for who sent it cannot be read either; its record
+    /// stays in the log as it is, and a restart looks at it again.
+    SetAside,
+}
+
+impl Unreadable {
+    /// Before its end, at which its originator is told, or is to be told: `is_end`.  `may_pass` is
+    /// whether the disk refused, in place of giving out what was not written.
+    pub fn judge(
+        expires_unix_ms: u64,
+        is_end: bool,
+        may_pass: bool,
+        now_unix_ms: u64,
+    ) -> Unreadable {
+        let later_unix_ms = now_unix_ms + UNREADABLE_WAIT_MS;
+        let is_patient = may_pass && now_unix_ms < expires_unix_ms + UNREADABLE_PATIENCE_MS;
+        match is_end {
+            true if is_patient => Unreadable::Wait { until_unix_ms: later_unix_ms },
+            true => Unreadable::SetAside,
+            // What is due after its end is ended, and not attempted.
+            false => {
+                let until_unix_ms = later_unix_ms.min(expires_unix_ms).max(now_unix_ms + 1);
+                Unreadable::Wait { until_unix_ms }
+            }
+        }
+    }
+}
+
+/// The wait before a message is looked at again that could not be read.
+const UNREADABLE_WAIT_MS: u64 = 3_600_000;
+/// How long after the end of its lifetime a disk may still refuse to give a message out.
+const UNREADABLE_PATIENCE_MS: u64 = 24 * 3_600_000;
+
 /// One thing to do.  They are carried out in their order, without a pause between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {

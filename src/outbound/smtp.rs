@@ -12,6 +12,7 @@
 mod duplex;
 mod job;
 mod opening;
+pub mod turns;
 mod writing;
 
 use std::collections::VecDeque;
@@ -41,6 +42,7 @@ use crate::smtp::code::ReplyClass;
 use duplex::Inbox;
 use job::Job;
 pub use opening::Security;
+use turns::{Turn, turn};
 use writing::Outbox;
 
 /// One connection and its machine.
@@ -200,35 +202,29 @@ impl<'a> Connection<'a> {
         let opened = Instant::now();
         let mut messages = 0;
         while self.is_serving() {
-            if self.client.can_start()
-                && let Some(job) = self.again.pop_front()
-            {
-                self.start(job).await;
-                continue;
-            }
             let wants_more = messages < most && opened.elapsed() < AGE_MAX;
-            if wants_more
-                && self.client.can_start()
-                && let Some(slot) = self.next_at_once()
-            {
-                messages += 1;
-                self.begin(slot).await;
-                continue;
-            }
-            if !self.jobs.is_empty() {
-                self.go_on().await;
-                continue;
-            }
-            if !(wants_more && self.client.may_go_on()) {
-                break;
-            }
-            match self.next().await {
-                Next::Message(Some(slot)) => {
+            let (is_busy, has_again) = (!self.jobs.is_empty(), !self.again.is_empty());
+            let next = match turn(&self.client, is_busy, has_again, wants_more) {
+                Turn::Again => {
+                    let job = self.again.pop_front().expect("it has one");
+                    self.start(job).await;
+                    continue;
+                }
+                Turn::AskOrWait => self.way.next_at_once(),
+                Turn::Wait => None,
+                Turn::Idle => match self.next().await {
+                    Next::Message(None) => break,
+                    Next::Message(slot) => slot,
+                    Next::Peer => None,
+                },
+                Turn::Quit => break,
+            };
+            match next {
+                Some(slot) => {
                     messages += 1;
                     self.begin(slot).await;
                 }
-                Next::Message(None) => break,
-                Next::Peer => self.go_on().await,
+                None => self.go_on().await,
             }
         }
         self.client.quit(Instant::now());
@@ -243,12 +239,6 @@ impl<'a> Connection<'a> {
 
     fn is_serving(&self) -> bool {
         matches!(self.progress, Progress::Serving)
-    }
-
-    /// The next message beside those under way.
-    fn next_at_once(&mut self) -> Option<Slot> {
-        // Else it is waited for.
-        if self.jobs.is_empty() { None } else { self.way.next_at_once() }
     }
 
     /// The next message while nothing is under way, or what the peer does first.
@@ -426,7 +416,7 @@ fn client_config(way: &Way, security: &Security) -> ClientConfig {
 }
 
 /// Keeps for the site what a transaction showed of it.
-fn remember(shared: &SiteShared, result: &TransactionResult) {
+pub fn remember(shared: &SiteShared, result: &TransactionResult) {
     match result.broken_promise {
         Some(BrokenPromise::Chunking) => shared.remember_broken_chunking(),
         Some(BrokenPromise::OneFlight) => shared.remember_broken_one_flight(),

@@ -33,8 +33,7 @@ impl Allowance {
     pub(super) fn has_room(&self, own: u32, cores: u32, has_line: bool) -> bool {
         let lines = self.lines.load(Ordering::Acquire);
         let others_wait = lines > u32::from(has_line);
-        let has_share = own >= self.most.div_ceil(cores);
-        !(self.is_full() || others_wait && has_share)
+        !self.is_full() && (!others_wait || own < self.most.div_ceil(cores))
     }
 
     /// Takes one, if there is one; see [`Allowance::has_room`].

@@ -4,12 +4,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::destination::DestinationIndex;
 use super::list::{Linked, Links, Timed, Waiting};
 use crate::message::MessageId;
 use crate::spool::RecordPlace;
+use crate::sync::parts::Parts;
 
 /// One message's way to one destination.
 #[derive(Debug, Clone)]
@@ -25,7 +25,7 @@ pub struct Handle {
     pub recipients: Recipients,
     /// How many handles of the message have not come to an end that is in the log, where it began
     /// with more than one.
-    pub parts: Option<Arc<AtomicU32>>,
+    pub parts: Option<Arc<Parts>>,
     /// Attempts that came to a reply or to a failure of this message.
     pub attempts: u16,
     /// Its originator has been told of the delay, or need not be.
@@ -127,7 +127,7 @@ impl Handle {
         id: MessageId,
         place: RecordPlace,
         recipients: Recipients,
-        parts: Option<Arc<AtomicU32>>,
+        parts: Option<Arc<Parts>>,
     ) -> Handle {
         Handle {
             id,
@@ -160,15 +160,12 @@ impl Handle {
     /// part say that it is the message's last: it may reach the disk before a DONE, or a notice,
     /// that another core has appended, and a crash between the two would lose that one.
     pub fn is_only_part(&self) -> bool {
-        self.parts.as_ref().is_none_or(|parts| parts.load(Ordering::Acquire) == 1)
+        self.parts.as_ref().is_none_or(|parts| parts.is_one_left())
     }
 
     /// The end of this part is in the log; tells whether no other is left.
     pub fn end_part(&self) -> bool {
-        match &self.parts {
-            None => true,
-            Some(parts) => parts.fetch_sub(1, Ordering::AcqRel) == 1,
-        }
+        self.parts.as_ref().is_none_or(|parts| parts.end_one())
     }
 }
 

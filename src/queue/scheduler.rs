@@ -23,7 +23,6 @@ mod time;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
 use super::allowance::Allowance;
 use super::arena::{Arena, Slot};
@@ -35,6 +34,7 @@ use super::handle::{Handle, Reason, Recipients, State};
 use super::site::{SiteId, SiteIndex, SiteShared};
 use super::timers::Timers;
 use crate::message::MessageId;
+use crate::sync::parts::Parts;
 use connections::SiteQueue;
 
 /// A connection of this core, named by the driver.
@@ -382,6 +382,11 @@ impl Scheduler {
         self.sites.len()
     }
 
+    /// Timers of messages, of which each has one at most, and alarms of destinations and sites.
+    pub fn armed(&self) -> (usize, usize) {
+        (self.timers.len(), self.alarms.len())
+    }
+
     /// What messages are filed under there.
     pub fn destination(&self, index: DestinationIndex) -> Option<&Destination> {
         self.destinations.get(index).map(|entry| &entry.key)
@@ -481,7 +486,7 @@ impl Scheduler {
 
     /// An operator leaves only some recipients to a message that is not being sent; the others
     /// are deleted, or have handles of their own.
-    pub fn split(&mut self, slot: Slot, left: Recipients, parts: Option<Arc<AtomicU32>>) {
+    pub fn split(&mut self, slot: Slot, left: Recipients, parts: Option<Arc<Parts>>) {
         if let Some(handle) = self.handles.get_mut(slot) {
             handle.recipients = left;
             handle.parts = parts;

@@ -88,7 +88,6 @@ impl Timers {
     }
 
     /// How many there are.
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.near.len() + self.far.values().map(|list| list.len() as usize).sum::<usize>()
     }

@@ -20,7 +20,10 @@
 //! to a site goes the strict way, body after the replies to the envelope, and so do large ones,
 //! large envelopes, and LMTP, whose peers are near and disagree on the number of replies when
 //! nobody was taken.  A peer that is out of step once is not tried in one flight again: the
-//! connection takes no further transaction, and the results tell the driver to remember it.
+//! connection takes no further transaction, and the results tell the driver to remember it.  A
+//! peer that refuses something and throws away what came with it, silently, would answer the next
+//! message in place of this one: after a refusal nothing is told, and nothing started, until every
+//! reply that is owed has come.
 //!
 //! Invariants: transactions end in the order in which they were started; every transaction that is started ends in exactly one
 //! [`ClientAction::TransactionDone`] with one outcome for each recipient; a recipient counts as
@@ -130,6 +133,11 @@ pub struct Client {
     transactions: u32,
     /// The peer lost count: what is under way comes to its end, and nothing follows.
     is_draining: bool,
+    /// What the peer has refused in one flight.  It may have thrown away what came with it:
+    /// nothing follows until every reply that is owed has come.
+    suspicion: Option<Arc<PeerReply>>,
+    /// What ended since, to be told when nothing is owed any more.
+    withheld: VecDeque<TransactionResult>,
     /// Whether the next transaction begins with RSET.  It then costs no round trip of its own.
     reset_first: bool,
 }
@@ -186,6 +194,8 @@ impl Client {
             next_id: 0,
             transactions: 0,
             is_draining: false,
+            suspicion: None,
+            withheld: VecDeque::new(),
             reset_first: false,
         }
     }
@@ -356,7 +366,7 @@ impl Client {
             }
             Some(UnderWay::Waiting { .. } | UnderWay::Decided(_)) => false,
         };
-        self.may_go_on() && has_room()
+        self.may_go_on() && self.suspicion.is_none() && has_room()
     }
 
     /// Whether a transaction may still start on this connection, now or after those under way:
@@ -404,6 +414,9 @@ impl Client {
             State::Serving => match self.under_way.front_mut() {
                 Some(UnderWay::Running { exchange, .. }) => {
                     let next = exchange.handle_reply(reply, &self.peer, &mut self.output);
+                    if self.suspicion.is_none() && exchange.is_one_flight() {
+                        self.suspicion = exchange.refusal().cloned();
+                    }
                     self.go_on(now, next);
                 }
                 _ => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
@@ -532,20 +545,61 @@ impl Client {
     fn take_turns(&mut self, now: Instant) {
         loop {
             match self.under_way.pop_front() {
-                Some(UnderWay::Decided(result)) => {
-                    self.actions.push_back(ClientAction::TransactionDone(result));
-                }
+                Some(UnderWay::Decided(result)) => self.withheld.push_back(result),
                 // What the one before it brought may have ended the connection's use.
                 Some(UnderWay::Waiting { id, transaction }) if !self.may_go_on() => {
                     let result = self.declined(id, &transaction);
-                    self.actions.push_back(ClientAction::TransactionDone(result));
+                    self.withheld.push_back(result);
                 }
                 Some(UnderWay::Waiting { id, transaction }) => {
+                    self.tell_all();
                     return self.begin(now, id, transaction, Manner::Strict);
                 }
-                Some(running) => return self.under_way.push_front(running),
-                None => return,
+                Some(running) => {
+                    self.under_way.push_front(running);
+                    if self.suspicion.is_none() {
+                        self.tell_all();
+                    }
+                    return;
+                }
+                None => return self.tell_all(),
             }
+        }
+    }
+
+    /// Every reply that was owed has come, or there is no doubt: what ended is told.
+    fn tell_all(&mut self) {
+        self.suspicion = None;
+        self.actions.extend(self.withheld.drain(..).map(ClientAction::TransactionDone));
+    }
+
+    /// Replies were owed after a refusal in one flight, and do not come.  A peer that threw away
+    /// what came with it (against RFC 2920 section 3.2) has answered later commands in place of
+    /// those, so that what seems taken or refused since may be neither: it is tried again.
+    fn doubt_all(&mut self, cause: &ConnectionCause) {
+        let cause = match cause {
+            ConnectionCause::Refused(_) => ConnectionCause::Closed,
+            other => other.clone(),
+        };
+        for result in &mut self.withheld {
+            for outcome in &mut result.outcomes {
+                let is_sure = match outcome {
+                    RecipientOutcome::Deferred(_) | RecipientOutcome::Failed(Failure::Local(_)) => {
+                        true
+                    }
+                    RecipientOutcome::Failed(Failure::Reply(StagedReply { reply, .. })) => {
+                        let suspicion = self.suspicion.as_ref();
+                        suspicion.is_some_and(|first| Arc::ptr_eq(first, reply))
+                    }
+                    RecipientOutcome::Delivered(_) => false,
+                };
+                if !is_sure {
+                    let failure =
+                        ConnectionFailure { stage: Stage::EndOfData, cause: cause.clone() };
+                    *outcome = RecipientOutcome::Deferred(Deferral::Connection(failure));
+                }
+            }
+            result.connection = AfterTransaction::MustClose;
         }
     }
 
@@ -590,7 +644,7 @@ impl Client {
             self.config.one_flight = OneFlight::AtOnce;
         }
         self.is_draining |= result.broken_promise.is_some();
-        self.actions.push_back(ClientAction::TransactionDone(result));
+        self.withheld.push_back(result);
         if connection == AfterTransaction::MustClose {
             return self.end(&ConnectionCause::Abandoned, None);
         }
@@ -618,7 +672,12 @@ impl Client {
         // A body that the driver has not begun is not begun any more.
         self.actions.retain(|action| !matches!(action, ClientAction::SendBody { .. }));
         let confused =
-            matches!(cause, ConnectionCause::Unexpected(_) | ConnectionCause::Malformed(_));
+            matches!(cause, ConnectionCause::Unexpected(_) | ConnectionCause::Malformed(_))
+                || (self.suspicion.is_some() && matches!(cause, ConnectionCause::TimedOut));
+        if self.suspicion.is_some() && !self.under_way.is_empty() {
+            self.doubt_all(cause);
+        }
+        self.tell_all();
         self.state = State::Closed;
         for (place, one) in std::mem::take(&mut self.under_way).into_iter().enumerate() {
             let result = match one {

@@ -6,7 +6,6 @@
 //! promised, and recovery can.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
@@ -18,6 +17,7 @@ use super::chore::{Chore, ChoreDone};
 use super::disk::Disk;
 use super::log::Log;
 use super::sealed::{Completion, SealedBatch};
+use crate::sync::doorbell::Doorbell;
 
 /// Between two looks at what only time brings: a new try to make room, a late sync.
 const TICK: Duration = Duration::from_secs(1);
@@ -48,15 +48,15 @@ struct Inbox {
     batches: SegQueue<SealedBatch>,
     results: SegQueue<ChoreDone>,
     stop_by: OnceLock<Instant>,
+    /// The committer, set before it can first be armed.
     thread: OnceLock<Thread>,
-    /// The committer has looked and found nothing, or is about to.
-    is_parked: AtomicBool,
+    doorbell: Doorbell,
 }
 
 impl Inbox {
     /// Wakes the committer if it sleeps, and costs no system call if it does not.
     fn knock(&self) {
-        if self.is_parked.swap(false, Ordering::SeqCst)
+        if self.doorbell.is_to_be_rung()
             && let Some(thread) = self.thread.get()
         {
             thread.unpark();
@@ -93,11 +93,9 @@ impl Committer {
         let inside = inbox.clone();
         let committer = thread::Builder::new().name("spool-commit".into()).spawn(move || {
             let _abort = AbortOnPanic;
+            let _ = inside.thread.set(thread::current());
             Loop { log, sink, inbox: inside, chores, woken: Vec::new() }.run();
         })?;
-        let _ = inbox.thread.set(committer.thread().clone());
-        // It may have gone to sleep before it had a name to be called by.
-        committer.thread().unpark();
         Ok(Committer { inbox, committer, maintenance })
     }
 
@@ -156,14 +154,12 @@ impl<D: Disk> Loop<D> {
     }
 
     fn sleep_until(&self, next_tick: Instant) {
-        self.inbox.is_parked.store(true, Ordering::SeqCst);
-        // Whoever pushed before seeing the flag is seen here; whoever pushes now sees the flag.
-        if self.inbox.is_empty() {
+        if self.inbox.doorbell.may_sleep(|| !self.inbox.is_empty()) {
             let stopping = self.inbox.stop_by.get().map(|_| Duration::from_millis(20));
             let left = next_tick.saturating_duration_since(Instant::now());
             thread::park_timeout(stopping.unwrap_or(left));
         }
-        self.inbox.is_parked.store(false, Ordering::SeqCst);
+        self.inbox.doorbell.disarm();
     }
 
     /// Whether everything has been said and done, or patience is at its end.

@@ -933,6 +933,7 @@ fn faults_and_crashes_during_compactions_lose_nothing() {
                 write_failures_permil: (next(&mut random) % 15) as u32,
                 sync_failures_permil: (next(&mut random) % 15) as u32,
                 files_max: 16 + (next(&mut random) % 20) as usize,
+                read_flips_permil: 0,
             });
             for _ in 0..next(&mut random) % 200 {
                 turn(&mut world, &mut bench, &mut random);

@@ -5,7 +5,8 @@
 //! its [`ReadSink`] in a buffer of the reader's pool, or the reason why not.  Reads go through a
 //! ring, several at once; where the kernel has none, through plain `pread`, one after the other.
 //!
-//! Before a record is handed out its head, its body and its id are checked, so a segment needs no
+//! Before a record is handed out its head, its body (unless the envelope is all that is wanted) and
+//! its id are checked, so a segment needs no
 //! pin while it is read: if it was retired in between, the octets of its next life do not pass.
 //! A MESSAGE that was moved is read where it stands now; if it is moved in the middle of a read,
 //! it is read again.
@@ -37,6 +38,7 @@ use super::stats::SpoolStats;
 use super::{BLOCK, RECORD_BYTES_MAX, RecordPlace, SegmentNo, round_to_block};
 use crate::limits;
 use crate::message::MessageId;
+use crate::sync::doorbell::Doorbell;
 
 /// Reads in flight at once.
 const DEPTH: u32 = 32;
@@ -69,6 +71,8 @@ pub struct ReadRequest {
 pub enum Part {
     /// Its MESSAGE record, wherever that was moved.
     Message,
+    /// The same, of which the head alone has to be sound: who sent it to whom.
+    Envelope,
     /// A chunk, whose segment the reader keeps from being retired ([`SegmentTable::pin`]).
     Chunk,
 }
@@ -93,7 +97,8 @@ pub struct ReadRecord {
 }
 
 impl ReadRecord {
-    /// The record; head and body have been verified.
+    /// The record; its head has been verified, and its body unless [`Part::Envelope`] was asked
+    /// for.
     pub fn view(&self) -> RecordView<'_> {
         RecordView::parse(&self.buffer[self.start..self.end]).expect("verified when it was read")
     }
@@ -149,7 +154,7 @@ pub struct ReaderHandle {
 struct Inbox {
     requests: SegQueue<ReadRequest>,
     event: Arc<OwnedFd>,
-    is_asleep: AtomicBool,
+    doorbell: Doorbell,
     is_stopping: AtomicBool,
     /// Requests wait because all buffers are in use.
     is_short: AtomicBool,
@@ -157,10 +162,14 @@ struct Inbox {
 
 impl Inbox {
     fn knock(&self) {
-        if self.is_asleep.swap(false, Ordering::SeqCst) {
-            // A full counter means that the reader is awake already.
-            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        if self.doorbell.is_to_be_rung() {
+            self.ring();
         }
+    }
+
+    fn ring(&self) {
+        // A full counter means that the reader is awake already.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }
 }
 
@@ -195,7 +204,7 @@ impl Reader {
         let inbox = Arc::new(Inbox {
             requests: SegQueue::new(),
             event,
-            is_asleep: AtomicBool::new(false),
+            doorbell: Doorbell::default(),
             is_stopping: AtomicBool::new(false),
             is_short: AtomicBool::new(false),
         });
@@ -235,8 +244,7 @@ impl Reader {
     /// Answers what has been asked and ends the thread.
     pub fn stop(self) {
         self.inbox.is_stopping.store(true, Ordering::SeqCst);
-        self.inbox.is_asleep.store(true, Ordering::SeqCst);
-        self.inbox.knock();
+        self.inbox.ring();
         self.thread.join().expect("a panic would have aborted the process");
     }
 }
@@ -269,7 +277,7 @@ struct Waiting {
 impl Waiting {
     fn push(&mut self, request: ReadRequest) {
         match request.part {
-            Part::Message => self.messages.push_back(request),
+            Part::Message | Part::Envelope => self.messages.push_back(request),
             Part::Chunk => self.chunks.push_back(request),
         }
     }
@@ -285,7 +293,7 @@ impl Waiting {
 
     fn of(&mut self, part: Part) -> &mut VecDeque<ReadRequest> {
         match part {
-            Part::Message => &mut self.messages,
+            Part::Message | Part::Envelope => &mut self.messages,
             Part::Chunk => &mut self.chunks,
         }
     }
@@ -335,13 +343,11 @@ impl Loop {
                 thread::sleep(BUFFER_WAIT);
                 continue;
             }
-            self.inbox.is_asleep.store(true, Ordering::SeqCst);
-            // Whoever asked before seeing the flag is seen here; whoever asks now sees the flag.
-            let is_stopping = self.inbox.is_stopping.load(Ordering::SeqCst);
-            if self.inbox.requests.is_empty() && (is_flying || !is_stopping) {
+            // A stop rings without a look at the bell, so it ends this wait or the next one.
+            if self.inbox.doorbell.may_sleep(|| !self.inbox.requests.is_empty()) {
                 self.wait(ring.as_mut());
             }
-            self.inbox.is_asleep.store(false, Ordering::SeqCst);
+            self.inbox.doorbell.disarm();
             while let Some(landed) = ring.as_mut().and_then(ReadRing::landed) {
                 self.land(landed);
             }
@@ -420,7 +426,7 @@ impl Loop {
             // It may have been moved, and its old segment retired, between the look at its place
             // and that at its file.
             let is_old = prepared.is_err()
-                && request.part == Part::Message
+                && request.part != Part::Chunk
                 && self.table.place_of(request.id, request.place) != request.place;
             if !is_old {
                 return prepared;
@@ -429,7 +435,7 @@ impl Loop {
     }
 
     fn look_up(&self, request: &mut ReadRequest) -> Result<(Arc<OwnedFd>, Plan), ReadError> {
-        if request.part == Part::Message {
+        if request.part != Part::Chunk {
             request.place = self.table.place_of(request.id, request.place);
         }
         let RecordPlace { segment, length, .. } = request.place;
@@ -442,7 +448,7 @@ impl Loop {
 
     fn buffer(&self, part: Part, octets: usize) -> Option<PooledBuf> {
         if octets <= self.pool.buffer_octets() {
-            let is_free = part == Part::Message || self.pool.available() > self.kept_for_messages;
+            let is_free = part != Part::Chunk || self.pool.available() > self.kept_for_messages;
             return is_free.then(|| self.pool.take()).flatten();
         }
         let is_large = |(_, plan): &(ReadRequest, Plan)| plan.octets > BUFFER_OCTETS;
@@ -472,7 +478,7 @@ impl Loop {
         });
         // It may have been moved while it was read, and its old segment be in use again.
         let is_old = verified.is_err()
-            && request.part == Part::Message
+            && request.part != Part::Chunk
             && self.table.place_of(request.id, request.place) != request.place;
         if is_old {
             return self.waiting.push(request);
@@ -500,7 +506,9 @@ impl Loop {
 
 fn check(record: &[u8], request: &ReadRequest) -> Result<(), ReadError> {
     let view = RecordView::parse(record).map_err(ReadError::Damaged)?;
-    view.verify_body().map_err(ReadError::Damaged)?;
+    if request.part != Part::Envelope {
+        view.verify_body().map_err(ReadError::Damaged)?;
+    }
     if view.id() != request.id {
         return Err(ReadError::WrongMessage(view.id()));
     }

@@ -56,15 +56,12 @@ fn bench_with(options: LogOptions, octets: &[usize], buffers: usize) -> Bench {
 
 impl Bench {
     fn ask(&self, token: u64, id: u64, place: RecordPlace) {
-        let octets_max = RECORD_BYTES_MAX;
-        let request = ReadRequest {
-            worker: 0,
-            token,
-            id: MessageId(id),
-            part: Part::Message,
-            place,
-            octets_max,
-        };
+        self.ask_for(Part::Message, token, id, place);
+    }
+
+    fn ask_for(&self, part: Part, token: u64, id: u64, place: RecordPlace) {
+        let (id, octets_max) = (MessageId(id), RECORD_BYTES_MAX);
+        let request = ReadRequest { worker: 0, token, id, part, place, octets_max };
         self.reader.handle().request(request);
     }
 
@@ -147,6 +144,13 @@ fn wrong_places_ids_and_rot_are_told() {
     block[(place.offset - start + place.length) as usize - 70] ^= 1;
     bench.disk.write(file, start, &[io::IoSlice::new(&block)], Sync::Data).unwrap();
     bench.ask(4, 0, place);
+    assert!(matches!(bench.answer().result, Err(ReadError::Damaged(_))));
+    // Who sent it to whom stands before the body, and is sound.
+    bench.ask_for(Part::Envelope, 5, 0, place);
+    assert_eq!(bench.answer().result.unwrap().view().id(), MessageId(0));
+    block[(place.offset - start) as usize + 70] ^= 1;
+    bench.disk.write(file, start, &[io::IoSlice::new(&block)], Sync::Data).unwrap();
+    bench.ask_for(Part::Envelope, 6, 0, place);
     assert!(matches!(bench.answer().result, Err(ReadError::Damaged(_))));
     bench.reader.stop();
 }
@@ -235,7 +239,7 @@ fn without_a_ring_reads_go_one_by_one() {
     let inbox = Arc::new(Inbox {
         requests: SegQueue::new(),
         event: Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()),
-        is_asleep: AtomicBool::new(false),
+        doorbell: Doorbell::default(),
         is_stopping: AtomicBool::new(false),
         is_short: AtomicBool::new(false),
     });
@@ -270,8 +274,7 @@ fn without_a_ring_reads_go_one_by_one() {
         }
     }
     inbox.is_stopping.store(true, Ordering::SeqCst);
-    inbox.is_asleep.store(true, Ordering::SeqCst);
-    inbox.knock();
+    inbox.ring();
     thread.join().unwrap();
     bench.reader.stop();
 }

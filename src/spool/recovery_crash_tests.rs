@@ -152,6 +152,7 @@ fn faults_crashes_and_restarts_lose_nothing_acknowledged() {
                 write_failures_permil: (next(&mut random) % 30) as u32,
                 sync_failures_permil: (next(&mut random) % 30) as u32,
                 files_max: 12 + (next(&mut random) % 20) as usize,
+                read_flips_permil: 0,
             });
             for _ in 0..next(&mut random) % 60 {
                 turn(&mut bench, &mut ledger, &mut random);

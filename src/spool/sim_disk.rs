@@ -7,7 +7,9 @@
 //! - A write that fails may have reached the disk in part, and so may one that a crash interrupts.
 //! - A sync that fails forgets what it was to sync: some sectors are there, some are not, and
 //!   asking again says yes.  (What is read back before a crash is still what was written.)
+//! - Of several writes to one sector that were not synced an older one may be what is there.
 //! - A disk has room for so many files.
+//! - A read may bring a wrong bit, once.
 //! - Anything may rot: [`SimDisk::flip_bit`], [`SimDisk::make_unreadable`].
 //!
 //! Making, renaming and removing a file is atomic and durable, as [`Disk`] asks.
@@ -35,11 +37,50 @@ pub struct Faults {
     pub sync_failures_permil: u32,
     /// How many files it holds, quarantined ones not counted.
     pub files_max: usize,
+    /// Of 1,000 reads, how many have one bit that is wrong.
+    pub read_flips_permil: u32,
+}
+
+/// How often it has misbehaved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Happened {
+    /// Writes that failed, those that were cut short by the power included.
+    pub write_failures: usize,
+    /// Syncs that failed, likewise.
+    pub sync_failures: usize,
+    /// Files of which a crash or a failed sync left some sectors that were not synced, and others
+    /// not.
+    pub torn: usize,
+    /// Sectors that were written, not synced, and are gone.
+    pub dropped_sectors: usize,
+    /// Files that found no room.
+    pub full: usize,
+    /// Reads with a wrong bit.
+    pub flipped_reads: usize,
+}
+
+impl Happened {
+    /// By their names.
+    pub fn events(self) -> [(&'static str, usize); 6] {
+        [
+            ("a write fails", self.write_failures),
+            ("a sync fails", self.sync_failures),
+            ("what was not synced is torn", self.torn),
+            ("a sector that was not synced is dropped", self.dropped_sectors),
+            ("the disk is full", self.full),
+            ("a read has a wrong bit", self.flipped_reads),
+        ]
+    }
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        Faults { write_failures_permil: 0, sync_failures_permil: 0, files_max: usize::MAX }
+        Faults {
+            write_failures_permil: 0,
+            sync_failures_permil: 0,
+            files_max: usize::MAX,
+            read_flips_permil: 0,
+        }
     }
 }
 
@@ -49,6 +90,7 @@ struct State {
     quarantined: Vec<FileNo>,
     random: u64,
     faults: Faults,
+    happened: Happened,
     /// Writes, syncs, creations and renames so far.
     operations: u64,
     /// The operation at which the power goes.
@@ -66,8 +108,8 @@ struct SimFile {
     durable: Vec<u8>,
     /// What is read at present.
     seen: Vec<u8>,
-    /// Sectors written and not synced, in order.
-    unsynced: Vec<usize>,
+    /// Sectors written and not synced, in order, as they were written.
+    unsynced: Vec<(usize, Box<[u8]>)>,
 }
 
 impl SimDisk {
@@ -79,6 +121,16 @@ impl SimDisk {
     /// Sets how it misbehaves from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.state().faults = faults;
+    }
+
+    /// How it misbehaves.
+    pub fn faults(&self) -> Faults {
+        self.state().faults
+    }
+
+    /// How often it has misbehaved.
+    pub fn happened(&self) -> Happened {
+        self.state().happened
     }
 
     /// Lets the next write fail.
@@ -111,7 +163,7 @@ impl SimDisk {
     pub fn restart(&self) {
         let state = &mut *self.state();
         for file in state.files.values_mut() {
-            file.lose_power(&mut state.random);
+            file.lose_power(&mut state.random, &mut state.happened);
         }
         (state.is_down, state.crash_at) = (false, None);
     }
@@ -186,18 +238,24 @@ impl State {
 }
 
 impl SimFile {
-    fn lose_power(&mut self, random: &mut u64) {
-        self.keep_some(random);
+    fn lose_power(&mut self, random: &mut u64, happened: &mut Happened) {
+        self.keep_some(random, happened);
         self.seen.clone_from(&self.durable);
     }
 
     /// Of the unsynced sectors some reach the disk; none is pending after that.
-    fn keep_some(&mut self, random: &mut u64) {
-        for sector in std::mem::take(&mut self.unsynced) {
+    fn keep_some(&mut self, random: &mut u64, happened: &mut Happened) {
+        let (mut kept, mut dropped) = (0, 0);
+        for (sector, contents) in std::mem::take(&mut self.unsynced) {
             if next_random(random).is_multiple_of(2) {
-                self.make_durable(sector);
+                self.durable[sector * SECTOR..][..SECTOR].copy_from_slice(&contents);
+                kept += 1;
+            } else {
+                dropped += 1;
             }
         }
+        happened.dropped_sectors += dropped;
+        happened.torn += usize::from(kept > 0 && dropped > 0);
     }
 
     fn make_durable(&mut self, sector: usize) {
@@ -218,6 +276,7 @@ impl Disk for SimDisk {
             return Err(broken());
         }
         if state.files.len() >= state.faults.files_max {
+            state.happened.full += 1;
             return Err(io::ErrorKind::StorageFull.into());
         }
         if state.files.contains_key(&file) {
@@ -269,11 +328,12 @@ impl Disk for SimDisk {
                 if sync == Sync::Data && !fails {
                     file.make_durable(start / SECTOR);
                 } else {
-                    file.unsynced.push(start / SECTOR);
+                    file.unsynced.push((start / SECTOR, sector.into()));
                 }
             }
             at += part.len();
         }
+        state.happened.write_failures += usize::from(fails);
         if fails { Err(broken()) } else { Ok(()) }
     }
 
@@ -284,10 +344,11 @@ impl Disk for SimDisk {
         let fails = std::mem::take(&mut state.fail_next_sync) || state.chance(permil) || goes_down;
         let file = state.files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?;
         if fails {
-            file.keep_some(&mut state.random);
+            file.keep_some(&mut state.random, &mut state.happened);
+            state.happened.sync_failures += 1;
             return Err(broken());
         }
-        for sector in std::mem::take(&mut file.unsynced) {
+        for (sector, _) in std::mem::take(&mut file.unsynced) {
             file.make_durable(sector);
         }
         Ok(())
@@ -306,6 +367,12 @@ impl Disk for SimDisk {
         let seen = &state.file(file)?.seen;
         let range = start..start.checked_add(into.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         into.copy_from_slice(seen.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
+        let permil = state.faults.read_flips_permil;
+        if !into.is_empty() && state.chance(permil) {
+            state.happened.flipped_reads += 1;
+            let at = next_random(&mut state.random) as usize;
+            into[at % into.len()] ^= 1 << (at / into.len() % 8);
+        }
         Ok(())
     }
 

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -26,6 +25,7 @@ use crate::queue::handle::{Handle, Recipients, State as Waits};
 use crate::queue::scheduler::{Event, Scheduler};
 use crate::runtime;
 use crate::spool::{self, Defer, DeferState, Done, Ticket};
+use crate::sync::parts::Parts;
 
 /// Answers one request.
 pub async fn answer(worker: Rc<Worker>, request: Request, answer: oneshot::Sender<Answer>) {
@@ -245,7 +245,7 @@ async fn entry(
         next_attempt: next_attempt.map(Moment),
         reason,
         tls: tls_note(worker, &handle, now_unix_ms),
-        parts: handle.parts.as_ref().map_or(1, |parts| parts.load(Ordering::Relaxed)),
+        parts: handle.parts.as_ref().map_or(1, |parts| parts.left()),
     }))
 }
 
@@ -469,12 +469,12 @@ impl Target {
 }
 
 /// The counter of a message's handles, when it gets `more` of them.
-fn more_parts(handle: &Handle, more: u32) -> Option<Arc<AtomicU32>> {
+fn more_parts(handle: &Handle, more: u32) -> Option<Arc<Parts>> {
     match (&handle.parts, more) {
         (parts, 0) => parts.clone(),
-        (None, more) => Some(Arc::new(AtomicU32::new(more + 1))),
+        (None, more) => Some(Arc::new(Parts::new(more + 1))),
         (Some(parts), more) => {
-            parts.fetch_add(more, Ordering::AcqRel);
+            parts.add(more);
             Some(parts.clone())
         }
     }

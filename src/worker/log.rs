@@ -242,6 +242,18 @@ impl LocalLog {
         self.read_part(id, Part::Message, place).await
     }
 
+    /// Reads a MESSAGE, wherever it stands now, of which the envelope alone has to be sound.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub async fn read_envelope(
+        &self,
+        id: MessageId,
+        place: RecordPlace,
+    ) -> Result<ReadRecord, ReadError> {
+        self.read_part(id, Part::Envelope, place).await
+    }
+
     /// Reads and verifies a chunk, whose segment the caller has pinned.
     ///
     /// # Errors

@@ -44,6 +44,7 @@ use crate::runtime::blocking::Blocking;
 use crate::runtime::mailbox::Mailbox;
 use crate::runtime::notify::WaitingList;
 use crate::spool::{Completion, ReadAnswer, RecordPlace, WeakBatch};
+use crate::sync::parts::Parts;
 use crate::tls::{Acceptor, Connector};
 use log::{Filing, LocalLog};
 
@@ -306,7 +307,7 @@ impl Worker {
 /// One handle for each destination of a message.
 pub fn handles(filing: Filing, place: RecordPlace) -> impl Iterator<Item = (Destination, Handle)> {
     let count = filing.groups.len() as u32;
-    let parts = (count > 1).then(|| Arc::new(std::sync::atomic::AtomicU32::new(count)));
+    let parts = (count > 1).then(|| Arc::new(Parts::new(count)));
     filing.groups.into_iter().map(move |(destination, recipients): (_, Recipients)| {
         (destination, Handle::new(filing.id, place, recipients, parts.clone()))
     })

@@ -22,6 +22,7 @@ mod gateway;
 mod interop;
 mod limits_and_floods;
 mod lmtp;
+mod models;
 mod mx;
 mod mx_world;
 mod nameserver;

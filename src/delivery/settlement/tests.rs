@@ -471,3 +471,23 @@ proptest! {
         prop_assert_eq!(all, Vec::from_iter(0..words.len() as u16));
     }
 }
+
+#[test]
+fn what_cannot_be_read_is_waited_for_as_long_as_it_may_be_told_of() {
+    let end = ACCEPTED + 5 * 24 * HOUR;
+    let until = |until_unix_ms| Unreadable::Wait { until_unix_ms };
+    for (is_end, may_pass, now, wanted) in [
+        (false, true, ACCEPTED, until(ACCEPTED + HOUR)),
+        (false, false, ACCEPTED, until(ACCEPTED + HOUR)),
+        (false, false, end - HOUR / 2, until(end)),
+        (false, false, end, until(end + 1)),
+        (false, true, end + HOUR, until(end + HOUR + 1)),
+        (true, false, end, Unreadable::SetAside),
+        (true, true, end, until(end + HOUR)),
+        (true, true, end + 23 * HOUR, until(end + 24 * HOUR)),
+        (true, true, end + 24 * HOUR, Unreadable::SetAside),
+    ] {
+        let judged = Unreadable::judge(end, is_end, may_pass, now);
+        assert_eq!(judged, wanted, "{is_end} {may_pass} {now}");
+    }
+}

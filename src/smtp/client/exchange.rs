@@ -256,6 +256,23 @@ impl Exchange {
         self.manner == Manner::OneFlight
     }
 
+    /// What the peer said to the first recipient, of those in their order, that it has refused.
+    pub(super) fn refusal(&self) -> Option<&Arc<PeerReply>> {
+        self.places.iter().find_map(|place| match place {
+            Place::TooMany(reply) => Some(reply),
+            Place::Decided(
+                RecipientOutcome::Failed(Failure::Reply(StagedReply { reply, .. }))
+                | RecipientOutcome::Deferred(
+                    Deferral::Reply(StagedReply { reply, .. })
+                    | Deferral::OneFlightRefused(reply)
+                    | Deferral::ChunkingRefused(reply)
+                    | Deferral::TooManyRecipients(reply),
+                ),
+            ) => Some(reply),
+            _ => None,
+        })
+    }
+
     /// What the next reply answers.
     pub(super) fn stage(&self) -> Stage {
         match self.awaited {

@@ -12,6 +12,8 @@
 //!   told.  So a second copy arises only where it must.
 //! - A notice of failure names recipients that were refused for good or had their time; one of
 //!   delay those that are late, each once; one of success those that a next hop without DSN took.
+//! - A recipient that is to wait, as the log says, is not attempted before its time; and the log
+//!   says so soon.
 //! - In the end each recipient of an acknowledged mail has its fate decided, and a copy or a
 //!   notice to show for it.
 
@@ -19,10 +21,10 @@ mod copies;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mailrace::message::Durability;
+use mailrace::message::{Durability, MessageId};
 use mailrace::smtp::client::{Deferral, RecipientOutcome};
 
-use super::plan::{LIFETIME_S, Plan};
+use super::plan::{LIFETIME_S, Plan, Rot};
 use super::scene::LinkId;
 pub use copies::next_hop;
 use copies::numbers;
@@ -42,6 +44,18 @@ pub struct Mail {
     verdict: Verdict,
     /// Its commit failed and could not be made void: it may come back after a restart.
     is_uncertain: bool,
+    /// Nobody can read any more who sent it to whom.
+    is_rotten: bool,
+}
+
+/// When a recipient is to be tried again.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    until_unix_ms: u64,
+    /// The gateway meant to write that down then.
+    since_us: u64,
+    /// The log has it.
+    is_kept: bool,
 }
 
 pub struct Rcpt {
@@ -102,13 +116,26 @@ pub struct Books {
     /// By next hop: whether it offers DSN, and whether it has done so each time.
     offers_dsn: Vec<bool>,
     always_dsn: Vec<bool>,
+    /// By next hop: whether what it takes is where it was to go.
+    is_final: Vec<bool>,
+    /// By next hop: whether it throws away what comes with what it refuses.
+    flushes: Vec<bool>,
     /// The power cuts, each by the time at which the gateway was last seen before it.
     power_cuts_us: Vec<u64>,
     down_since_us: Option<u64>,
     moved: usize,
+    dues: BTreeMap<Key, Due>,
+    /// Of each message its mail.
+    mails_by_id: BTreeMap<MessageId, usize>,
+    notices: usize,
+    rot: Rot,
+    cores: usize,
+    happened: BTreeMap<&'static str, usize>,
     problems: Vec<String>,
 }
 
+/// When an outcome is in the log at the latest, unless that has failed.
+const WRITTEN_US: u64 = 3_000_000;
 /// With `durability = "os"` a power cut may take what is younger.
 const OS_WINDOW_US: u64 = 2_000_000;
 
@@ -128,17 +155,30 @@ impl Books {
             named: BTreeMap::new(),
             late: BTreeMap::new(),
             relayed: BTreeMap::new(),
-            offers_dsn: plan.offers.iter().map(|offer| offer.dsn).collect(),
-            always_dsn: plan.offers.iter().map(|offer| offer.dsn).collect(),
+            offers_dsn: plan.offers.iter().map(|offer| offer.dsn && !offer.lmtp).collect(),
+            always_dsn: plan.offers.iter().map(|offer| offer.dsn && !offer.lmtp).collect(),
+            is_final: plan.offers.iter().map(|offer| offer.lmtp).collect(),
+            flushes: plan.offers.iter().map(|offer| offer.flushes).collect(),
             power_cuts_us: Vec::new(),
             down_since_us: None,
             moved: 0,
+            dues: BTreeMap::new(),
+            mails_by_id: BTreeMap::new(),
+            notices: 0,
+            rot: plan.rot,
+            cores: 0,
+            happened: BTreeMap::new(),
             problems: Vec::new(),
         }
     }
 
     pub fn at(&mut self, now_us: u64) {
         self.now_us = now_us;
+    }
+
+    /// Something happens that a world is there for.
+    pub fn happens(&mut self, what: &'static str) {
+        *self.happened.entry(what).or_default() += 1;
     }
 
     /// Something is wrong.
@@ -167,6 +207,7 @@ impl Books {
             whole_us: None,
             verdict: Verdict::Unknown,
             is_uncertain: false,
+            is_rotten: false,
         });
     }
 
@@ -225,6 +266,38 @@ impl Books {
         }
     }
 
+    /// The attempt for these begins now; the log may have said that they wait longer.
+    pub fn attempt_is_due(&mut self, keys: &[Key], now_unix_ms: u64) {
+        for key in keys {
+            if let Some(due) = self.dues.remove(key)
+                && due.is_kept
+                && now_unix_ms < due.until_unix_ms
+            {
+                let early_ms = due.until_unix_ms - now_unix_ms;
+                self.problem(format!("{key} is attempted {early_ms} ms before its time"));
+            }
+        }
+    }
+
+    /// These are to wait, which is on its way to the log.
+    pub fn is_to_wait(&mut self, keys: &[Key], until_unix_ms: u64) {
+        for key in keys {
+            let due = Due { until_unix_ms, since_us: self.now_us, is_kept: false };
+            self.dues.insert(key.clone(), due);
+        }
+    }
+
+    /// The log says that these wait.
+    pub fn waits(&mut self, keys: &[Key], until_unix_ms: u64) {
+        for key in keys {
+            if let Some(due) = self.dues.get_mut(key)
+                && due.until_unix_ms == until_unix_ms
+            {
+                due.is_kept = true;
+            }
+        }
+    }
+
     /// A transaction with these recipients begins: what an earlier one over the same connection
     /// came to is past.
     pub fn asks(&mut self, link: LinkId, keys: &[Key]) {
@@ -235,9 +308,14 @@ impl Books {
 
     /// What the gateway made of a transaction's recipient.
     pub fn outcome(&mut self, link: LinkId, key: &Key, outcome: &RecipientOutcome) {
+        let flushes = next_hop(key).is_some_and(|site| self.flushes[site]);
         let belief = match outcome {
             RecipientOutcome::Delivered(_) => Belief::Delivered,
             RecipientOutcome::Deferred(deferral) if deferral.possible_duplicate() => {
+                Belief::Unknowable
+            }
+            // Out of step as it is, it may have taken it for all we know.
+            RecipientOutcome::Deferred(Deferral::OneFlightRefused(_)) if flushes => {
                 Belief::Unknowable
             }
             RecipientOutcome::Deferred(Deferral::Connection(_)) => Belief::NotDelivered,
@@ -277,10 +355,70 @@ impl Books {
         }
     }
 
-    /// The gateway runs.
-    pub fn started(&mut self) {
+    /// The gateway runs, with so many workers.
+    pub fn started(&mut self, cores: usize) {
         self.down_since_us = None;
+        if self.cores > 0 && self.cores != cores {
+            self.happens("a restart has another number of workers");
+        }
+        self.cores = cores;
     }
+
+    // ---- what rots -----------------------------------------------------------------------
+
+    /// A message of a client has this name in the gateway.
+    pub fn named_by(&mut self, id: MessageId, recipients: &[String]) {
+        if let Some((mail, _)) = recipients.first().and_then(|address| numbers(address)) {
+            self.mails_by_id.insert(id, mail);
+        }
+    }
+
+    /// Of a message nobody can read any more who sent it to these.
+    pub fn rots(&mut self, keys: &[Key]) {
+        if let Some((mail, _)) = keys.first().and_then(|key| numbers(key)) {
+            self.mails[mail].is_rotten = true;
+        }
+    }
+
+    /// The gateway has given up on a message of which it cannot tell anybody.
+    pub fn set_aside(&mut self, id: MessageId) {
+        match (self.rot, self.mails_by_id.get(&id)) {
+            (Rot::Heads(_), Some(&mail)) if self.mails[mail].is_rotten => {}
+            // Two reads with a wrong bit each, at the very end of its time.
+            (Rot::Reads(_), Some(&mail)) => self.mails[mail].is_rotten = true,
+            (Rot::Reads(_), None) => {}
+            _ => self.problem(format!("{id} is set aside, and could be read")),
+        }
+    }
+
+    /// Whether reads may bring what was not written.
+    pub fn may_be_damaged(&self) -> bool {
+        self.rot != Rot::None
+    }
+
+    /// Whether something has rotten on the disk, and may take along what shares its batch.
+    pub fn has_rotten(&self) -> bool {
+        self.rot.stays() && self.happened.contains_key("a message rots")
+    }
+
+    // ---- bounds --------------------------------------------------------------------------
+
+    /// The gateway writes a notice.
+    pub fn notice_appended(&mut self) {
+        self.notices += 1;
+    }
+
+    /// Recipients of which the gateway may have something in its memory.
+    pub fn unfinished(&self) -> usize {
+        let sent = self.mails.iter().filter(|mail| mail.whole_us.is_some());
+        let recipients = sent.flat_map(|mail| &mail.recipients);
+        let kept = |key: &Key| matches!(self.fates.get(key), Some(Fate::Kept { .. }));
+        let left = recipients.filter(|rcpt| !kept(&rcpt.address)).count();
+        let ended = self.fates.iter().filter(|(key, _)| key.contains('/') && kept(key)).count();
+        left + self.notices.saturating_sub(ended)
+    }
+
+    // ---- lives ---------------------------------------------------------------------------
 
     /// Its compactions wrote so many messages again.
     pub fn moved(&mut self, messages: usize) {
@@ -288,7 +426,14 @@ impl Books {
     }
 
     /// The gateway ended without a word.
-    pub fn crash(&mut self, power: bool) {
+    pub fn crash(&mut self, power: bool, has_failed: bool) {
+        let (now_us, is_down) = (self.now_us, self.down_since_us.is_some());
+        let is_volatile = power && self.durability == Durability::Os;
+        self.dues.retain(|_, due| {
+            due.is_kept |= now_us > due.since_us + WRITTEN_US && !has_failed && !is_down;
+            // A power cut may take what `os` alone had promised.
+            due.is_kept && !is_volatile
+        });
         // While it is down nobody syncs what was only written.
         let down_us = *self.down_since_us.get_or_insert(self.now_us);
         if power {
@@ -340,7 +485,7 @@ impl Books {
     /// Whether recovery may miss what the log had not promised to keep: chunks, or with
     /// `durability = "os"` messages, in a segment that a failure closed before their sync.
     pub fn may_find_damage(&self) -> bool {
-        self.has_bad_disk && !self.power_cuts_us.is_empty()
+        (self.has_bad_disk && !self.power_cuts_us.is_empty()) || self.has_rotten()
     }
 
     /// Looks at everything once the world has come to rest.
@@ -373,6 +518,9 @@ impl Books {
     }
 
     fn may_be_lost(&self, mail: &Mail) -> bool {
+        if mail.is_rotten {
+            return true;
+        }
         let Verdict::Accepted { at_us } = mail.verdict else { return false };
         self.durability == Durability::Os
             && self.power_cuts_us.iter().any(|&cut| {
@@ -397,12 +545,13 @@ impl Books {
             relayed: self.relayed.len(),
             lives: self.life as usize + 1,
             moved: self.moved,
+            happened: self.happened.clone(),
         }
     }
 }
 
 /// What happened in one world or several.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     pub mails: usize,
     pub accepted: usize,
@@ -418,6 +567,8 @@ pub struct Tally {
     pub lives: usize,
     /// Messages that compactions wrote again.
     pub moved: usize,
+    /// What else happened, and how often.
+    pub happened: BTreeMap<&'static str, usize>,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -432,5 +583,8 @@ impl std::ops::AddAssign for Tally {
         self.relayed += other.relayed;
         self.lives += other.lives;
         self.moved += other.moved;
+        for (what, count) in other.happened {
+            *self.happened.entry(what).or_default() += count;
+        }
     }
 }

@@ -102,6 +102,9 @@ impl Sender {
         }
         steps.push_back(Step::Quit);
         let vanishes = scene.trouble(250);
+        if by_bdat {
+            scene.happens("a client sends by BDAT");
+        }
         let left = if vanishes { scene.random.usize(0..6_000) } else { usize::MAX };
         Sender {
             link,
@@ -181,6 +184,12 @@ impl Sender {
             self.awaited.push_back(step);
         }
         scene.send(self.link, End::Opener, &out);
+        if self.left == 0 && self.has_greeting {
+            scene.happens(match self.ends_silently {
+                true => "a client falls silent",
+                false => "a client vanishes",
+            });
+        }
         if self.left == 0 && !self.ends_silently {
             scene.close(self.link, End::Opener);
         }

@@ -69,7 +69,12 @@ impl Disk for TestDisk {
             parts[0] = IoSlice::new(&block.0);
             return self.sim.write(file, offset, &parts, sync);
         }
-        let sync = if self.plant == Plant::LyingSync { Sync::Later } else { sync };
+        let lies = match self.plant {
+            Plant::LyingSync => true,
+            Plant::EarlyReuse => frees(offset, parts),
+            _ => false,
+        };
+        let sync = if lies { Sync::Later } else { sync };
         self.sim.write(file, offset, parts, sync)
     }
 

@@ -6,6 +6,7 @@
 //! that does its chores when it likes.  The gateway may crash between any two errands, and within
 //! any write.
 
+mod bounds;
 mod log;
 
 use std::cell::{Cell, RefCell};
@@ -24,6 +25,7 @@ use mailrace::queue::scheduler::{ConnectionId, Event, Scheduler};
 use mailrace::queue::site::SiteIndex;
 use mailrace::smtp::server::ServerConfig;
 use mailrace::spool::chore::Chore;
+use mailrace::spool::sim_disk::Faults;
 use mailrace::spool::{
     Appender, AppenderOptions, CommitError, Completion, Log, RecoveryReport, SealedBatch,
     SpoolStats, WeakBatch, recover,
@@ -84,6 +86,7 @@ pub struct Gateway {
     chores: VecDeque<Chore>,
     maintenance_is_called: bool,
     pub report: RecoveryReport,
+    started_unix_ms: u64,
 }
 
 impl Gateway {
@@ -95,6 +98,8 @@ impl Gateway {
         let stats = Arc::new(SpoolStats::default());
         let mut recovered = Recovered::new(&config, &sites);
         let mut random = scene.random.fork();
+        // Whoever recovers a log from a memory that lies will set good segments aside.
+        disk.sim.set_faults(Faults { read_flips_permil: 0, ..disk.sim.faults() });
         let result = recover(
             disk.clone(),
             scene.plan.log,
@@ -102,6 +107,9 @@ impl Gateway {
             &mut || random.u64(..),
             &mut recovered,
         );
+        if scene.is_rough {
+            disk.sim.set_faults(scene.plan.faults);
+        }
         let (log, report) = match result {
             Ok(found) => found,
             Err(error) => {
@@ -113,7 +121,7 @@ impl Gateway {
         if report.damage_count > 0 && !scene.books.may_find_damage() {
             scene.books.problem(format!("recovery found damage: {:?}", report.damage));
         }
-        scene.books.started();
+        scene.books.started(cores);
         let life = scene.books.life;
         let highest = report.highest_id.unwrap_or(MessageId(0));
         let workers = (0..cores).map(|index| {
@@ -126,6 +134,7 @@ impl Gateway {
                 waiting: BTreeMap::new(),
                 recent: VecDeque::new(),
                 connections: BTreeMap::new(),
+                sealed: Vec::new(),
                 deadline: None,
             }
         });
@@ -160,6 +169,7 @@ impl Gateway {
             chores: VecDeque::new(),
             maintenance_is_called: false,
             report,
+            started_unix_ms: scene.now_unix_ms(),
         };
         let handles = recovered.into_handles();
         for (worker, handles) in gateway.workers.iter_mut().zip(handles) {
@@ -337,6 +347,7 @@ impl Gateway {
         for worker in &mut self.workers {
             worker.queue_event(&self.shared, scene, Event::Tick);
         }
+        self.look_at_bounds(scene);
         self.shared.errand(scene, 1_000_000, Errand::Tick);
     }
 
@@ -374,7 +385,6 @@ impl Gateway {
             worker.connections.insert(id, connection);
             return;
         }
-        connection.end(&self.shared);
         self.outbound.remove(&connection.link());
         scene.close(connection.link(), End::Opener);
         let closed = Event::ConnectionClosed { site: connection.site(), connection: id };

@@ -10,19 +10,21 @@ use mailrace::delivery::outcome::Attempted;
 use mailrace::delivery::outcome::Reason;
 use mailrace::delivery::settlement::parcel::Parcel;
 use mailrace::delivery::settlement::site::{SiteFacts, SiteVerdict, after_failed_connection};
-use mailrace::delivery::settlement::{Effect, Hop, Judge, Paper, Part, Record, Settlement};
+use mailrace::delivery::settlement::{
+    Effect, Hop, Judge, Paper, Part, Record, Settlement, Unreadable,
+};
 use mailrace::queue::arena::Slot;
 use mailrace::queue::destination::Verdict;
 use mailrace::queue::handle::Handle;
 use mailrace::queue::scheduler::Event;
 use mailrace::queue::site::{SiteIndex, SiteShared};
 use mailrace::smtp::code::EnhancedCode;
-use mailrace::spool::{NewRecord, Ticket};
+use mailrace::spool::{self, NewRecord, Ticket};
 use mailrace::worker::log::Filing;
 
 use super::books::Key;
-use super::message::{Loaded, keys, load};
-use super::plan::Plant;
+use super::message::{Loaded, Unread, keys, load, load_envelope};
+use super::plan::{LIFETIME_S, Plant};
 use super::scene::Scene;
 use super::worker::{PartEnd, Shared, Waiting, Worker};
 
@@ -34,16 +36,34 @@ pub struct Attempt {
 
 impl Attempt {
     /// The message could not be read: in a world whose bits do not rot, a mistake of the log.
-    pub fn unreadable(self, scene: &mut Scene, worker: &mut Worker, shared: &Shared, words: &str) {
-        let Attempt { slot, handle } = self;
-        scene.books.problem(format!("{} cannot be read: {words}", handle.id));
-        let due_unix_ms = scene.now_unix_ms() + 3_600_000;
-        let recipients = handle.recipients;
-        worker.queue_event(
-            shared,
-            scene,
-            Event::Deferred { slot, recipients, due_unix_ms, reason: None },
-        );
+    pub fn unreadable(
+        self,
+        scene: &mut Scene,
+        worker: &mut Worker,
+        shared: &Shared,
+        error: &Unread,
+        is_end: bool,
+    ) {
+        let id = self.handle.id;
+        if !scene.books.may_be_damaged() {
+            scene.books.problem(format!("{id} cannot be read: {error}"));
+        }
+        let now_unix_ms = scene.now_unix_ms();
+        let ever = scene.plan.plant == Plant::EverWaiting;
+        let expires_unix_ms = id.unix_ms() + LIFETIME_S * 1000;
+        match Unreadable::judge(expires_unix_ms, is_end, ever, now_unix_ms) {
+            Unreadable::Wait { until_unix_ms: due_unix_ms } => {
+                let (slot, recipients) = (self.slot, self.handle.recipients);
+                let reason = Some(Arc::new(error.to_string().into()));
+                let deferred = Event::Deferred { slot, recipients, due_unix_ms, reason };
+                worker.queue_event(shared, scene, deferred);
+            }
+            Unreadable::SetAside => {
+                scene.happens("a message is set aside");
+                scene.books.set_aside(id);
+                worker.queue.finish(self.slot);
+            }
+        }
     }
 
     /// Takes one outcome for each recipient of the attempt.
@@ -54,8 +74,14 @@ impl Attempt {
         shared: &Shared,
         message: &Loaded,
         hop: Hop,
-        outcomes: Vec<(u16, Attempted)>,
+        mut outcomes: Vec<(u16, Attempted)>,
     ) {
+        if scene.plan.plant == Plant::HopefulLoss {
+            outcomes.iter_mut().for_each(|(_, attempted)| hope(attempted));
+        }
+        if scene.plan.plant == Plant::HalfHeard && outcomes.len() > 1 {
+            outcomes.pop();
+        }
         let judge = shared.judge(scene, worker, &self.handle);
         let settlement = Settlement::of_attempt(self.part(message), &judge, hop, outcomes);
         self.conclude(scene, worker, shared, message, settlement);
@@ -158,18 +184,29 @@ impl Attempt {
         notice: Option<Box<Parcel>>,
     ) -> Option<Ticket> {
         let count = message.envelope.recipients.len();
-        let for_log = record.for_log(self.handle.id, self.handle.place.segment, count);
+        let mut for_log = record.for_log(self.handle.id, self.handle.place.segment, count);
+        let plant = scene.plan.plant;
+        if let (Plant::DoneForAll, NewRecord::Done(done)) = (plant, &mut for_log) {
+            done.recipients = spool::Recipients::All;
+        }
         let (ended, last) = match record {
             Record::Done { places, last } => (keys(message, places), *last),
             Record::Defer { .. } => (Vec::new(), false),
         };
+        if let Record::Defer { places, next_attempt_unix_ms, .. } = record {
+            scene.books.is_to_wait(&keys(message, places), *next_attempt_unix_ms);
+        }
         ended.iter().for_each(|key| scene.books.told(key));
         scene.tempt(if notice.is_some() { 200 } else { 50 });
         let ticket = match notice {
             Some(notice) => append_notice(scene, worker, shared, &notice, for_log),
             None => {
-                let loses = scene.plan.plant == Plant::LostDone && scene.chance(100);
-                if loses && !ended.is_empty() {
+                let loses_permil = match (record, plant) {
+                    (Record::Done { .. }, Plant::LostDone) => 100,
+                    (Record::Defer { .. }, Plant::LostDefer) => 500,
+                    _ => 0,
+                };
+                if loses_permil > 0 && scene.chance(loses_permil) {
                     return None;
                 }
                 match for_log {
@@ -182,6 +219,10 @@ impl Attempt {
         if let Record::Done { .. } = record {
             let ends = everybody(message, last);
             worker.waiting.insert(ticket, Waiting::Done { keys: ended, ends, part: None });
+        }
+        if let Record::Defer { places, next_attempt_unix_ms, .. } = record {
+            let (keys, until_unix_ms) = (keys(message, places), *next_attempt_unix_ms);
+            worker.waiting.insert(ticket, Waiting::Defer { keys, until_unix_ms });
         }
         Some(ticket)
     }
@@ -205,11 +246,35 @@ fn append_notice(
     let routes = notice.routes(&shared.config).expect("every sender of a world has a route");
     let groups = shared.sites.group(&routes, &notice.notice.envelope);
     let filing = Filing { id: notice.id, groups };
+    scene.books.notice_appended();
+    if scene.plan.plant == Plant::LoneNotice {
+        let alone = [NewRecord::Message(notice.message())];
+        let ticket = worker.appender.append_group(&alone, scene.now());
+        worker.waiting.insert(ticket.expect("it is short"), Waiting::Notice { filing });
+        // Somebody else's batch goes in between.
+        while let Some(batch) = worker.appender.flush(scene.now()) {
+            worker.sealed.push(batch);
+        }
+        return match cause {
+            NewRecord::Done(done) => worker.appender.append_done(&done, scene.now()),
+            NewRecord::Defer(defer) => worker.appender.append_defer(&defer, scene.now()),
+            NewRecord::Message(_) => unreachable!("a message is no cause"),
+        };
+    }
     let records = [NewRecord::Message(notice.message()), cause];
     let ticket = worker.appender.append_group(&records, scene.now());
     let ticket = ticket.expect("a notice is far shorter than a record may be");
     worker.waiting.insert(ticket, Waiting::Notice { filing });
     Ticket(ticket.0 + 1)
+}
+
+/// Takes a loss behind the last octet for a word of the peer.
+fn hope(attempted: &mut Attempted) {
+    if let Attempted::Deferred(Reason::Connection(failure)) = attempted
+        && failure.possible_duplicate()
+    {
+        *attempted = Attempted::Delivered;
+    }
 }
 
 impl Shared {
@@ -228,7 +293,9 @@ impl Shared {
 impl Worker {
     /// The message's lifetime is over: its sender hears of it.
     pub fn expire(&mut self, shared: &Shared, scene: &mut Scene, slot: Slot) {
-        let Some((attempt, message)) = self.unattempted(shared, scene, slot) else { return };
+        let unattempted = self.unattempted(shared, scene, slot, true);
+        let Some((attempt, message)) = unattempted else { return };
+        scene.happens("a message expires");
         let places = attempt.handle.recipients.places();
         scene.books.attempt(&keys(&message, &places));
         let part = attempt.part(&message);
@@ -238,7 +305,8 @@ impl Worker {
 
     /// The message can never be delivered, as its domain's DNS says.
     pub fn refuse(&mut self, shared: &Shared, scene: &mut Scene, slot: Slot, verdict: &Verdict) {
-        let Some((attempt, message)) = self.unattempted(shared, scene, slot) else { return };
+        let unattempted = self.unattempted(shared, scene, slot, false);
+        let Some((attempt, message)) = unattempted else { return };
         let places = attempt.handle.recipients.places();
         scene.books.attempt(&keys(&message, &places));
         let reason = Reason::Local { status: verdict.status, text: verdict.text.clone() };
@@ -249,7 +317,8 @@ impl Worker {
 
     /// The message waits for a destination that cannot be reached, and is late.
     pub fn delay(&mut self, shared: &Shared, scene: &mut Scene, slot: Slot, due_unix_ms: u64) {
-        let Some((attempt, message)) = self.unattempted(shared, scene, slot) else { return };
+        let unattempted = self.unattempted(shared, scene, slot, false);
+        let Some((attempt, message)) = unattempted else { return };
         let places = attempt.handle.recipients.places();
         let status = EnhancedCode::new(4, 4, 1).expect("a status of RFC 3463");
         let reason = Reason::Local { status, text: "nobody answers".into() };
@@ -264,18 +333,24 @@ impl Worker {
         }
     }
 
-    /// A handle that the scheduler has taken out of its lists, and its message.
+    /// A handle that the scheduler has taken out of its lists, and its message, or its envelope.
     fn unattempted(
         &mut self,
         shared: &Shared,
         scene: &mut Scene,
         slot: Slot,
+        is_end: bool,
     ) -> Option<(Attempt, Loaded)> {
         let attempt = Attempt { slot, handle: self.queue.get(slot).cloned()? };
-        match load(self, shared, attempt.handle.id, attempt.handle.place) {
+        let (id, place) = (attempt.handle.id, attempt.handle.place);
+        let mut loaded = load(scene, self, shared, id, place);
+        if loaded.is_err() && scene.plan.plant != Plant::EverWaiting {
+            loaded = load_envelope(scene, shared, id, place);
+        }
+        match loaded {
             Ok(message) => Some((attempt, message)),
-            Err(words) => {
-                attempt.unreadable(scene, self, shared, &words);
+            Err(error) => {
+                attempt.unreadable(scene, self, shared, &error, is_end);
                 None
             }
         }

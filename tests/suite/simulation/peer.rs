@@ -1,8 +1,9 @@
 //! The next hops, with SMTP of their own: at every reply one may refuse for now or for good, say
 //! 421, hang up, or fall silent; also after it has taken a message and before it says so.  It may
 //! also say what is no reply in this place, or no reply at all, or more than anyone wants to hear;
-//! answer a message before its end; close right after a good word; and not know the BDAT that it
-//! has offered.
+//! answer a message before its end; close right after a good word; not know the BDAT that it has
+//! offered; and throw away what came together with what it refused.  One that speaks LMTP has a
+//! word for each recipient at the end of a message, and may be gone between two of them.
 
 use super::plan::Offer;
 use super::scene::{Between, End, LinkId, Scene};
@@ -21,6 +22,7 @@ pub struct Peer {
     is_silent: bool,
     /// Why it takes the octets behind BDAT for commands: it does not know the word.
     lacks_bdat: bool,
+    has_flushed: bool,
 }
 
 enum State {
@@ -68,6 +70,7 @@ impl Peer {
             recipients: Vec::new(),
             is_silent: false,
             lacks_bdat: scene.plan.offers[site].is_wrong,
+            has_flushed: false,
         };
         peer.answer(scene, "220 peer.example", "554 5.3.2 not here");
         peer.flush(scene);
@@ -159,7 +162,10 @@ impl Peer {
     fn command(&mut self, scene: &mut Scene, line: &str) {
         let (verb, rest) = line.split_once([' ', ':']).unwrap_or((line, ""));
         match verb {
-            "EHLO" => {
+            "EHLO" | "LHLO" if (verb == "LHLO") != self.offer.lmtp => {
+                scene.books.problem(format!("the gateway says {line:?} to the wrong kind of peer"));
+            }
+            "EHLO" | "LHLO" => {
                 let mut reply = "250-peer.example\r\n".to_owned();
                 for (is_offered, word) in [
                     (self.offer.pipelining, "PIPELINING"),
@@ -174,7 +180,7 @@ impl Peer {
                 }
                 self.answer(scene, &(reply + "250 HELP"), "550 5.5.1 no");
             }
-            "HELO" => {
+            "HELO" if !self.offer.lmtp => {
                 scene.books.greeted_plainly(self.site);
                 _ = self.answer(scene, "250 peer.example", "550 5.5.1 no");
             }
@@ -189,6 +195,7 @@ impl Peer {
                 }
             }
             "BDAT" if self.lacks_bdat => {
+                scene.happens("a next hop offers BDAT and does not know it");
                 self.say("500 5.5.1 what");
                 self.is_silent = true;
             }
@@ -206,6 +213,8 @@ impl Peer {
                 self.flush(scene);
                 scene.close(self.link, End::Taker);
             }
+            // What is left of a message of which it has thrown a part away.
+            _ if self.has_flushed => self.say("503 5.5.1 out of step"),
             _ => scene.books.problem(format!("the gateway says {line:?} to a next hop")),
         }
     }
@@ -242,6 +251,9 @@ impl Peer {
             self.sender = None;
             return self.say("554 5.5.1 no recipients");
         }
+        if self.offer.lmtp {
+            return self.end_of_lmtp(scene, content);
+        }
         // A peer that never refuses for good may still lose its own reply.
         let mood = self.mood(scene);
         let takes = match mood {
@@ -249,6 +261,12 @@ impl Peer {
             Mood::Later | Mood::Never | Mood::Closing => false,
             Mood::HangUp | Mood::Silent | Mood::WrongCode | Mood::Babble => scene.chance(500),
         };
+        if matches!(mood, Mood::HangUp | Mood::Silent) {
+            scene.happens(match takes {
+                true => "a next hop is lost behind the last octet, and has the message",
+                false => "a next hop is lost behind the last octet, without the message",
+            });
+        }
         if takes {
             scene.trace(|| format!("{:?} takes {:?}", self.link, self.recipients));
             scene.books.taken(self.link, &self.recipients, content);
@@ -258,6 +276,39 @@ impl Peer {
             self.refuse_all(scene);
         }
         (self.sender, self.recipients) = (None, Vec::new());
+    }
+
+    /// A word for each recipient, one after the other.
+    fn end_of_lmtp(&mut self, scene: &mut Scene, content: &[u8]) {
+        scene.happens("a message goes by LMTP");
+        let (recipients, _) = (std::mem::take(&mut self.recipients), self.sender.take());
+        let mut is_closing = false;
+        for (number, address) in recipients.iter().enumerate() {
+            if self.is_silent || !scene.is_open(self.link, End::Taker) {
+                // Nobody hears whether it takes the message for these, but for a 421.
+                if !is_closing && scene.chance(500) {
+                    scene.books.taken(self.link, std::slice::from_ref(address), content);
+                }
+                continue;
+            }
+            let mood = self.mood(scene);
+            let takes = match mood {
+                Mood::Well | Mood::WellAndGone => true,
+                Mood::Later | Mood::Never | Mood::Closing => false,
+                Mood::HangUp | Mood::Silent | Mood::WrongCode | Mood::Babble => scene.chance(500),
+            };
+            is_closing |= mood == Mood::Closing;
+            if number > 0 && mood != Mood::Well {
+                scene.happens("an LMTP peer says different things to the recipients of a message");
+            }
+            if takes {
+                scene.books.taken(self.link, std::slice::from_ref(address), content);
+            }
+            self.behave(scene, mood, "250 2.0.0 taken", "554 5.6.0 not that");
+            if mood == Mood::Never {
+                scene.books.refused(address);
+            }
+        }
     }
 
     fn refuse_all(&mut self, scene: &mut Scene) {
@@ -302,6 +353,25 @@ impl Peer {
     }
 
     fn behave(&mut self, scene: &mut Scene, mood: Mood, yes: &str, never: &str) {
+        scene.happens(match mood {
+            Mood::Well => "a next hop says yes",
+            Mood::Later => "a next hop says 4xx",
+            Mood::Never => "a next hop says 5xx",
+            Mood::Closing => "a next hop says 421",
+            Mood::HangUp => "a next hop hangs up",
+            Mood::Silent => "a next hop falls silent",
+            Mood::WellAndGone => "a next hop says yes and is gone",
+            Mood::WrongCode => "a next hop says what has no place",
+            Mood::Babble => "a next hop babbles",
+        });
+        let is_refusal = matches!(mood, Mood::Later | Mood::Never);
+        // Of an envelope by itself it keeps count.
+        let is_one_flight = memchr::memmem::find(&self.input, b"BDAT").is_some();
+        if self.offer.flushes && is_refusal && is_one_flight {
+            scene.happens("a next hop throws away what came with what it refuses");
+            self.input.clear();
+            self.has_flushed = true;
+        }
         match mood {
             Mood::Well | Mood::WellAndGone => self.say(yes),
             // A 354 belongs to DATA alone, and DATA wants nothing else.

@@ -30,8 +30,24 @@ pub enum Plant {
     LyingSync,
     /// A refused commit is not recorded as void.
     NoVoid,
+    /// The header that says that a segment is free is not synced before the segment is used.
+    EarlyReuse,
     /// The compaction leaves out one of its rules.
     Compaction(Mistake),
+    /// Some DEFERs are never appended.
+    LostDefer,
+    /// Of several messages in flight the outcomes of one are taken for another's.
+    MixedFlight,
+    /// A connection that is lost behind the last octet counts as a delivery.
+    HopefulLoss,
+    /// What was said of the last of several recipients is thrown away.
+    HalfHeard,
+    /// A DONE for some recipients says that it is for all.
+    DoneForAll,
+    /// A notice is appended before its cause, in a batch of its own.
+    LoneNotice,
+    /// A message whose body cannot be read waits on when its time is over.
+    EverWaiting,
 }
 
 /// What a next hop offers.
@@ -46,6 +62,31 @@ pub struct Offer {
     pub is_wrong: bool,
     /// Its domain has to be asked for.
     pub by_mx: bool,
+    /// It speaks LMTP.
+    pub lmtp: bool,
+    /// After a refusal it throws away what came with it: it loses count of what is in one flight.
+    pub flushes: bool,
+}
+
+/// What becomes of octets that lie on the disk, or come from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rot {
+    /// Nothing.
+    None,
+    /// Of 1,000 reads so many have a bit that is wrong, this time.
+    Reads(u32),
+    /// A bit turns over in the bodies of so many messages of 1,000.  A recovery may take what
+    /// shares a batch with one of these for lost, so such a world has no crashes.
+    Bodies(u32),
+    /// The same in their heads.
+    Heads(u32),
+}
+
+impl Rot {
+    /// Whether it spoils what lies on the disk.
+    pub fn stays(self) -> bool {
+        matches!(self, Rot::Bodies(_) | Rot::Heads(_))
+    }
 }
 
 /// See the module's text.
@@ -65,6 +106,8 @@ pub struct Plan {
     pub log: LogOptions,
     pub appender: AppenderOptions,
     pub faults: Faults,
+    pub rot: Rot,
+    pub messages_in_flight: usize,
     /// A segment file that never becomes free again.
     pub bad_header: Option<FileNo>,
     /// Trouble of the next hops at each reply, of a thousand.
@@ -84,14 +127,19 @@ pub const LIFETIME_S: u64 = 90;
 impl Plan {
     pub fn new(plant: Plant, random: &mut fastrand::Rng) -> Plan {
         let sites = random.usize(2..5);
-        let offers = (0..sites).map(|_| Offer {
-            pipelining: random.u8(0..4) > 0,
-            chunking: random.bool(),
-            dsn: random.bool(),
-            eight_bit: random.u8(0..4) > 0,
-            size: random.bool(),
-            is_wrong: random.u8(0..8) == 0,
-            by_mx: random.bool(),
+        let offers = (0..sites).map(|_| {
+            let lmtp = random.u8(0..5) == 0;
+            Offer {
+                pipelining: random.u8(0..4) > 0,
+                chunking: random.u8(0..3) > 0,
+                dsn: random.bool(),
+                eight_bit: random.u8(0..4) > 0,
+                size: random.bool(),
+                is_wrong: random.u8(0..8) == 0,
+                by_mx: random.bool() && !lmtp,
+                lmtp,
+                flushes: random.u8(0..4) == 0,
+            }
         });
         let offers = offers.collect();
         let has_large = random.u8(0..8) == 0;
@@ -102,7 +150,14 @@ impl Plan {
         let buffers = random.usize(2..9);
         let is_full_at_times = random.u8(0..6) == 0;
         let os = random.u8(0..6) == 0;
-        let bad_disk = random.u8(0..2) == 0;
+        let rot = match random.u8(0..12) {
+            0 => Rot::Reads(random.u32(1..400)),
+            1 => Rot::Bodies(random.u32(1..400)),
+            2 => Rot::Heads(random.u32(1..300)),
+            _ => Rot::None,
+        };
+        let may_crash = !rot.stays();
+        let bad_disk = random.u8(0..2) == 0 && may_crash;
         Plan {
             plant,
             offers,
@@ -137,12 +192,15 @@ impl Plan {
                 write_failures_permil: if bad_disk && !os { random.u32(0..60) } else { 0 },
                 sync_failures_permil: if bad_disk && !os { random.u32(0..60) } else { 0 },
                 files_max: if is_full_at_times { random.usize(6..9) } else { usize::MAX },
+                read_flips_permil: if let Rot::Reads(permil) = rot { permil } else { 0 },
             },
+            rot,
+            messages_in_flight: [1, 2, 4, 16][random.usize(0..4)],
             bad_header: (random.u8(0..4) == 0 && !is_full_at_times)
                 .then(|| FileNo(random.u32(1..5))),
             peer_trouble: [0, 30, 120, 300][random.usize(0..4)],
-            crashes: random.usize(0..3),
-            bad_moments: random.usize(0..3),
+            crashes: if may_crash { random.usize(0..3) } else { 0 },
+            bad_moments: if may_crash { random.usize(0..3) } else { 0 },
         }
     }
 
@@ -155,14 +213,15 @@ impl Plan {
              [queue]\nretry = [\"2s\", \"5s\", \"15s\"]\nlifetime = \"{LIFETIME_S}s\"\n\
              delay_notice = \"{LATE_S}s\"\n\
              [delivery]\nconnections_per_site = {}\nmessages_per_connection = 5\n\
-             idle_timeout = \"1s\"\n\
+             idle_timeout = \"1s\"\nmessages_in_flight = {}\n\
              timeouts = {{ connect = \"3s\", greeting = \"5s\", command = \"5s\", data = \"8s\" }}\n",
-            self.connections_per_site
+            self.connections_per_site, self.messages_in_flight
         );
         for (site, offer) in self.offers.iter().enumerate() {
-            let to = match offer.by_mx {
-                true => "mx".to_owned(),
-                false => format!("smtp://127.0.0.1:{}", SITE_PORT + site),
+            let to = match (offer.by_mx, offer.lmtp) {
+                (true, _) => "mx".to_owned(),
+                (false, true) => format!("lmtp://127.0.0.1:{}", SITE_PORT + site),
+                (false, false) => format!("smtp://127.0.0.1:{}", SITE_PORT + site),
             };
             text += &format!("[[route]]\nrecipient = \"*@site{site}.example\"\nto = \"{to}\"\n");
         }

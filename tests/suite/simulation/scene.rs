@@ -166,6 +166,11 @@ impl Scene {
         self.random.u64(range)
     }
 
+    /// Counts what happens: a world in which it never does proves nothing about it.
+    pub fn happens(&mut self, what: &'static str) {
+        self.books.happens(what);
+    }
+
     /// Tells what happens, for whoever looks at one seed.
     pub fn trace(&self, words: impl FnOnce() -> String) {
         if self.is_traced {

@@ -104,6 +104,12 @@ impl Session {
             }
             let id = *id;
             // Without its MESSAGE nobody needs the chunks.
+            scene.happens(match record.result {
+                Ok(_) => "a message is committed",
+                Err(CommitError::Full) => "a message finds the disk full",
+                Err(CommitError::Failed) => "a message finds that the log has stopped",
+                Err(_) => "a commit fails and is made void",
+            });
             self.abandoned = record.result.err().filter(|_| *is_large).map(|_| id);
             self.wait = Wait::Nothing;
             let result = record.result.map(|_| (id, scene.plan.durability)).map_err(refusal);
@@ -345,7 +351,8 @@ impl Session {
         let filing = Filing { id, groups };
         worker.waiting.insert(ticket, Waiting::Message { link: self.link, filing });
         let path = |recipient: &mailrace::message::Recipient| recipient.path.as_str().to_owned();
-        let recipients = message.envelope.recipients.iter().map(path).collect();
+        let recipients: Vec<String> = message.envelope.recipients.iter().map(path).collect();
+        scene.books.named_by(id, &recipients);
         scene.trace(|| format!("{:?} appends {id} for {recipients:?}", self.link));
         if scene.plan.plant == Plant::EarlyReply {
             return self.server.stored(scene.now(), Ok((id, scene.plan.durability)));

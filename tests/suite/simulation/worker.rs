@@ -11,6 +11,7 @@ use mailrace::config::Config;
 use mailrace::delivery::sites::Sites;
 use mailrace::dns::mail::MailHost;
 use mailrace::message::MessageIds;
+use mailrace::queue::arena::Slot;
 use mailrace::queue::destination::{DestinationIndex, Resolution, Verdict};
 use mailrace::queue::handle::{Handle, Reason};
 use mailrace::queue::scheduler::{Action, ConnectionId, Event, Scheduler};
@@ -19,8 +20,8 @@ use mailrace::smtp::code::EnhancedCode;
 use mailrace::smtp::reply::Refusal;
 use mailrace::smtp::server::ServerConfig;
 use mailrace::spool::{
-    Appender, CommitError, Done, Recipients, RecordPlace, SegmentTable, SharedBatch, SpoolStats,
-    Ticket, WeakBatch,
+    Appender, CommitError, Done, Recipients, RecordPlace, SealedBatch, SegmentTable, SharedBatch,
+    SpoolStats, Ticket, WeakBatch,
 };
 use mailrace::worker::handles;
 use mailrace::worker::log::Filing;
@@ -28,6 +29,7 @@ use mailrace::worker::log::Filing;
 use super::books::Key;
 use super::disk::TestDisk;
 use super::gateway::Errand;
+use super::message;
 use super::scene::{LinkId, Scene, Task};
 use super::sending::Connection;
 
@@ -57,6 +59,8 @@ pub struct Worker {
     /// Batches that may still be in memory.
     pub recent: VecDeque<WeakBatch>,
     pub connections: BTreeMap<ConnectionId, Connection>,
+    /// Sealed before its time.
+    pub sealed: Vec<SealedBatch>,
     /// The appender's, as it is on the agenda.
     pub deadline: Option<Instant>,
 }
@@ -77,6 +81,8 @@ pub enum Waiting {
         /// The part of a message that ends with it.
         part: Option<Rc<PartEnd>>,
     },
+    /// The books: these recipients wait until this time.
+    Defer { keys: Vec<Key>, until_unix_ms: u64 },
 }
 
 /// The end of one part of a message, while other parts are under way.
@@ -96,8 +102,21 @@ impl Shared {
 impl Worker {
     /// Tells the scheduler what happened, and sees to what it wants done.
     pub fn queue_event(&mut self, shared: &Shared, scene: &mut Scene, event: Event) {
+        let given = self.queue_event_for(shared, scene, event, None);
+        debug_assert_eq!(given, None, "there was nobody to give it to");
+    }
+
+    /// The same for a connection that takes a message at this moment, if there is one.
+    pub fn queue_event_for(
+        &mut self,
+        shared: &Shared,
+        scene: &mut Scene,
+        event: Event,
+        taker: Option<ConnectionId>,
+    ) -> Option<Slot> {
         self.queue.handle(event, scene.now_unix_ms());
         let worker = self.index;
+        let mut given = None;
         while let Some(action) = self.queue.poll_action() {
             match action {
                 Action::Resolve { destination } => {
@@ -117,6 +136,9 @@ impl Worker {
                     let wait_us = scene.wait_us(50..3_000);
                     shared.errand(scene, wait_us, Errand::Connected { worker, site, connection });
                 }
+                Action::Deliver { connection, slot } if taker == Some(connection) => {
+                    given = Some(slot);
+                }
                 Action::Deliver { connection, slot } => {
                     shared.errand(scene, 0, Errand::Deliver { worker, connection, slot });
                 }
@@ -128,15 +150,18 @@ impl Worker {
                     let wait_us = scene.wait_us(0..500);
                     let core = core as usize;
                     shared.forwarding.update(|count| count + 1);
+                    scene.happens("a message goes to another core");
                     let forwarded = Errand::Forwarded { core, destination, handle, batch };
                     shared.errand(scene, wait_us, forwarded);
                 }
             }
         }
+        given
     }
 
     /// Files a message that is now in the log.
     pub fn file(&mut self, shared: &Shared, scene: &mut Scene, filing: Filing, place: RecordPlace) {
+        message::let_rot(shared, scene, place);
         for (destination, handle) in handles(filing, place) {
             self.queue_event(shared, scene, Event::Filed { destination, handle, stay: false });
         }
@@ -155,8 +180,10 @@ impl Worker {
             let retry = &shared.sites.course(destination.course).retry;
             let attempts = u16::try_from(failures + 1).unwrap_or(u16::MAX);
             let until_unix_ms = retry.next_attempt(attempts, now_unix_ms, scene.random.u32(..));
+            scene.happens("the DNS has no answer");
             Resolution::Later { reason: Reason::new("SERVFAIL".into()), until_unix_ms }
         } else if place > 0 && scene.trouble(trouble / 4) {
+            scene.happens("the DNS says that a domain takes no mail");
             scene.books.takes_no_mail(place);
             let status = EnhancedCode::new(5, 1, 10).expect("a status of RFC 7505");
             let verdict = Arc::new(Verdict { status, text: "it takes no mail".into() });

@@ -81,7 +81,7 @@ impl Books {
         let wish = mail.recipients[place].wish;
         let is_single = mail.recipients.len() == 1;
         let is_wanted = match action {
-            "relayed" => wish == Wish::Everything,
+            "relayed" | "delivered" => wish == Wish::Everything,
             _ => wish != Wish::Never,
         };
         if mail.sender.as_ref() != recipients.first() || !is_wanted {
@@ -113,7 +113,11 @@ impl Books {
                     self.problem(format!("{address} is late in notice {id} and in another"));
                 }
             }
-            "relayed" => {
+            "relayed" | "delivered" => {
+                let is_final = next_hop(address).is_some_and(|site| self.is_final[site]);
+                if is_final != (action == "delivered") {
+                    self.problem(format!("notice {id} says that {address} is {action}"));
+                }
                 if next_hop(address).is_some_and(|site| self.always_dsn[site]) {
                     self.problem(format!("{address} is relayed, and the next hop has DSN"));
                 }

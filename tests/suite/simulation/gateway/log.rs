@@ -46,8 +46,13 @@ impl Gateway {
                         worker.part_kept(scene, &part);
                     }
                 }
+                (Waiting::Defer { keys, until_unix_ms }, Ok(_)) => {
+                    scene.books.waits(&keys, until_unix_ms);
+                }
                 // The log has stopped for good; a restart finds things as they were.
-                (Waiting::Notice { .. } | Waiting::Done { .. }, Err(_)) => {}
+                (Waiting::Notice { .. } | Waiting::Done { .. } | Waiting::Defer { .. }, Err(_)) => {
+                    scene.happens("the log stops for good with an outcome on its way");
+                }
             }
         }
         drop(settled.batch);
@@ -68,6 +73,7 @@ impl Gateway {
     /// After every errand: what was appended goes to the committer, chores to the maintenance.
     pub(super) fn settle(&mut self, scene: &mut Scene) {
         for worker in &mut self.workers {
+            self.inbox.append(&mut worker.sealed);
             while let Some(batch) = worker.appender.seal(scene.now()) {
                 self.inbox.push(batch);
             }
