@@ -318,9 +318,10 @@ fn every_mechanism_lets_its_users_in_and_nobody_else() {
 /// out of the offer, is found out.
 #[test]
 fn scram_plus_is_bound_to_its_connection() {
+    type Attempt<'a> = dyn Fn(&Tls) -> (Mechanism, Binding) + Sync + 'a;
     let server = Submission::start("", "");
     let plus = Mechanism::ScramSha256Plus;
-    let failing: [&(dyn Fn(&Tls) -> (Mechanism, Binding) + Sync); 2] = [
+    let failing: [&Attempt<'_>; 2] = [
         &|client| {
             let mut exporter = client.exporter();
             exporter[31] ^= 1;

@@ -31,6 +31,7 @@ fn extensions(bits: u8) -> Extensions {
         smtputf8: has(2),
         dsn: has(3),
         auth: has(4),
+        require_tls: has(6),
         transaction: if has(5) { Utf8::Allowed } else { Utf8::Refused },
     }
 }

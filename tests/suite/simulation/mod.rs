@@ -4,7 +4,7 @@
 //! A world has a rough time, in which anything may fail, and is then healed.  It has to come to
 //! rest, and the [`books`] have to balance.  `MAILRACE_SEED=n` runs one world again, step by step
 //! the same (with `MAILRACE_TRACE=1` it is told), `MAILRACE_SEEDS=n` so many from 0, and
-//! `MAILRACE_SECONDS=n` others each time, for so long.
+//! `MAILRACE_SECONDS=n` those that follow, or those from `MAILRACE_FROM=n` on, for so long.
 //!
 //! What is the library's: server, intake, relay control, trace header, appender, log, recovery,
 //! scheduler, client, judgement, notices.  What is only modelled, in [`gateway`], [`session`],
@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use mailrace::spool::Mistake;
 use mailrace::spool::sim_disk::{Faults, SimDisk};
@@ -311,8 +311,7 @@ impl Seeds {
             return Seeds { from: seed, to: seed + 1, until: None };
         }
         if let Some(seconds) = number("MAILRACE_SECONDS") {
-            let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let from = since_1970.as_secs() << 20;
+            let from = number("MAILRACE_FROM").unwrap_or(SEEDS);
             let until = Instant::now() + Duration::from_secs(seconds);
             return Seeds { from, to: u64::MAX, until: Some(until) };
         }
