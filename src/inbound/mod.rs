@@ -68,7 +68,7 @@ struct Session {
     /// How fast the body comes that is under way.
     pace: Option<Pace>,
     /// What the envelope takes, as it was told to the worker.
-    envelope_octets: usize,
+    envelope: EnvelopeRoom,
     messages: u32,
 }
 
@@ -95,6 +95,7 @@ pub async fn serve(
         server.permit_etrn();
     }
     let intake = Intake::default();
+    let envelope = EnvelopeRoom { worker: worker.clone(), octets: 0 };
     let mut session = Session {
         worker,
         listener,
@@ -107,13 +108,36 @@ pub async fn serve(
         login: Login::default(),
         upload: None,
         pace: None,
-        envelope_octets: 0,
+        envelope,
         messages: 0,
     };
     let end = session.run().await;
     session.report_end(end);
     session.drop_body();
-    session.drop_envelope();
+}
+
+/// What the envelope of a session takes of the worker's memory; given back with it, however the
+/// session ends.
+struct EnvelopeRoom {
+    worker: Rc<Worker>,
+    octets: usize,
+}
+
+impl EnvelopeRoom {
+    fn grow(&mut self, octets: usize) {
+        self.octets += octets;
+        self.worker.envelope_grew(octets);
+    }
+
+    fn give_back(&mut self) {
+        self.worker.envelope_went(std::mem::take(&mut self.octets));
+    }
+}
+
+impl Drop for EnvelopeRoom {
+    fn drop(&mut self) {
+        self.give_back();
+    }
 }
 
 impl Session {
@@ -196,16 +220,14 @@ impl Session {
             None => self.counts_recipient(now).map(|()| route),
             Some(refusal) => Err(refusal),
         });
+        if self.server.is_first_recipient() {
+            // The envelope before it ended without a read between, by RSET for one.
+            self.envelope.give_back();
+        }
         if verdict.is_ok() {
-            let octets = self.server.recipient_octets();
-            self.envelope_octets += octets;
-            self.worker.envelope_grew(octets);
+            self.envelope.grow(self.server.recipient_octets());
         }
         self.server.recipient_checked(now, verdict);
-    }
-
-    fn drop_envelope(&mut self) {
-        self.worker.envelope_went(std::mem::take(&mut self.envelope_octets));
     }
 
     async fn start_queue(&mut self) {
@@ -310,10 +332,13 @@ impl Session {
         // What came before has been seen to, and its buffer given back.
         self.worker.receive_freed();
         if !self.server.in_transaction() {
-            self.drop_envelope();
+            self.envelope.give_back();
         }
         if self.server.in_body() {
             self.pace.get_or_insert_with(|| Pace::new(Instant::now()));
+        } else if !self.server.in_transaction() {
+            // A chunk that was refused unread.
+            self.pace = None;
         }
         let server = self.server.deadline();
         let deadline = self.pace.map_or(server, |pace| pace.deadline().min(server));
@@ -349,6 +374,7 @@ impl Session {
                             return Ok(0);
                         }
                         self.take_turn().await;
+                        self.hurry_record();
                     }
                     let buffer = self.intake.take_buffer();
                     let (result, buffer) = self.stream.read(buffer, deadline).await;
@@ -356,6 +382,15 @@ impl Session {
                     return result;
                 }
             }
+        }
+    }
+
+    /// Where TLS began: a record that has begun holds a buffer until it is whole, so it must come
+    /// soon if others wait for room.
+    fn hurry_record(&self) {
+        if self.pace.is_none() && self.stream.secured().is_some() {
+            let at = Instant::now() + limits::UPLOAD_GRACE_PRESSED;
+            self.stream.give_way_at(Some((Shortage::Intake, at)));
         }
     }
 
@@ -442,6 +477,9 @@ impl Session {
         let Some(message) = self.server.take_message() else { return };
         let started = Instant::now();
         let result = self.keep(&message).await;
+        // One that was refused may be here still, and the next message must not begin with it.
+        self.drop_body();
+        self.envelope.give_back();
         let kept = result.as_ref().ok().copied();
         let durability = self.listener.listener.durability;
         self.server.stored(Instant::now(), result.map(|id| (id, durability)));
@@ -486,9 +524,7 @@ impl Session {
         let delayed = || self.worker.metrics.appends_delayed.count();
         let receipt = self.worker.log.append_message(&new, filing, delayed).await?;
         // The body is in the batch; the buffer need not wait for the disk.
-        self.intake.drop_body();
-        self.pace = None;
-        self.worker.receive_freed();
+        self.drop_body();
         let settled = receipt.settled().await;
         // Without its MESSAGE nobody needs the chunks: dropped, the upload gives them up.
         if let (Ok(_), Some(upload)) = (&settled, upload) {

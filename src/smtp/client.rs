@@ -393,15 +393,23 @@ impl Client {
         if self.peer.chunking && self.config.use_chunking { BodyForm::Bdat } else { BodyForm::Data }
     }
 
+    /// A reply that ends the connection, as others may read it.
+    fn presentable(&self, reply: PeerReply) -> Arc<PeerReply> {
+        Arc::new(match self.state {
+            State::Login(_) | State::LoginCancelled(_) => self.without_secrets(reply),
+            _ => reply,
+        })
+    }
+
     fn handle_reply(&mut self, now: Instant, reply: PeerReply) {
         // RFC 5321 section 3.8: the service may end at any time.
         if reply.code.value() == 421 && !matches!(self.state, State::Quitting) {
-            return self.fail(ConnectionCause::Refused(Arc::new(reply)));
+            return self.fail(ConnectionCause::Refused(self.presentable(reply)));
         }
         // It came with the reply before it, while the command that it would answer is still here:
         // counted, it would be somebody else's verdict.
         if !self.output.is_empty() && !matches!(self.state, State::Quitting | State::Closed) {
-            return self.fail(ConnectionCause::Unexpected(Arc::new(reply)));
+            return self.fail(ConnectionCause::Unexpected(self.presentable(reply)));
         }
         match self.state {
             State::Greeting => self.greeting(now, reply),

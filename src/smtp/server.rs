@@ -373,6 +373,11 @@ impl Server {
         }
     }
 
+    /// Whether that recipient would be the first of its transaction.
+    pub fn is_first_recipient(&self) -> bool {
+        self.transaction.as_ref().is_none_or(|transaction| transaction.recipients.is_empty())
+    }
+
     /// What that recipient will take of memory, in octets.
     pub fn recipient_octets(&self) -> usize {
         let Phase::Recipient(recipient) = &self.phase else { return 0 };

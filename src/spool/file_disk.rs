@@ -57,8 +57,13 @@ impl FileDisk {
     pub fn open(path: &Path) -> Result<FileDisk, OpenError> {
         let failed = |source: Errno| OpenError::Io { path: path.into(), source: source.into() };
         match rustix::fs::mkdir(path, DIRECTORY_MODE) {
-            // Whoever made it may have died before its name was durable.
-            Ok(()) | Err(Errno::EXIST) => sync_parent(path).map_err(failed)?,
+            Ok(()) => sync_parent(path).map_err(failed)?,
+            // Whoever made it may have died before its name was durable.  Where we may only pass
+            // through the parent, it is not ours to sync.
+            Err(Errno::EXIST) => match sync_parent(path) {
+                Ok(()) | Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::INVAL) => {}
+                Err(error) => return Err(failed(error)),
+            },
             Err(error) => return Err(failed(error)),
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

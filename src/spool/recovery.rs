@@ -661,7 +661,12 @@ impl<'a, D: Disk> Recovery<'a, D> {
     /// Visits the records at these offsets, which are ascending.
     fn visit_places(&mut self, no: SegmentNo, offsets: &[u32]) -> Result<(), RecoveryError> {
         let file = self.segments[&no].file;
-        let mut window = scan::Window::new(self.disk, file, self.options.segment_bytes);
+        let mut window = scan::Window::new(
+            self.disk,
+            file,
+            self.options.segment_bytes,
+            scan::Unreadable::IsEmpty,
+        );
         let mut lost = BTreeMap::new();
         for &offset in offsets {
             let place = RecordPlace { segment: no, offset, length: 0 };

@@ -325,15 +325,30 @@ pub(crate) struct Window<'a, D> {
     /// What of the file is in the buffer.
     start: usize,
     end: usize,
+    unreadable: Unreadable,
+}
+
+/// What becomes of a block that the disk cannot read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// Nothing stands there: for those who serve what is left.
+    IsEmpty,
+    /// The read fails: for those who would conclude something from what does not stand there.
+    Fails,
 }
 
 const WINDOW: usize = 1024 * 1024;
 
 impl<'a, D: Disk> Window<'a, D> {
-    pub(crate) fn new(disk: &'a D, file: FileNo, segment_bytes: u32) -> Window<'a, D> {
+    pub(crate) fn new(
+        disk: &'a D,
+        file: FileNo,
+        segment_bytes: u32,
+        unreadable: Unreadable,
+    ) -> Window<'a, D> {
         let file_octets = segment_bytes as usize;
         let buffer = AlignedBuf::new(WINDOW.min(file_octets));
-        Window { disk, file, file_octets, buffer, start: 0, end: 0 }
+        Window { disk, file, file_octets, buffer, start: 0, end: 0, unreadable }
     }
 
     /// The header and head of the record at `place`; shorter where the file ends.
@@ -356,7 +371,13 @@ impl<'a, D: Disk> Window<'a, D> {
             }
             let length = self.disk.length(self.file)?.min(self.file_octets as u64) as usize;
             let filled = self.buffer.len().min((length / BLOCK * BLOCK).saturating_sub(start));
-            read_salvaging(self.disk, self.file, start as u32, &mut self.buffer[..filled])?;
+            let into = &mut self.buffer[..filled];
+            match self.unreadable {
+                Unreadable::Fails => self.disk.read(self.file, start as u32, into)?,
+                Unreadable::IsEmpty => {
+                    read_salvaging(self.disk, self.file, start as u32, into)?;
+                }
+            }
             (self.start, self.end) = (start, start + filled);
         }
         let end = end.min(self.end);

@@ -2,7 +2,7 @@
 //! order of their steps.
 //!
 //! Each stands in a file of its own that needs nothing but atomics, and takes those from
-//! [`atomic`].  The models of `tests/suite/models` compile the same files over loom's atomics and
+//! `atomic`.  The models of `tests/suite/models` compile the same files over loom's atomics and
 //! run them in every order that the memory model of C11 allows, up to a bound on preemptions.
 
 pub mod doorbell;

@@ -188,7 +188,7 @@ impl Scheduler {
     pub(super) fn pump(&mut self, site: SiteIndex, now_unix_ms: u64) {
         self.step();
         if self.site_queue(site).shared.is_full() {
-            self.close_excess(site);
+            self.close_excess(site, false);
         }
         while let Some(connection) = self.site_queue(site).idle.pop() {
             let Some(slot) = self.pop(site, now_unix_ms) else {
@@ -197,16 +197,16 @@ impl Scheduler {
             };
             self.actions.push_back(Action::Deliver { connection, slot });
         }
-        self.close_excess(site);
+        let is_wanted = self.allowance.is_wanted();
+        self.close_excess(site, is_wanted);
         self.open_more(site, now_unix_ms);
     }
 
-    /// Ends idle connections beyond this core's share of the limit.
-    fn close_excess(&mut self, site: SiteIndex) {
+    /// Ends idle connections beyond this core's share of the limit; where others wait for one, all
+    /// that idle.
+    fn close_excess(&mut self, site: SiteIndex, is_wanted: bool) {
         let queue = self.sites.get_mut(site.slot()).expect("it is being looked at");
-        // Where others wait for a connection, one that idles is kept from them.
-        let is_wanted = queue.is_counted() && self.allowance.is_wanted();
-        let quota = if is_wanted { 0 } else { queue.shared.quota() as usize };
+        let quota = if is_wanted && queue.is_counted() { 0 } else { queue.shared.quota() as usize };
         while queue.open as usize - queue.closing.len() > quota {
             let Some(connection) = queue.idle.pop() else { return };
             queue.closing.push(connection);

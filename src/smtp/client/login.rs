@@ -122,7 +122,7 @@ impl Client {
     }
 
     /// The reply, without its words if they repeat what we have sent.
-    fn without_secrets(&self, reply: PeerReply) -> PeerReply {
+    pub(super) fn without_secrets(&self, reply: PeerReply) -> PeerReply {
         let Some(login) = &self.config.login else { return reply };
         let Credentials { name, secret, .. } = &login.credentials;
         // The secret as it is, as LOGIN sends it, and as the initial responses begin.

@@ -9,7 +9,7 @@ use super::super::format::message;
 use super::super::format::outcome::{Defer, Done, Recipients, StoredRecipients};
 use super::super::format::record::{Kind, RecordView};
 use super::super::format::{BATCH_HEADER, FormatError, index};
-use super::super::scan::Window;
+use super::super::scan::{Unreadable, Window};
 use super::super::sealed::SealedBatch;
 use super::super::segments::SegmentTable;
 use super::super::{RecordPlace, SegmentNo, round_to_block};
@@ -129,7 +129,10 @@ impl<D: Disk> Reads<'_, D> {
     fn record(&mut self, id: MessageId, kind: Kind, place: RecordPlace) -> io::Result<&[u8]> {
         if self.window.as_ref().is_none_or(|(segment, _)| *segment != place.segment) {
             let file = self.table.file(place.segment).ok_or(io::ErrorKind::NotFound)?;
-            self.window = Some((place.segment, Window::new(self.disk, file, self.segment_bytes)));
+            self.window = Some((
+                place.segment,
+                Window::new(self.disk, file, self.segment_bytes, Unreadable::Fails),
+            ));
         }
         let (_, window) = self.window.as_mut().expect("it was just made");
         let bytes = window.bytes(place.offset as usize, place.length as usize)?;

@@ -10,9 +10,9 @@ use super::super::format::batch::BatchHeader;
 use super::super::format::header::SegmentHeader;
 use super::super::format::message::{self, ChunkPlace};
 use super::super::format::outcome::{StoredDefer, StoredDone, StoredRecipients, outcome_bytes_max};
-use super::super::format::record::{Kind, RecordView};
+use super::super::format::record::{Kind, RECORD_HEADER, RecordView};
 use super::super::format::{BATCH_HEADER, FormatError};
-use super::super::scan::{self, Window};
+use super::super::scan::{self, Unreadable, Window};
 use super::super::segments::SegmentTable;
 use super::super::{BLOCK, RecordPlace, SegmentNo};
 use super::{Item, Move, Plan};
@@ -111,7 +111,7 @@ impl Survey {
 
     /// Reads the heads of the records in one batch after the other.
     fn walk<D: Disk>(&mut self, disk: &D, task: &Task) -> io::Result<()> {
-        let mut window = Window::new(disk, task.file, self.segment_bytes);
+        let mut window = Window::new(disk, task.file, self.segment_bytes, Unreadable::Fails);
         let mut offset = BLOCK;
         let end = task.end as usize;
         let mut last_sequence = 0;
@@ -156,6 +156,14 @@ impl Survey {
             let place = RecordPlace { segment: task.header.segment, offset: at as u32, length: 0 };
             let record = match RecordView::parse_head(window.record_head(place)?) {
                 Ok(record) => record,
+                // Recovery counts what is good behind it, if its length is to be trusted.
+                Err(error) if task.is_damaged => {
+                    match RecordView::total_length_of(window.bytes(at, RECORD_HEADER)?) {
+                        Ok(length) => at += length.max(1),
+                        Err(_) => return Ok(Err(error)),
+                    }
+                    continue;
+                }
                 Err(error) => return Ok(Err(error)),
             };
             let length = record.total_length();
