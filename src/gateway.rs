@@ -28,6 +28,7 @@ use crate::delivery::sites::Sites;
 use crate::dns::ResolverConfig;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
 use crate::inbound::memory::{self, Share};
+use crate::limits;
 use crate::listener::SessionCounts;
 use crate::message::MessageId;
 use crate::queue::allowance::Allowance;
@@ -514,11 +515,13 @@ fn become_user(config: &Config) -> Result<(), StartError> {
     setuid(Uid::from_raw(uid)).map_err(failed)
 }
 
-/// As many descriptors as the system lets us have; the default of sessions counts on them.
+/// As many descriptors as the system lets us have, but for those that the admin interface raises
+/// the limit for; the default of sessions counts on them.
 fn raise_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard.saturating_sub(limits::ADMIN_DESCRIPTORS), hard)
+    });
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }

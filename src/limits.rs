@@ -193,6 +193,8 @@ pub const EVENT_QUEUE: usize = 8 * 1024 * 1024;
 pub const EVENT_BACKLOG: usize = 16 * 1024 * 1024;
 /// Connections to an admin listener; more wait in its backlog.
 pub const ADMIN_CONNECTIONS: usize = 64;
+/// Descriptors that the process keeps below its hard limit, for admin connections alone.
+pub const ADMIN_DESCRIPTORS: u64 = ADMIN_CONNECTIONS as u64;
 /// The head of an admin request.
 pub const ADMIN_HEAD: usize = 16 * 1024;
 /// The body of an admin request: some sixty thousand message ids.

@@ -11,13 +11,16 @@
 mod api;
 mod host;
 
-use std::fs::{self, File};
+use std::fs;
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -26,6 +29,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot};
@@ -125,9 +129,8 @@ impl AdminSockets {
             let AdminSockets { tcp, unix, file } = self;
             let tcp = tokio::net::TcpListener::from_std(tcp)?;
             let unix = tokio::net::UnixListener::from_std(unix)?;
-            let spare = Arc::new(Spare::new());
-            tokio::spawn(accept(tcp, open, spare.clone()));
-            tokio::spawn(accept(unix, own, spare));
+            tokio::spawn(accept(tcp, open));
+            tokio::spawn(accept(unix, own));
             // An error means that the owner let go of the server: it runs on until the process
             // ends.
             if stopped.await.is_err() {
@@ -190,48 +193,24 @@ impl Door for tokio::net::UnixListener {
     }
 }
 
-/// A descriptor that is kept for the moment when no other is left: then above all it must be
-/// possible to ask what is going on.
-struct Spare(Mutex<Option<File>>);
-
-impl Spare {
-    fn new() -> Spare {
-        let spare = Spare(Mutex::default());
-        spare.put_back();
-        spare
-    }
-
-    /// Frees it for a client that waits.
-    fn give(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-    }
-
-    /// Takes one again, now that a client has gone.
-    fn put_back(&self) {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.is_none() {
-            *spare = File::open("/dev/null").ok();
-        }
-    }
-}
-
 /// Accepts connections for ever, and serves one request on each.
-async fn accept(door: impl Door, router: Router, spare: Arc<Spare>) {
+async fn accept(door: impl Door, router: Router) {
     let places = Arc::new(Semaphore::new(limits::ADMIN_CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let stream = loop {
             match door.accept().await {
                 Ok(stream) => break stream,
-                Err(_) => spare.give(),
+                Err(error) if is_short_of_descriptors(&error) => {
+                    if let Some(stream) = accept_above_limit(&door).await {
+                        break stream;
+                    }
+                }
+                // The client has gone again.
+                Err(_) => {}
             }
-            // Without descriptors, or when the client has gone again: at once, or in a moment.
-            match door.accept().await {
-                Ok(stream) => break stream,
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            }
+            tokio::time::sleep(ACCEPT_PAUSE).await;
         };
-        let spare = spare.clone();
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
             let connection = http1::Builder::new()
@@ -242,10 +221,40 @@ async fn accept(door: impl Door, router: Router, spare: Arc<Spare>) {
                 .serve_connection(TokioIo::new(stream), service);
             // What goes wrong on a connection is its client's to see.
             let _ = tokio::time::timeout(limits::ADMIN_CONNECTION_TIME, connection).await;
-            spare.put_back();
             drop(place);
         });
     }
+}
+
+fn is_short_of_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error())
+}
+
+/// Accepts with a limit of open files that is raised for this one: the process keeps a few below
+/// the hard limit, and above all when no other is left it must be possible to ask what is going
+/// on.  A descriptor kept open for that would be anybody's in the moment in which it is given up.
+///
+/// `None` if nobody waits: the kernel looks for a descriptor first.  The limit is not raised for
+/// longer than one look takes, or others would use what is kept.
+async fn accept_above_limit<D: Door>(door: &D) -> Option<D::Stream> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = current?.saturating_add(limits::ADMIN_DESCRIPTORS);
+    let raised = maximum.map_or(raised, |maximum| raised.min(maximum));
+    let mut accepting = pin!(door.accept());
+    poll_fn(|context| {
+        if setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }).is_err() {
+            return Poll::Ready(None);
+        }
+        let accepted = match accepting.as_mut().poll(context) {
+            Poll::Ready(accepted) => accepted.ok(),
+            Poll::Pending => None,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current, maximum }) {
+            tracing::warn!(%error, "the limit of open files stays raised");
+        }
+        Poll::Ready(accepted)
+    })
+    .await
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {

@@ -128,6 +128,11 @@ const RATE_MESSAGES: usize = 2_000;
 /// besides would be judged with it.
 fn recovers(gateway: &Gateway, before: f64) {
     let started = Instant::now();
+    gateway.wait_until("the end of their sessions, and of what they held", || {
+        let sessions = metric(gateway, "mailrace_sessions_open");
+        let octets = metric(gateway, "mailrace_receive_memory_bytes");
+        (sessions < 100 && octets < MIB).then_some(())
+    });
     let mut after = rate(gateway);
     for _ in 0..4 {
         if after > before / 2.0 {

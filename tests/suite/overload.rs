@@ -55,7 +55,8 @@ pub fn tries_to_get_through(gateway: &Gateway, to: &str) -> bool {
     let mut client = Client::hello(gateway.smtp(0));
     client.command("MAIL FROM:<sender@client.test>").expect("250");
     let reply = client.command(&format!("RCPT TO:<{to}>"));
-    let was_refused = |reply: &Reply| reply.0.starts_with("452 4.4.5");
+    // Without descriptors the log makes no segments, and says that there is no room.
+    let was_refused = |reply: &Reply| reply.0.starts_with("452 4.");
     if was_refused(&reply) {
         return false;
     }
@@ -254,7 +255,6 @@ fn without_descriptors_the_admin_port_answers_and_mail_goes_on_afterwards() {
         let files = std::fs::read_dir(format!("/proc/{}/fd", gateway.pid()));
         files.expect("the process runs").count() as u64
     };
-    // The admin port's own spare one is among those that are open.
     gateway.wait_until("no connection but the listeners", || {
         (metric(&gateway, "mailrace_sessions_open") == 0).then_some(())
     });
@@ -273,7 +273,9 @@ fn without_descriptors_the_admin_port_answers_and_mail_goes_on_afterwards() {
     for client in &mut waiting {
         client.reply().expect("220");
     }
-    get_through(&gateway, "user@after.test");
+    gateway.wait_until("a message that is taken", || {
+        tries_to_get_through(&gateway, "user@after.test").then_some(())
+    });
     gateway.maildir("after.test", "user", 1);
     drop(waiting);
     gateway.terminate();
