@@ -2,9 +2,9 @@
 //! how they wait when it is used up.
 //!
 //! The rungs, in their order: from a quarter of the worker's part on, who waits in the middle of
-//! something gives back the room that it does not use; at the whole of it nobody reads on, and
-//! bodies that trickle are cut off; after a second recipients are refused with 452, and after ten
-//! a body that still finds no room.
+//! something gives back the room that it does not use; at the whole of it nobody reads on; after a
+//! second bodies that trickle are cut off and recipients refused with 452, and after ten a body that
+//! still finds no room.
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,11 @@ impl Worker {
         self.metrics.reads_paused.count();
         let end = Instant::now() + patience;
         while self.receive_is_full() && Instant::now() < end && !self.is_stopping() {
-            deadline::press(Shortage::Intake, Instant::now() + limits::PRESSURE);
+            // Not for a burst: it is over with the next turn, and those whose bodies are slow hold
+            // next to nothing.
+            if self.receive_is_exhausted() {
+                deadline::press(Shortage::Intake, Instant::now() + limits::PRESSURE);
+            }
             self.receivers.wait(RECEIVE_POLL.min(patience)).await;
         }
         !self.receive_is_full()
