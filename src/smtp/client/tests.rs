@@ -111,6 +111,9 @@ fn outcome_line(outcome: &RecipientOutcome) -> String {
 
 fn failure_line(failure: &ConnectionFailure) -> String {
     let cause = match &failure.cause {
+        ConnectionCause::Refused(reply) if failure.stage == Stage::Login => {
+            format!("refused {reply}")
+        }
         ConnectionCause::Refused(reply) => format!("refused {}", reply.code),
         ConnectionCause::Unexpected(reply) => format!("unexpected {}", reply.code),
         ConnectionCause::Login(LoginTrouble::Refused(reply)) => format!("login refused {reply}"),

@@ -79,6 +79,26 @@ fn a_message_reads_back_whole() {
     assert_eq!(stored.extensions, [(7, (*b"tenant").into()), (8, [].into())]);
 }
 
+/// Two bodies under one length would be mail and commands to who reads them.
+#[test]
+fn a_body_that_is_not_the_measured_one_is_not_written() {
+    let (envelope, origin, summary) = (envelope(), origin(), summary(b"body\r\n"));
+    let message = NewMessage {
+        id: MessageId(42),
+        durability: Durability::Fsync,
+        envelope: &envelope,
+        origin: &origin,
+        summary: &summary,
+        trace: b"",
+        not_before_unix_ms: None,
+        extensions: &[],
+        body: NewBody::Inline(b"body\r\nand another\r\n"),
+    };
+    assert_eq!(message.put(&mut [0; 4096]), None);
+    let message = NewMessage { body: NewBody::Chunks(&[]), ..message };
+    assert_eq!(message.put(&mut [0; 4096]), None);
+}
+
 #[test]
 fn chunks_are_named_by_their_places() {
     let (envelope, origin) = (envelope(), origin());

@@ -139,10 +139,13 @@ impl<'a> Look<'a> {
                         entry.record = Some(record);
                     }
                 }
-                (None, Some(gap)) => {
+                (None, gap) if is_indexed || gap.is_some() => {
+                    // Outside of every gap: behind the last batch that is left, where the next
+                    // segment is missing too and nothing tells how many there were.
+                    disagrees |= gap.is_none();
                     let length = record.total_length() as u32;
                     let entry = Entry {
-                        sequence: gap.sequences.start,
+                        sequence: gap.map_or(self.last_valid, |gap| gap.sequences.start),
                         place: RecordPlace { segment: self.header.segment, offset, length },
                         name: (record.kind(), record.id()),
                         record: is_indexed.then_some(record),
@@ -150,7 +153,7 @@ impl<'a> Look<'a> {
                     };
                     entries.insert(offset, entry);
                 }
-                (None, None) => disagrees = true,
+                (None, _) => disagrees = true,
             }
         }
         disagrees || named != entries.len()
