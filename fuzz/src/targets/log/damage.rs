@@ -50,13 +50,17 @@ fn one(disk: &SimDisk, file: FileNo, files: &[FileNo], input: &mut Input<'_>) ->
         2 => octets.truncate(place(&octets, input)),
         3 => {
             let block = place(&octets, input) / BLOCK * BLOCK;
-            octets[block..block + BLOCK].fill(0);
+            // A file that was cut before ends within a block.
+            let end = octets.len().min(block + BLOCK);
+            octets[block..end].fill(0);
         }
         4 => {
             let source = disk.contents(files[input.below(files.len())]);
             let (from, to) = (place(&source, input) / BLOCK, place(&octets, input) / BLOCK);
-            if let Some(block) = source.get(from * BLOCK..(from + 1) * BLOCK) {
-                octets[to * BLOCK..(to + 1) * BLOCK].copy_from_slice(block);
+            let into = octets.get_mut(to * BLOCK..(to + 1) * BLOCK);
+            if let (Some(block), Some(into)) = (source.get(from * BLOCK..(from + 1) * BLOCK), into)
+            {
+                into.copy_from_slice(block);
             }
         }
         5 => {
