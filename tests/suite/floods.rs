@@ -282,6 +282,7 @@ fn senders_faster_than_the_disk_wait_for_it() {
     assert!(peak.saturating_sub(own) < 128 * MIB);
     assert_eq!(metric(&gateway, "mailrace_refused_total{reason=\"busy\"}"), 0);
     fs::write(&throttle, format!("{device} 0")).expect("as above");
+    drop(clients);
     recovers(&gateway, before);
     gateway.terminate();
 }
