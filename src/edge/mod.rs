@@ -12,5 +12,10 @@
 //! Not here: relay control (`inbound::relay`), which decides first and whatever the filter says.
 
 pub mod gathering;
+pub mod memory;
+pub mod memory_file;
+pub mod network;
 pub mod screening;
+pub mod slots;
+pub mod tarpit;
 pub mod verdict;

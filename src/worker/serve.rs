@@ -21,6 +21,7 @@ use crate::delivery::recovery::RecoveredHandles;
 use crate::delivery::sites::Sites;
 use crate::dns::ourselves::Ourselves;
 use crate::dns::{Resolver, ResolverConfig};
+use crate::edge::memory::Memory;
 use crate::inbound::ListenerState;
 use crate::inbound::memory::Share;
 use crate::listener::{self, SessionCounts};
@@ -57,6 +58,8 @@ pub struct Seat {
     pub ourselves: Arc<Ourselves>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
+    /// Whom the edge filter knows; `None` without it.
+    pub memory: Option<Arc<Memory>>,
     /// What messages on their way in may take of its memory.
     pub share: Share,
     /// The connections to next hops that all workers may have.
@@ -112,6 +115,7 @@ async fn run(seat: Seat) -> io::Result<()> {
     let worker = Rc::new(Worker {
         index,
         counts: seat.counts,
+        memory: seat.memory,
         log: Rc::new(LocalLog::new(index, chunks, seat.committer, seat.reader, seat.spool)),
         pool: Pool::default(),
         events: seat.events,
