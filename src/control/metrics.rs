@@ -88,6 +88,8 @@ pub struct WorkerMetrics {
     pub logins_failed: Counter,
     /// Refusals by the name of their reason.
     pub refused: LabelledCounters,
+    /// Findings of the edge filter that had an effect, by the check's name.
+    pub findings: LabelledCounters,
     /// Messages that got their 250.
     pub messages_accepted: Counter,
     /// Their octets.
@@ -137,8 +139,8 @@ pub struct WorkerMetrics {
     pub handles_held: Gauge,
 }
 
-/// Labels of one [`LabelledCounters`]; the reasons of refusals are about half as many.
-pub const LABELS_MAX: usize = 64;
+/// Labels of one [`LabelledCounters`]; the reasons of refusals are about two thirds as many.
+pub const LABELS_MAX: usize = 96;
 
 /// Buckets of [`WorkerMetrics::commit_wait`].  A sync of a good disk takes 0.1 to 0.3 ms, of a
 /// slow one 10 ms; seconds mean that the disk cannot follow.
@@ -298,6 +300,7 @@ impl Default for WorkerMetrics {
             logins: Counter::default(),
             logins_failed: Counter::default(),
             refused: LabelledCounters::new(),
+            findings: LabelledCounters::new(),
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),
             recipients_accepted: Counter::default(),

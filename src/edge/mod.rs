@@ -11,7 +11,10 @@
 //!
 //! Not here: relay control (`inbound::relay`), which decides first and whatever the filter says.
 
+pub mod checks;
 pub mod gathering;
+pub mod inquiry;
+pub mod lists;
 pub mod memory;
 pub mod memory_file;
 pub mod network;
