@@ -224,10 +224,10 @@ impl Refusal {
             Refusal::Rejected(_) => "rejected_by_route",
             Refusal::Screened(_) => "screened",
             Refusal::PutOff(_) => "put_off",
-            Refusal::Greylisted => "greylisted",
             Refusal::UnknownSenderDomain => "unknown_sender_domain",
             Refusal::SenderTakesNoMail => "sender_takes_no_mail",
             Refusal::ReverseName => "reverse_name",
+            Refusal::Greylisted => "greylisted",
             Refusal::UnknownRecipient => "unknown_recipient",
             Refusal::TooLarge => "too_large",
             Refusal::BareNewline => "bare_newline",
@@ -296,15 +296,15 @@ impl From<&Refusal> for Reply {
             // The filter's words are put in place of the text by `refuse`, here too.
             Refusal::Screened(_) => reply(554, "5.7.1", "Refused"),
             Refusal::PutOff(_) => reply(450, "4.7.1", "Try later"),
-            Refusal::Greylisted => {
-                reply(451, "4.7.1", "You are new here: please try again in a few minutes")
-            }
             Refusal::UnknownSenderDomain => {
                 reply(550, "5.1.8", "The sender's domain does not exist")
             }
             Refusal::SenderTakesNoMail => reply(550, "5.7.27", "The sender's domain takes no mail"),
             Refusal::ReverseName => {
                 reply(550, "5.7.25", "The name of your address is missing or not its own")
+            }
+            Refusal::Greylisted => {
+                reply(451, "4.7.1", "You are new here: please try again in a few minutes")
             }
             Refusal::UnknownRecipient => reply(550, "5.1.1", "No such mailbox here"),
             Refusal::TooLarge => reply(552, "5.3.4", "Message too large"),
