@@ -12,11 +12,13 @@
 //!   queue, so that its sender is told.
 //! - In the newest segment, the first sequence that is missing above every `durable_through` is
 //!   where the last crash tore the log; from there on nothing was acknowledged, and it is cut.
-//! - Blocks that the disk cannot read are as if they had never been written, and told.
+//! - Blocks that the disk cannot read are as if they had never been written, and told; but not
+//!   where the log may end in them, since nothing would tell acknowledged batches from a tear.
 //! - Every other gap is damage: told, skipped over, and the file is set aside when it is dead.
 //!
 //! It fails, and touches nothing, when a file is foreign, of another format version or holds
-//! something that must not be passed over.  Otherwise a fresh segment is open when it returns, and
+//! something that must not be passed over, and when the disk cannot read a header or the end of the
+//! log: on a disk that has healed the next start finds everything.  Otherwise a fresh segment is open when it returns, and
 //! its header says what was cut, so that a second recovery comes to the same end.
 
 mod report;
@@ -27,7 +29,7 @@ use std::io;
 use std::sync::Arc;
 
 pub use self::report::{
-    Damage, Progress, RecoveredMessage, RecoveryError, RecoveryReport, RecoveryVisitor,
+    Damage, Progress, RecoveredMessage, RecoveryError, RecoveryReport, RecoveryVisitor, UnreadPart,
 };
 use super::accounts::Accounts;
 use super::chore::{Chore, ChoreDone, Spare};
@@ -42,6 +44,7 @@ use super::format::outcome::{StoredDefer, StoredDone};
 use super::format::record::{Kind, RecordView};
 use super::format::roll::{self, Roll};
 use super::log::{Found, Log, LogOptions, Mistake, SegmentFile};
+use super::salvage::Patience;
 use super::scan::{self, Piece, Scanned};
 use super::segments::SegmentTable;
 use super::stats::SpoolStats;
@@ -54,12 +57,11 @@ const DAMAGE_MAX: usize = 1000;
 const HEADS_MAX: usize = 128 * 1024 * 1024;
 /// A torn write may have held this many batches whose sequences cannot be read.
 const TORN_SEQUENCES: u64 = 1024;
-const UNREADABLE: FormatError = FormatError::Malformed("header, which the disk cannot read,");
 
 /// Recovers the log on `disk` and opens it for appending.  `random` gives generations.
 ///
 /// # Errors
-/// See [`RecoveryError`]; nothing has been changed then, save that unreadable files may have been
+/// See [`RecoveryError`]; nothing has been changed then, save that files of no use may have been
 /// set aside.
 pub fn recover<D: Disk>(
     disk: Arc<D>,
@@ -71,6 +73,7 @@ pub fn recover<D: Disk>(
     let mut recovery = Recovery::new(&*disk, options, visitor);
     recovery.read_headers()?;
     recovery.read_records()?;
+    recovery.set_aside()?;
     recovery.visit_live()?;
     let report = std::mem::take(&mut recovery.report);
     let mut found = recovery.finish(random);
@@ -150,6 +153,9 @@ struct Recovery<'a, D> {
     segments: BTreeMap<SegmentNo, Segment>,
     spares: VecDeque<Spare>,
     next_file: FileNo,
+    /// To be set aside, with what is wrong, once it is certain that there is a log.  Without an
+    /// error: dead, and to be renamed when the last run ended.
+    useless: Vec<(FileNo, Option<FormatError>)>,
     /// What the open segments say that they belong to.
     spools: Vec<(FileNo, u32)>,
     /// The last lives of the files that are free or were set aside.
@@ -168,6 +174,7 @@ struct Recovery<'a, D> {
     next_sequence: u64,
     /// One segment at most, reused.
     whole: AlignedBuf,
+    patience: Patience,
 }
 
 /// Two files that say to be the same segment.
@@ -203,6 +210,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             segments: BTreeMap::new(),
             spares: VecDeque::new(),
             next_file: FileNo(1),
+            useless: Vec::new(),
             spools: Vec::new(),
             ended: BTreeSet::new(),
             roll: None,
@@ -214,6 +222,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             last_sequence: 0,
             next_sequence: 1,
             whole: AlignedBuf::new(options.segment_bytes as usize),
+            patience: Patience::default(),
         }
     }
 
@@ -267,19 +276,28 @@ impl<'a, D: Disk> Recovery<'a, D> {
     fn read_header(&mut self, file: FileNo) -> Result<Twins, RecoveryError> {
         let length = self.disk.length(file).map_err(refused(file))?;
         if length < BLOCK as u64 {
-            return self.set_aside(file, FormatError::Truncated);
+            self.useless.push((file, Some(FormatError::Truncated)));
+            return Ok(None);
         }
         let mut block = AlignedBuf::new(BLOCK);
-        let lost = scan::read_salvaging(self.disk, file, 0, &mut block).map_err(refused(file))?;
-        if lost > 0 {
-            return self.set_aside(file, UNREADABLE);
+        let disk = self.disk;
+        let lost = self
+            .patience
+            .read_header(&mut block, &mut |offset, into| disk.read(file, offset as u32, into))
+            .map_err(refused(file))?;
+        if !lost.is_nothing() {
+            // It may be that of the newest segment, whose numbers would be given out again.
+            return Err(RecoveryError::Unreadable { file: file.0, part: UnreadPart::Header });
         }
         let header = match SegmentHeader::decode(&block) {
             Ok(header) => header,
             Err(error @ (FormatError::Magic | FormatError::Version(_))) => {
                 return Err(RecoveryError::Foreign { file: file.0, error });
             }
-            Err(error) => return self.set_aside(file, error),
+            Err(error) => {
+                self.useless.push((file, Some(error)));
+                return Ok(None);
+            }
         };
         if header.segment_bytes != self.options.segment_bytes {
             let (found, expected) = (header.segment_bytes, self.options.segment_bytes);
@@ -289,7 +307,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
         self.next_sequence = self.next_sequence.max(header.first_sequence);
         match header.state {
             SegmentState::Free if length < u64::from(header.segment_bytes) => {
-                return self.set_aside(file, FormatError::Truncated);
+                self.useless.push((file, Some(FormatError::Truncated)));
             }
             SegmentState::Free => {
                 self.ended.insert(header.segment);
@@ -300,10 +318,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 let SegmentHeader { generation, revision, .. } = header;
                 self.spares.push_back(Spare { file, generation, revision });
             }
-            // It was to be renamed when the last run ended.
             SegmentState::Quarantined => {
                 self.ended.insert(header.segment);
-                self.disk.quarantine(file).map_err(refused(file))?;
+                self.useless.push((file, None));
             }
             SegmentState::Open => {
                 let roll = Roll::decode(&block, header.generation);
@@ -330,10 +347,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
         Ok(None)
     }
 
-    fn set_aside(&mut self, file: FileNo, error: FormatError) -> Result<Twins, RecoveryError> {
-        self.disk.quarantine(file).map_err(refused(file))?;
-        self.damage(Damage::Header { file, error });
-        Ok(None)
+    fn set_aside(&mut self) -> Result<(), RecoveryError> {
+        for (file, error) in std::mem::take(&mut self.useless) {
+            self.disk.quarantine(file).map_err(refused(file))?;
+            if let Some(error) = error {
+                self.damage(Damage::Header { file, error });
+            }
+        }
+        Ok(())
     }
 
     fn damage(&mut self, damage: Damage) {
@@ -376,7 +397,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
     /// Applies a sealed segment's index, if it has a sound one.
     fn read_index(&mut self, no: SegmentNo) -> Result<bool, RecoveryError> {
         let (file, header) = (self.segments[&no].file, self.segments[&no].header);
-        let index = scan::load_index(self.disk, file, &header).map_err(refused(file))?;
+        let index = scan::load_index(self.disk, file, &header, &mut self.patience)
+            .map_err(refused(file))?;
         let Some(index) = index else {
             return Ok(false);
         };
@@ -405,12 +427,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let mut whole = std::mem::replace(&mut self.whole, AlignedBuf::new(0));
         let length = self.disk.length(file).map_err(refused(file))?.min(whole.len() as u64);
         let length = length as usize / BLOCK * BLOCK;
-        let octets = scan::read_salvaging(self.disk, file, 0, &mut whole[..length])
-            .map_err(refused(file))?;
-        if octets > 0 {
-            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
-            self.damage(Damage::Unreadable { segment: no, file, octets });
-        }
+        let lost =
+            self.patience.read(self.disk, file, 0, &mut whole[..length]).map_err(refused(file))?;
         let scanned =
             scan::scan(&whole[..length], &header, voided).map_err(|error| foreign(file, error))?;
         let (last_valid, is_end_known) = if is_newest {
@@ -419,6 +437,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
             let next = self.segments.range(SegmentNo(no.0.saturating_add(1))..).next();
             scan::bound_by(no, next.map(|(_, next)| &next.header))
         };
+        if is_newest && !scanned.is_end_readable(last_valid, lost) {
+            let part = UnreadPart::End { octets: lost.octets, last_sequence: last_valid };
+            return Err(RecoveryError::Unreadable { file: file.0, part });
+        }
+        if !lost.is_nothing() {
+            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
+            self.damage(Damage::Unreadable { segment: no, file, octets: lost.octets });
+        }
         for sequences in scanned.gaps(header.first_sequence, last_valid, is_end_known) {
             self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
             self.damage(Damage::Batches { segment: no, file, sequences });
@@ -631,7 +657,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
 
     fn visit_indexed(&mut self, no: SegmentNo) -> Result<(), RecoveryError> {
         let (file, header) = (self.segments[&no].file, self.segments[&no].header);
-        let index = scan::load_index(self.disk, file, &header).map_err(refused(file))?;
+        let index = scan::load_index(self.disk, file, &header, &mut self.patience)
+            .map_err(refused(file))?;
         let Some(index) = index else {
             // It could be read a moment ago.  What it said of the records is known, so these are
             // asked themselves.
@@ -661,11 +688,12 @@ impl<'a, D: Disk> Recovery<'a, D> {
     /// Visits the records at these offsets, which are ascending.
     fn visit_places(&mut self, no: SegmentNo, offsets: &[u32]) -> Result<(), RecoveryError> {
         let file = self.segments[&no].file;
+        let mut patience = std::mem::take(&mut self.patience);
         let mut window = scan::Window::new(
             self.disk,
             file,
             self.options.segment_bytes,
-            scan::Unreadable::IsEmpty,
+            scan::Unreadable::IsEmpty(&mut patience),
         );
         let mut lost = BTreeMap::new();
         for &offset in offsets {
@@ -676,6 +704,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 Err(error) => drop(lost.insert(offset, error)),
             }
         }
+        self.patience = patience;
         if lost.is_empty() {
             return Ok(());
         }
