@@ -661,6 +661,42 @@ fn a_survey_of_too_many_messages_is_given_up() {
     }
 }
 
+/// Recovery serves what is good behind a head that is hurt, so a survey that stopped there would
+/// let go of outcomes that count.
+#[test]
+fn a_survey_skips_hurt_heads_where_damage_is_known() {
+    let mut bench = bench();
+    for id in 1..=3 {
+        Mail::new(id, 1, 3000).append(&mut bench.appender, bench.now).unwrap();
+    }
+    let settled = bench.commit();
+    let places: Vec<_> = settled.iter().map(|settled| settled.result.unwrap()).collect();
+    let behind = bench.accept(&Mail::new(4, 1, 3000));
+    let segment = places[0].segment;
+    let file = bench.log.table().file(segment).unwrap();
+    let header =
+        crate::spool::format::header::SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
+    let end = (behind.offset + behind.length).next_multiple_of(crate::spool::BLOCK as u32);
+    let survey = |is_damaged| {
+        let task = Task { file, header, end, is_closed: false, is_damaged };
+        let in_use: BTreeSet<SegmentNo> = bench.log.accounts().in_use().collect();
+        let table = bench.log.table().clone();
+        let mut survey = Survey::new([segment].into(), in_use, table, end, u64::MAX);
+        survey.read(&bench.disk, &task).map(|()| survey.plan().needed_octets[&segment])
+    };
+    let length = |place: &RecordPlace| u64::from(place.length);
+    let all = places.iter().chain([&behind]).map(length).sum::<u64>();
+    assert_eq!(survey(false).unwrap(), all);
+    // Behind the fixed part of the second one's head.
+    let at = places[1].offset as usize + crate::spool::format::record::RECORD_HEADER + 4;
+    bench.disk.flip_bit(file, at, 3);
+    assert_eq!(survey(true).unwrap(), all - length(&places[1]));
+    assert_eq!(survey(false).unwrap_err().kind(), std::io::ErrorKind::InvalidData);
+    // Its fixed part too: where the third one stands is not certain, and the next batch is.
+    bench.disk.flip_bit(file, places[1].offset as usize + 8, 3);
+    assert_eq!(survey(true).unwrap(), length(&places[0]) + length(&behind));
+}
+
 #[test]
 fn damage_is_left_where_it_is() {
     let mut bench = bench();
