@@ -1,15 +1,19 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::*;
 use crate::message::Durability;
 use crate::spool::chore::Chore;
+use crate::spool::format::header::SegmentHeader;
 use crate::spool::format::record::RecordView;
+use crate::spool::format::roll::Roll;
 use crate::spool::recovery::RecoveredMessage;
 use crate::spool::sim_disk::{Faults, SimDisk};
 use crate::spool::stats::Health;
 use crate::spool::test_kit::{Bench, Mail, OPTIONS, next};
 use crate::spool::{
-    ChunkPlace, CommitError, Defer, DeferState, Done, LogOptions, NewBody, Recipients, StoredBody,
+    ChunkPlace, CommitError, Defer, DeferState, Disk, Done, LogOptions, NewBody, Recipients,
+    StoredBody,
 };
 
 const COMPACTING: LogOptions = LogOptions { compact_after_ticks: 2, ..OPTIONS };
@@ -645,8 +649,7 @@ fn a_survey_of_too_many_messages_is_given_up() {
     let places: Vec<_> = (1..=40).map(|id| bench.accept(&Mail::new(id, 1, 3000))).collect();
     let segment = places[0].segment;
     let file = bench.log.table().file(segment).unwrap();
-    let header =
-        crate::spool::format::header::SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
+    let header = SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
     for is_closed in [false, true] {
         let end = header.segment_bytes;
         let task = Task { file, header, end, is_closed, is_damaged: true };
@@ -674,8 +677,7 @@ fn a_survey_skips_hurt_heads_where_damage_is_known() {
     let behind = bench.accept(&Mail::new(4, 1, 3000));
     let segment = places[0].segment;
     let file = bench.log.table().file(segment).unwrap();
-    let header =
-        crate::spool::format::header::SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
+    let header = SegmentHeader::decode(&bench.disk.contents(file)).unwrap();
     let end = (behind.offset + behind.length).next_multiple_of(crate::spool::BLOCK as u32);
     let survey = |is_damaged| {
         let task = Task { file, header, end, is_closed: false, is_damaged };
@@ -710,6 +712,56 @@ fn damage_is_left_where_it_is() {
     assert_eq!(bench.log.stats().segments_damaged.load(std::sync::atomic::Ordering::Relaxed), 1);
     assert!(bench.log.accounts().segments() <= 4, "{}", bench.log.accounts().segments());
     assert!(bench.reborn(true).kept.ids().contains(&2));
+}
+
+/// Whether the roll call of the newest segment names this one.
+fn is_called(bench: &Bench, segment: SegmentNo) -> bool {
+    let files = bench.disk.files().unwrap().into_iter();
+    let blocks = files.map(|file| bench.disk.contents(file));
+    let newest = blocks
+        .filter_map(|block| Some((SegmentHeader::decode(&block).ok()?, block)))
+        .max_by_key(|(header, _)| header.segment);
+    let (header, block) = newest.expect("there is a head");
+    let roll = Roll::decode(&block, header.generation).expect("it has one");
+    !roll.missing(|other| other != segment).is_empty()
+}
+
+#[test]
+fn a_segment_that_was_damaged_and_died_is_not_missing() {
+    let mut called = 0;
+    // The damage is found at several places of the head, which may have to give way to another.
+    for small in 0..12 {
+        let mut bench = bench();
+        let places = [1, 2].map(|id| (id, bench.accept(&Mail::new(id, 1, 500))));
+        let (_, place) = places[0];
+        let file = bench.log.table().file(place.segment).unwrap();
+        bench.disk.flip_bit(file, (place.offset + place.length) as usize - 100, 1);
+        traffic(&mut bench, 100..100 + small);
+        let damaged = |bench: &Bench| bench.log.stats().segments_damaged.load(Relaxed);
+        for id in (200..300).step_by(5) {
+            // The compaction finds it, and right then it dies.
+            if damaged(&bench) > 0 {
+                break;
+            }
+            let place = bench.accept(&Mail::new(id, 1, 3000));
+            bench.done(id, place);
+            bench.tick();
+        }
+        assert_eq!(damaged(&bench), 1, "{small}");
+        assert!(bench.disk.quarantined().is_empty(), "it is served");
+        places.into_iter().for_each(|(id, place)| bench.done(id, place));
+        assert_eq!(damaged(&bench), 0, "it is dead");
+        called += u32::from(is_called(&bench, place.segment));
+        if small % 2 == 0 {
+            traffic(&mut bench, 300..360);
+            assert_eq!(bench.disk.quarantined(), [file], "no roll call names it any more");
+        }
+        let bench = bench.reborn(true);
+        assert_eq!(bench.report.damage, [], "{small}");
+        assert_eq!(bench.disk.quarantined(), [file]);
+        assert_eq!(bench.reborn(true).report.damage, []);
+    }
+    assert!(called > 0, "the damage was found after some head's roll call");
 }
 
 // ---- crashes ---------------------------------------------------------------------------------

@@ -61,8 +61,7 @@ const TORN_SEQUENCES: u64 = 1024;
 /// Recovers the log on `disk` and opens it for appending.  `random` gives generations.
 ///
 /// # Errors
-/// See [`RecoveryError`]; nothing has been changed then, save that files of no use may have been
-/// set aside.
+/// See [`RecoveryError`]; nothing that anybody needs has been changed then.
 pub fn recover<D: Disk>(
     disk: Arc<D>,
     options: LogOptions,
@@ -73,7 +72,6 @@ pub fn recover<D: Disk>(
     let mut recovery = Recovery::new(&*disk, options, visitor);
     recovery.read_headers()?;
     recovery.read_records()?;
-    recovery.set_aside()?;
     recovery.visit_live()?;
     let report = std::mem::take(&mut recovery.report);
     let mut found = recovery.finish(random);
@@ -120,6 +118,7 @@ fn retire_dead<D: Disk>(
         if let ChoreDone::Retired { segment, spare } = retire.perform(disk, random) {
             found.accounts.retired(segment);
             found.segments.remove(&segment);
+            found.useless.extend(is_damaged.then_some(file));
             found.spares.extend(spare);
         } else {
             found.accounts.not_retired(segment);
@@ -153,9 +152,8 @@ struct Recovery<'a, D> {
     segments: BTreeMap<SegmentNo, Segment>,
     spares: VecDeque<Spare>,
     next_file: FileNo,
-    /// To be set aside, with what is wrong, once it is certain that there is a log.  Without an
-    /// error: dead, and to be renamed when the last run ended.
-    useless: Vec<(FileNo, Option<FormatError>)>,
+    /// To be set aside by the log, when there is one.
+    useless: Vec<FileNo>,
     /// What the open segments say that they belong to.
     spools: Vec<(FileNo, u32)>,
     /// The last lives of the files that are free or were set aside.
@@ -276,7 +274,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
     fn read_header(&mut self, file: FileNo) -> Result<Twins, RecoveryError> {
         let length = self.disk.length(file).map_err(refused(file))?;
         if length < BLOCK as u64 {
-            self.useless.push((file, Some(FormatError::Truncated)));
+            self.set_aside(file, FormatError::Truncated);
             return Ok(None);
         }
         let mut block = AlignedBuf::new(BLOCK);
@@ -295,7 +293,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 return Err(RecoveryError::Foreign { file: file.0, error });
             }
             Err(error) => {
-                self.useless.push((file, Some(error)));
+                self.set_aside(file, error);
                 return Ok(None);
             }
         };
@@ -307,7 +305,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
         self.next_sequence = self.next_sequence.max(header.first_sequence);
         match header.state {
             SegmentState::Free if length < u64::from(header.segment_bytes) => {
-                self.useless.push((file, Some(FormatError::Truncated)));
+                self.set_aside(file, FormatError::Truncated);
             }
             SegmentState::Free => {
                 self.ended.insert(header.segment);
@@ -318,9 +316,10 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 let SegmentHeader { generation, revision, .. } = header;
                 self.spares.push_back(Spare { file, generation, revision });
             }
+            // It was to be renamed when the last run ended.
             SegmentState::Quarantined => {
                 self.ended.insert(header.segment);
-                self.useless.push((file, None));
+                self.useless.push(file);
             }
             SegmentState::Open => {
                 let roll = Roll::decode(&block, header.generation);
@@ -347,14 +346,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
         Ok(None)
     }
 
-    fn set_aside(&mut self) -> Result<(), RecoveryError> {
-        for (file, error) in std::mem::take(&mut self.useless) {
-            self.disk.quarantine(file).map_err(refused(file))?;
-            if let Some(error) = error {
-                self.damage(Damage::Header { file, error });
-            }
-        }
-        Ok(())
+    fn set_aside(&mut self, file: FileNo, error: FormatError) {
+        self.useless.push(file);
+        self.damage(Damage::Header { file, error });
     }
 
     fn damage(&mut self, damage: Damage) {
@@ -782,6 +776,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             accounts: self.accounts,
             segments,
             spares: self.spares,
+            useless: self.useless,
             next_file: self.next_file,
             predecessor: self.segments.keys().next_back().copied().unwrap_or(SegmentNo(0)),
             last_segment: self.last_segment,

@@ -47,7 +47,7 @@ pub struct Progress {
 /// Something that is not as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Damage {
-    /// Both copies of a file's header are of no use; the file was set aside.
+    /// Both copies of a file's header are of no use; the file is set aside.
     Header {
         /// The file.
         file: FileNo,
@@ -109,7 +109,7 @@ impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Damage::Header { file, error } => {
-                write!(f, "{:08x}.seg was set aside: {error}", file.0)
+                write!(f, "{:08x}.seg is set aside: {error}", file.0)
             }
             Damage::Missing { segments } => {
                 let (no, all) = (segments.first().copied().unwrap_or(SegmentNo(0)), segments.len());
