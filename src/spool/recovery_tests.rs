@@ -6,6 +6,7 @@ mod damage;
 use super::*;
 use crate::message::Durability;
 use crate::spool::disk::Sync;
+use crate::spool::format::header::SegmentState;
 use crate::spool::format::outcome::StoredRecipients;
 use crate::spool::sim_disk::{Faults, SimDisk};
 use crate::spool::stats::Health;
