@@ -11,6 +11,14 @@
 //!
 //! Not here: relay control (`inbound::relay`), which decides first and whatever the filter says.
 
+pub mod checks;
 pub mod gathering;
+pub mod inquiry;
+pub mod lists;
+pub mod memory;
+pub mod memory_file;
+pub mod network;
 pub mod screening;
+pub mod slots;
+pub mod tarpit;
 pub mod verdict;

@@ -8,12 +8,13 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::gathering::Gathering;
-use super::verdict::{Action, Finding, Score, Verdict};
+use super::memory::Acquaintance;
+use super::verdict::{Action, Effect, Finding, Score, Verdict};
 use crate::config::{Edge, RefuseAt};
-use crate::smtp::address::ReversePath;
+use crate::smtp::address::{ForwardPath, ReversePath};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::Client;
 use crate::worker::Worker;
@@ -37,6 +38,8 @@ pub struct Judged {
     pub action: Action,
     /// The sum of the scores.
     pub score: Score,
+    /// The check that weighs most for that; none if nothing speaks against the client.
+    pub cause: Option<Box<str>>,
     /// What its client hears if that is a refusal.
     pub words: Box<str>,
     /// All that led to it.
@@ -52,11 +55,13 @@ impl Screening {
         if is_exempt || worker.config.relay.contains(client) {
             return None;
         }
+        let connection = Gathering::new(Instant::now() + edge.deadline);
+        worker.inquiry.as_ref()?.connection(&connection, client);
         Some(Screening {
             worker: worker.clone(),
             client,
             session: Vec::new(),
-            connection: Gathering::new(Instant::now() + edge.deadline),
+            connection,
             sender: None,
             judged: None,
         })
@@ -94,9 +99,13 @@ impl Screening {
     }
 
     /// A transaction begins: asks about its sender, and about what the client calls itself.
-    pub fn sender(&mut self, _client: &Client, _path: &ReversePath) {
+    pub fn sender(&mut self, client: &Client, path: &ReversePath) {
         self.judged = None;
-        self.sender = Some(Gathering::new(Instant::now() + self.edge().deadline));
+        let gathering = Gathering::new(Instant::now() + self.edge().deadline);
+        if let Some(inquiry) = &self.worker.inquiry {
+            inquiry.sender(&gathering, self.client, &client.helo, path);
+        }
+        self.sender = Some(gathering);
     }
 
     /// Decides on the transaction under way, at a recipient that is not a postmaster.
@@ -109,14 +118,64 @@ impl Screening {
             if let Some(sender) = &self.sender {
                 sender.settle().await;
             }
-            self.judged = Some(self.judge());
+            let judged = self.judge();
+            self.worker.count_findings(&judged.findings);
+            self.judged = Some(judged);
         }
         let Some(judged) = &self.judged else { return Ok(()) };
         match judged.action {
             Action::Accept | Action::Tag | Action::Quarantine => Ok(()),
             Action::Defer => Err(Refusal::PutOff(judged.words.clone())),
-            Action::Reject => Err(Refusal::Screened(judged.words.clone())),
+            Action::Reject => Err(judged.rejection()),
         }
+    }
+
+    /// Whether a good sender has come from the client's network.
+    pub fn is_known(&self) -> bool {
+        let memory = self.worker.memory.as_ref();
+        memory.is_some_and(|memory| memory.knows(self.client, self.worker.now_seconds()))
+    }
+
+    /// Whether a stranger has to come again, at a recipient that nothing else speaks against.
+    ///
+    /// # Errors
+    /// `Greylisted`.
+    pub fn greylist(&mut self, sender: &ReversePath, to: &ForwardPath) -> Result<(), Refusal> {
+        let (Some(settings), Some(memory)) = (&self.edge().greylist, &self.worker.memory) else {
+            return Ok(());
+        };
+        if self.judged.as_ref().is_none_or(|judged| judged.score < settings.from) {
+            return Ok(());
+        }
+        let now = self.worker.now_seconds();
+        let met = memory.meet(self.client, sender.as_str(), to.as_str(), now);
+        let fact = match met {
+            Acquaintance::Known => "a known sender".to_owned(),
+            Acquaintance::Returned { after } => format!("came again after {} s", after.as_secs()),
+            Acquaintance::Stranger { wait } => format!("a stranger; {} s to wait", wait.as_secs()),
+        };
+        if let Some(judged) = &mut self.judged
+            && !judged.findings.iter().any(|finding| *finding.check == *"greylist")
+        {
+            judged.findings.push(Finding {
+                check: "greylist".into(),
+                fact: fact.into(),
+                effect: Effect::None,
+                reply: None,
+                took: Duration::ZERO,
+            });
+        }
+        match met {
+            Acquaintance::Stranger { .. } => Err(Refusal::Greylisted),
+            Acquaintance::Known | Acquaintance::Returned { .. } => Ok(()),
+        }
+    }
+
+    /// A message of the transaction under way was accepted: its sender is remembered.
+    pub fn accepted(&self, sender: &ReversePath) {
+        let (Some(judged), Some(memory)) = (&self.judged, &self.worker.memory) else { return };
+        let is_clean = judged.action == Action::Accept;
+        memory.accepted(self.client, sender.as_str(), is_clean, self.worker.now_seconds());
     }
 
     /// What was decided on the transaction under way; `None` before its first recipient.
@@ -143,8 +202,21 @@ impl Screening {
         Judged {
             action: verdict.action,
             score: verdict.score,
+            cause: verdict.cause.map(|cause| cause.check.clone()),
             words: reply.unwrap_or_else(|| generic.into()),
             findings,
+        }
+    }
+}
+
+impl Judged {
+    /// What a rejected recipient hears: with its own enhanced code where the cause has one.
+    fn rejection(&self) -> Refusal {
+        match self.cause.as_deref() {
+            Some("sender_unknown") => Refusal::UnknownSenderDomain,
+            Some("sender_null_mx") => Refusal::SenderTakesNoMail,
+            Some("reverse_missing" | "reverse_unconfirmed") => Refusal::ReverseName,
+            _ => Refusal::Screened(self.words.clone()),
         }
     }
 }
