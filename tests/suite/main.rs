@@ -21,6 +21,7 @@ mod fuzz;
 mod gateway;
 mod interop;
 mod limits_and_floods;
+mod lists;
 mod lmtp;
 mod models;
 mod mx;
