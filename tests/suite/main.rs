@@ -15,6 +15,7 @@ mod dialogue;
 mod dialogues;
 mod dns;
 mod durability;
+mod edge_lists;
 mod etrn;
 mod floods;
 mod fuzz;
