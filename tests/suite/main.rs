@@ -3,6 +3,7 @@
 //! `gateway` starts the real binary, `client` and `sink` are what stands on both sides of it.
 
 mod addresses;
+mod attack;
 mod auth;
 mod bytes;
 mod client;
@@ -40,6 +41,7 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod strangers;
 mod submission;
 mod tls;
 mod tls_programs;
