@@ -40,6 +40,7 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod strangers;
 mod submission;
 mod tls;
 mod tls_programs;
