@@ -238,10 +238,10 @@ impl Session {
             && !is_postmaster
             && let Err(refusal) = screening.recipient().await
         {
-            if !matches!(refusal, Refusal::PutOff(_)) {
-                self.tarpit().await;
-            }
             verdict = Err(refusal);
+        }
+        if verdict.as_ref().is_err_and(Refusal::is_of_the_edge) {
+            self.tarpit().await;
         }
         let now = Instant::now();
         // 452 before the data is kinder than after it.
