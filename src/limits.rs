@@ -40,6 +40,8 @@ pub const ENVID: usize = 100;
 pub const ORCPT: usize = 500;
 /// The most recipients that a configuration may allow; an index fits 16 bits.
 pub const RECIPIENTS_MAX: usize = 32_768;
+/// The most that one alias or list may stand for; a transaction has room for the next one after it.
+pub const EXPANDED_RECIPIENTS: usize = 10_000;
 /// The fewest that RFC 5321 4.5.3.1.8 lets a server allow.
 pub const RECIPIENTS_MIN: usize = 100;
 
@@ -212,6 +214,8 @@ pub const WORKER_ANSWER: Duration = Duration::from_secs(5);
 pub const WORKER_WORK: Duration = Duration::from_secs(30);
 
 const _: () = assert!(PATH >= LOCAL_PART + 1 + 2);
+// A list fits a message, and an envelope's indices fit 16 bits.
+const _: () = assert!(EXPANDED_RECIPIENTS <= RECIPIENTS_MAX / 2);
 const _: () = assert!(COMMAND_LINE >= 512 + ENVID + ORCPT + 26 + 17 + 10);
 // A large upload costs its chunks in flight, the one being filled, and the receive buffer.
 const _: () = assert!((CHUNKS_IN_FLIGHT + 1) * CHUNK + 2 * SMALL_MESSAGE <= 1024 * 1024);
