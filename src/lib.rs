@@ -23,6 +23,8 @@ pub mod recipients;
 
 pub mod inbound;
 
+pub mod edge;
+
 pub mod spool;
 
 pub mod queue;

@@ -10,6 +10,7 @@
 //! out is the start's to report.
 
 mod check;
+mod edge;
 mod keys;
 mod maildir;
 mod pattern;
@@ -39,6 +40,10 @@ use crate::spool::SEGMENT_BYTES;
 use crate::tls::{AcceptorSettings, CertificateFiles, Fingerprint};
 use crate::units::{ByteSize, Rate};
 
+pub use edge::{
+    Checks, Edge, Greylist, List, ListSubject, ListenerDelivery, OnFailure, Recipients, RefuseAt,
+    Rspamd,
+};
 pub use keys::{SECTIONS, Section};
 pub use maildir::Maildir;
 pub use pattern::{BadDomainPattern, BadPattern, DomainPattern, Domains, Pattern, Reach, unquoted};
@@ -68,6 +73,10 @@ pub struct Config {
     pub relay: Relay,
     /// For which domains anybody may send.
     pub domains: Domains,
+    /// Who is here.
+    pub recipients: Recipients,
+    /// What `mx` listeners ask about their clients; `None` for nothing.
+    pub edge: Option<Edge>,
     /// Bounds on what peers can ask for.
     pub limits: Limits,
     /// Which recipient goes where; at least one.
@@ -101,6 +110,12 @@ pub struct Listener {
     pub bare_newline: BareNewline,
     /// Whether the trace header leaves out who the client is; for `submission` alone.
     pub hide_client: bool,
+    /// How its messages go on.
+    pub delivery: ListenerDelivery,
+    /// Balancers, whose connections begin with a PROXY header.
+    pub proxy: Vec<IpNet>,
+    /// Who may say for whom it speaks, by XCLIENT.
+    pub xclient: Vec<IpNet>,
 }
 
 /// Whom a listener serves.
@@ -186,6 +201,14 @@ pub struct Limits {
     pub sessions: usize,
     /// Sessions of one client address; networks in `[relay]` are exempt.
     pub sessions_per_address: usize,
+    /// Sessions of one client network, a /24 or a /64; the same are exempt.
+    pub sessions_per_network: Option<usize>,
+    /// New connections in a time, of all clients together.
+    pub connections: Option<Rate>,
+    /// New connections of a client address in a time; networks in `[relay]` are exempt.
+    pub connections_per_address: Option<Rate>,
+    /// New connections of a client network in a time; the same are exempt.
+    pub connections_per_network: Option<Rate>,
     /// Received fields in a message before it counts as looping (RFC 5321 section 6.3).
     pub received: usize,
     /// What messages on their way in may take of memory, of all workers together; without it what
@@ -443,11 +466,17 @@ impl Config {
             auth: Auth::default(),
             relay: Relay::default(),
             domains: Domains::default(),
+            recipients: Recipients::default(),
+            edge: None,
             limits: Limits {
                 message_size: ByteSize(50 << 20),
                 recipients: 1_000,
                 sessions: sessions_for(environment.descriptors),
                 sessions_per_address: 100,
+                sessions_per_network: None,
+                connections: None,
+                connections_per_address: None,
+                connections_per_network: None,
                 received: 100,
                 memory: None,
                 messages_per_user: None,
@@ -515,6 +544,9 @@ impl Listener {
             durability: Durability::Fsync,
             bare_newline: BareNewline::Reject,
             hide_client: false,
+            delivery: ListenerDelivery::Queue,
+            proxy: Vec::new(),
+            xclient: Vec::new(),
         }
     }
 }

@@ -65,6 +65,10 @@ message_size = 2048
 recipients = 200
 sessions = 0x64
 sessions_per_address = 7
+sessions_per_network = 9
+connections = "1/1s"
+connections_per_address = "2/1s"
+connections_per_network = "3/1s"
 memory = "96MiB"
 received = 50
 messages_per_user = "5/1s"
@@ -128,6 +132,10 @@ address = "[::1]:80"
         recipients: 200,
         sessions: 100,
         sessions_per_address: 7,
+        sessions_per_network: Some(9),
+        connections: Some(Rate { count: 1, period: second }),
+        connections_per_address: Some(Rate { count: 2, period: second }),
+        connections_per_network: Some(Rate { count: 3, period: second }),
         memory: Some(ByteSize(96 << 20)),
         received: 50,
         messages_per_user: Some(Rate { count: 5, period: second }),

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Listener, ListenerTls, Service};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
+use crate::edge::screening::Screening;
 use crate::limits;
 use crate::message::{MessageId, Origin};
 use crate::runtime::deadline::Shortage;
@@ -63,6 +64,8 @@ struct Session {
     /// The certificate that the client has proved to hold the key of.
     certificate: Option<Fingerprint>,
     login: Login,
+    /// What the edge filter knows of the client; `None` if it does not look at it.
+    screening: Option<Box<Screening>>,
     /// The parts of a large body that are on their way to the disk.
     upload: Option<Box<Upload>>,
     /// How fast the body comes that is under way.
@@ -96,6 +99,10 @@ pub async fn serve(
     }
     let intake = Intake::default();
     let envelope = EnvelopeRoom { worker: worker.clone(), octets: 0 };
+    let screening = match listener.listener.service {
+        Service::Mx => Screening::begin(&worker, peer.ip()).map(Box::new),
+        Service::Submission | Service::Relay => None,
+    };
     let mut session = Session {
         worker,
         listener,
@@ -106,6 +113,7 @@ pub async fn serve(
         intake,
         certificate: None,
         login: Login::default(),
+        screening,
         upload: None,
         pace: None,
         envelope,
@@ -147,6 +155,11 @@ impl Session {
             return End::TlsFailed;
         }
         self.permit_binding();
+        if let Some(screening) = &mut self.screening
+            && let Err(refusal) = screening.before_greeting().await
+        {
+            self.server.turn_away(refusal);
+        }
         loop {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
                 Step::Read => {
@@ -182,7 +195,7 @@ impl Session {
                 }
                 Step::FullChunk => self.next_chunk().await,
                 Step::DropBody => self.drop_body(),
-                Step::CheckRecipient => self.check_recipient(Instant::now()),
+                Step::CheckRecipient => self.check_recipient().await,
                 Step::Store => self.store().await,
                 Step::Authenticate => self.authenticate().await,
                 Step::CheckSender => self.check_sender(),
@@ -205,7 +218,7 @@ impl Session {
         }
     }
 
-    fn check_recipient(&mut self, now: Instant) {
+    async fn check_recipient(&mut self) {
         let facts = Facts {
             service: self.listener.listener.service,
             client: self.peer.ip(),
@@ -213,7 +226,15 @@ impl Session {
             authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
         };
         let Some(path) = self.server.recipient_in_question() else { return };
-        let verdict = relay::decide(&self.worker.config, facts, path);
+        let is_postmaster = path.is_postmaster();
+        let mut verdict = relay::decide(&self.worker.config, facts, path);
+        if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
+            && !is_postmaster
+            && let Err(refusal) = screening.recipient().await
+        {
+            verdict = Err(refusal);
+        }
+        let now = Instant::now();
         // 452 before the data is kinder than after it.
         let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
             None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),

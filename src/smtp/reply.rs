@@ -123,6 +123,10 @@ pub enum Refusal {
     NoRoute,
     /// A `reject:` route: the operator's words.
     Rejected(Box<str>),
+    /// The edge filter rejects: the words for the client.
+    Screened(Box<str>),
+    /// Nobody of this name is here.
+    UnknownRecipient,
     /// The announced or the real size is over the limit.
     TooLarge,
     /// A bare CR or LF in the message.
@@ -147,6 +151,8 @@ pub enum Refusal {
     QueueBusy,
     /// Nobody could check the credentials now, or it was too early to try again.
     AuthLater,
+    /// The edge filter puts off: the words for the client.
+    PutOff(Box<str>),
     /// More messages or recipients in a time than allowed.
     TooManyMessages,
     /// Nothing came for too long.
@@ -199,6 +205,9 @@ impl Refusal {
             Refusal::RelayDenied => "relay_denied",
             Refusal::NoRoute => "no_route",
             Refusal::Rejected(_) => "rejected_by_route",
+            Refusal::Screened(_) => "screened",
+            Refusal::PutOff(_) => "put_off",
+            Refusal::UnknownRecipient => "unknown_recipient",
             Refusal::TooLarge => "too_large",
             Refusal::BareNewline => "bare_newline",
             Refusal::Loop => "loop",
@@ -259,6 +268,10 @@ impl From<&Refusal> for Reply {
             Refusal::NoRoute => reply(550, "5.1.2", "No route to this address"),
             // The operator's words are put in place of the text by `refuse`.
             Refusal::Rejected(_) => reply(550, "5.7.1", "Refused"),
+            // The filter's words are put in place of the text by `refuse`, here too.
+            Refusal::Screened(_) => reply(554, "5.7.1", "Refused"),
+            Refusal::PutOff(_) => reply(450, "4.7.1", "Try later"),
+            Refusal::UnknownRecipient => reply(550, "5.1.1", "No such mailbox here"),
             Refusal::TooLarge => reply(552, "5.3.4", "Message too large"),
             Refusal::BareNewline => {
                 reply(550, "5.6.0", "Message holds a bare <CR> or <LF>; lines end with <CR><LF>")
@@ -310,7 +323,9 @@ impl Replies {
     pub fn refuse(&mut self, refusal: &Refusal) {
         let reply = Reply::from(refusal);
         match refusal {
-            Refusal::Rejected(words) => self.line(reply.code, b' ', reply.enhanced, words),
+            Refusal::Rejected(words) | Refusal::Screened(words) | Refusal::PutOff(words) => {
+                self.line(reply.code, b' ', reply.enhanced, words)
+            }
             _ => self.push(reply),
         }
     }

@@ -283,6 +283,12 @@ impl Server {
         self.close(Refusal::ShuttingDown);
     }
 
+    /// Tells the client why it is not served, in place of the greeting (RFC 5321 section 3.1).
+    pub fn turn_away(&mut self, refusal: Refusal) {
+        self.replies = Replies::default();
+        self.close(refusal);
+    }
+
     /// Ends the session and tells the client why; nothing if it has ended already.
     pub fn close(&mut self, refusal: Refusal) {
         if matches!(self.phase, Phase::Closed { .. }) {

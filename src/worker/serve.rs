@@ -183,7 +183,9 @@ fn server_config(config: &Config, listener: &Listener) -> ServerConfig {
             secrets_in_clear: !config.auth.require_tls,
             required: true,
         }),
-        checks_senders: listener.service == Service::Submission || config.limits.count_messages(),
+        checks_senders: listener.service == Service::Submission
+            || config.limits.count_messages()
+            || (listener.service == Service::Mx && config.edge.is_some()),
     }
 }
 

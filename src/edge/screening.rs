@@ -1,0 +1,150 @@
+//! One session's way through the filter: which facts are asked for when, and where they are
+//! awaited.
+//!
+//! Thin: it starts the [`Gathering`]s of the stages, waits for them where a decision needs them,
+//! and lets [`Verdict`] decide.  The stages are the connection, whose facts are asked for before
+//! the greeting, and the sender with its HELO, asked for at MAIL; both are awaited at the first
+//! recipient, or the first of them before the greeting where clients are refused there.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::gathering::Gathering;
+use super::verdict::{Action, Finding, Score, Verdict};
+use crate::config::{Edge, RefuseAt};
+use crate::smtp::address::ReversePath;
+use crate::smtp::reply::Refusal;
+use crate::smtp::server::Client;
+use crate::worker::Worker;
+
+/// What the filter knows of a session.
+pub struct Screening {
+    worker: Rc<Worker>,
+    client: IpAddr,
+    /// What was found of the session itself, at hand.
+    session: Vec<Finding>,
+    connection: Rc<Gathering>,
+    /// Of the transaction under way.
+    sender: Option<Rc<Gathering>>,
+    judged: Option<Judged>,
+}
+
+/// What was decided on the transaction under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// What becomes of its mail.
+    pub action: Action,
+    /// The sum of the scores.
+    pub score: Score,
+    /// What its client hears if that is a refusal.
+    pub words: Box<str>,
+    /// All that led to it.
+    pub findings: Vec<Finding>,
+}
+
+impl Screening {
+    /// Begins to ask about a client that has just connected; `None` if it is not looked at.
+    pub fn begin(worker: &Rc<Worker>, client: IpAddr) -> Option<Screening> {
+        let edge = worker.config.edge.as_ref()?;
+        let client = client.to_canonical();
+        let is_exempt = edge.exempt.iter().any(|network| network.contains(&client));
+        if is_exempt || worker.config.relay.contains(client) {
+            return None;
+        }
+        Some(Screening {
+            worker: worker.clone(),
+            client,
+            session: Vec::new(),
+            connection: Gathering::new(Instant::now() + edge.deadline),
+            sender: None,
+            judged: None,
+        })
+    }
+
+    fn edge(&self) -> &Edge {
+        self.worker.config.edge.as_ref().expect("there is no screening without a filter")
+    }
+
+    /// The client that is looked at.
+    pub fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Takes a finding of the session itself.
+    pub fn add(&mut self, finding: Finding) {
+        self.session.push(finding);
+        self.judged = None;
+    }
+
+    /// Waits for what is known of the client, where it is to be refused in place of the greeting.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub async fn before_greeting(&mut self) -> Result<(), Refusal> {
+        if self.edge().refuse_at != RefuseAt::Greeting {
+            return Ok(());
+        }
+        self.connection.settle().await;
+        let judged = self.judge();
+        match judged.action {
+            Action::Reject => Err(Refusal::Screened(judged.words)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A transaction begins: asks about its sender, and about what the client calls itself.
+    pub fn sender(&mut self, _client: &Client, _path: &ReversePath) {
+        self.judged = None;
+        self.sender = Some(Gathering::new(Instant::now() + self.edge().deadline));
+    }
+
+    /// Decides on the transaction under way, at a recipient that is not a postmaster.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub async fn recipient(&mut self) -> Result<(), Refusal> {
+        if self.judged.is_none() {
+            self.connection.settle().await;
+            if let Some(sender) = &self.sender {
+                sender.settle().await;
+            }
+            self.judged = Some(self.judge());
+        }
+        let Some(judged) = &self.judged else { return Ok(()) };
+        match judged.action {
+            Action::Accept | Action::Tag | Action::Quarantine => Ok(()),
+            Action::Defer => Err(Refusal::PutOff(judged.words.clone())),
+            Action::Reject => Err(Refusal::Screened(judged.words.clone())),
+        }
+    }
+
+    /// What was decided on the transaction under way; `None` before its first recipient.
+    pub fn judged(&self) -> Option<&Judged> {
+        self.judged.as_ref()
+    }
+
+    /// The transaction is over.
+    pub fn end_transaction(&mut self) {
+        self.sender = None;
+        self.judged = None;
+    }
+
+    fn judge(&self) -> Judged {
+        let stages = [Some(&self.connection), self.sender.as_ref()];
+        let gathered = stages.into_iter().flatten().flat_map(|stage| stage.found());
+        let findings: Vec<Finding> = self.session.iter().cloned().chain(gathered).collect();
+        let verdict = Verdict::of(&findings, &self.edge().thresholds);
+        let reply = verdict.cause.and_then(|cause| cause.reply.clone());
+        let generic = match verdict.action {
+            Action::Defer => "Not now, try later",
+            _ => "Refused by policy",
+        };
+        Judged {
+            action: verdict.action,
+            score: verdict.score,
+            words: reply.unwrap_or_else(|| generic.into()),
+            findings,
+        }
+    }
+}
