@@ -42,6 +42,8 @@ pub const ORCPT: usize = 500;
 pub const RECIPIENTS_MAX: usize = 32_768;
 /// The most that one alias or list may stand for; a transaction has room for the next one after it.
 pub const EXPANDED_RECIPIENTS: usize = 10_000;
+/// The most members of a list that EXPN tells.
+pub const EXPN_MEMBERS: usize = 100;
 /// The fewest that RFC 5321 4.5.3.1.8 lets a server allow.
 pub const RECIPIENTS_MIN: usize = 100;
 
@@ -108,6 +110,19 @@ pub const CLIENT_GROUP: usize = 16 * 1024;
 pub const ONE_FLIGHT_OCTETS: u64 = CHUNK as u64;
 /// The most recipients of such a message.
 pub const ONE_FLIGHT_RECIPIENTS: usize = 100;
+/// The same where a client of ours waits for what the next hop says (4.5.3.2.2 to .4 give it five
+/// minutes for MAIL and RCPT, and ten for the end of data).
+pub const BACKEND_COMMAND: Duration = Duration::from_secs(60);
+/// Likewise for the reply to the end of data.
+pub const BACKEND_DATA_END: Duration = Duration::from_secs(9 * 60);
+/// Idle connections to a site that a core keeps for sessions that ask it directly.
+pub const BACKENDS_KEPT: usize = 8;
+/// What a client waits for the next hop to say whether a recipient is there.
+pub const CALL_AHEAD: Duration = Duration::from_secs(20);
+/// Recipients that a core asks a next hop about at a time.
+pub const CALLS_AHEAD: usize = 4;
+/// The longest wait before the reply to an unknown recipient, unless the first is longer.
+pub const TARPIT_MAX: Duration = Duration::from_secs(20);
 /// What is gathered of messages in flight before it is written.
 pub const CLIENT_WRITE: usize = 64 * 1024;
 

@@ -11,6 +11,7 @@
 //! message is avoided for a while; only when no other one is left does the site rest, or the
 //! message wait.
 
+pub mod backend;
 pub mod local;
 pub mod maildir;
 pub mod smtp;

@@ -184,6 +184,11 @@ impl Expansion {
         self.all().count() > 1
     }
 
+    /// Its line in the file, from 1.
+    pub fn line(&self) -> u32 {
+        self.line
+    }
+
     /// The targets, its own mailbox among them.
     pub fn all(&self) -> impl Iterator<Item = &Mailbox> {
         self.own.iter().chain(&self.targets)
