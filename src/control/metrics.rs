@@ -88,6 +88,8 @@ pub struct WorkerMetrics {
     pub logins_failed: Counter,
     /// Refusals by the name of their reason.
     pub refused: LabelledCounters,
+    /// Findings of the edge filter that had an effect, by the check's name.
+    pub findings: LabelledCounters,
     /// Messages that got their 250.
     pub messages_accepted: Counter,
     /// Their octets.
@@ -306,6 +308,7 @@ impl Default for WorkerMetrics {
             logins: Counter::default(),
             logins_failed: Counter::default(),
             refused: LabelledCounters::new(),
+            findings: LabelledCounters::new(),
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),
             recipients_accepted: Counter::default(),

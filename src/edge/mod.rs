@@ -11,6 +11,9 @@
 //!
 //! Not here: relay control (`inbound::relay`), which decides first and whatever the filter says.
 
+pub mod checks;
 pub mod gathering;
+pub mod inquiry;
+pub mod lists;
 pub mod screening;
 pub mod verdict;

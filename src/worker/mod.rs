@@ -31,6 +31,7 @@ use crate::delivery::settle;
 use crate::delivery::sites::Sites;
 use crate::dns::Resolver;
 use crate::dns::ourselves::Ourselves;
+use crate::edge::inquiry::Inquiry;
 use crate::inbound::ahead::Questions;
 use crate::inbound::memory::Share;
 use crate::listener::SessionCounts;
@@ -74,6 +75,8 @@ pub struct Worker {
     pub sites: Arc<Sites>,
     /// Who takes the mail of which domain.
     pub resolver: Resolver,
+    /// Who asks for what the edge filter wants to know; none without one.
+    pub inquiry: Option<Inquiry>,
     /// What this gateway is called, and where it listens.
     pub ourselves: Arc<Ourselves>,
     /// Sessions of all workers.

@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::Worker;
 use crate::auth::sasl::Mechanism;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
+use crate::edge::checks;
+use crate::edge::lists::{Zone, health::Change};
+use crate::edge::verdict::{Effect, Finding};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
 use crate::queue::handle::{Handle, State};
@@ -206,6 +209,28 @@ impl Worker {
             site: Some("hold"),
             ..Event::new(EventKind::Held)
         });
+    }
+
+    /// A DNS list was switched off or on.
+    pub(super) fn report_list(&self, zone: &Zone, change: Change) {
+        let name = zone.name.as_str();
+        let (kind, reason) = match change {
+            Change::Off(trouble) => (EventKind::ListOff, Some(trouble.as_str())),
+            Change::On => (EventKind::ListOn, None),
+        };
+        match change {
+            Change::Off(trouble) => tracing::warn!(list = name, "switched off: {trouble}"),
+            Change::On => tracing::info!(list = name, "switched on again"),
+        }
+        self.events.emit(&Event { list: Some(name), reason, ..Event::new(kind) });
+    }
+
+    /// What the checks found of a client, of each check that has an effect.
+    pub fn count_findings(&self, findings: &[Finding]) {
+        let effective = findings.iter().filter(|finding| finding.effect != Effect::None);
+        for check in effective.filter_map(|finding| checks::known_name(&finding.check)) {
+            self.metrics.findings.count(check);
+        }
     }
 
     /// Something was refused within a session.
