@@ -3,6 +3,7 @@
 //! `gateway` starts the real binary, `client` and `sink` are what stands on both sides of it.
 
 mod addresses;
+mod attack;
 mod auth;
 mod bytes;
 mod client;
@@ -22,6 +23,7 @@ mod gateway;
 mod inline;
 mod interop;
 mod limits_and_floods;
+mod lists;
 mod lmtp;
 mod models;
 mod mx;
