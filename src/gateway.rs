@@ -28,6 +28,8 @@ use crate::delivery::sites::Sites;
 use crate::dns::ResolverConfig;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
 use crate::edge::lists::Lists;
+use crate::edge::memory::Memory;
+use crate::edge::memory_file::{self, Keeper};
 use crate::inbound::memory::{self, Share};
 use crate::limits;
 use crate::listener::SessionCounts;
@@ -47,7 +49,7 @@ use crate::spool::{
 };
 use crate::tls::acceptor::Expiry;
 use crate::tls::{Acceptor, AcceptorSettings, CertificateError, Connector};
-use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat};
+use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat, now_seconds};
 
 /// A gateway that runs.
 pub struct Gateway {
@@ -64,6 +66,8 @@ pub struct Gateway {
     authority: Arc<Authority>,
     config: Arc<Config>,
     roster: Arc<Roster>,
+    /// Writes down whom the edge filter knows.
+    keeper: Option<Keeper>,
 }
 
 /// Where a gateway can be reached.
@@ -216,7 +220,8 @@ impl Gateway {
             .map_err(StartError::Thread)?;
         let blocking = BlockingPool::start(BLOCKING_THREADS).map_err(StartError::Thread)?;
 
-        let counts = Arc::new(SessionCounts::new(&config));
+        let counts = Arc::new(SessionCounts::new(&config.limits));
+        let (acquaintances, keeper) = edge_memory(&config)?.unzip();
         let default_memory = || memory::default_octets(config.workers);
         let memory = config.limits.memory.map_or_else(default_memory, |memory| memory.0);
         let share = Share::of(memory, config.workers);
@@ -238,6 +243,7 @@ impl Gateway {
                 ourselves: ourselves.clone(),
                 lists: lists.clone(),
                 counts: counts.clone(),
+                memory: acquaintances.clone(),
                 share,
                 allowance: allowance.clone(),
                 sockets,
@@ -280,6 +286,7 @@ impl Gateway {
             authority,
             config,
             roster,
+            keeper,
         })
     }
 
@@ -328,6 +335,9 @@ impl Gateway {
         }
         self.reader.stop();
         self.committer.stop(COMMIT_PATIENCE);
+        if let Some(keeper) = self.keeper {
+            keeper.stop();
+        }
         self.admin.stop();
         if let Err(error) = self.events.close(Instant::now() + EVENT_PATIENCE) {
             tracing::warn!(%error, "some events could not be written before the end");
@@ -342,6 +352,17 @@ fn acceptor(
     let (acceptor, expiries) = Acceptor::new(&settings)?;
     tell_expiries(&expiries);
     Ok(Some((Arc::new(acceptor), settings)))
+}
+
+/// Whom the edge filter knows, and who writes it down; nothing without an edge filter.
+fn edge_memory(config: &Config) -> Result<Option<(Arc<Memory>, Keeper)>, StartError> {
+    let Some(edge) = &config.edge else { return Ok(None) };
+    let state = config.data_dir.join("state");
+    let settings = edge.greylist.unwrap_or_default();
+    let memory = memory_file::load(&state, &settings, now_seconds()).map_err(StartError::Thread)?;
+    let memory = Arc::new(memory);
+    let keeper = Keeper::start(state, memory.clone(), now_seconds).map_err(StartError::Thread)?;
+    Ok(Some((memory, keeper)))
 }
 
 fn tell_expiries(expiries: &[Expiry]) {

@@ -121,8 +121,6 @@ pub const BACKENDS_KEPT: usize = 8;
 pub const CALL_AHEAD: Duration = Duration::from_secs(20);
 /// Recipients that a core asks a next hop about at a time.
 pub const CALLS_AHEAD: usize = 4;
-/// The longest wait before the reply to an unknown recipient, unless the first is longer.
-pub const TARPIT_MAX: Duration = Duration::from_secs(20);
 /// What is gathered of messages in flight before it is written.
 pub const CLIENT_WRITE: usize = 64 * 1024;
 

@@ -8,7 +8,7 @@ use crate::config::{Config, RouteIndex};
 use crate::delivery::sites::routing_domain;
 use crate::message::Recipient;
 use crate::recipients::{Finding, Table, forwarded};
-use crate::smtp::address::ForwardPath;
+use crate::smtp::address::{ForwardPath, Mailbox};
 use crate::smtp::reply::Refusal;
 
 /// Whom a recipient's mail goes to, each by its own route.
@@ -33,11 +33,7 @@ pub fn addressees(
     recipient: &Recipient,
     route: RouteIndex,
 ) -> Result<Addressees, Refusal> {
-    let Some(mailbox) = recipient.path.mailbox() else { return Ok(Addressees::Itself(route)) };
-    if !config.domains.contains(&routing_domain(mailbox)) {
-        return Ok(Addressees::Itself(route));
-    }
-    match table.find(mailbox) {
+    match find(config, table, &recipient.path) {
         Finding::NotJudged | Finding::Mailbox => Ok(Addressees::Itself(route)),
         Finding::Unknown => Err(Refusal::UnknownRecipient),
         Finding::Expands(expansion) => {
@@ -50,6 +46,22 @@ pub fn addressees(
             members.into_iter().map(routed).collect::<Result<_, _>>().map(Addressees::Others)
         }
     }
+}
+
+/// Whether the file has anything against a recipient.
+///
+/// # Errors
+/// `UnknownRecipient`.
+pub fn is_here(config: &Config, table: &Table, path: &ForwardPath) -> Result<(), Refusal> {
+    match find(config, table, path) {
+        Finding::Unknown => Err(Refusal::UnknownRecipient),
+        Finding::NotJudged | Finding::Mailbox | Finding::Expands(_) => Ok(()),
+    }
+}
+
+fn find<'t>(config: &Config, table: &'t Table, path: &ForwardPath) -> Finding<'t> {
+    let is_ours = |mailbox: &&Mailbox| config.domains.contains(&routing_domain(mailbox));
+    path.mailbox().filter(is_ours).map_or(Finding::NotJudged, |mailbox| table.find(mailbox))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 
 pub mod addressees;
 pub mod ahead;
+mod delays;
 mod inline;
 pub mod intake;
 mod login;
@@ -79,10 +80,14 @@ struct Session {
     /// What the envelope takes, as it was told to the worker.
     envelope: EnvelopeRoom,
     messages: u32,
-    /// Recipients that it asked for and that are not there.
-    unknown: u32,
+    /// Recipients that it asked for and that are not here.
+    unknown_recipients: u32,
     /// What is under way with a next hop, where messages are not kept.
     inline: Inline,
+    /// Recipients that the edge filter has refused.
+    refused_recipients: u32,
+    /// Whether haste has been found, once it has been looked for.
+    haste: Option<bool>,
 }
 
 /// Why a session ended, for the events.
@@ -129,8 +134,10 @@ pub async fn serve(
         pace: None,
         envelope,
         messages: 0,
-        unknown: 0,
+        unknown_recipients: 0,
         inline: Inline::default(),
+        refused_recipients: 0,
+        haste: None,
     };
     let end = session.run().await;
     session.report_end(end);
@@ -168,10 +175,8 @@ impl Session {
             return End::TlsFailed;
         }
         self.permit_binding();
-        if let Some(screening) = &mut self.screening
-            && let Err(refusal) = screening.before_greeting().await
-        {
-            self.server.turn_away(refusal);
+        if let Err(end) = self.greet().await {
+            return end;
         }
         loop {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
@@ -249,20 +254,34 @@ impl Session {
         let Some(path) = self.server.recipient_in_question() else { return };
         let is_postmaster = path.is_postmaster();
         let mut verdict = relay::decide(&self.worker.config, facts, path);
+        self.note_haste();
         if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
             && !is_postmaster
             && let Err(refusal) = screening.recipient().await
         {
             verdict = Err(refusal);
         }
+        if matches!(verdict, Err(Refusal::Screened(_))) {
+            self.tarpit().await;
+        }
         let now = Instant::now();
         // 452 before the data is kinder than after it.
         let log = if self.is_inline() { None } else { self.worker.log.refusal() };
-        let verdict = verdict.and_then(|route| match log {
+        let mut verdict = verdict.and_then(|route| match log {
             None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
             None => self.counts_recipient(now).map(|()| route),
             Some(refusal) => Err(refusal),
         });
+        // Before the greylist, which need not remember anything for who is not here.
+        verdict = verdict.and_then(|route| self.is_here().map(|()| route));
+        if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
+            && let (Some(sender), Some(path)) =
+                (self.server.reverse_path(), self.server.recipient_in_question())
+            && !is_postmaster
+            && let Err(refusal) = screening.greylist(sender, path)
+        {
+            verdict = Err(refusal);
+        }
         if self.server.is_first_recipient() {
             // The envelope before it ended without a read between, by RSET for one.
             self.envelope.give_back();
@@ -525,6 +544,9 @@ impl Session {
         self.server.stored(Instant::now(), result.map(|id| (id, durability)));
         if let Some(id) = kept {
             self.messages += 1;
+            if let Some(screening) = &self.screening {
+                screening.accepted(&message.envelope.reverse_path);
+            }
             self.worker.report_accepted(self.id, self.peer, id, &message, started.elapsed());
         }
     }

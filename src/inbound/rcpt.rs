@@ -4,12 +4,11 @@
 use std::time::Instant;
 
 use super::Session;
-use super::addressees::{Addressees, addressees};
+use super::addressees::{Addressees, addressees, is_here};
 use super::ahead;
 use crate::config::{ListenerDelivery, RouteIndex};
 use crate::delivery::sites::routing_domain;
 use crate::message::Recipient;
-use crate::runtime;
 use crate::smtp::reply::{Passed, Refusal, Verified};
 use crate::smtp::server::recipient_octets;
 
@@ -102,22 +101,33 @@ impl Session {
         }
     }
 
-    /// Slows and cuts off who asks for many that are not there, where the edge filter is on.
+    /// Whether the file of recipients has anything against the one in question.
+    ///
+    /// # Errors
+    /// `UnknownRecipient`.
+    pub(super) fn is_here(&self) -> Result<(), Refusal> {
+        let (Some(table), Some(path)) =
+            (self.worker.roster.table(), self.server.recipient_in_question())
+        else {
+            return Ok(());
+        };
+        is_here(&self.worker.config, &table, path)
+    }
+
+    /// Slows and cuts off who asks for many that are not here, where the edge filter looks.
     async fn answer_unknown(&mut self, refusal: Refusal) {
         let edge = self.worker.config.edge.as_ref().filter(|_| self.screening.is_some());
-        let consequence = edge.map(|edge| {
-            self.unknown = self.unknown.saturating_add(1);
+        let is_cut_off = edge.is_some_and(|edge| {
+            self.unknown_recipients = self.unknown_recipients.saturating_add(1);
             let harvest = &self.worker.roster.harvest;
-            let (most, tarpit) = (edge.unknown_recipients, edge.tarpit);
-            harvest.unknown(self.peer.ip(), self.unknown, most, tarpit, Instant::now())
+            let of_address = harvest.unknown(self.peer.ip(), Instant::now());
+            self.unknown_recipients.max(of_address) >= edge.unknown_recipients
         });
-        if let Some(consequence) = consequence
-            && !consequence.wait.is_zero()
-        {
-            runtime::sleep(consequence.wait).await;
+        if self.screening.is_some() {
+            self.tarpit().await;
         }
         self.server.recipient_checked(Instant::now(), Err(refusal));
-        if consequence.is_some_and(|consequence| consequence.is_cut_off) {
+        if is_cut_off {
             self.server.close(Refusal::TooManyUnknown);
         }
     }

@@ -1,10 +1,10 @@
 //! A connection to a next hop that one command at a time is said on: for sessions that wait for
 //! each answer, not for the queue.
 //!
-//! Two of them use it: in-line mode ([`crate::inbound::inline`]), which lets the next hop answer
-//! our client, and the question whether a recipient is there ([`crate::recipients::ahead`]).  It
-//! is dialled, encrypted and logged in as the connections of the queue are; after that each side
-//! speaks in its turn.
+//! Two of them use it: in-line mode (`inbound::inline`), which lets the next hop answer our client,
+//! and the question whether a recipient is there ([`crate::inbound::ahead`]).  It is dialled,
+//! encrypted and logged in as the connections of the queue are; after that each side speaks in its
+//! turn.
 //!
 //! Invariant: a connection on which anything went wrong, or on which a transaction is under way,
 //! is never used again: it is dropped, which closes it in the middle, so that no next hop takes

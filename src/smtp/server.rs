@@ -158,6 +158,7 @@ pub struct Server {
     /// The client may send ETRN.
     may_start_queues: bool,
     may_inquire: MayInquire,
+    haste: Haste,
     transaction: Option<Box<Transaction>>,
     /// Those that MAIL has begun so far.
     transactions: u32,
@@ -202,6 +203,17 @@ enum Phase {
     Closed { timed_out: bool },
 }
 
+/// Whether the client may send commands without waiting for the replies (RFC 2920 section 3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// Nobody has told it so yet.
+    Forbidden,
+    /// It has done so in spite of that.
+    Caught,
+    /// It has seen the reply to EHLO.
+    Allowed,
+}
+
 /// From MAIL to the end of the message.
 struct Transaction {
     reverse_path: ReversePath,
@@ -232,6 +244,7 @@ impl Server {
             auth_failures: 0,
             may_start_queues: false,
             may_inquire: MayInquire::default(),
+            haste: Haste::Forbidden,
             transaction: None,
             transactions: 0,
             replies,
@@ -358,6 +371,15 @@ impl Server {
         }
     }
 
+    /// Whether the client has sent a command before the reply to the one before it, and before it
+    /// was told in reply to EHLO that it may.
+    ///
+    /// What is found depends on how the octets were cut into reads; that an honest client is never
+    /// found does not: nothing of it comes before the reply that it waits for has gone.
+    pub fn was_hasty(&self) -> bool {
+        self.haste == Haste::Caught
+    }
+
     /// Whether a transaction is under way.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
@@ -470,6 +492,9 @@ impl Server {
         self.lines = LineScanner::default();
         self.client = None;
         self.can_bind = false;
+        if self.haste == Haste::Allowed {
+            self.haste = Haste::Forbidden;
+        }
         self.transaction = None;
         self.deadline = now + limits::SERVER_COMMAND;
     }
@@ -533,6 +558,7 @@ impl Server {
             }
             LineStep::Line { length, consumed } => {
                 self.deadline = now + limits::SERVER_COMMAND;
+                self.watch_haste();
                 let event = match command::parse(&input[..length], &self.extensions()) {
                     Ok(command) => self.command(now, command),
                     Err(CommandError::Bdat { skip_octets }) => self.skip_bdat(now, skip_octets),
@@ -541,6 +567,16 @@ impl Server {
                 Handled { consumed, event }
             }
         }
+    }
+
+    /// A command has come; the replies that wait were not sent yet, so it was sent without them.
+    fn watch_haste(&mut self) {
+        let is_extended = self.client.as_ref().is_some_and(|client| client.extended);
+        self.haste = match self.haste {
+            Haste::Forbidden if !self.replies.is_empty() => Haste::Caught,
+            Haste::Forbidden if is_extended => Haste::Allowed,
+            haste => haste,
+        };
     }
 
     /// Looks at the front of a line that is over the limit, when it comes for the first time.

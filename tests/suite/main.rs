@@ -42,6 +42,7 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod strangers;
 mod submission;
 mod tls;
 mod tls_programs;
