@@ -25,7 +25,7 @@ use crate::limits;
 use crate::pool::dial::Dialled;
 use crate::queue::site::{SiteId, SiteShared};
 use crate::runtime;
-use crate::runtime::buffer::{self, Buffer};
+use crate::runtime::buffer::{self, Account, Buffer};
 use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::capabilities::Capabilities;
@@ -187,7 +187,8 @@ impl Backend {
     async fn reply(&mut self, deadline: Instant) -> Result<PeerReply, BackendError> {
         let mut reader = ReplyReader::new();
         loop {
-            let (result, input) = self.stream.read(Buffer::new(buffer::TINY), deadline).await;
+            let input = Buffer::on(Account::Outbound, buffer::TINY);
+            let (result, input) = self.stream.read(input, deadline).await;
             match result {
                 Ok(0) => return Err(BackendError::Lost("the connection was closed".into())),
                 Ok(_) => {}
