@@ -144,6 +144,8 @@ pub const DNS_ALIASES: usize = 8;
 pub const DNS_DATAGRAM: usize = 1_232;
 /// Datagrams that answer something else and are passed over while waiting for an answer.
 pub const DNS_STRAY_DATAGRAMS: usize = 64;
+/// Sockets to a name server on this machine that a core keeps for further questions.
+pub const DNS_SOCKETS_IDLE: usize = 32;
 /// The longest that an answer is believed.
 pub const DNS_TTL_MAX: Duration = Duration::from_secs(86_400);
 /// The longest that an absence is believed (RFC 2308 section 5).
