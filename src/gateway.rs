@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::auth::{Authority, AuthorityError};
-use crate::config::{Config, Events, Listener, Spool};
+use crate::config::{self, Config, Events, Listener, Spool};
 use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
 use crate::control::events::{Event, EventKind, EventLog, EventTarget};
 use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics};
@@ -27,6 +27,9 @@ use crate::delivery::recovery::{Recovered, RecoveredHandles};
 use crate::delivery::sites::Sites;
 use crate::dns::ResolverConfig;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
+use crate::edge::lists::Lists;
+use crate::edge::memory::Memory;
+use crate::edge::memory_file::{self, Keeper};
 use crate::inbound::memory::{self, Share};
 use crate::limits;
 use crate::listener::SessionCounts;
@@ -45,7 +48,7 @@ use crate::spool::{
 };
 use crate::tls::acceptor::Expiry;
 use crate::tls::{Acceptor, AcceptorSettings, CertificateError, Connector};
-use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat};
+use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat, now_seconds};
 
 /// A gateway that runs.
 pub struct Gateway {
@@ -60,6 +63,8 @@ pub struct Gateway {
     /// With what it is made of, to be read again.
     acceptor: Option<(Arc<Acceptor>, AcceptorSettings)>,
     authority: Arc<Authority>,
+    /// Writes down whom the edge filter knows.
+    keeper: Option<Keeper>,
 }
 
 /// Where a gateway can be reached.
@@ -159,7 +164,7 @@ impl Gateway {
     /// See [`StartError`]; nothing goes on running then.
     pub fn start(config: Config) -> Result<Gateway, StartError> {
         let config = Arc::new(config);
-        raise_descriptors();
+        let descriptors = raise_descriptors();
         raise_locked_memory(config.workers);
         let (sockets, listeners) = bind(&config)?;
         prepare_data_dir(&config)?;
@@ -184,8 +189,13 @@ impl Gateway {
         let stats = Arc::new(SpoolStats::default());
         let status = Arc::new(Status::new(spool_figures(stats.clone())));
         let (posts, inboxes) = mailboxes(config.workers).map_err(StartError::Thread)?;
-        let sources =
-            Sources { workers: metrics.clone(), events: events.counters(), status: status.clone() };
+        let lists = Arc::new(Lists::new(config.edge.as_ref().map_or(&[], |edge| &edge.lists)));
+        let sources = Sources {
+            workers: metrics.clone(),
+            events: events.counters(),
+            status: status.clone(),
+            lists: lists.clone(),
+        };
         let asked = admin::Gateway {
             workers: Workers::new(Arc::new(Port { posts: posts.clone() }), Times::default()),
             metrics: Metrics::new(sources),
@@ -204,11 +214,15 @@ impl Gateway {
             .map_err(StartError::Thread)?;
         let blocking = BlockingPool::start(BLOCKING_THREADS).map_err(StartError::Thread)?;
 
-        let counts = Arc::new(SessionCounts::new(&config));
+        let counts = Arc::new(SessionCounts::new(&config.limits));
+        let (acquaintances, keeper) = edge_memory(&config)?.unzip();
         let default_memory = || memory::default_octets(config.workers);
         let memory = config.limits.memory.map_or_else(default_memory, |memory| memory.0);
         let share = Share::of(memory, config.workers);
         let allowance = Arc::new(Allowance::new(config.delivery.connections));
+        let (sessions, connections) = (config.limits.sessions, config.delivery.connections);
+        let queries = config::queries_for(descriptors, sessions, connections, config.workers);
+        let dns = ResolverConfig { queries, ..ResolverConfig::new(&config.dns) };
         let (ready, all_ready) = mpsc::channel();
         let mut workers = Vec::new();
         let seats = inboxes.into_iter().zip(sockets).zip(recovered).enumerate();
@@ -221,9 +235,11 @@ impl Gateway {
                 authority: authority.clone(),
                 connector: connector.clone(),
                 sites: sites.clone(),
-                dns: ResolverConfig::new(&config.dns),
+                dns: dns.clone(),
                 ourselves: ourselves.clone(),
+                lists: lists.clone(),
                 counts: counts.clone(),
+                memory: acquaintances.clone(),
                 share,
                 allowance: allowance.clone(),
                 sockets,
@@ -264,6 +280,7 @@ impl Gateway {
             status,
             acceptor,
             authority,
+            keeper,
         })
     }
 
@@ -307,6 +324,9 @@ impl Gateway {
         }
         self.reader.stop();
         self.committer.stop(COMMIT_PATIENCE);
+        if let Some(keeper) = self.keeper {
+            keeper.stop();
+        }
         self.admin.stop();
         if let Err(error) = self.events.close(Instant::now() + EVENT_PATIENCE) {
             tracing::warn!(%error, "some events could not be written before the end");
@@ -321,6 +341,17 @@ fn acceptor(
     let (acceptor, expiries) = Acceptor::new(&settings)?;
     tell_expiries(&expiries);
     Ok(Some((Arc::new(acceptor), settings)))
+}
+
+/// Whom the edge filter knows, and who writes it down; nothing without an edge filter.
+fn edge_memory(config: &Config) -> Result<Option<(Arc<Memory>, Keeper)>, StartError> {
+    let Some(edge) = &config.edge else { return Ok(None) };
+    let state = config.data_dir.join("state");
+    let settings = edge.greylist.unwrap_or_default();
+    let memory = memory_file::load(&state, &settings, now_seconds()).map_err(StartError::Thread)?;
+    let memory = Arc::new(memory);
+    let keeper = Keeper::start(state, memory.clone(), now_seconds).map_err(StartError::Thread)?;
+    Ok(Some((memory, keeper)))
 }
 
 fn tell_expiries(expiries: &[Expiry]) {
@@ -517,8 +548,8 @@ fn become_user(config: &Config) -> Result<(), StartError> {
 }
 
 /// As many descriptors as the system lets us have, but for those that the admin interface raises
-/// the limit for; the default of sessions counts on them.
-fn raise_descriptors() {
+/// the limit for; the default of sessions counts on them.  Gives how many there are.
+fn raise_descriptors() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
         setrlimit(Resource::RLIMIT_NOFILE, hard.saturating_sub(limits::ADMIN_DESCRIPTORS), hard)
@@ -526,6 +557,7 @@ fn raise_descriptors() {
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }
 
 /// Room for the workers' rings, and once more: those of a gateway that was here a moment ago are

@@ -21,6 +21,8 @@ pub mod listener;
 
 pub mod inbound;
 
+pub mod edge;
+
 pub mod spool;
 
 pub mod queue;

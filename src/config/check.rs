@@ -12,7 +12,8 @@ use ipnet::IpNet;
 use super::read::{Marks, RouteMarks, ScheduleMarks};
 use super::report::{Problem, Problems};
 use super::{
-    Config, DelayNotice, Environment, Listener, ListenerTls, Route, Schedule, Service, Target,
+    Config, DelayNotice, Environment, Listener, ListenerDelivery, ListenerTls, Route, Schedule,
+    Service, Target,
 };
 use crate::auth::sasl::Mechanism;
 use crate::spool::BATCH_BYTES;
@@ -65,6 +66,10 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
                     "add `[domains]` with `accept = [\"example.com\"]`, your own domains in it",
                 ),
             );
+        }
+        if listener.delivery == ListenerDelivery::Inline && listener.service != Service::Mx {
+            let title = "`listener.delivery = \"inline\"` is for `service = \"mx\"` alone";
+            problems.push(Problem::error(title, mark.service.clone()).help("remove the key"));
         }
         if listener.tls != ListenerTls::Off && config.tls.certificates.is_empty() {
             let title = "`listener.tls` needs a certificate, and there is none";

@@ -10,6 +10,7 @@
 //! out is the start's to report.
 
 mod check;
+mod edge;
 mod keys;
 mod maildir;
 mod pattern;
@@ -39,6 +40,10 @@ use crate::spool::SEGMENT_BYTES;
 use crate::tls::{AcceptorSettings, CertificateFiles, Fingerprint};
 use crate::units::{ByteSize, Rate};
 
+pub use edge::{
+    Checks, Edge, Greylist, List, ListSubject, ListenerDelivery, OnFailure, Recipients, RefuseAt,
+    Rspamd,
+};
 pub use keys::{SECTIONS, Section};
 pub use maildir::Maildir;
 pub use pattern::{BadDomainPattern, BadPattern, DomainPattern, Domains, Pattern, Reach, unquoted};
@@ -68,6 +73,10 @@ pub struct Config {
     pub relay: Relay,
     /// For which domains anybody may send.
     pub domains: Domains,
+    /// Who is here.
+    pub recipients: Recipients,
+    /// What `mx` listeners ask about their clients; `None` for nothing.
+    pub edge: Option<Edge>,
     /// Bounds on what peers can ask for.
     pub limits: Limits,
     /// Which recipient goes where; at least one.
@@ -101,6 +110,12 @@ pub struct Listener {
     pub bare_newline: BareNewline,
     /// Whether the trace header leaves out who the client is; for `submission` alone.
     pub hide_client: bool,
+    /// How its messages go on.
+    pub delivery: ListenerDelivery,
+    /// Balancers, whose connections begin with a PROXY header.
+    pub proxy: Vec<IpNet>,
+    /// Who may say for whom it speaks, by XCLIENT.
+    pub xclient: Vec<IpNet>,
 }
 
 /// Whom a listener serves.
@@ -186,6 +201,14 @@ pub struct Limits {
     pub sessions: usize,
     /// Sessions of one client address; networks in `[relay]` are exempt.
     pub sessions_per_address: usize,
+    /// Sessions of one client network, a /24 or a /64; the same are exempt.
+    pub sessions_per_network: Option<usize>,
+    /// New connections in a time, of all clients together.
+    pub connections: Option<Rate>,
+    /// New connections of a client address in a time; networks in `[relay]` are exempt.
+    pub connections_per_address: Option<Rate>,
+    /// New connections of a client network in a time; the same are exempt.
+    pub connections_per_network: Option<Rate>,
     /// Received fields in a message before it counts as looping (RFC 5321 section 6.3).
     pub received: usize,
     /// What messages on their way in may take of memory, of all workers together; without it what
@@ -361,17 +384,28 @@ const WORKERS_MAX: usize = 128;
 const FILE_OCTETS_MAX: u64 = 16 << 20;
 
 /// The sessions that fit a limit on file descriptors: three quarters of what is left after the
-/// reserve, because deliveries need the last quarter; at least 16, at most 20,000.
+/// reserve, because deliveries and look-ups need the last quarter; at least 16, at most 20,000.
 pub fn sessions_for(descriptors: u64) -> usize {
     let sessions = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 4 * 3;
     usize::try_from(sessions).unwrap_or(usize::MAX).clamp(16, SESSIONS_DEFAULT_MAX)
 }
 
-/// The connections to next hops that are left beside so many sessions: at least 16, at most
-/// 20,000.
+/// The connections to next hops that are left beside so many sessions and the questions to name
+/// servers, which have half of it if they need as much: at least 16, at most 20,000.
 pub fn connections_for(descriptors: u64, sessions: usize) -> usize {
     let left = descriptors.saturating_sub(DESCRIPTORS_RESERVED).saturating_sub(sessions as u64);
-    usize::try_from(left).unwrap_or(usize::MAX).clamp(16, CONNECTIONS_DEFAULT_MAX)
+    let left = usize::try_from(left).unwrap_or(usize::MAX);
+    (left - limits::DNS_QUERIES_ALL.min(left / 2)).clamp(16, CONNECTIONS_DEFAULT_MAX)
+}
+
+/// The questions to name servers that each of so many workers may have under way beside so many
+/// sessions and connections.  Where nothing is left they share the reserve.
+pub fn queries_for(descriptors: u64, sessions: usize, connections: usize, workers: usize) -> usize {
+    let taken = (sessions as u64).saturating_add(connections as u64);
+    let left = descriptors.saturating_sub(DESCRIPTORS_RESERVED).saturating_sub(taken);
+    let left = usize::try_from(left).unwrap_or(usize::MAX).min(limits::DNS_QUERIES_ALL);
+    let (least, most) = limits::DNS_QUERIES.into_inner();
+    (left / workers.max(1)).clamp(least, most)
 }
 
 /// Reads and checks the file, or gives the development defaults without one.
@@ -443,11 +477,17 @@ impl Config {
             auth: Auth::default(),
             relay: Relay::default(),
             domains: Domains::default(),
+            recipients: Recipients::default(),
+            edge: None,
             limits: Limits {
                 message_size: ByteSize(50 << 20),
                 recipients: 1_000,
                 sessions: sessions_for(environment.descriptors),
                 sessions_per_address: 100,
+                sessions_per_network: None,
+                connections: None,
+                connections_per_address: None,
+                connections_per_network: None,
                 received: 100,
                 memory: None,
                 messages_per_user: None,
@@ -515,6 +555,9 @@ impl Listener {
             durability: Durability::Fsync,
             bare_newline: BareNewline::Reject,
             hide_client: false,
+            delivery: ListenerDelivery::Queue,
+            proxy: Vec::new(),
+            xclient: Vec::new(),
         }
     }
 }

@@ -15,13 +15,15 @@ use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::edge;
 use super::pattern::domain_ascii_lower;
 use super::report::{Problem, Problems};
 use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, truth, whole};
 use super::{
     Admin, Auth, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
-    Environment, Events, GivenSchedule, Limits, Listener, ListenerTls, Log, OAuth, Relay, Route,
-    Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX, connections_for,
+    Environment, Events, GivenSchedule, Limits, Listener, ListenerDelivery, ListenerTls, Log,
+    OAuth, Relay, Route, Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX,
+    connections_for,
 };
 use crate::auth::{Issuer, SecretPlace, SmartHostLogin};
 use crate::limits;
@@ -139,6 +141,8 @@ pub(super) fn config(
         auth: auth(&table.table("auth"), directory, defaults.auth, &mut marks.auth),
         relay: relay(&table.table("relay"), defaults.relay, &mut marks),
         domains: domains(&table.table("domains"), &mut marks),
+        recipients: edge::recipients(&table.table("recipients"), directory),
+        edge: edge::edge(&table),
         limits,
         routes: routes(&table, directory, &mut marks),
         delivery: delivery(
@@ -156,7 +160,7 @@ pub(super) fn config(
 }
 
 /// Keeps the place and gives the value.
-fn note<T>(value: Option<Spanned<T>>, mark: &mut Option<Range<usize>>) -> Option<T> {
+pub(super) fn note<T>(value: Option<Spanned<T>>, mark: &mut Option<Range<usize>>) -> Option<T> {
     *mark = value.as_ref().map(Spanned::span);
     value.map(Spanned::into_inner)
 }
@@ -192,7 +196,7 @@ fn user(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
     }
 }
 
-fn path(value: &DeValue<'_>) -> Result<PathBuf, Wrong> {
+pub(super) fn path(value: &DeValue<'_>) -> Result<PathBuf, Wrong> {
     match text(value)? {
         "" => Err(Wrong::new("is empty", "expected a path")),
         path if path.contains('\0') => Err(Wrong::new("has a NUL", "expected a path")),
@@ -239,6 +243,10 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
             choice(&[("reject", BareNewline::Reject), ("space", BareNewline::Space)]),
         );
         let hide_client = table.optional("hide_client", truth);
+        let delivery =
+            table.or("delivery", ListenerDelivery::Queue, choice(&edge::LISTENER_DELIVERY));
+        let proxy = edge::networks(&table, "proxy");
+        let xclient = edge::networks(&table, "xclient");
         let (Some(address), Some(service)) = (address, service) else {
             continue;
         };
@@ -251,7 +259,17 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
         let hide_client = hide_client.is_some_and(Spanned::into_inner);
         let tls = tls.map_or(ListenerTls::Off, Spanned::into_inner);
         let (address, service) = (address.into_inner(), service.into_inner());
-        listeners.push(Listener { address, service, tls, durability, bare_newline, hide_client });
+        listeners.push(Listener {
+            address,
+            service,
+            tls,
+            durability,
+            bare_newline,
+            hide_client,
+            delivery,
+            proxy,
+            xclient,
+        });
     }
     listeners
 }
@@ -330,7 +348,7 @@ fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
 }
 
 /// A network, or a single address; IPv4 inside IPv6 becomes IPv4, as clients do.
-fn network(value: &DeValue<'_>) -> Result<IpNet, Wrong> {
+pub(super) fn network(value: &DeValue<'_>) -> Result<IpNet, Wrong> {
     let given = text(value)?;
     if let Ok(address) = given.parse::<IpAddr>() {
         return Ok(address.to_canonical().into());
@@ -374,6 +392,12 @@ fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limi
         sessions: note(sessions, &mut marks.sessions).unwrap_or(default.sessions),
         sessions_per_address: note(per_address, &mut marks.sessions_per_address)
             .unwrap_or(default.sessions_per_address),
+        sessions_per_network: table
+            .optional("sessions_per_network", whole(1..=SESSIONS_MAX))
+            .map(Spanned::into_inner),
+        connections: rate(table, "connections"),
+        connections_per_address: rate(table, "connections_per_address"),
+        connections_per_network: rate(table, "connections_per_network"),
         received: table.or("received", default.received, whole(10..=1_000)),
         memory: table.optional("memory", size(MEMORY)).map(Spanned::into_inner).or(default.memory),
         messages_per_user: rate(table, "messages_per_user"),
@@ -383,7 +407,7 @@ fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limi
     }
 }
 
-fn rate(table: &Table<'_>, key: &'static str) -> Option<Rate> {
+pub(super) fn rate(table: &Table<'_>, key: &'static str) -> Option<Rate> {
     table.optional(key, parsed("is not a rate")).map(Spanned::into_inner)
 }
 
@@ -451,7 +475,7 @@ fn login(
 }
 
 /// Text that is not empty.
-fn words(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
+pub(super) fn words(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
     match text(value)? {
         "" => Err(Wrong::new("is empty", "expected some text")),
         words if words.contains('\0') => Err(Wrong::new("has a NUL", "expected some text")),

@@ -65,6 +65,10 @@ message_size = 2048
 recipients = 200
 sessions = 0x64
 sessions_per_address = 7
+sessions_per_network = 9
+connections = "1/1s"
+connections_per_address = "2/1s"
+connections_per_network = "3/1s"
 memory = "96MiB"
 received = 50
 messages_per_user = "5/1s"
@@ -128,6 +132,10 @@ address = "[::1]:80"
         recipients: 200,
         sessions: 100,
         sessions_per_address: 7,
+        sessions_per_network: Some(9),
+        connections: Some(Rate { count: 1, period: second }),
+        connections_per_address: Some(Rate { count: 2, period: second }),
+        connections_per_network: Some(Rate { count: 3, period: second }),
         memory: Some(ByteSize(96 << 20)),
         received: 50,
         messages_per_user: Some(Rate { count: 5, period: second }),
@@ -203,6 +211,23 @@ fn sessions_leave_room_for_deliveries() {
         [(0, 16), (256, 16), (1_024, 576), (4_352, 3_072), (1 << 20, 20_000), (u64::MAX, 20_000)]
     {
         assert_eq!(sessions_for(descriptors), sessions, "{descriptors}");
+    }
+}
+
+#[test]
+fn what_sessions_leave_is_for_deliveries_and_look_ups() {
+    for (descriptors, workers, connections, queries) in [
+        (0, 1, 16, 128),
+        (1_024, 2, 96, 128),
+        (20_000, 2, 2_468, 1_234),
+        (65_536, 2, 20_000, 4_096),
+        (65_536, 32, 20_000, 512),
+        (u64::MAX, 128, 20_000, 128),
+    ] {
+        let sessions = sessions_for(descriptors);
+        let found = connections_for(descriptors, sessions);
+        assert_eq!(found, connections, "{descriptors}");
+        assert_eq!(queries_for(descriptors, sessions, found, workers), queries, "{descriptors}");
     }
 }
 

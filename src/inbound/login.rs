@@ -154,6 +154,11 @@ impl Session {
         let now = Instant::now();
         let Some(path) = self.server.sender_in_question() else { return };
         let verdict = self.judge_sender(path, now);
+        if let (Some(screening), Some(client), Ok(())) =
+            (&mut self.screening, self.server.client(), &verdict)
+        {
+            screening.sender(client, path);
+        }
         self.server.sender_checked(now, verdict);
     }
 

@@ -11,6 +11,7 @@
 //!
 //! [`smtp::server`]: crate::smtp::server
 
+mod delays;
 pub mod intake;
 mod login;
 pub mod memory;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Listener, ListenerTls, Service};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
+use crate::edge::screening::Screening;
 use crate::limits;
 use crate::message::{MessageId, Origin};
 use crate::runtime::deadline::Shortage;
@@ -39,7 +41,7 @@ use intake::{Intake, Room};
 use login::Login;
 use pace::Pace;
 use relay::Facts;
-use step::{Step, step};
+use step::{Step, step, stored};
 
 /// What all sessions of a listener share.
 pub struct ListenerState {
@@ -63,6 +65,8 @@ struct Session {
     /// The certificate that the client has proved to hold the key of.
     certificate: Option<Fingerprint>,
     login: Login,
+    /// What the edge filter knows of the client; `None` if it does not look at it.
+    screening: Option<Box<Screening>>,
     /// The parts of a large body that are on their way to the disk.
     upload: Option<Box<Upload>>,
     /// How fast the body comes that is under way.
@@ -70,6 +74,10 @@ struct Session {
     /// What the envelope takes, as it was told to the worker.
     envelope: EnvelopeRoom,
     messages: u32,
+    /// Recipients that the edge filter has refused.
+    refused_recipients: u32,
+    /// Whether haste has been found, once it has been looked for.
+    haste: Option<bool>,
 }
 
 /// Why a session ended, for the events.
@@ -96,6 +104,10 @@ pub async fn serve(
     }
     let intake = Intake::default();
     let envelope = EnvelopeRoom { worker: worker.clone(), octets: 0 };
+    let screening = match listener.listener.service {
+        Service::Mx => Screening::begin(&worker, peer.ip()).map(Box::new),
+        Service::Submission | Service::Relay => None,
+    };
     let mut session = Session {
         worker,
         listener,
@@ -106,10 +118,13 @@ pub async fn serve(
         intake,
         certificate: None,
         login: Login::default(),
+        screening,
         upload: None,
         pace: None,
         envelope,
         messages: 0,
+        refused_recipients: 0,
+        haste: None,
     };
     let end = session.run().await;
     session.report_end(end);
@@ -147,6 +162,9 @@ impl Session {
             return End::TlsFailed;
         }
         self.permit_binding();
+        if let Err(end) = self.greet().await {
+            return end;
+        }
         loop {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
                 Step::Read => {
@@ -182,7 +200,7 @@ impl Session {
                 }
                 Step::FullChunk => self.next_chunk().await,
                 Step::DropBody => self.drop_body(),
-                Step::CheckRecipient => self.check_recipient(Instant::now()),
+                Step::CheckRecipient => self.check_recipient().await,
                 Step::Store => self.store().await,
                 Step::Authenticate => self.authenticate().await,
                 Step::CheckSender => self.check_sender(),
@@ -205,7 +223,7 @@ impl Session {
         }
     }
 
-    fn check_recipient(&mut self, now: Instant) {
+    async fn check_recipient(&mut self) {
         let facts = Facts {
             service: self.listener.listener.service,
             client: self.peer.ip(),
@@ -213,13 +231,33 @@ impl Session {
             authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
         };
         let Some(path) = self.server.recipient_in_question() else { return };
-        let verdict = relay::decide(&self.worker.config, facts, path);
+        let is_postmaster = path.is_postmaster();
+        let mut verdict = relay::decide(&self.worker.config, facts, path);
+        self.note_haste();
+        if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
+            && !is_postmaster
+            && let Err(refusal) = screening.recipient().await
+        {
+            verdict = Err(refusal);
+        }
+        if verdict.as_ref().is_err_and(Refusal::is_of_the_edge) {
+            self.tarpit().await;
+        }
+        let now = Instant::now();
         // 452 before the data is kinder than after it.
-        let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
+        let mut verdict = verdict.and_then(|route| match self.worker.log.refusal() {
             None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
             None => self.counts_recipient(now).map(|()| route),
             Some(refusal) => Err(refusal),
         });
+        if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
+            && let (Some(sender), Some(path)) =
+                (self.server.reverse_path(), self.server.recipient_in_question())
+            && !is_postmaster
+            && let Err(refusal) = screening.greylist(sender, path)
+        {
+            verdict = Err(refusal);
+        }
         if self.server.is_first_recipient() {
             // The envelope before it ended without a read between, by RSET for one.
             self.envelope.give_back();
@@ -334,12 +372,7 @@ impl Session {
         if !self.server.in_transaction() {
             self.envelope.give_back();
         }
-        if self.server.in_body() {
-            self.pace.get_or_insert_with(|| Pace::new(Instant::now()));
-        } else if !self.server.in_transaction() {
-            // A chunk that was refused unread.
-            self.pace = None;
-        }
+        self.pace = Pace::at_read(self.pace, &self.server, Instant::now());
         let server = self.server.deadline();
         let deadline = self.pace.map_or(server, |pace| pace.deadline().min(server));
         self.stream.allow_interrupt(!self.server.in_transaction());
@@ -477,14 +510,17 @@ impl Session {
         let Some(message) = self.server.take_message() else { return };
         let started = Instant::now();
         let result = self.keep(&message).await;
-        // One that was refused may be here still, and the next message must not begin with it.
         self.drop_body();
         self.envelope.give_back();
         let kept = result.as_ref().ok().copied();
         let durability = self.listener.listener.durability;
-        self.server.stored(Instant::now(), result.map(|id| (id, durability)));
+        let result = result.map(|id| (id, durability));
+        stored(&mut self.server, &mut self.intake, Instant::now(), result);
         if let Some(id) = kept {
             self.messages += 1;
+            if let Some(screening) = &self.screening {
+                screening.accepted(&message.envelope.reverse_path);
+            }
             self.worker.report_accepted(self.id, self.peer, id, &message, started.elapsed());
         }
     }

@@ -123,6 +123,17 @@ pub enum Refusal {
     NoRoute,
     /// A `reject:` route: the operator's words.
     Rejected(Box<str>),
+    /// The edge filter rejects: the words for the client.
+    Screened(Box<str>),
+    /// The edge filter rejects because there is no such sender domain.
+    UnknownSenderDomain,
+    /// The edge filter rejects because the sender's domain takes no mail (RFC 7505 section 4.2).
+    SenderTakesNoMail,
+    /// The edge filter rejects because of the name behind the client's address (RFC 7372 section
+    /// 3.3).
+    ReverseName,
+    /// Nobody of this name is here.
+    UnknownRecipient,
     /// The announced or the real size is over the limit.
     TooLarge,
     /// A bare CR or LF in the message.
@@ -143,10 +154,22 @@ pub enum Refusal {
     TooManySessions,
     /// As many sessions from this address as there may be.
     TooManySessionsFromAddress,
+    /// As many sessions from this network as there may be.
+    TooManySessionsFromNetwork,
+    /// As many new connections in a time as there may be.
+    TooManyConnections,
+    /// As many new connections from this address in a time as there may be.
+    TooManyConnectionsFromAddress,
+    /// As many new connections from this network in a time as there may be.
+    TooManyConnectionsFromNetwork,
     /// ETRN while more of them wait than may.
     QueueBusy,
     /// Nobody could check the credentials now, or it was too early to try again.
     AuthLater,
+    /// The edge filter puts off: the words for the client.
+    PutOff(Box<str>),
+    /// The edge filter does not know the client and wants to see that it comes again.
+    Greylisted,
     /// More messages or recipients in a time than allowed.
     TooManyMessages,
     /// Nothing came for too long.
@@ -160,6 +183,19 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether the edge filter has refused a recipient by it, for its client's sake or because
+    /// nobody of the name is here.
+    pub fn is_of_the_edge(&self) -> bool {
+        matches!(
+            self,
+            Refusal::Screened(_)
+                | Refusal::UnknownSenderDomain
+                | Refusal::SenderTakesNoMail
+                | Refusal::ReverseName
+                | Refusal::UnknownRecipient
+        )
+    }
+
     /// A short name for events and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -199,6 +235,13 @@ impl Refusal {
             Refusal::RelayDenied => "relay_denied",
             Refusal::NoRoute => "no_route",
             Refusal::Rejected(_) => "rejected_by_route",
+            Refusal::Screened(_) => "screened",
+            Refusal::PutOff(_) => "put_off",
+            Refusal::UnknownSenderDomain => "unknown_sender_domain",
+            Refusal::SenderTakesNoMail => "sender_takes_no_mail",
+            Refusal::ReverseName => "reverse_name",
+            Refusal::Greylisted => "greylisted",
+            Refusal::UnknownRecipient => "unknown_recipient",
             Refusal::TooLarge => "too_large",
             Refusal::BareNewline => "bare_newline",
             Refusal::Loop => "loop",
@@ -208,6 +251,10 @@ impl Refusal {
             Refusal::StorageFailed => "storage_failed",
             Refusal::TooManySessions => "too_many_sessions",
             Refusal::TooManySessionsFromAddress => "too_many_sessions_from_address",
+            Refusal::TooManySessionsFromNetwork => "too_many_sessions_from_network",
+            Refusal::TooManyConnections => "too_many_connections",
+            Refusal::TooManyConnectionsFromAddress => "too_many_connections_from_address",
+            Refusal::TooManyConnectionsFromNetwork => "too_many_connections_from_network",
             Refusal::QueueBusy => "queue_busy",
             Refusal::TimedOut => "timed_out",
             Refusal::TooManyErrors => "too_many_errors",
@@ -259,6 +306,20 @@ impl From<&Refusal> for Reply {
             Refusal::NoRoute => reply(550, "5.1.2", "No route to this address"),
             // The operator's words are put in place of the text by `refuse`.
             Refusal::Rejected(_) => reply(550, "5.7.1", "Refused"),
+            // The filter's words are put in place of the text by `refuse`, here too.
+            Refusal::Screened(_) => reply(554, "5.7.1", "Refused"),
+            Refusal::PutOff(_) => reply(450, "4.7.1", "Try later"),
+            Refusal::UnknownSenderDomain => {
+                reply(550, "5.1.8", "The sender's domain does not exist")
+            }
+            Refusal::SenderTakesNoMail => reply(550, "5.7.27", "The sender's domain takes no mail"),
+            Refusal::ReverseName => {
+                reply(550, "5.7.25", "The name of your address is missing or not its own")
+            }
+            Refusal::Greylisted => {
+                reply(451, "4.7.1", "You are new here: please try again in a few minutes")
+            }
+            Refusal::UnknownRecipient => reply(550, "5.1.1", "No such mailbox here"),
             Refusal::TooLarge => reply(552, "5.3.4", "Message too large"),
             Refusal::BareNewline => {
                 reply(550, "5.6.0", "Message holds a bare <CR> or <LF>; lines end with <CR><LF>")
@@ -271,6 +332,16 @@ impl From<&Refusal> for Reply {
             Refusal::TooManySessions => reply(421, "4.3.2", "Too many connections, try later"),
             Refusal::TooManySessionsFromAddress => {
                 reply(421, "4.7.0", "Too many connections from your address, try later")
+            }
+            Refusal::TooManySessionsFromNetwork => {
+                reply(421, "4.7.0", "Too many connections from your network, try later")
+            }
+            Refusal::TooManyConnections => reply(421, "4.3.2", "Too many connections, try later"),
+            Refusal::TooManyConnectionsFromAddress => {
+                reply(421, "4.7.0", "Too many new connections from your address, try later")
+            }
+            Refusal::TooManyConnectionsFromNetwork => {
+                reply(421, "4.7.0", "Too many new connections from your network, try later")
             }
             Refusal::QueueBusy => reply(458, "4.3.2", "Cannot start the queue now, try later"),
             Refusal::TimedOut => reply(421, "4.4.2", "Timed out"),
@@ -310,7 +381,9 @@ impl Replies {
     pub fn refuse(&mut self, refusal: &Refusal) {
         let reply = Reply::from(refusal);
         match refusal {
-            Refusal::Rejected(words) => self.line(reply.code, b' ', reply.enhanced, words),
+            Refusal::Rejected(words) | Refusal::Screened(words) | Refusal::PutOff(words) => {
+                self.line(reply.code, b' ', reply.enhanced, words)
+            }
             _ => self.push(reply),
         }
     }
@@ -318,6 +391,11 @@ impl Replies {
     /// The greeting (RFC 5321 section 3.1).
     pub fn greet(&mut self, hostname: &str) {
         self.format(format_args!("220 {hostname} ESMTP mailrace\r\n"));
+    }
+
+    /// The first line of a greeting whose last line comes later.
+    pub fn begin_greeting(&mut self, hostname: &str) {
+        self.format(format_args!("220-{hostname} One moment, please\r\n"));
     }
 
     /// The answer to HELO.

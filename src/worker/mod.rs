@@ -31,6 +31,9 @@ use crate::delivery::settle;
 use crate::delivery::sites::Sites;
 use crate::dns::Resolver;
 use crate::dns::ourselves::Ourselves;
+use crate::edge::inquiry::Inquiry;
+use crate::edge::memory::Memory;
+use crate::edge::slots::Seconds;
 use crate::inbound::memory::Share;
 use crate::listener::SessionCounts;
 use crate::message::{MessageId, MessageIds};
@@ -66,10 +69,14 @@ pub struct Worker {
     pub sites: Arc<Sites>,
     /// Who takes the mail of which domain.
     pub resolver: Resolver,
+    /// Who asks for what the edge filter wants to know; none without one.
+    pub inquiry: Option<Inquiry>,
     /// What this gateway is called, and where it listens.
     pub ourselves: Arc<Ourselves>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
+    /// Whom the edge filter knows; `None` without it.
+    pub memory: Option<Arc<Memory>>,
     /// The log.
     pub log: Rc<LocalLog>,
     /// Connections to sites.
@@ -165,6 +172,11 @@ impl Worker {
     /// The wall clock, in milliseconds since 1970 UTC.
     pub fn now_unix_ms(&self) -> u64 {
         now_unix_ms()
+    }
+
+    /// The wall clock in whole seconds, as the edge filter's memory has it.
+    pub fn now_seconds(&self) -> Seconds {
+        now_seconds()
     }
 
     /// The date as trace headers write it; made once a second.
@@ -317,6 +329,11 @@ pub fn handles(filing: Filing, place: RecordPlace) -> impl Iterator<Item = (Dest
 pub fn now_unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The wall clock in whole seconds; it stands still in 2106.
+pub fn now_seconds() -> Seconds {
+    Seconds(u32::try_from(now_unix_ms() / 1000).unwrap_or(u32::MAX))
 }
 
 /// A date of RFC 5322 section 3.3 in UTC.

@@ -7,9 +7,13 @@ use std::time::Duration;
 use super::Worker;
 use crate::auth::sasl::Mechanism;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
+use crate::edge::checks;
+use crate::edge::lists::{Zone, health::Change};
+use crate::edge::verdict::{Effect, Finding};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
 use crate::queue::handle::{Handle, State};
+use crate::runtime::buffer::Account;
 use crate::runtime::deadline::{self, Shortage};
 use crate::runtime::socket::HandshakeError;
 use crate::runtime::tls::Secured;
@@ -175,6 +179,28 @@ impl Worker {
         });
     }
 
+    /// A DNS list was switched off or on.
+    pub(super) fn report_list(&self, zone: &Zone, change: Change) {
+        let name = zone.name.as_str();
+        let (kind, reason) = match change {
+            Change::Off(trouble) => (EventKind::ListOff, Some(trouble.as_str())),
+            Change::On => (EventKind::ListOn, None),
+        };
+        match change {
+            Change::Off(trouble) => tracing::warn!(list = name, "switched off: {trouble}"),
+            Change::On => tracing::info!(list = name, "switched on again"),
+        }
+        self.events.emit(&Event { list: Some(name), reason, ..Event::new(kind) });
+    }
+
+    /// What the checks found of a client, of each check that has an effect.
+    pub fn count_findings(&self, findings: &[Finding]) {
+        let effective = findings.iter().filter(|finding| finding.effect != Effect::None);
+        for check in effective.filter_map(|finding| checks::known_name(&finding.check)) {
+            self.metrics.findings.count(check);
+        }
+    }
+
     /// Something was refused within a session.
     pub fn report_refused(&self, session: SessionId, peer: SocketAddr, refused: &Refused) {
         let reason = refused.refusal.reason();
@@ -196,6 +222,7 @@ impl Worker {
     /// Sets what tells how far up the ladder of back-pressure this worker is.
     pub(super) fn report_load(&self) {
         self.metrics.receive_octets.set(self.receive_octets() as u64);
+        self.metrics.delivery_octets.set(Account::Outbound.octets() as u64);
         self.metrics.chunk_octets.set(self.log.chunk_octets() as u64);
         self.metrics.sessions_cut.set(deadline::pressed_cuts(Shortage::Intake));
         self.metrics.connections_cut.set(deadline::pressed_cuts(Shortage::Reader));

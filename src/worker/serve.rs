@@ -21,6 +21,9 @@ use crate::delivery::recovery::RecoveredHandles;
 use crate::delivery::sites::Sites;
 use crate::dns::ourselves::Ourselves;
 use crate::dns::{Resolver, ResolverConfig};
+use crate::edge::inquiry::Inquiry;
+use crate::edge::lists::{Lists, Zone, watch};
+use crate::edge::memory::Memory;
 use crate::inbound::ListenerState;
 use crate::inbound::memory::Share;
 use crate::listener::{self, SessionCounts};
@@ -55,8 +58,12 @@ pub struct Seat {
     pub dns: ResolverConfig,
     /// What this gateway is called, and where it listens.
     pub ourselves: Arc<Ourselves>,
+    /// The lists of the edge filter, as all workers know them.
+    pub lists: Arc<Lists>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
+    /// Whom the edge filter knows; `None` without it.
+    pub memory: Option<Arc<Memory>>,
     /// What messages on their way in may take of its memory.
     pub share: Share,
     /// The connections to next hops that all workers may have.
@@ -109,14 +116,19 @@ async fn run(seat: Seat) -> io::Result<()> {
     let scheduler =
         Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules()).within(seat.allowance);
     let chunks = seat.share.chunks;
+    let resolver = Resolver::new(seat.dns);
+    let (config, ourselves) = (seat.config.clone(), seat.ourselves.clone());
+    let inquiry = Inquiry::new(config, ourselves, seat.lists, resolver.clone());
     let worker = Rc::new(Worker {
         index,
         counts: seat.counts,
+        memory: seat.memory,
         log: Rc::new(LocalLog::new(index, chunks, seat.committer, seat.reader, seat.spool)),
         pool: Pool::default(),
         events: seat.events,
         metrics: seat.metrics,
-        resolver: Resolver::new(seat.dns),
+        resolver,
+        inquiry,
         ourselves: seat.ourselves,
         blocking: Blocking::new(seat.blocking, announce),
         highest_recovered: seat.highest,
@@ -152,6 +164,9 @@ async fn run(seat: Seat) -> io::Result<()> {
     }
     runtime::memory::give_back();
     runtime::spawn(tick(worker.clone()));
+    if index == 0 {
+        watch_lists(&worker);
+    }
     let mut doors = Vec::new();
     for (listener, socket) in sockets {
         doors.push(socket.try_clone()?);
@@ -183,7 +198,9 @@ fn server_config(config: &Config, listener: &Listener) -> ServerConfig {
             secrets_in_clear: !config.auth.require_tls,
             required: true,
         }),
-        checks_senders: listener.service == Service::Submission || config.limits.count_messages(),
+        checks_senders: listener.service == Service::Submission
+            || config.limits.count_messages()
+            || (listener.service == Service::Mx && config.edge.is_some()),
     }
 }
 
@@ -194,6 +211,18 @@ fn usable(auth: &Auth) -> Box<[Mechanism]> {
         false => auth.users.is_some(),
     };
     auth.mechanisms.iter().copied().filter(has).collect()
+}
+
+/// A task for each list: one worker does it for all.
+fn watch_lists(worker: &Rc<Worker>) {
+    let Some(inquiry) = &worker.inquiry else { return };
+    for place in 0..inquiry.lists().zones().len() {
+        let (worker, lists) = (worker.clone(), inquiry.lists().clone());
+        runtime::spawn(async move {
+            let tell = |zone: &Zone, change| worker.report_list(zone, change);
+            watch::watch(&lists.zones()[place], &worker.resolver, tell).await;
+        });
+    }
 }
 
 async fn flush(worker: Rc<Worker>) {

@@ -1,0 +1,231 @@
+//! One session's way through the filter: which facts are asked for when, and where they are
+//! awaited.
+//!
+//! Thin: it starts the [`Gathering`]s of the stages, waits for them where a decision needs them,
+//! and lets [`Verdict`] decide.  The stages are the connection, whose facts are asked for before
+//! the greeting, and the sender with its HELO, asked for at MAIL; both are awaited at the first
+//! recipient, or the first of them before the greeting where clients are refused there.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::gathering::Gathering;
+use super::memory::Acquaintance;
+use super::verdict::{Action, Effect, Finding, Score, Thresholds, Verdict};
+use crate::config::{Edge, RefuseAt};
+use crate::smtp::address::{ForwardPath, ReversePath};
+use crate::smtp::reply::Refusal;
+use crate::smtp::server::Client;
+use crate::worker::Worker;
+
+/// What the filter knows of a session.
+pub struct Screening {
+    worker: Rc<Worker>,
+    client: IpAddr,
+    /// What was found of the session itself, at hand.
+    session: Vec<Finding>,
+    connection: Rc<Gathering>,
+    /// Of the transaction under way.
+    sender: Option<Rc<Gathering>>,
+    judged: Option<Judged>,
+}
+
+/// What was decided on the transaction under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// What becomes of its mail.
+    pub action: Action,
+    /// The sum of the scores.
+    pub score: Score,
+    /// The check that weighs most for that; none if nothing speaks against the client.
+    pub cause: Option<Box<str>>,
+    /// What its client hears if that is a refusal.
+    pub words: Box<str>,
+    /// All that led to it.
+    pub findings: Vec<Finding>,
+}
+
+impl Screening {
+    /// Begins to ask about a client that has just connected; `None` if it is not looked at.
+    pub fn begin(worker: &Rc<Worker>, client: IpAddr) -> Option<Screening> {
+        let edge = worker.config.edge.as_ref()?;
+        let client = client.to_canonical();
+        let is_exempt = edge.exempt.iter().any(|network| network.contains(&client));
+        if is_exempt || worker.config.relay.contains(client) {
+            return None;
+        }
+        let connection = Gathering::new(Instant::now() + edge.deadline);
+        worker.inquiry.as_ref()?.connection(&connection, client);
+        Some(Screening {
+            worker: worker.clone(),
+            client,
+            session: Vec::new(),
+            connection,
+            sender: None,
+            judged: None,
+        })
+    }
+
+    fn edge(&self) -> &Edge {
+        self.worker.config.edge.as_ref().expect("there is no screening without a filter")
+    }
+
+    /// The client that is looked at.
+    pub fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Takes a finding of the session itself.
+    pub fn add(&mut self, finding: Finding) {
+        self.session.push(finding);
+        self.judged = None;
+    }
+
+    /// Waits for what is known of the client, where it is to be refused in place of the greeting.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub async fn before_greeting(&mut self) -> Result<(), Refusal> {
+        if self.edge().refuse_at != RefuseAt::Greeting {
+            return Ok(());
+        }
+        self.connection.settle().await;
+        let judged = self.judge();
+        match judged.action {
+            Action::Reject => Err(Refusal::Screened(judged.words)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A transaction begins: asks about its sender, and about what the client calls itself.
+    pub fn sender(&mut self, client: &Client, path: &ReversePath) {
+        self.judged = None;
+        let gathering = Gathering::new(Instant::now() + self.edge().deadline);
+        if let Some(inquiry) = &self.worker.inquiry {
+            inquiry.sender(&gathering, self.client, &client.helo, path);
+        }
+        self.sender = Some(gathering);
+    }
+
+    /// Decides on the transaction under way, at a recipient that is not a postmaster.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub async fn recipient(&mut self) -> Result<(), Refusal> {
+        if self.judged.is_none() {
+            self.connection.settle().await;
+            if let Some(sender) = &self.sender {
+                sender.settle().await;
+            }
+            let judged = self.judge();
+            self.worker.count_findings(&judged.findings);
+            self.judged = Some(judged);
+        }
+        self.judged.as_ref().and_then(Judged::refusal).map_or(Ok(()), Err)
+    }
+
+    /// Whether a good sender has come from the client's network.
+    pub fn is_known(&self) -> bool {
+        let memory = self.worker.memory.as_ref();
+        memory.is_some_and(|memory| memory.knows(self.client, self.worker.now_seconds()))
+    }
+
+    /// Whether a stranger has to come again, at a recipient that nothing else speaks against.
+    ///
+    /// # Errors
+    /// `Greylisted`.
+    pub fn greylist(&mut self, sender: &ReversePath, to: &ForwardPath) -> Result<(), Refusal> {
+        let (Some(settings), Some(memory)) = (&self.edge().greylist, &self.worker.memory) else {
+            return Ok(());
+        };
+        if self.judged.as_ref().is_none_or(|judged| judged.score < settings.from) {
+            return Ok(());
+        }
+        let now = self.worker.now_seconds();
+        let met = memory.meet(self.client, sender.as_str(), to.as_str(), now);
+        let fact = match met {
+            Acquaintance::Known => "a known sender".to_owned(),
+            Acquaintance::Returned { after } => format!("came again after {} s", after.as_secs()),
+            Acquaintance::Stranger { wait } => format!("a stranger; {} s to wait", wait.as_secs()),
+        };
+        if let Some(judged) = &mut self.judged
+            && !judged.findings.iter().any(|finding| *finding.check == *"greylist")
+        {
+            judged.findings.push(Finding {
+                check: "greylist".into(),
+                fact: fact.into(),
+                effect: Effect::None,
+                reply: None,
+                took: Duration::ZERO,
+            });
+        }
+        match met {
+            Acquaintance::Stranger { .. } => Err(Refusal::Greylisted),
+            Acquaintance::Known | Acquaintance::Returned { .. } => Ok(()),
+        }
+    }
+
+    /// A message of the transaction under way was accepted: its sender is remembered.
+    pub fn accepted(&self, sender: &ReversePath) {
+        let (Some(judged), Some(memory)) = (&self.judged, &self.worker.memory) else { return };
+        let is_clean = judged.action == Action::Accept;
+        memory.accepted(self.client, sender.as_str(), is_clean, self.worker.now_seconds());
+    }
+
+    /// What was decided on the transaction under way; `None` before its first recipient.
+    pub fn judged(&self) -> Option<&Judged> {
+        self.judged.as_ref()
+    }
+
+    /// The transaction is over.
+    pub fn end_transaction(&mut self) {
+        self.sender = None;
+        self.judged = None;
+    }
+
+    fn judge(&self) -> Judged {
+        let stages = [Some(&self.connection), self.sender.as_ref()];
+        let gathered = stages.into_iter().flatten().flat_map(|stage| stage.found());
+        let findings: Vec<Finding> = self.session.iter().cloned().chain(gathered).collect();
+        Judged::new(findings, &self.edge().thresholds)
+    }
+}
+
+impl Judged {
+    /// What follows from these findings.
+    pub fn new(findings: Vec<Finding>, thresholds: &Thresholds) -> Judged {
+        let verdict = Verdict::of(&findings, thresholds);
+        let reply = verdict.cause.and_then(|cause| cause.reply.clone());
+        let generic = match verdict.action {
+            Action::Defer => "Not now, try later",
+            _ => "Refused by policy",
+        };
+        Judged {
+            action: verdict.action,
+            score: verdict.score,
+            cause: verdict.cause.map(|cause| cause.check.clone()),
+            words: reply.unwrap_or_else(|| generic.into()),
+            findings,
+        }
+    }
+
+    /// What a recipient hears; `None` if the mail goes on.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self.action {
+            Action::Accept | Action::Tag | Action::Quarantine => None,
+            Action::Defer => Some(Refusal::PutOff(self.words.clone())),
+            Action::Reject => Some(self.rejection()),
+        }
+    }
+
+    /// What a rejected recipient hears: with its own enhanced code where the cause has one.
+    fn rejection(&self) -> Refusal {
+        match self.cause.as_deref() {
+            Some("sender_unknown") => Refusal::UnknownSenderDomain,
+            Some("sender_null_mx") => Refusal::SenderTakesNoMail,
+            Some("reverse_missing" | "reverse_unconfirmed") => Refusal::ReverseName,
+            _ => Refusal::Screened(self.words.clone()),
+        }
+    }
+}
