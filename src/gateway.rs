@@ -171,6 +171,7 @@ impl Gateway {
     pub fn start(config: Config) -> Result<Gateway, StartError> {
         let config = Arc::new(config);
         let descriptors = raise_descriptors();
+        raise_locked_memory(config.workers);
         let (sockets, listeners) = bind(&config)?;
         prepare_data_dir(&config)?;
         // As root still, for a port below 1024.
@@ -572,6 +573,19 @@ fn raise_descriptors() -> u64 {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
+}
+
+/// Room for the workers' rings, and once more: those of a gateway that was here a moment ago are
+/// not freed at once.  Root may go above the hard limit, before it becomes the user that is
+/// counted against it; a worker that finds too little says so itself.
+fn raise_locked_memory(workers: usize) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let wanted = 2 * (workers as u64 + 1) * runtime::RING_OCTETS;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK) else { return };
+    if soft < wanted {
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, wanted, hard.max(wanted))
+            .or_else(|_| setrlimit(Resource::RLIMIT_MEMLOCK, wanted.min(hard), hard));
+    }
 }
 
 /// The log's figures for whoever asks.
