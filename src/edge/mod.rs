@@ -11,6 +11,8 @@
 //!
 //! Not here: relay control (`inbound::relay`), which decides first and whatever the filter says.
 
+pub mod explanation;
 pub mod gathering;
 pub mod screening;
+pub mod tag;
 pub mod verdict;

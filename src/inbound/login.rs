@@ -152,6 +152,9 @@ impl Session {
     /// Decides on the sender of a transaction.
     pub(super) fn check_sender(&mut self) {
         let now = Instant::now();
+        // The transaction before it may have come to nothing.
+        let told = self.screening.as_mut().and_then(|screening| screening.end_transaction());
+        self.tell_verdict(told, None, None);
         let Some(path) = self.server.sender_in_question() else { return };
         let verdict = self.judge_sender(path, now);
         if let (Some(screening), Some(client), Ok(())) =

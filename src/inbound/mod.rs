@@ -18,6 +18,7 @@ pub mod pace;
 pub mod relay;
 pub mod step;
 pub mod trace;
+mod verdicts;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -41,6 +42,7 @@ use login::Login;
 use pace::Pace;
 use relay::Facts;
 use step::{Step, step};
+use verdicts::Mark;
 
 /// What all sessions of a listener share.
 pub struct ListenerState {
@@ -248,6 +250,11 @@ impl Session {
         if verdict.is_ok() {
             self.envelope.grow(self.server.recipient_octets());
         }
+        if let (Some(screening), Some(path)) =
+            (&mut self.screening, self.server.recipient_in_question())
+        {
+            screening.note_recipient(path, verdict.as_ref().err());
+        }
         self.server.recipient_checked(now, verdict);
     }
 
@@ -273,6 +280,8 @@ impl Session {
 
     fn report_end(&mut self, end: End) {
         self.report_refusals();
+        let told = self.screening.as_mut().and_then(|screening| screening.end_session());
+        self.tell_verdict(told, None, None);
         let reason = match end {
             End::Quit => None,
             End::ClosedByPeer => Some("closed_by_peer"),
@@ -503,6 +512,8 @@ impl Session {
         self.envelope.give_back();
         let kept = result.as_ref().ok().copied();
         let durability = self.listener.listener.durability;
+        let told = self.screening.as_mut().and_then(|screening| screening.end_transaction());
+        self.tell_verdict(told, kept, result.as_ref().err());
         self.server.stored(Instant::now(), result.map(|id| (id, durability)));
         if let Some(id) = kept {
             self.messages += 1;
@@ -513,7 +524,10 @@ impl Session {
     async fn keep(&mut self, message: &ReceivedMessage) -> Result<MessageId, Refusal> {
         let mut upload = self.upload.take();
         let id = upload.as_ref().map_or_else(|| self.worker.next_id(), |upload| upload.id());
-        let trace = self.trace(id, message);
+        let mut trace = self.trace(id, message);
+        let judged = self.screening.as_ref().and_then(|screening| screening.judged());
+        let mark = judged.and_then(|judged| self.mark(judged, id, &mut trace));
+        let extensions = mark.as_ref().map(Mark::extensions).unwrap_or_default();
         let origin = Origin {
             client: self.peer,
             listener: self.listener.address,
@@ -537,10 +551,13 @@ impl Session {
             summary: &message.summary,
             trace: trace.as_bytes(),
             not_before_unix_ms: None,
-            extensions: &[],
+            extensions: &extensions,
             body,
         };
-        let groups = self.worker.sites.group(&message.routes, &message.envelope);
+        let groups = match mark.as_ref().is_some_and(|mark| mark.is_quarantined) {
+            true => self.worker.sites.group_quarantined(&message.routes, &message.envelope),
+            false => self.worker.sites.group(&message.routes, &message.envelope),
+        };
         let filing = Filing { id, groups };
         let delayed = || self.worker.metrics.appends_delayed.count();
         let receipt = self.worker.log.append_message(&new, filing, delayed).await?;

@@ -175,6 +175,15 @@ impl Worker {
         });
     }
 
+    /// A message waits for an operator because of its verdict.
+    pub(super) fn report_quarantined(&self, handle: &Handle) {
+        self.events.emit(&Event {
+            message: Some(handle.id),
+            site: Some("quarantine"),
+            ..Event::new(EventKind::Quarantined)
+        });
+    }
+
     /// Something was refused within a session.
     pub fn report_refused(&self, session: SessionId, peer: SocketAddr, refused: &Refused) {
         let reason = refused.refusal.reason();
@@ -209,6 +218,9 @@ impl Worker {
         self.metrics.handles_ready.set(counts.of(State::Ready));
         self.metrics.handles_active.set(counts.of(State::Active));
         self.metrics.handles_deferred.set(counts.of(State::Deferred));
-        self.metrics.handles_held.set(counts.of(State::Held));
+        let quarantine = self.sites.quarantine();
+        let quarantined = self.with_queue(|queue| queue.count_for(&quarantine));
+        self.metrics.handles_held.set(counts.of(State::Held).saturating_sub(quarantined));
+        self.metrics.handles_quarantined.set(quarantined);
     }
 }

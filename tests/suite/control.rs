@@ -109,6 +109,7 @@ fn handle(queue: &mut Vec<Entry>, request: Request) -> Answer {
         Request::Show(id) => {
             Answer::Listed(queue.iter().filter(|entry| entry.id == id).cloned().collect())
         }
+        Request::Why(_) => Answer::Explained(Vec::new()),
         Request::Act(action, selection) => {
             let is_meant = |entry: &Entry| {
                 let state = match action {
@@ -149,6 +150,7 @@ fn entry(id: u64, state: State, to: &[&str], site: &str, parts: u32) -> Entry {
         next_attempt: (state == State::Deferred).then_some(Moment(1_769_863_000_000)),
         reason: (state == State::Deferred).then(|| "451 4.0.0 later".to_owned()),
         tls: None,
+        verdict: None,
         parts,
     }
 }

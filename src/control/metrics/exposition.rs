@@ -9,7 +9,9 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::{Counter, Gauge, Histogram, HistogramFigures, WorkerMetrics, process};
+use super::{
+    Counter, Gauge, Histogram, HistogramFigures, LabelledCounters, WorkerMetrics, process,
+};
 use crate::control::events::EventCounters;
 use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
 
@@ -135,7 +137,12 @@ impl Everything {
         page.counter("logins", None, "AUTH commands that succeeded", succeeded)?;
         let failed = self.sum(|worker| &worker.logins_failed);
         page.counter("logins_failed", None, "AUTH commands that failed", failed)?;
-        page.by_label("refused", "Refusals by reason", "reason", &self.refusals())?;
+        let refusals = self.by_label(|worker| &worker.refused);
+        page.by_label("refused", "Refusals by reason", "reason", &refusals)?;
+        let verdicts = self.by_label(|worker| &worker.verdicts);
+        page.by_label("verdicts", "Verdicts of the edge filter by action", "action", &verdicts)?;
+        let findings = self.by_label(|worker| &worker.findings);
+        page.by_label("findings", "Findings that counted by check", "check", &findings)?;
         let messages = self.sum(|worker| &worker.messages_accepted);
         page.counter("messages_accepted", None, "Messages that got their 250", messages)?;
         let octets = self.sum(|worker| &worker.octets_accepted);
@@ -152,6 +159,7 @@ impl Everything {
             ("active", self.level(|worker| &worker.handles_active)),
             ("deferred", self.level(|worker| &worker.handles_deferred)),
             ("held", self.level(|worker| &worker.handles_held)),
+            ("quarantined", self.level(|worker| &worker.handles_quarantined)),
         ];
         let help = "Queue entries, one for each message and site, by state";
         page.gauges_by_label("queue_entries", help, "state", &states)
@@ -289,13 +297,13 @@ impl Everything {
         all.fold(HistogramFigures::default(), HistogramFigures::add)
     }
 
-    /// Refusals of all workers, by reason in alphabetical order.
-    fn refusals(&self) -> Vec<(&'static str, u64)> {
+    /// Counts of all workers, by label in alphabetical order.
+    fn by_label(&self, counters: impl Fn(&WorkerMetrics) -> &LabelledCounters) -> Vec<(&str, u64)> {
         let mut sums = std::collections::BTreeMap::new();
-        for (reason, count) in
-            self.sources.workers.iter().flat_map(|worker| worker.refused.values())
-        {
-            *sums.entry(reason).or_insert(0) += count;
+        for worker in &self.sources.workers {
+            for (label, count) in counters(worker).values() {
+                *sums.entry(label).or_insert(0) += count;
+            }
         }
         sums.into_iter().collect()
     }
