@@ -27,6 +27,7 @@ use crate::delivery::recovery::{Recovered, RecoveredHandles};
 use crate::delivery::sites::Sites;
 use crate::dns::ResolverConfig;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
+use crate::edge::lists::Lists;
 use crate::inbound::memory::{self, Share};
 use crate::limits;
 use crate::listener::SessionCounts;
@@ -183,8 +184,13 @@ impl Gateway {
         let stats = Arc::new(SpoolStats::default());
         let status = Arc::new(Status::new(spool_figures(stats.clone())));
         let (posts, inboxes) = mailboxes(config.workers).map_err(StartError::Thread)?;
-        let sources =
-            Sources { workers: metrics.clone(), events: events.counters(), status: status.clone() };
+        let lists = Arc::new(Lists::new(config.edge.as_ref().map_or(&[], |edge| &edge.lists)));
+        let sources = Sources {
+            workers: metrics.clone(),
+            events: events.counters(),
+            status: status.clone(),
+            lists: lists.clone(),
+        };
         let asked = admin::Gateway {
             workers: Workers::new(Arc::new(Port { posts: posts.clone() }), Times::default()),
             metrics: Metrics::new(sources),
@@ -222,6 +228,7 @@ impl Gateway {
                 sites: sites.clone(),
                 dns: ResolverConfig::new(&config.dns),
                 ourselves: ourselves.clone(),
+                lists: lists.clone(),
                 counts: counts.clone(),
                 share,
                 allowance: allowance.clone(),

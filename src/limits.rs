@@ -140,6 +140,9 @@ pub const MAIL_HOSTS: usize = 32;
 /// Addresses of one host that are looked at.
 pub const HOST_ADDRESSES: usize = 32;
 
+/// Names behind one client's address that are followed back to it; the others are passed over.
+pub const REVERSE_NAMES: usize = 8;
+
 /// What a next hop may take for one piece of a large message ([`CHUNK`] octets), however it
 /// trickles: the piece holds a buffer of the log's reader, of which there is a bounded number.
 pub const CLIENT_PIECE: Duration = CLIENT_DATA_BLOCK;

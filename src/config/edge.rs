@@ -11,6 +11,7 @@ use toml::de::DeValue;
 
 use super::read::{network, path, words};
 use super::table::{Table, Wrong, choice, expected, period, size, text, truth, whole};
+use crate::dns::Name;
 use crate::edge::verdict::{Action, Effect, Score, Thresholds};
 use crate::units::ByteSize;
 
@@ -427,7 +428,8 @@ fn effect(value: &DeValue<'_>) -> Result<Effect, Wrong> {
 fn zone(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
     let given = text(value)?;
     let name = given.strip_suffix('.').unwrap_or(given);
-    let name = super::pattern::domain_ascii_lower(name).filter(|name| !name.starts_with('['));
+    let fits = |name: &String| Name::parse(name).is_some_and(|parsed| parsed.as_str() == name);
+    let name = super::pattern::domain_ascii_lower(name).filter(fits);
     name.map(String::into_boxed_str)
         .ok_or_else(|| Wrong::new("is not a zone", "expected a name like \"dnsbl.example\""))
 }

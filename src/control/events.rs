@@ -72,6 +72,10 @@ pub enum EventKind {
     Retried,
     /// An operator deleted recipients without a notice.
     Deleted,
+    /// A DNS list does not count any more.
+    ListOff,
+    /// A DNS list counts again.
+    ListOn,
     /// A session ended.
     Disconnect,
     /// The gateway accepts mail.
@@ -102,6 +106,8 @@ impl EventKind {
             EventKind::Released => "released",
             EventKind::Retried => "retried",
             EventKind::Deleted => "deleted",
+            EventKind::ListOff => "list_off",
+            EventKind::ListOn => "list_on",
             EventKind::Disconnect => "disconnect",
             EventKind::Ready => "ready",
             EventKind::Stopping => "stopping",
@@ -142,6 +148,8 @@ pub struct Event<'a> {
     pub site: Option<&'a str>,
     /// Their domain, where its mail exchangers take it.
     pub domain: Option<&'a str>,
+    /// The zone of a DNS list.
+    pub list: Option<&'a str>,
     /// Attempts made so far, this one counted.
     pub attempts: Option<u32>,
     /// The reply of the side that decided: the next hop's for an attempt, else ours.
@@ -270,6 +278,7 @@ impl<'a> Event<'a> {
             size: None,
             site: None,
             domain: None,
+            list: None,
             attempts: None,
             reply: None,
             reason: None,

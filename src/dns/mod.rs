@@ -130,6 +130,11 @@ pub trait Lookup {
     /// Asks for the records of one type; aliases are followed.
     fn lookup(&self, name: &Name, kind: RecordType) -> impl Future<Output = Rc<Answer>>;
 
+    /// The same, asked anew whatever is remembered: for who wants to know how it is now.
+    fn lookup_anew(&self, name: &Name, kind: RecordType) -> impl Future<Output = Rc<Answer>> {
+        self.lookup(name, kind)
+    }
+
     /// The clock that the answers' times go by.
     fn now(&self) -> Instant {
         Instant::now()

@@ -102,6 +102,17 @@ impl Resolver {
         self.shared.cache.borrow().len()
     }
 
+    /// Asks the servers, or joins those who have.
+    async fn ask(&self, question: &Question) -> Rc<Answer> {
+        match self.flight(question) {
+            Some(flight) => flight.landed().await,
+            None => {
+                let now = Instant::now();
+                Rc::new(Answer::temporary("too many DNS queries", now, DNS_TTL_MIN))
+            }
+        }
+    }
+
     /// The flight of a question, started if it is not under way; `None` when too many are.
     fn flight(&self, question: &Question) -> Option<Rc<Flight>> {
         let mut flights = self.shared.flights.borrow_mut();
@@ -126,15 +137,15 @@ impl Resolver {
 impl Lookup for Resolver {
     async fn lookup(&self, name: &Name, kind: RecordType) -> Rc<Answer> {
         let question = Question { name: name.clone(), kind };
-        let now = Instant::now();
-        let cached = self.shared.cache.borrow().find(&question, now);
-        if let Some(answer) = cached {
-            return answer;
+        let cached = self.shared.cache.borrow().find(&question, Instant::now());
+        match cached {
+            Some(answer) => answer,
+            None => self.ask(&question).await,
         }
-        match self.flight(&question) {
-            Some(flight) => flight.landed().await,
-            None => Rc::new(Answer::temporary("too many DNS queries", now, DNS_TTL_MIN)),
-        }
+    }
+
+    async fn lookup_anew(&self, name: &Name, kind: RecordType) -> Rc<Answer> {
+        self.ask(&Question { name: name.clone(), kind }).await
     }
 }
 

@@ -11,8 +11,11 @@
 //!
 //! Not here: relay control (`inbound::relay`), which decides first and whatever the filter says.
 
+pub mod checks;
 pub mod explanation;
 pub mod gathering;
+pub mod inquiry;
+pub mod lists;
 pub mod screening;
 pub mod tag;
 pub mod verdict;

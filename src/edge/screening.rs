@@ -42,6 +42,8 @@ pub struct Judged {
     pub action: Action,
     /// The sum of the scores.
     pub score: Score,
+    /// The check that weighs most for that; none if nothing speaks against the client.
+    pub cause: Option<Box<str>>,
     /// What its client hears if that is a refusal.
     pub words: Box<str>,
     /// All that led to it.
@@ -57,11 +59,13 @@ impl Screening {
         if is_exempt || worker.config.relay.contains(client) {
             return None;
         }
+        let connection = Gathering::new(Instant::now() + edge.deadline);
+        worker.inquiry.as_ref()?.connection(&connection, client);
         Some(Screening {
             worker: worker.clone(),
             client,
             session: Vec::new(),
-            connection: Gathering::new(Instant::now() + edge.deadline),
+            connection,
             sender: None,
             judged: None,
             account: Account::default(),
@@ -101,10 +105,14 @@ impl Screening {
     }
 
     /// A transaction begins: asks about its sender, and about what the client calls itself.
-    pub fn sender(&mut self, _client: &Client, path: &ReversePath) {
+    pub fn sender(&mut self, client: &Client, path: &ReversePath) {
         self.judged = None;
         self.account = Account { from: Some(path.as_str().into()), ..Account::default() };
-        self.sender = Some(Gathering::new(Instant::now() + self.edge().deadline));
+        let gathering = Gathering::new(Instant::now() + self.edge().deadline);
+        if let Some(inquiry) = &self.worker.inquiry {
+            inquiry.sender(&gathering, self.client, &client.helo, path);
+        }
+        self.sender = Some(gathering);
     }
 
     /// Decides on the transaction under way, at a recipient that is not a postmaster.
@@ -125,7 +133,7 @@ impl Screening {
         match judged.action {
             Action::Accept | Action::Tag | Action::Quarantine => Ok(()),
             Action::Defer => Err(Refusal::PutOff(judged.words.clone())),
-            Action::Reject => Err(Refusal::Screened(judged.words.clone())),
+            Action::Reject => Err(judged.rejection()),
         }
     }
 
@@ -181,8 +189,21 @@ impl Screening {
         Judged {
             action: verdict.action,
             score: verdict.score,
+            cause: verdict.cause.map(|cause| cause.check.clone()),
             words: reply.unwrap_or_else(|| generic.into()),
             findings,
+        }
+    }
+}
+
+impl Judged {
+    /// What a rejected recipient hears: with its own enhanced code where the cause has one.
+    fn rejection(&self) -> Refusal {
+        match self.cause.as_deref() {
+            Some("sender_unknown") => Refusal::UnknownSenderDomain,
+            Some("sender_null_mx") => Refusal::SenderTakesNoMail,
+            Some("reverse_missing" | "reverse_unconfirmed") => Refusal::ReverseName,
+            _ => Refusal::Screened(self.words.clone()),
         }
     }
 }

@@ -125,6 +125,13 @@ pub enum Refusal {
     Rejected(Box<str>),
     /// The edge filter rejects: the words for the client.
     Screened(Box<str>),
+    /// The edge filter rejects because there is no such sender domain.
+    UnknownSenderDomain,
+    /// The edge filter rejects because the sender's domain takes no mail (RFC 7505 section 4.2).
+    SenderTakesNoMail,
+    /// The edge filter rejects because of the name behind the client's address (RFC 7372 section
+    /// 3.3).
+    ReverseName,
     /// Nobody of this name is here.
     UnknownRecipient,
     /// The announced or the real size is over the limit.
@@ -207,6 +214,9 @@ impl Refusal {
             Refusal::Rejected(_) => "rejected_by_route",
             Refusal::Screened(_) => "screened",
             Refusal::PutOff(_) => "put_off",
+            Refusal::UnknownSenderDomain => "unknown_sender_domain",
+            Refusal::SenderTakesNoMail => "sender_takes_no_mail",
+            Refusal::ReverseName => "reverse_name",
             Refusal::UnknownRecipient => "unknown_recipient",
             Refusal::TooLarge => "too_large",
             Refusal::BareNewline => "bare_newline",
@@ -271,6 +281,13 @@ impl From<&Refusal> for Reply {
             // The filter's words are put in place of the text by `refuse`, here too.
             Refusal::Screened(_) => reply(554, "5.7.1", "Refused"),
             Refusal::PutOff(_) => reply(450, "4.7.1", "Try later"),
+            Refusal::UnknownSenderDomain => {
+                reply(550, "5.1.8", "The sender's domain does not exist")
+            }
+            Refusal::SenderTakesNoMail => reply(550, "5.7.27", "The sender's domain takes no mail"),
+            Refusal::ReverseName => {
+                reply(550, "5.7.25", "The name of your address is missing or not its own")
+            }
             Refusal::UnknownRecipient => reply(550, "5.1.1", "No such mailbox here"),
             Refusal::TooLarge => reply(552, "5.3.4", "Message too large"),
             Refusal::BareNewline => {

@@ -33,6 +33,7 @@ use crate::delivery::sites::Sites;
 use crate::dns::Resolver;
 use crate::dns::ourselves::Ourselves;
 use crate::edge::explanation::Explanations;
+use crate::edge::inquiry::Inquiry;
 use crate::inbound::memory::Share;
 use crate::listener::SessionCounts;
 use crate::message::{MessageId, MessageIds};
@@ -68,6 +69,8 @@ pub struct Worker {
     pub sites: Arc<Sites>,
     /// Who takes the mail of which domain.
     pub resolver: Resolver,
+    /// Who asks for what the edge filter wants to know; none without one.
+    pub inquiry: Option<Inquiry>,
     /// What this gateway is called, and where it listens.
     pub ourselves: Arc<Ourselves>,
     /// Sessions of all workers.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Worker;
 use crate::auth::sasl::Mechanism;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
+use crate::edge::lists::{Zone, health::Change};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
 use crate::queue::handle::{Handle, State};
@@ -182,6 +183,20 @@ impl Worker {
             site: Some("quarantine"),
             ..Event::new(EventKind::Quarantined)
         });
+    }
+
+    /// A DNS list was switched off or on.
+    pub(super) fn report_list(&self, zone: &Zone, change: Change) {
+        let name = zone.name.as_str();
+        let (kind, reason) = match change {
+            Change::Off(trouble) => (EventKind::ListOff, Some(trouble.as_str())),
+            Change::On => (EventKind::ListOn, None),
+        };
+        match change {
+            Change::Off(trouble) => tracing::warn!(list = name, "switched off: {trouble}"),
+            Change::On => tracing::info!(list = name, "switched on again"),
+        }
+        self.events.emit(&Event { list: Some(name), reason, ..Event::new(kind) });
     }
 
     /// Something was refused within a session.

@@ -21,6 +21,8 @@ use crate::delivery::recovery::RecoveredHandles;
 use crate::delivery::sites::Sites;
 use crate::dns::ourselves::Ourselves;
 use crate::dns::{Resolver, ResolverConfig};
+use crate::edge::inquiry::Inquiry;
+use crate::edge::lists::{Lists, Zone, watch};
 use crate::inbound::ListenerState;
 use crate::inbound::memory::Share;
 use crate::listener::{self, SessionCounts};
@@ -55,6 +57,8 @@ pub struct Seat {
     pub dns: ResolverConfig,
     /// What this gateway is called, and where it listens.
     pub ourselves: Arc<Ourselves>,
+    /// The lists of the edge filter, as all workers know them.
+    pub lists: Arc<Lists>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
     /// What messages on their way in may take of its memory.
@@ -109,6 +113,9 @@ async fn run(seat: Seat) -> io::Result<()> {
     let scheduler =
         Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules()).within(seat.allowance);
     let chunks = seat.share.chunks;
+    let resolver = Resolver::new(seat.dns);
+    let (config, ourselves) = (seat.config.clone(), seat.ourselves.clone());
+    let inquiry = Inquiry::new(config, ourselves, seat.lists, resolver.clone());
     let worker = Rc::new(Worker {
         index,
         counts: seat.counts,
@@ -116,7 +123,8 @@ async fn run(seat: Seat) -> io::Result<()> {
         pool: Pool::default(),
         events: seat.events,
         metrics: seat.metrics,
-        resolver: Resolver::new(seat.dns),
+        resolver,
+        inquiry,
         ourselves: seat.ourselves,
         blocking: Blocking::new(seat.blocking, announce),
         highest_recovered: seat.highest,
@@ -153,6 +161,9 @@ async fn run(seat: Seat) -> io::Result<()> {
     }
     runtime::memory::give_back();
     runtime::spawn(tick(worker.clone()));
+    if index == 0 {
+        watch_lists(&worker);
+    }
     let mut doors = Vec::new();
     for (listener, socket) in sockets {
         doors.push(socket.try_clone()?);
@@ -197,6 +208,18 @@ fn usable(auth: &Auth) -> Box<[Mechanism]> {
         false => auth.users.is_some(),
     };
     auth.mechanisms.iter().copied().filter(has).collect()
+}
+
+/// A task for each list: one worker does it for all.
+fn watch_lists(worker: &Rc<Worker>) {
+    let Some(inquiry) = &worker.inquiry else { return };
+    for place in 0..inquiry.lists().zones().len() {
+        let (worker, lists) = (worker.clone(), inquiry.lists().clone());
+        runtime::spawn(async move {
+            let tell = |zone: &Zone, change| worker.report_list(zone, change);
+            watch::watch(&lists.zones()[place], &worker.resolver, tell).await;
+        });
+    }
 }
 
 async fn flush(worker: Rc<Worker>) {

@@ -19,6 +19,7 @@ use mailrace::control::moment::Moment;
 use mailrace::control::port::{Action, Answer, Entry, Filter, Request, State, Tally, WorkerPort};
 use mailrace::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
 use mailrace::control::workers::{Times, Workers};
+use mailrace::edge::lists::Lists;
 use mailrace::message::MessageId;
 use mailrace::smtp::address::{ForwardPath, Mailbox, ReversePath};
 use serde_json::Value;
@@ -193,8 +194,12 @@ fn rig() -> Rig {
     }));
     let metrics: Vec<_> = (0..2).map(|_| Arc::new(WorkerMetrics::default())).collect();
     let events = EventLog::start(EventTarget::File("/dev/null".into())).unwrap();
-    let sources =
-        Sources { workers: metrics.clone(), events: events.counters(), status: status.clone() };
+    let sources = Sources {
+        workers: metrics.clone(),
+        events: events.counters(),
+        status: status.clone(),
+        lists: Arc::new(Lists::new(&[])),
+    };
     let times = Times { answer: Duration::from_millis(300), work: Duration::from_millis(600) };
     let gateway = Gateway {
         workers: Workers::new(Arc::new(fake), times),
@@ -330,7 +335,7 @@ fn counts_and_lists_put_workers_together() {
         count,
         serde_json::json!({
             "messages": 3, "recipients": 5,
-            "by_state": { "ready": 2, "active": 0, "deferred": 1, "held": 1 },
+            "by_state": { "ready": 2, "active": 0, "deferred": 1, "held": 1, "quarantined": 0 },
         })
     );
     for (query, messages, recipients) in [

@@ -41,6 +41,7 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("size", event.size, Line::number);
     line.field("site", event.site, Line::string);
     line.field("domain", event.domain, Line::string);
+    line.field("list", event.list, Line::string);
     line.field("attempts", event.attempts.map(u64::from), Line::number);
     line.field("reply", event.reply, Line::string);
     line.field("reason", event.reason, Line::string);

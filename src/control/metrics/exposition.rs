@@ -14,6 +14,7 @@ use super::{
 };
 use crate::control::events::EventCounters;
 use crate::control::status::{Phase, SpoolFigures, SpoolHealth, Status};
+use crate::edge::lists::{Lists, Zone, board::Figures, health::State};
 
 /// The content type of what [`Metrics::render`] writes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -30,6 +31,8 @@ pub struct Sources {
     pub events: Arc<EventCounters>,
     /// Where the process stands; it knows the spool's figures too.
     pub status: Arc<Status>,
+    /// The lists of the edge filter.
+    pub lists: Arc<Lists>,
 }
 
 impl Metrics {
@@ -71,6 +74,7 @@ impl Collector for Everything {
         let mut page = Page(encoder);
         self.process(&mut page)?;
         self.intake(&mut page)?;
+        self.edge(&mut page)?;
         self.queue(&mut page)?;
         self.delivery(&mut page)?;
         self.spool(&mut page)?;
@@ -139,10 +143,6 @@ impl Everything {
         page.counter("logins_failed", None, "AUTH commands that failed", failed)?;
         let refusals = self.by_label(|worker| &worker.refused);
         page.by_label("refused", "Refusals by reason", "reason", &refusals)?;
-        let verdicts = self.by_label(|worker| &worker.verdicts);
-        page.by_label("verdicts", "Verdicts of the edge filter by action", "action", &verdicts)?;
-        let findings = self.by_label(|worker| &worker.findings);
-        page.by_label("findings", "Findings that counted by check", "check", &findings)?;
         let messages = self.sum(|worker| &worker.messages_accepted);
         page.counter("messages_accepted", None, "Messages that got their 250", messages)?;
         let octets = self.sum(|worker| &worker.octets_accepted);
@@ -151,6 +151,23 @@ impl Everything {
         page.counter("recipients_accepted", None, "Recipients of accepted messages", recipients)?;
         let wait = self.histogram(|worker| &worker.commit_wait);
         page.histogram("accept", "From the end of a message's data to its 250", &wait)
+    }
+
+    fn edge(&self, page: &mut Page<'_>) -> fmt::Result {
+        let verdicts = self.by_label(|worker| &worker.verdicts);
+        page.by_label("verdicts", "Verdicts of the edge filter by action", "action", &verdicts)?;
+        let findings = self.by_label(|worker| &worker.findings);
+        let help = "Findings of the edge filter that counted, by check";
+        page.by_label("findings", help, "check", &findings)?;
+        let figures = || self.sources.lists.zones().iter().map(|zone| (zone, zone.board.figures()));
+        let help = "1 while a DNS list counts, 0 while it is switched off";
+        let is_on = |zone: &Zone| u64::from(zone.board.state() == State::On);
+        page.of_lists("list_on", help, MetricType::Gauge, figures().map(|(z, _)| (z, is_on(z))))?;
+        for (name, help, count) in LIST_COUNTS {
+            let values = figures().map(|(zone, figures)| (zone, count(&figures)));
+            page.of_lists(name, help, MetricType::Counter, values)?;
+        }
+        Ok(())
     }
 
     fn queue(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -309,6 +326,16 @@ impl Everything {
     }
 }
 
+/// A counter of each list: the metric, its help, the figure.
+type ListCount = (&'static str, &'static str, fn(&Figures) -> u64);
+
+const LIST_COUNTS: [ListCount; 4] = [
+    ("list_asked", "Questions to a DNS list, from the cache or not", |f| f.asked),
+    ("list_listed", "Answers of a DNS list that were listings", |f| f.listed),
+    ("list_odd", "Answers of a DNS list that say nothing about a client", |f| f.odd),
+    ("list_unanswered", "Questions to a DNS list that nobody answered", |f| f.unanswered),
+];
+
 /// The encoder with the few forms that we use.
 struct Page<'a>(DescriptorEncoder<'a>);
 
@@ -331,6 +358,28 @@ impl Page<'_> {
 
     fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str); 1]) -> fmt::Result {
         self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
+    }
+
+    /// A value of each DNS list, by its zone and what its entries are.
+    fn of_lists<'z>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        values: impl Iterator<Item = (&'z Zone, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        for (zone, value) in values {
+            let labels = [("list", zone.name.as_str()), ("of", zone.kind.as_str())];
+            let mut line = family.encode_family(&labels)?;
+            match kind {
+                MetricType::Gauge => {
+                    line.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX))?
+                }
+                _ => line.encode_counter::<NoLabelSet, _, f64>(&value, None)?,
+            }
+        }
+        Ok(())
     }
 
     fn by_label(

@@ -22,6 +22,7 @@ fn sources() -> (Vec<Arc<WorkerMetrics>>, Metrics) {
         workers: workers.clone(),
         events: Arc::new(EventCounters::default()),
         status: Arc::new(status),
+        lists: Arc::new(Lists::new(&[])),
     };
     (workers, Metrics::new(sources))
 }

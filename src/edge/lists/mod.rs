@@ -1,0 +1,181 @@
+//! DNS lists, for and against senders (RFC 5782), that check themselves.
+//!
+//! [`query`] makes the questions and reads the answers, [`health`] decides whether a list can be
+//! believed, [`board`] is what the workers share of it, [`watch`] looks at the test entries.  All but
+//! the last are pure.
+//!
+//! Invariants: only a code that the operator named is a listing; a list that is off, or has not
+//! been checked yet, is not asked; so whatever happens to a list, it refuses nobody's mail that it
+//! did not mean.
+
+pub mod board;
+pub mod health;
+pub mod query;
+pub mod watch;
+
+use std::time::Duration;
+
+use crate::config::{List, ListSubject};
+use crate::dns::{Lookup, Name, RecordType};
+use board::Board;
+use health::State;
+use query::Reading;
+use std::net::IpAddr;
+
+/// The lists of a configuration, with what all workers know of them.
+#[derive(Debug)]
+pub struct Lists {
+    zones: Box<[Zone]>,
+    /// The zone of each list of the configuration.
+    of: Box<[usize]>,
+}
+
+/// One zone: several lists of the configuration may read its codes differently.
+#[derive(Debug)]
+pub struct Zone {
+    /// Its name.
+    pub name: Name,
+    /// What its entries are.
+    pub kind: Kind,
+    /// How often its test entries are looked at; zero for never.
+    pub self_check: Duration,
+    /// What is known of it.
+    pub board: Board,
+}
+
+/// What the entries of a list are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Addresses.
+    Addresses,
+    /// Domains.
+    Domains,
+}
+
+/// What a list is asked about.
+#[derive(Debug, Clone)]
+pub enum Subject {
+    /// An address.
+    Address(IpAddr),
+    /// A domain.
+    Domain(Name),
+}
+
+/// What became of a question to a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// It was asked.
+    Answered(Reading),
+    /// It was not, since it does not count now.
+    Unasked(State),
+    /// There is no name to ask about: it would be too long.
+    Unaskable,
+}
+
+impl Lists {
+    /// These lists, none of them checked yet.  Those with the same zone share its health, and the
+    /// shortest of their intervals.
+    pub fn new(lists: &[List]) -> Lists {
+        let (mut zones, mut of) = (Vec::<Zone>::new(), Vec::new());
+        for list in lists {
+            let name = Name::parse(&list.zone).expect("the configuration has checked it");
+            let kind = Kind::of(list.of);
+            let known = zones.iter().position(|zone| zone.name == name && zone.kind == kind);
+            let index = known.unwrap_or(zones.len());
+            of.push(index);
+            match zones.get_mut(index) {
+                Some(zone) if zone.self_check.is_zero() => zone.self_check = list.self_check,
+                Some(_) if list.self_check.is_zero() => {}
+                Some(zone) => zone.self_check = zone.self_check.min(list.self_check),
+                None => {
+                    let board = Board::default();
+                    zones.push(Zone { name, kind, self_check: list.self_check, board });
+                }
+            }
+        }
+        for zone in zones.iter().filter(|zone| zone.self_check.is_zero()) {
+            zone.board.publish(State::On);
+        }
+        Lists { zones: zones.into(), of: of.into() }
+    }
+
+    /// The zones, each once.
+    pub fn zones(&self) -> &[Zone] {
+        &self.zones
+    }
+
+    /// The zone of a list, by its place in the configuration.
+    pub fn zone(&self, list: usize) -> &Zone {
+        &self.zones[self.of[list]]
+    }
+}
+
+impl Zone {
+    /// Asks about a subject, as `list` of the configuration reads its answers.
+    pub async fn ask(&self, resolver: &impl Lookup, list: &List, subject: &Subject) -> Asked {
+        let state = self.board.state();
+        if state != State::On {
+            return Asked::Unasked(state);
+        }
+        let name = match subject {
+            Subject::Address(address) => query::of_address(*address, &self.name),
+            Subject::Domain(domain) => query::of_domain(domain, &self.name),
+        };
+        let Some(name) = name else { return Asked::Unaskable };
+        let answer = resolver.lookup(&name, RecordType::A).await;
+        let reading = query::read(&answer, &list.codes);
+        self.board.saw(&reading);
+        Asked::Answered(reading)
+    }
+}
+
+impl Kind {
+    fn of(subject: ListSubject) -> Kind {
+        match subject {
+            ListSubject::Address => Kind::Addresses,
+            ListSubject::Helo | ListSubject::Reverse | ListSubject::Sender => Kind::Domains,
+        }
+    }
+
+    /// Its name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Addresses => "address",
+            Kind::Domains => "domain",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::verdict::Score;
+
+    fn list(zone: &str, of: ListSubject, seconds: u64) -> List {
+        List {
+            zone: zone.into(),
+            of,
+            codes: Vec::new(),
+            weight: Score(100),
+            reply: "".into(),
+            self_check: Duration::from_secs(seconds),
+        }
+    }
+
+    #[test]
+    fn lists_of_one_zone_share_its_health_and_the_shortest_interval() {
+        let lists = Lists::new(&[
+            list("a.example", ListSubject::Address, 60),
+            list("a.example", ListSubject::Helo, 0),
+            list("a.example", ListSubject::Address, 0),
+            list("a.example", ListSubject::Sender, 30),
+            list("b.example", ListSubject::Address, 0),
+            list("a.example", ListSubject::Address, 20),
+        ]);
+        assert_eq!(*lists.of, [0, 1, 0, 1, 2, 0]);
+        let seconds: Vec<u64> = lists.zones().iter().map(|z| z.self_check.as_secs()).collect();
+        assert_eq!(seconds, [20, 30, 0]);
+        let states = lists.zones().iter().map(|zone| zone.board.state());
+        assert_eq!(states.collect::<Vec<_>>(), [State::Starting, State::Starting, State::On]);
+    }
+}
