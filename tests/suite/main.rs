@@ -41,3 +41,4 @@ mod soup;
 mod submission;
 mod tls;
 mod tls_programs;
+mod verdicts;
