@@ -28,6 +28,8 @@ use crate::delivery::sites::Sites;
 use crate::dns::ResolverConfig;
 use crate::dns::ourselves::{Ourselves, interface_addresses};
 use crate::edge::lists::Lists;
+use crate::edge::memory::Memory;
+use crate::edge::memory_file::{self, Keeper};
 use crate::inbound::memory::{self, Share};
 use crate::limits;
 use crate::listener::SessionCounts;
@@ -46,7 +48,7 @@ use crate::spool::{
 };
 use crate::tls::acceptor::Expiry;
 use crate::tls::{Acceptor, AcceptorSettings, CertificateError, Connector};
-use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat};
+use crate::worker::{Forwarded, Letter, MAILBOX_HANDLES, Post, Seat, now_seconds};
 
 /// A gateway that runs.
 pub struct Gateway {
@@ -61,6 +63,8 @@ pub struct Gateway {
     /// With what it is made of, to be read again.
     acceptor: Option<(Arc<Acceptor>, AcceptorSettings)>,
     authority: Arc<Authority>,
+    /// Writes down whom the edge filter knows.
+    keeper: Option<Keeper>,
 }
 
 /// Where a gateway can be reached.
@@ -209,7 +213,8 @@ impl Gateway {
             .map_err(StartError::Thread)?;
         let blocking = BlockingPool::start(BLOCKING_THREADS).map_err(StartError::Thread)?;
 
-        let counts = Arc::new(SessionCounts::new(&config));
+        let counts = Arc::new(SessionCounts::new(&config.limits));
+        let (acquaintances, keeper) = edge_memory(&config)?.unzip();
         let default_memory = || memory::default_octets(config.workers);
         let memory = config.limits.memory.map_or_else(default_memory, |memory| memory.0);
         let share = Share::of(memory, config.workers);
@@ -230,6 +235,7 @@ impl Gateway {
                 ourselves: ourselves.clone(),
                 lists: lists.clone(),
                 counts: counts.clone(),
+                memory: acquaintances.clone(),
                 share,
                 allowance: allowance.clone(),
                 sockets,
@@ -270,6 +276,7 @@ impl Gateway {
             status,
             acceptor,
             authority,
+            keeper,
         })
     }
 
@@ -313,6 +320,9 @@ impl Gateway {
         }
         self.reader.stop();
         self.committer.stop(COMMIT_PATIENCE);
+        if let Some(keeper) = self.keeper {
+            keeper.stop();
+        }
         self.admin.stop();
         if let Err(error) = self.events.close(Instant::now() + EVENT_PATIENCE) {
             tracing::warn!(%error, "some events could not be written before the end");
@@ -327,6 +337,17 @@ fn acceptor(
     let (acceptor, expiries) = Acceptor::new(&settings)?;
     tell_expiries(&expiries);
     Ok(Some((Arc::new(acceptor), settings)))
+}
+
+/// Whom the edge filter knows, and who writes it down; nothing without an edge filter.
+fn edge_memory(config: &Config) -> Result<Option<(Arc<Memory>, Keeper)>, StartError> {
+    let Some(edge) = &config.edge else { return Ok(None) };
+    let state = config.data_dir.join("state");
+    let settings = edge.greylist.unwrap_or_default();
+    let memory = memory_file::load(&state, &settings, now_seconds()).map_err(StartError::Thread)?;
+    let memory = Arc::new(memory);
+    let keeper = Keeper::start(state, memory.clone(), now_seconds).map_err(StartError::Thread)?;
+    Ok(Some((memory, keeper)))
 }
 
 fn tell_expiries(expiries: &[Expiry]) {

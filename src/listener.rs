@@ -2,19 +2,19 @@
 //! session for each.
 //!
 //! Every worker has its own socket for each listener and takes what the kernel gives it.  The
-//! counts are shared by all workers: they are touched once a connection, never by a message.
+//! counts and rates ([`counts`]) are shared by all workers: they are touched once a connection,
+//! never by a message.
 //!
 //! A client over a limit gets one line of 421 and is closed; a process without descriptors waits
 //! a moment and goes on.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+pub mod counts;
+
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, ListenerTls};
+use crate::config::ListenerTls;
 use crate::control::events::SessionId;
 use crate::inbound::{self, ListenerState};
 use crate::runtime::guard::guarded;
@@ -23,89 +23,7 @@ use crate::runtime::{self, sleep};
 use crate::smtp::reply::{Refusal, Replies};
 use crate::worker::Worker;
 
-/// How many sessions there are, in all and by client address; shared by all workers.
-pub struct SessionCounts {
-    sessions_max: usize,
-    per_address_max: usize,
-    sessions: AtomicUsize,
-    by_address: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
-}
-
-/// Locks of the table of addresses, so that workers seldom meet.
-const SHARDS: usize = 64;
-
-/// One session's place in the counts; given back when dropped.
-pub struct Admission {
-    counts: Arc<SessionCounts>,
-    address: Option<IpAddr>,
-}
-
-impl SessionCounts {
-    /// Nobody is there yet.
-    pub fn new(config: &Config) -> SessionCounts {
-        SessionCounts {
-            sessions_max: config.limits.sessions,
-            per_address_max: config.limits.sessions_per_address,
-            sessions: AtomicUsize::new(0),
-            by_address: std::array::from_fn(|_| Mutex::default()),
-        }
-    }
-
-    /// Counts a client in; `exempt` ones are not counted by address.
-    ///
-    /// # Errors
-    /// `TooManySessions` or `TooManySessionsFromAddress`.
-    pub fn admit(self: &Arc<Self>, address: IpAddr, exempt: bool) -> Result<Admission, Refusal> {
-        let address = address.to_canonical();
-        if self.sessions.fetch_add(1, Ordering::Relaxed) >= self.sessions_max {
-            self.sessions.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refusal::TooManySessions);
-        }
-        let mut admission = Admission { counts: self.clone(), address: None };
-        if exempt {
-            return Ok(admission);
-        }
-        let mut shard = self.shard(address);
-        let count = shard.entry(address).or_insert(0);
-        if *count >= self.per_address_max {
-            drop(shard);
-            return Err(Refusal::TooManySessionsFromAddress);
-        }
-        *count += 1;
-        drop(shard);
-        admission.address = Some(address);
-        Ok(admission)
-    }
-
-    /// How many there are.
-    pub fn sessions(&self) -> usize {
-        self.sessions.load(Ordering::Relaxed)
-    }
-
-    fn shard(&self, address: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        let bits = match address {
-            IpAddr::V4(address) => u128::from(u32::from(address)),
-            IpAddr::V6(address) => u128::from(address),
-        };
-        // Neighbours in a network differ in the last bits of what is one client's own.
-        let shard = (bits ^ bits >> 6 ^ bits >> 64) as usize % SHARDS;
-        self.by_address[shard].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        self.counts.sessions.fetch_sub(1, Ordering::Relaxed);
-        let Some(address) = self.address else { return };
-        let mut shard = self.counts.shard(address);
-        if let Some(count) = shard.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                shard.remove(&address);
-            }
-        }
-    }
-}
+pub use counts::SessionCounts;
 
 /// Accepts on one socket until `cancel` ends it.
 pub async fn accept_forever(
@@ -142,7 +60,7 @@ pub async fn accept_forever(
 fn admit(worker: &Rc<Worker>, state: &Rc<ListenerState>, stream: Stream, peer: SocketAddr) {
     let id = worker.next_session();
     let exempt = worker.config.relay.contains(peer.ip());
-    let admission = worker.counts.admit(peer.ip(), exempt);
+    let admission = worker.counts.admit(peer.ip(), exempt, Instant::now());
     let (worker, state) = (worker.clone(), state.clone());
     match admission {
         Err(refusal) => {
@@ -187,29 +105,3 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const ACCEPT_SILENCE: Duration = Duration::from_secs(60);
 /// What a client may take to read that there is no room for it.
 const TURN_AWAY: Duration = Duration::from_secs(2);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_has_its_share_and_gives_it_back() {
-        let counts = Arc::new(SessionCounts {
-            sessions_max: 3,
-            per_address_max: 1,
-            sessions: AtomicUsize::new(0),
-            by_address: std::array::from_fn(|_| Mutex::default()),
-        });
-        let client: IpAddr = "192.0.2.1".parse().unwrap();
-        let same: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
-        let first = counts.admit(client, false).map_err(|_| ()).unwrap();
-        assert_eq!(counts.admit(same, false).err(), Some(Refusal::TooManySessionsFromAddress));
-        assert_eq!(counts.sessions(), 1, "who is refused does not count");
-        let exempt = [counts.admit(client, true), counts.admit(client, true)];
-        assert!(exempt.iter().all(Result::is_ok));
-        assert_eq!(counts.admit(client, true).err(), Some(Refusal::TooManySessions));
-        drop((first, exempt));
-        assert_eq!(counts.sessions(), 0);
-        assert!(counts.admit(client, false).is_ok());
-    }
-}

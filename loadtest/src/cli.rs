@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -10,6 +11,7 @@ use crate::ledger::compare::compare;
 use crate::ledger::record::{self, Side};
 use crate::report::books::Books;
 use crate::report::send::Summary;
+use crate::report::tally::{Counts, Tally};
 use crate::report::usage::CpuTime;
 use crate::signal::Signals;
 use crate::sink;
@@ -81,20 +83,47 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// True if every message was acknowledged (or abandoned, where that is the plan).
+/// True if every message was acknowledged (or abandoned, where that is the plan), of the parties
+/// that count where there are several.
 fn run_send(send: &Send) -> Result<bool, AnyError> {
     let file = send.scenario.as_deref().map_or(Ok(Settings::default()), Settings::read)?;
-    let plan = Plan::new(send.settings.clone().over(file), fastrand::u16(..))?;
+    let (mut names, mut plans) = (Vec::new(), Vec::new());
+    // Each is a run of its own to whoever reads the ledgers.
+    let first_run = fastrand::u16(..);
+    for (party, place) in send.settings.clone().over(file).parties()?.into_iter().zip(0..) {
+        names.push((party.name, party.is_wanted));
+        plans.push(Plan::new(party.settings, first_run.wrapping_add(place))?);
+    }
     // Ids name sessions, and sessions need descriptors.
     crate::signal::raise_file_limit();
     let signals = Signals::take_over()?;
     let before = CpuTime::now();
-    let (tally, elapsed) = source::run(plan, &signals, send.quiet)?;
-    let summary = Summary::new(&tally, elapsed, CpuTime::now().since(before));
-    tell(&if send.json { summary.to_json() + "\n" } else { summary.to_string() });
-    let counts = tally.counts;
+    let ran = source::run_all(plans, &signals, send.quiet)?;
+    let cpu = (ran.len() == 1).then(|| CpuTime::now().since(before));
+    let summary = |(tally, elapsed): &(Tally, Duration)| Summary::new(tally, *elapsed, cpu);
+    let named = names.iter().map(|(name, _)| name.clone());
+    tell_parties(&named.zip(ran.iter().map(summary)).collect::<Vec<_>>(), send.json);
+    let wanted = ran.iter().zip(&names).filter(|(_, (_, is_wanted))| *is_wanted);
+    Ok(wanted.map(|((tally, _), _)| &tally.counts).all(is_good))
+}
+
+fn is_good(counts: &Counts) -> bool {
     let good = counts.acknowledged + counts.abandoned;
-    Ok(good > 0 && good == counts.finished() && counts.unfinished == 0)
+    good > 0 && good == counts.finished() && counts.unfinished == 0
+}
+
+/// One summary, or one under the name of each.
+fn tell_parties(parties: &[(String, Summary)], as_json: bool) {
+    let text = match parties {
+        [(_, only)] if as_json => only.to_json() + "\n",
+        [(_, only)] => only.to_string(),
+        _ if as_json => Summary::all_to_json(parties) + "\n",
+        _ => {
+            let told = parties.iter().map(|(name, summary)| format!("[{name}]\n{summary}"));
+            told.collect::<Vec<_>>().join("\n")
+        }
+    };
+    tell(&text);
 }
 
 fn run_sink(settings: &sink::settings::SinkSettings) -> Result<bool, AnyError> {

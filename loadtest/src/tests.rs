@@ -454,8 +454,52 @@ fn refusals_are_counted_where_they_happen() {
         assert_eq!(tally.latency(refused_at).len(), 20, "{verb}");
         assert_eq!(tally.latency(Step::Message).len(), 0, "{verb}");
         assert_eq!(tally.texts.get("550 5.7.1 No"), Some(&20), "{:?}", tally.texts);
+        assert_eq!(tally.refusals, [((refused_at, 550), 20)].into(), "{verb}");
         assert!(tally.counts.connections <= 10, "a refusal costs no connection");
     }
+}
+
+#[test]
+fn parties_send_at_the_same_time_and_are_told_apart() {
+    let to = serve(|line| match line.contains("nobody@") {
+        true => Some("550 5.1.1 No\r\n"),
+        false => Some(plain_answer(line)),
+    });
+    let text = "threads = 1\ntime = \"10s\"\nmessages = 30\n\
+        [[party]]\nname = \"guesses\"\nno_data = true\none = true\nrcpt = [\"nobody@x.example\"]\n\
+        [[party]]\nname = \"slow\"\nmessages = 2\none = true\nsize = [\"100B\"]\n\
+        trickle = \"5B\"\ntrickle_every = \"1ms\"\ntrickle_all = true\n\
+        [[party]]\nname = \"clean\"\nwanted = true";
+    let file: Settings = toml::from_str(text).unwrap();
+    let line = Settings { to: Some(to.to_string()), ..Settings::default() };
+    let parties = line.over(file).parties().unwrap();
+    let plans = parties.into_iter().map(|party| Plan::new(party.settings, 7).unwrap()).collect();
+    let ran = crate::source::run_all(plans, &Signals::take_over().unwrap(), true).unwrap();
+    let tallies: Vec<&Tally> = ran.iter().map(|(tally, _)| tally).collect();
+    let told = |tally: &&Tally| (tally.counts.acknowledged, tally.counts.refused_for_good);
+    assert_eq!(tallies.iter().map(told).collect::<Vec<_>>(), [(0, 30), (2, 0), (30, 0)]);
+    assert_eq!(tallies[0].refusals, [((Step::Rcpt, 550), 30)].into());
+    // Each command of the slow ones went out in pieces, all of MAIL in five at least.
+    assert!(tallies[1].latency(Step::Mail).min() >= 5_000);
+}
+
+#[test]
+fn who_is_refused_on_its_last_message_only_says_quit() {
+    let resets = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let seen = resets.clone();
+    let to = serve(move |line| {
+        if line.starts_with("RSET") {
+            seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        match line.starts_with("RCPT") {
+            true => Some("550 5.7.1 No\r\n"),
+            false => Some(plain_answer(line)),
+        }
+    });
+    let settings = Settings { messages: Some(6), per_connection: Some(3), ..Settings::default() };
+    let settings = Settings { sessions: Some(1), ..settings };
+    assert_eq!(send(to, settings).counts.refused_for_good, 6);
+    assert_eq!(resets.load(std::sync::atomic::Ordering::Relaxed), 4);
 }
 
 #[test]

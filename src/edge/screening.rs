@@ -8,11 +8,12 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::explanation::Account;
 use super::gathering::Gathering;
-use super::verdict::{Action, Finding, Score, Verdict};
+use super::memory::Acquaintance;
+use super::verdict::{Action, Effect, Finding, Score, Verdict};
 use crate::config::{Edge, RefuseAt};
 use crate::smtp::address::{ForwardPath, ReversePath};
 use crate::smtp::reply::{Refusal, refusal_text};
@@ -135,6 +136,54 @@ impl Screening {
             Action::Defer => Err(Refusal::PutOff(judged.words.clone())),
             Action::Reject => Err(judged.rejection()),
         }
+    }
+
+    /// Whether a good sender has come from the client's network.
+    pub fn is_known(&self) -> bool {
+        let memory = self.worker.memory.as_ref();
+        memory.is_some_and(|memory| memory.knows(self.client, self.worker.now_seconds()))
+    }
+
+    /// Whether a stranger has to come again, at a recipient that nothing else speaks against.
+    ///
+    /// # Errors
+    /// `Greylisted`.
+    pub fn greylist(&mut self, sender: &ReversePath, to: &ForwardPath) -> Result<(), Refusal> {
+        let (Some(settings), Some(memory)) = (&self.edge().greylist, &self.worker.memory) else {
+            return Ok(());
+        };
+        if self.judged.as_ref().is_none_or(|judged| judged.score < settings.from) {
+            return Ok(());
+        }
+        let now = self.worker.now_seconds();
+        let met = memory.meet(self.client, sender.as_str(), to.as_str(), now);
+        let fact = match met {
+            Acquaintance::Known => "a known sender".to_owned(),
+            Acquaintance::Returned { after } => format!("came again after {} s", after.as_secs()),
+            Acquaintance::Stranger { wait } => format!("a stranger; {} s to wait", wait.as_secs()),
+        };
+        if let Some(judged) = &mut self.judged
+            && !judged.findings.iter().any(|finding| *finding.check == *"greylist")
+        {
+            judged.findings.push(Finding {
+                check: "greylist".into(),
+                fact: fact.into(),
+                effect: Effect::None,
+                reply: None,
+                took: Duration::ZERO,
+            });
+        }
+        match met {
+            Acquaintance::Stranger { .. } => Err(Refusal::Greylisted),
+            Acquaintance::Known | Acquaintance::Returned { .. } => Ok(()),
+        }
+    }
+
+    /// A message of the transaction under way was accepted: its sender is remembered.
+    pub fn accepted(&self, sender: &ReversePath) {
+        let (Some(judged), Some(memory)) = (&self.judged, &self.worker.memory) else { return };
+        let is_clean = judged.action == Action::Accept;
+        memory.accepted(self.client, sender.as_str(), is_clean, self.worker.now_seconds());
     }
 
     /// What was decided on the transaction under way; `None` before its first recipient.

@@ -11,6 +11,7 @@
 //!
 //! [`smtp::server`]: crate::smtp::server
 
+mod delays;
 pub mod intake;
 mod login;
 pub mod memory;
@@ -75,6 +76,10 @@ struct Session {
     /// What the envelope takes, as it was told to the worker.
     envelope: EnvelopeRoom,
     messages: u32,
+    /// Recipients that the edge filter has refused.
+    refused_recipients: u32,
+    /// Whether haste has been found, once it has been looked for.
+    haste: Option<bool>,
 }
 
 /// Why a session ended, for the events.
@@ -120,6 +125,8 @@ pub async fn serve(
         pace: None,
         envelope,
         messages: 0,
+        refused_recipients: 0,
+        haste: None,
     };
     let end = session.run().await;
     session.report_end(end);
@@ -157,10 +164,8 @@ impl Session {
             return End::TlsFailed;
         }
         self.permit_binding();
-        if let Some(screening) = &mut self.screening
-            && let Err(refusal) = screening.before_greeting().await
-        {
-            self.server.turn_away(refusal);
+        if let Err(end) = self.greet().await {
+            return end;
         }
         loop {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
@@ -230,19 +235,31 @@ impl Session {
         let Some(path) = self.server.recipient_in_question() else { return };
         let is_postmaster = path.is_postmaster();
         let mut verdict = relay::decide(&self.worker.config, facts, path);
+        self.note_haste();
         if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
             && !is_postmaster
             && let Err(refusal) = screening.recipient().await
         {
             verdict = Err(refusal);
         }
+        if matches!(verdict, Err(Refusal::Screened(_) | Refusal::UnknownRecipient)) {
+            self.tarpit().await;
+        }
         let now = Instant::now();
         // 452 before the data is kinder than after it.
-        let verdict = verdict.and_then(|route| match self.worker.log.refusal() {
+        let mut verdict = verdict.and_then(|route| match self.worker.log.refusal() {
             None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
             None => self.counts_recipient(now).map(|()| route),
             Some(refusal) => Err(refusal),
         });
+        if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
+            && let (Some(sender), Some(path)) =
+                (self.server.reverse_path(), self.server.recipient_in_question())
+            && !is_postmaster
+            && let Err(refusal) = screening.greylist(sender, path)
+        {
+            verdict = Err(refusal);
+        }
         if self.server.is_first_recipient() {
             // The envelope before it ended without a read between, by RSET for one.
             self.envelope.give_back();
@@ -512,6 +529,9 @@ impl Session {
         self.envelope.give_back();
         let kept = result.as_ref().ok().copied();
         let durability = self.listener.listener.durability;
+        if let (Some(_), Some(screening)) = (kept, &self.screening) {
+            screening.accepted(&message.envelope.reverse_path);
+        }
         let told = self.screening.as_mut().and_then(|screening| screening.end_transaction());
         self.tell_verdict(told, kept, result.as_ref().err());
         self.server.stored(Instant::now(), result.map(|id| (id, durability)));

@@ -154,12 +154,22 @@ pub enum Refusal {
     TooManySessions,
     /// As many sessions from this address as there may be.
     TooManySessionsFromAddress,
+    /// As many sessions from this network as there may be.
+    TooManySessionsFromNetwork,
+    /// As many new connections in a time as there may be.
+    TooManyConnections,
+    /// As many new connections from this address in a time as there may be.
+    TooManyConnectionsFromAddress,
+    /// As many new connections from this network in a time as there may be.
+    TooManyConnectionsFromNetwork,
     /// ETRN while more of them wait than may.
     QueueBusy,
     /// Nobody could check the credentials now, or it was too early to try again.
     AuthLater,
     /// The edge filter puts off: the words for the client.
     PutOff(Box<str>),
+    /// The edge filter does not know the client and wants to see that it comes again.
+    Greylisted,
     /// More messages or recipients in a time than allowed.
     TooManyMessages,
     /// Nothing came for too long.
@@ -217,6 +227,7 @@ impl Refusal {
             Refusal::UnknownSenderDomain => "unknown_sender_domain",
             Refusal::SenderTakesNoMail => "sender_takes_no_mail",
             Refusal::ReverseName => "reverse_name",
+            Refusal::Greylisted => "greylisted",
             Refusal::UnknownRecipient => "unknown_recipient",
             Refusal::TooLarge => "too_large",
             Refusal::BareNewline => "bare_newline",
@@ -227,6 +238,10 @@ impl Refusal {
             Refusal::StorageFailed => "storage_failed",
             Refusal::TooManySessions => "too_many_sessions",
             Refusal::TooManySessionsFromAddress => "too_many_sessions_from_address",
+            Refusal::TooManySessionsFromNetwork => "too_many_sessions_from_network",
+            Refusal::TooManyConnections => "too_many_connections",
+            Refusal::TooManyConnectionsFromAddress => "too_many_connections_from_address",
+            Refusal::TooManyConnectionsFromNetwork => "too_many_connections_from_network",
             Refusal::QueueBusy => "queue_busy",
             Refusal::TimedOut => "timed_out",
             Refusal::TooManyErrors => "too_many_errors",
@@ -288,6 +303,9 @@ impl From<&Refusal> for Reply {
             Refusal::ReverseName => {
                 reply(550, "5.7.25", "The name of your address is missing or not its own")
             }
+            Refusal::Greylisted => {
+                reply(451, "4.7.1", "You are new here: please try again in a few minutes")
+            }
             Refusal::UnknownRecipient => reply(550, "5.1.1", "No such mailbox here"),
             Refusal::TooLarge => reply(552, "5.3.4", "Message too large"),
             Refusal::BareNewline => {
@@ -301,6 +319,16 @@ impl From<&Refusal> for Reply {
             Refusal::TooManySessions => reply(421, "4.3.2", "Too many connections, try later"),
             Refusal::TooManySessionsFromAddress => {
                 reply(421, "4.7.0", "Too many connections from your address, try later")
+            }
+            Refusal::TooManySessionsFromNetwork => {
+                reply(421, "4.7.0", "Too many connections from your network, try later")
+            }
+            Refusal::TooManyConnections => reply(421, "4.3.2", "Too many connections, try later"),
+            Refusal::TooManyConnectionsFromAddress => {
+                reply(421, "4.7.0", "Too many new connections from your address, try later")
+            }
+            Refusal::TooManyConnectionsFromNetwork => {
+                reply(421, "4.7.0", "Too many new connections from your network, try later")
             }
             Refusal::QueueBusy => reply(458, "4.3.2", "Cannot start the queue now, try later"),
             Refusal::TimedOut => reply(421, "4.4.2", "Timed out"),
@@ -357,6 +385,11 @@ impl Replies {
     /// The greeting (RFC 5321 section 3.1).
     pub fn greet(&mut self, hostname: &str) {
         self.format(format_args!("220 {hostname} ESMTP mailrace\r\n"));
+    }
+
+    /// The first line of a greeting whose last line comes later.
+    pub fn begin_greeting(&mut self, hostname: &str) {
+        self.format(format_args!("220-{hostname} One moment, please\r\n"));
     }
 
     /// The answer to HELO.

@@ -149,6 +149,7 @@ pub struct Server {
     client: Option<Client>,
     /// The client may send ETRN.
     may_start_queues: bool,
+    haste: Haste,
     transaction: Option<Box<Transaction>>,
     replies: Replies,
     refusals: Vec<Refused>,
@@ -189,6 +190,17 @@ enum Phase {
     Closed { timed_out: bool },
 }
 
+/// Whether the client may send commands without waiting for the replies (RFC 2920 section 3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// Nobody has told it so yet.
+    Forbidden,
+    /// It has done so in spite of that.
+    Caught,
+    /// It has seen the reply to EHLO.
+    Allowed,
+}
+
 /// From MAIL to the end of the message.
 struct Transaction {
     reverse_path: ReversePath,
@@ -214,6 +226,7 @@ impl Server {
             can_bind: false,
             auth_failures: 0,
             may_start_queues: false,
+            haste: Haste::Forbidden,
             transaction: None,
             replies,
             refusals: Vec::new(),
@@ -338,6 +351,15 @@ impl Server {
         }
     }
 
+    /// Whether the client has sent a command before the reply to the one before it, and before it
+    /// was told in reply to EHLO that it may.
+    ///
+    /// What is found depends on how the octets were cut into reads; that an honest client is never
+    /// found does not: nothing of it comes before the reply that it waits for has gone.
+    pub fn was_hasty(&self) -> bool {
+        self.haste == Haste::Caught
+    }
+
     /// Whether a transaction is under way.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
@@ -408,6 +430,12 @@ impl Server {
                 transaction.routes.push(route);
                 self.replies.push(reply::RECIPIENT_OK);
             }
+            // No error of the client's: a sender with many recipients is told so for each.
+            Err(Refusal::Greylisted) => {
+                self.replies.refuse(&Refusal::Greylisted);
+                let recipient = Some(recipient.path);
+                self.refusals.push(Refused { refusal: Refusal::Greylisted, recipient });
+            }
             Err(refusal) => self.fault_of(refusal, Some(recipient.path)),
         }
     }
@@ -445,6 +473,9 @@ impl Server {
         self.lines = LineScanner::default();
         self.client = None;
         self.can_bind = false;
+        if self.haste == Haste::Allowed {
+            self.haste = Haste::Forbidden;
+        }
         self.transaction = None;
         self.deadline = now + limits::SERVER_COMMAND;
     }
@@ -506,6 +537,7 @@ impl Server {
             }
             LineStep::Line { length, consumed } => {
                 self.deadline = now + limits::SERVER_COMMAND;
+                self.watch_haste();
                 let event = match command::parse(&input[..length], &self.extensions()) {
                     Ok(command) => self.command(now, command),
                     Err(CommandError::Bdat { skip_octets }) => self.skip_bdat(now, skip_octets),
@@ -514,6 +546,16 @@ impl Server {
                 Handled { consumed, event }
             }
         }
+    }
+
+    /// A command has come; the replies that wait were not sent yet, so it was sent without them.
+    fn watch_haste(&mut self) {
+        let is_extended = self.client.as_ref().is_some_and(|client| client.extended);
+        self.haste = match self.haste {
+            Haste::Forbidden if !self.replies.is_empty() => Haste::Caught,
+            Haste::Forbidden if is_extended => Haste::Allowed,
+            haste => haste,
+        };
     }
 
     /// Looks at the front of a line that is over the limit, when it comes for the first time.

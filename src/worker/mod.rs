@@ -34,6 +34,8 @@ use crate::dns::Resolver;
 use crate::dns::ourselves::Ourselves;
 use crate::edge::explanation::Explanations;
 use crate::edge::inquiry::Inquiry;
+use crate::edge::memory::Memory;
+use crate::edge::slots::Seconds;
 use crate::inbound::memory::Share;
 use crate::listener::SessionCounts;
 use crate::message::{MessageId, MessageIds};
@@ -75,6 +77,8 @@ pub struct Worker {
     pub ourselves: Arc<Ourselves>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
+    /// Whom the edge filter knows; `None` without it.
+    pub memory: Option<Arc<Memory>>,
     /// The log.
     pub log: Rc<LocalLog>,
     /// Connections to sites.
@@ -172,6 +176,11 @@ impl Worker {
     /// The wall clock, in milliseconds since 1970 UTC.
     pub fn now_unix_ms(&self) -> u64 {
         now_unix_ms()
+    }
+
+    /// The wall clock in whole seconds, as the edge filter's memory has it.
+    pub fn now_seconds(&self) -> Seconds {
+        now_seconds()
     }
 
     /// The date as trace headers write it; made once a second.
@@ -326,6 +335,11 @@ pub fn handles(filing: Filing, place: RecordPlace) -> impl Iterator<Item = (Dest
 pub fn now_unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The wall clock in whole seconds; it stands still in 2106.
+pub fn now_seconds() -> Seconds {
+    Seconds(u32::try_from(now_unix_ms() / 1000).unwrap_or(u32::MAX))
 }
 
 /// A date of RFC 5322 section 3.3 in UTC.

@@ -23,6 +23,7 @@ use crate::dns::ourselves::Ourselves;
 use crate::dns::{Resolver, ResolverConfig};
 use crate::edge::inquiry::Inquiry;
 use crate::edge::lists::{Lists, Zone, watch};
+use crate::edge::memory::Memory;
 use crate::inbound::ListenerState;
 use crate::inbound::memory::Share;
 use crate::listener::{self, SessionCounts};
@@ -61,6 +62,8 @@ pub struct Seat {
     pub lists: Arc<Lists>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
+    /// Whom the edge filter knows; `None` without it.
+    pub memory: Option<Arc<Memory>>,
     /// What messages on their way in may take of its memory.
     pub share: Share,
     /// The connections to next hops that all workers may have.
@@ -119,6 +122,7 @@ async fn run(seat: Seat) -> io::Result<()> {
     let worker = Rc::new(Worker {
         index,
         counts: seat.counts,
+        memory: seat.memory,
         log: Rc::new(LocalLog::new(index, chunks, seat.committer, seat.reader, seat.spool)),
         pool: Pool::default(),
         events: seat.events,

@@ -93,6 +93,27 @@ fn the_example_is_complete_and_taken() {
     }
 }
 
+/// The recipe for the edge filter is a whole file, and explains every check.
+#[test]
+fn the_recipe_for_the_edge_is_taken() {
+    let page = fs::read_to_string(project("docs/edge.md")).expect("the page is there");
+    let recipe = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let recipe = recipe.expect("a file in it");
+    // Also with the list that it leaves to the reader.
+    let uncommented = recipe.replace("\n# [[", "\n[[").replace("\n# zone", "\nzone");
+    let uncommented = uncommented.replace("\n# codes", "\ncodes").replace("\n# weight", "\nweight");
+    assert_ne!(recipe, uncommented);
+    for text in [recipe, &uncommented] {
+        let checked = Config::parse(text, Path::new("/etc/mailrace/mailrace.toml"), &environment());
+        let checked = checked.unwrap_or_else(|report| panic!("{}", report.render(false)));
+        assert_eq!(checked.report.render(false), "");
+    }
+    let checks = SECTIONS.iter().find(|section| section.header() == "[edge.checks]");
+    for check in checks.expect("the section").keys {
+        assert!(page.contains(&format!("`{check}`")), "the page does not explain {check}");
+    }
+}
+
 fn mailrace(arguments: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_mailrace");
     Command::new(program).args(arguments).output().expect("the program starts")

@@ -37,7 +37,7 @@ pub fn are_here(programs: &[&str]) -> bool {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_here = |program: &&&str| match **program {
-        "nodemailer" | "postfix" | "dns" => cache_path(program).exists(),
+        "nodemailer" | "postfix" | "dns" | "lists" | "rspamd" => cache_path(program).exists(),
         program => std::env::split_paths(&path).any(|place| place.join(program).exists()),
     };
     let missing = programs.iter().find(|program| !is_here(program));

@@ -3,6 +3,7 @@
 //! `gateway` starts the real binary, `client` and `sink` are what stands on both sides of it.
 
 mod addresses;
+mod attack;
 mod auth;
 mod bytes;
 mod client;
@@ -21,6 +22,7 @@ mod fuzz;
 mod gateway;
 mod interop;
 mod limits_and_floods;
+mod lists;
 mod lmtp;
 mod models;
 mod mx;
@@ -38,6 +40,7 @@ mod shutdown;
 mod simulation;
 mod sink;
 mod soup;
+mod strangers;
 mod submission;
 mod tls;
 mod tls_programs;

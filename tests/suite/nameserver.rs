@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mailrace::dns::{Lookup, Name, RecordType, Resolver, ResolverConfig};
 use mailrace::runtime;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::gateway::wait_until;
@@ -33,11 +34,21 @@ impl NameServer {
         let root = cache("dns").join("root/usr");
         let path = home.join(format!("{program}.conf"));
         fs::write(&path, conf).expect("a file");
+        let mut command = Command::new(root.join("sbin").join(program));
+        command.args(["-d", "-c"]).arg(&path).env("LD_LIBRARY_PATH", libraries(&root));
+        NameServer::run(home, program, &mut command, port, zone)
+    }
+
+    /// Runs this command, which is to answer at `port`, and waits until it does for `zone`.
+    pub fn run(
+        home: &Path,
+        program: &str,
+        command: &mut Command,
+        port: u16,
+        zone: &str,
+    ) -> NameServer {
         let said = fs::File::create(home.join(format!("{program}.log"))).expect("a file");
-        let child = Command::new(root.join("sbin").join(program))
-            .args(["-d", "-c"])
-            .arg(&path)
-            .env("LD_LIBRARY_PATH", libraries(&root))
+        let child = command
             .stdin(Stdio::null())
             .stdout(said.try_clone().expect("a descriptor"))
             .stderr(said)
@@ -55,6 +66,11 @@ impl NameServer {
         self.address
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn answers_for(&self, zone: &str) -> bool {
         let config = ResolverConfig {
             timeout: Duration::from_millis(300),
@@ -68,8 +84,8 @@ impl NameServer {
 impl Drop for NameServer {
     fn drop(&mut self) {
         // nsd's helpers end with their parent only if it can tell them to.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let pid = Pid::from_child(&self.child);
+        let _ = kill_process(pid, Signal::TERM);
         let _ = self.child.wait();
     }
 }

@@ -1,5 +1,6 @@
 //! The summary of `send`.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::time::Duration;
 
@@ -28,11 +29,28 @@ pub struct Summary {
     connections: u64,
     connect_failures: u64,
     octets: u64,
-    /// The generator's own processor time a message.
-    cpu_user_us: f64,
-    cpu_system_us: f64,
+    /// The generator's own processor time a message; not told of one of several parties.
+    #[serde(flatten)]
+    cpu: Option<Cpu>,
+    /// What was refused, by where and with which code.
+    refusals: Vec<Refused>,
     latencies_us: Vec<Latency>,
     texts: Vec<Text>,
+}
+
+/// Processor time a message, in microseconds.
+#[derive(Debug, Serialize)]
+struct Cpu {
+    cpu_user_us: f64,
+    cpu_system_us: f64,
+}
+
+/// Messages and connections that were refused at the same step with the same code.
+#[derive(Debug, Serialize)]
+struct Refused {
+    at: &'static str,
+    code: u16,
+    count: u64,
 }
 
 /// The latencies of one step, in microseconds.
@@ -56,12 +74,18 @@ struct Text {
 }
 
 impl Summary {
-    /// Sums up a run that took `elapsed`.
-    pub fn new(tally: &Tally, elapsed: Duration, cpu: CpuTime) -> Summary {
+    /// Sums up a run that took `elapsed`, and so much of the processor if that is known.
+    pub fn new(tally: &Tally, elapsed: Duration, cpu: Option<CpuTime>) -> Summary {
         let counts = &tally.counts;
         let took = if tally.last_at.is_zero() { elapsed } else { tally.last_at };
-        let (cpu_user_us, cpu_system_us) =
-            cpu.per_us(counts.finished().max(counts.connections + counts.connect_failures));
+        let cpu = cpu.map(|cpu| {
+            let count = counts.finished().max(counts.connections + counts.connect_failures);
+            let (cpu_user_us, cpu_system_us) = cpu.per_us(count);
+            Cpu { cpu_user_us, cpu_system_us }
+        });
+        let refusals = tally.refusals.iter();
+        let refusals =
+            refusals.map(|(&(at, code), &count)| Refused { at: at.name(), code, count }).collect();
         let texts = tally.texts.iter();
         let mut texts: Vec<Text> =
             texts.map(|(text, count)| Text { text: text.clone(), count: *count }).collect();
@@ -80,8 +104,8 @@ impl Summary {
             connections: counts.connections,
             connect_failures: counts.connect_failures,
             octets: counts.octets,
-            cpu_user_us,
-            cpu_system_us,
+            cpu,
+            refusals,
             latencies_us: Step::ALL
                 .iter()
                 .filter(|step| !tally.latency(**step).is_empty())
@@ -94,6 +118,14 @@ impl Summary {
     /// As one JSON object.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("numbers and strings only")
+    }
+
+    /// Several by their names, as one JSON object.
+    pub fn all_to_json(parties: &[(String, Summary)]) -> String {
+        let named: BTreeMap<&str, &Summary> =
+            parties.iter().map(|(name, summary)| (&**name, summary)).collect();
+        let all = serde_json::json!({ "schema": 1, "parties": named });
+        serde_json::to_string_pretty(&all).expect("numbers and strings only")
     }
 }
 
@@ -136,14 +168,18 @@ impl Display for Summary {
                 writeln!(f, "  {} {what}", grouped(count))?;
             }
         }
-        writeln!(
-            f,
-            "  {} connections; this generator used {:.1} us of CPU a message ({:.1} user, {:.1} system)",
-            grouped(self.connections),
-            self.cpu_user_us + self.cpu_system_us,
-            self.cpu_user_us,
-            self.cpu_system_us,
-        )?;
+        for Refused { at, code, count } in &self.refusals {
+            writeln!(f, "  {} refused at {at} with {code}", grouped(*count))?;
+        }
+        write!(f, "  {} connections", grouped(self.connections))?;
+        match &self.cpu {
+            Some(Cpu { cpu_user_us: user, cpu_system_us: system }) => writeln!(
+                f,
+                "; this generator used {:.1} us of CPU a message ({user:.1} user, {system:.1} system)",
+                user + system,
+            )?,
+            None => writeln!(f)?,
+        }
         if !self.latencies_us.is_empty() {
             writeln!(f)?;
             write!(f, "{:<10}", "latency")?;

@@ -16,7 +16,7 @@ const TEXTS_MAX: usize = 64;
 const TEXT_LENGTH: usize = 100;
 
 /// What takes time in a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// Open loop: from the intended start to the real one, because every session was busy.
     Wait,
@@ -100,6 +100,9 @@ pub struct Tally {
     pub counts: Counts,
     /// Refusals and failures by their text.
     pub texts: BTreeMap<String, u64>,
+    /// Messages and connections that were refused, by the step whose reply said so (for
+    /// recipients: of the first that was refused) and its code.
+    pub refusals: BTreeMap<(Step, u16), u64>,
     /// When the last message was acknowledged, since the start of the run.
     pub last_at: Duration,
     latencies: Vec<Histogram<u64>>,
@@ -112,6 +115,7 @@ impl Tally {
         Tally {
             counts: Counts::default(),
             texts: BTreeMap::new(),
+            refusals: BTreeMap::new(),
             last_at: Duration::ZERO,
             latencies: Step::ALL.iter().map(|_| histogram()).collect(),
         }
@@ -125,6 +129,15 @@ impl Tally {
     /// The latencies of a step, in microseconds.
     pub fn latency(&self, step: Step) -> &Histogram<u64> {
         &self.latencies[step as usize]
+    }
+
+    /// Counts a message or a connection that a reply refused.
+    pub fn refused(&mut self, at: Step, code: u16) {
+        match code / 100 {
+            4 => self.counts.refused_for_now += 1,
+            _ => self.counts.refused_for_good += 1,
+        }
+        *self.refusals.entry((at, code)).or_default() += 1;
     }
 
     /// Counts a refusal or a failure under its text.
@@ -149,6 +162,9 @@ impl Tally {
         self.counts = self.counts.plus(&other.counts);
         for (text, count) in &other.texts {
             self.add_note(text, *count);
+        }
+        for (refusal, count) in &other.refusals {
+            *self.refusals.entry(*refusal).or_default() += count;
         }
         self.last_at = self.last_at.max(other.last_at);
         for (mine, theirs) in self.latencies.iter_mut().zip(&other.latencies) {
@@ -198,13 +214,18 @@ mod tests {
         let (mut one, mut two) = (Tally::new(), Tally::new());
         one.took(Step::Whole, Duration::from_millis(1));
         two.took(Step::Whole, Duration::from_millis(9));
+        one.refused(Step::Greeting, 421);
+        one.refused(Step::Rcpt, 550);
+        two.refused(Step::Rcpt, 550);
         one.counts.acknowledged = 1;
         two.counts.acknowledged = 2;
         for number in 0..1_000 {
             two.note(&format!("451 try later, id {number}"));
         }
         one.merge(two);
-        assert_eq!(one.counts.finished(), 3);
+        assert_eq!(one.counts.finished(), 6);
+        assert_eq!((one.counts.refused_for_now, one.counts.refused_for_good), (1, 2));
+        assert_eq!(one.refusals[&(Step::Rcpt, 550)], 2);
         assert_eq!(one.latency(Step::Whole).len(), 2);
         assert!((8_990..=9_010).contains(&one.latency(Step::Whole).max()));
         assert!(one.texts.len() <= TEXTS_MAX + 1);

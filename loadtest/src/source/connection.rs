@@ -20,6 +20,8 @@ pub struct Connection {
     pub offers: Offers,
     /// Messages that were begun on it.
     pub messages: u32,
+    /// Commands are written so many octets at a time, with such pauses.
+    pub trickle_commands: Option<(usize, Duration)>,
     /// The commands that are written next; kept to be used again.
     pub commands: Vec<u8>,
 }
@@ -75,6 +77,7 @@ impl Connection {
             timeout,
             offers: Offers::default(),
             messages: 0,
+            trickle_commands: None,
             commands: Vec::with_capacity(256),
         })
     }
@@ -165,7 +168,10 @@ impl Connection {
         let now = Instant::now();
         self.hurry(now);
         let commands = std::mem::take(&mut self.commands);
-        let (result, mut commands) = self.exchange(commands).await;
+        let (result, mut commands) = match self.trickle_commands {
+            None => self.exchange(commands).await,
+            Some(trickle) => self.trickle(commands, trickle).await,
+        };
         commands.clear();
         self.commands = commands;
         result?;
@@ -230,6 +236,7 @@ impl Connection {
         self.commands.clear();
         self.commands.extend_from_slice(b"QUIT\r\n");
         self.timeout = self.timeout.min(QUIT);
+        self.trickle_commands = None;
         if self.send_commands().await.is_ok() {
             // Whatever it answers, the connection ends here.
             let _ = self.reply().await;

@@ -15,7 +15,7 @@ mod worker;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::ledger::record::{LedgerFile, Side};
@@ -79,61 +79,114 @@ pub fn run_with(
     is_quiet: bool,
     live: Arc<Live>,
 ) -> Result<(Tally, Duration), RunError> {
-    let plan = Arc::new(plan);
-    let ledger = match &plan.ledger {
-        None => None,
-        Some(path) => Some(LedgerFile::append(path, Side::Source).map_err(RunError::Ledger)?),
-    };
-    let begun = Instant::now();
-    let mut threads = Vec::new();
-    for place in 0..plan.threads {
-        let (plan, live, ledger) = (plan.clone(), live.clone(), ledger.clone());
-        let main = move || worker::run(plan, live, ledger, place, begun);
-        let name = format!("source-{place}");
-        threads.push(thread::Builder::new().name(name).spawn(main).map_err(RunError::Thread)?);
-    }
-    watch(&plan, &live, signals, is_quiet, begun, &mut || {
-        threads.iter().all(thread::JoinHandle::is_finished)
-    });
-    let elapsed = begun.elapsed();
-    let mut tally = Tally::new();
-    for thread in threads {
-        tally.merge(thread.join().map_err(|_| RunError::Panicked)??);
-    }
-    Ok((tally, elapsed))
+    let mut run = Run::start(plan, live)?;
+    watch(std::slice::from_mut(&mut run), signals, is_quiet);
+    run.end()
 }
 
-/// Draws the progress, and tells the threads to stop when a signal comes or no server is there.
-fn watch(
-    plan: &Plan,
-    live: &Live,
+/// As [`run`], for several plans at the same time, each with threads of its own.
+///
+/// # Errors
+/// See [`RunError`]; what servers do is in the tallies, which are in the order of the plans.
+pub fn run_all(
+    plans: Vec<Plan>,
     signals: &Signals,
     is_quiet: bool,
+) -> Result<Vec<(Tally, Duration)>, RunError> {
+    let start = |plan| Run::start(plan, Arc::new(Live::default()));
+    let mut runs = plans.into_iter().map(start).collect::<Result<Vec<Run>, _>>()?;
+    watch(&mut runs, signals, is_quiet);
+    runs.into_iter().map(Run::end).collect()
+}
+
+/// The threads that carry out a plan.
+struct Run {
+    plan: Arc<Plan>,
+    live: Arc<Live>,
+    threads: Vec<JoinHandle<Result<Tally, RunError>>>,
     begun: Instant,
-    is_over: &mut dyn FnMut() -> bool,
-) {
-    let mut progress = Progress::new(is_quiet);
-    while !is_over() {
-        if signals.wait(LOOK) {
-            live.stop.store(true, Ordering::Relaxed);
+    /// What it took, once it is over.
+    took: Option<Duration>,
+}
+
+impl Run {
+    fn start(plan: Plan, live: Arc<Live>) -> Result<Run, RunError> {
+        let plan = Arc::new(plan);
+        let ledger = match &plan.ledger {
+            None => None,
+            Some(path) => Some(LedgerFile::append(path, Side::Source).map_err(RunError::Ledger)?),
+        };
+        let begun = Instant::now();
+        let mut threads = Vec::new();
+        for place in 0..plan.threads {
+            let (plan, live, ledger) = (plan.clone(), live.clone(), ledger.clone());
+            let main = move || worker::run(plan, live, ledger, place, begun);
+            let name = format!("source-{place}");
+            let thread = thread::Builder::new().name(name).spawn(main);
+            threads.push(thread.map_err(RunError::Thread)?);
         }
+        Ok(Run { plan, live, threads, begun, took: None })
+    }
+
+    /// Whether it is over; tells the threads to stop if no server is there.
+    fn is_over(&mut self) -> bool {
+        let elapsed = self.begun.elapsed();
         let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
-        let never_connected = read(&live.connections) == 0 && read(&live.connect_failures) > 0;
-        if never_connected && begun.elapsed() > PATIENCE {
-            live.stop.store(true, Ordering::Relaxed);
+        let (made, failed) = (&self.live.connections, &self.live.connect_failures);
+        if read(made) == 0 && read(failed) > 0 && elapsed > PATIENCE && !self.was_refused() {
+            self.stop();
         }
-        progress.draw(read(&live.acknowledged), |rate| {
-            let all = match plan.messages {
+        if self.threads.iter().all(JoinHandle::is_finished) {
+            self.took.get_or_insert(elapsed);
+        }
+        self.took.is_some()
+    }
+
+    /// Whether some server was there, and turned messages away.
+    fn was_refused(&self) -> bool {
+        self.live.finished.load(Ordering::Relaxed) > 0
+    }
+
+    fn stop(&self) {
+        self.live.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn end(self) -> Result<(Tally, Duration), RunError> {
+        let took = self.took.unwrap_or_else(|| self.begun.elapsed());
+        let mut tally = Tally::new();
+        for thread in self.threads {
+            tally.merge(thread.join().map_err(|_| RunError::Panicked)??);
+        }
+        Ok((tally, took))
+    }
+}
+
+/// Draws the progress until all are over, and tells them to stop when a signal comes.
+fn watch(runs: &mut [Run], signals: &Signals, is_quiet: bool) {
+    let mut progress = Progress::new(is_quiet);
+    let begun = Instant::now();
+    // Each is asked, for it is this that notes its end.
+    while runs.iter_mut().map(Run::is_over).filter(|is_over| !is_over).count() > 0 {
+        if signals.wait(LOOK) {
+            runs.iter().for_each(Run::stop);
+        }
+        let sum = |number: fn(&Live) -> &AtomicU64| -> u64 {
+            runs.iter().map(|run| number(&run.live).load(Ordering::Relaxed)).sum()
+        };
+        progress.draw(sum(|live| &live.acknowledged), |rate| {
+            let planned = runs.iter().map(|run| run.plan.messages);
+            let all = match planned.fold(0, u64::saturating_add) {
                 u64::MAX => String::new(),
                 messages => format!(" of {}", grouped(messages)),
             };
+            let p99_us = runs.iter().map(|run| run.live.p99_us.load(Ordering::Relaxed)).max();
             format!(
                 "{:>4.0} s  {}{all} messages  {}/s  p99 {}  {} connections",
                 begun.elapsed().as_secs_f64(),
-                grouped(read(&live.finished)),
+                grouped(sum(|live| &live.finished)),
                 grouped(rate as u64),
-                crate::report::send::time(read(&live.p99_us)),
-                grouped(read(&live.connections)),
+                crate::report::send::time(p99_us.unwrap_or(0)),
+                grouped(sum(|live| &live.connections)),
             )
         });
     }

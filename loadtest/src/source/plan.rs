@@ -132,6 +132,8 @@ pub struct Manners {
     pub no_data: bool,
     /// Writes so many octets of a message at a time, with such pauses.
     pub trickle: Option<(usize, Duration)>,
+    /// The commands in the same way.
+    pub trickle_all: bool,
 }
 
 /// What is wrong with the settings.
@@ -150,7 +152,7 @@ pub enum PlanError {
     #[error("{0}")]
     Contradiction(&'static str),
     /// `--source` that is no range.
-    #[error("{0:?} is no range of addresses; write 127.0.0.2-127.0.0.50")]
+    #[error("{0:?} is no range of addresses; write 127.0.0.2-127.0.0.50 or 127.20.0.0/16")]
     Source(String),
     /// TLS that cannot be had.
     #[error(transparent)]
@@ -195,6 +197,9 @@ impl Plan {
         if settings.trickle_every.is_some() && trickle.is_none() {
             return Err(PlanError::Contradiction("--trickle-every goes with --trickle"));
         }
+        if settings.trickle_all && trickle.is_none() {
+            return Err(PlanError::Contradiction("--trickle-all goes with --trickle"));
+        }
         let messages = settings.messages.unwrap_or(match settings.time {
             Some(_) => u64::MAX,
             None => 10_000,
@@ -226,6 +231,7 @@ impl Plan {
                 hold: settings.hold.map(|span| span.0),
                 no_data: settings.no_data,
                 trickle: trickle.map(|octets| (octets, every)),
+                trickle_all: settings.trickle_all,
             },
         })
     }
@@ -314,9 +320,18 @@ fn peer(to: Option<&str>) -> Result<SocketAddr, PlanError> {
     found.next().ok_or_else(|| unknown(io::ErrorKind::NotFound.into()))
 }
 
-/// `first-last` of IPv4 addresses, or a single address.
+/// `first-last` of IPv4 addresses, `network/bits`, or a single address.
 fn sources(text: &str) -> Result<Vec<IpAddr>, PlanError> {
     let wrong = || PlanError::Source(text.into());
+    if let Some((network, bits)) = text.split_once('/') {
+        let network: Ipv4Addr = network.trim().parse().map_err(|_| wrong())?;
+        let bits: u32 = bits.trim().parse().map_err(|_| wrong())?;
+        // Every address of it: on loopback none is kept for other uses.
+        let first = u32::from(network);
+        let is_sound = (16..=32).contains(&bits) && first.trailing_zeros() >= 32 - bits;
+        let last = first | u32::MAX.checked_shr(bits).unwrap_or(0);
+        return if is_sound { Ok(every_address(first, last)) } else { Err(wrong()) };
+    }
     let Some((first, last)) = text.split_once('-') else {
         return Ok(vec![text.parse().map_err(|_| wrong())?]);
     };
@@ -325,7 +340,11 @@ fn sources(text: &str) -> Result<Vec<IpAddr>, PlanError> {
     if first > last || last - first >= 1 << 16 {
         return Err(wrong());
     }
-    Ok((first..=last).map(|number| IpAddr::V4(number.into())).collect())
+    Ok(every_address(first, last))
+}
+
+fn every_address(first: u32, last: u32) -> Vec<IpAddr> {
+    (first..=last).map(|number| IpAddr::V4(number.into())).collect()
 }
 
 fn pace(settings: &Settings) -> Result<Option<Pace>, PlanError> {
@@ -432,6 +451,10 @@ mod tests {
             "rate = 0.0",
             "rate = -1",
             "source = \"127.0.0.9-127.0.0.2\"",
+            "source = \"127.0.0.0/8\"",
+            "source = \"127.20.0.1/16\"",
+            "source = \"127.20.0.0/33\"",
+            "trickle_all = true",
             "size = [\"9KiB-1KiB\"]",
             "bdat = \"flight\"\nno_data = true",
             "trickle_every = \"1s\"",
@@ -455,16 +478,27 @@ mod tests {
             let settings = Settings::read(&path).unwrap_or_else(|error| panic!("{error}"));
             assert!(settings.about.is_some(), "{path:?} says what it is about");
             let to = Settings { to: Some("127.0.0.1:2525".into()), ..Settings::default() };
-            Plan::new(to.over(settings), 1).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-            seen += 1;
+            let parties = to.over(settings).parties();
+            for party in parties.unwrap_or_else(|error| panic!("{path:?}: {error}")) {
+                let made = Plan::new(party.settings, 1);
+                made.unwrap_or_else(|error| panic!("{path:?}: {:?}: {error}", party.name));
+                seen += 1;
+            }
         }
-        assert!(seen >= 8);
+        assert!(seen >= 14);
     }
 
     #[test]
     fn source_addresses_are_a_range() {
-        let plan = plan("source = \"127.0.0.2-127.0.0.50\"").unwrap();
-        assert_eq!(plan.sources.len(), 49);
-        assert_eq!(plan.sources[48], IpAddr::from([127, 0, 0, 50]));
+        for (source, count, last) in [
+            ("127.0.0.2-127.0.0.50", 49, [127, 0, 0, 50]),
+            ("127.20.0.0/16", 65_536, [127, 20, 255, 255]),
+            ("127.20.7.0/24", 256, [127, 20, 7, 255]),
+            ("127.20.7.1/32", 1, [127, 20, 7, 1]),
+        ] {
+            let plan = plan(&format!("source = \"{source}\"")).unwrap();
+            assert_eq!(plan.sources.len(), count, "{source}");
+            assert_eq!(plan.sources[count - 1], IpAddr::from(last), "{source}");
+        }
     }
 }

@@ -13,6 +13,7 @@ use crate::ledger::record::{Record, Verdict, now_ns};
 use crate::message::MessageId;
 use crate::report::tally::Step;
 use crate::runtime::sleep;
+use crate::wire::reply::Reply;
 
 /// The first wait after a connection that failed; it doubles up to the last.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -46,7 +47,7 @@ enum NotOpen {
     /// It could not be made; the message can wait for the next one.
     Failed,
     /// The server turned us away with a reply.
-    TurnedAway(u16),
+    TurnedAway(Step, u16),
     /// The run is over.
     Over,
 }
@@ -140,8 +141,8 @@ impl Session {
                 Ok(connection) => connection,
                 Err(NotOpen::Failed) => continue,
                 Err(NotOpen::Over) => return false,
-                Err(NotOpen::TurnedAway(code)) => {
-                    self.count_refusal(code);
+                Err(NotOpen::TurnedAway(at, code)) => {
+                    self.worker.tally().refused(at, code);
                     return true;
                 }
             };
@@ -189,9 +190,10 @@ impl Session {
                 self.worker.tally().counts.abandoned += 1;
                 None
             }
-            Outcome::Refused { code, text, sent } => {
-                self.count_refusal(*code);
-                self.worker.tally().note(text);
+            Outcome::Refused { at, code, text, sent } => {
+                let mut tally = self.worker.tally();
+                tally.refused(*at, *code);
+                tally.note(text);
                 sent.then_some(Verdict::Refused)
             }
             Outcome::Broken { error, sent, .. } => {
@@ -219,15 +221,6 @@ impl Session {
         }
     }
 
-    fn count_refusal(&self, code: u16) {
-        let mut tally = self.worker.tally();
-        if code / 100 == 4 {
-            tally.counts.refused_for_now += 1;
-        } else {
-            tally.counts.refused_for_good += 1;
-        }
-    }
-
     /// The connection that is there, or a new one.
     async fn take_connection(
         &mut self,
@@ -252,11 +245,11 @@ impl Session {
                 self.worker.tally().counts.connections += 1;
                 Ok(connection)
             }
-            Err(OpenError::Refused(code, text)) => {
+            Err(OpenError::Refused(at, code, text)) => {
                 let mut tally = self.worker.tally();
                 tally.counts.connect_failures += 1;
                 tally.note(&text);
-                Err(NotOpen::TurnedAway(code))
+                Err(NotOpen::TurnedAway(at, code))
             }
             Err(OpenError::Broken(error)) => {
                 {
@@ -280,6 +273,7 @@ impl Session {
         let source = self.worker.next_source();
         let mut connection =
             Connection::open(plan.peer, source, plan.timeout.min(GREETING)).await?;
+        connection.trickle_commands = plan.manners.trickle.filter(|_| plan.manners.trickle_all);
         let connected = Instant::now();
         let hello = |commands: &mut Vec<u8>| {
             commands.extend_from_slice(b"EHLO ");
@@ -300,7 +294,7 @@ impl Session {
         self.worker.tally().took(Step::Connect, connected - begun);
         self.worker.tally().took(Step::Greeting, greeted - connected);
         if !greeting.is_positive() {
-            return Err(OpenError::Refused(greeting.code, connection.text(&greeting)));
+            return Err(OpenError::refused(Step::Greeting, &greeting, &connection));
         }
         if !plan.manners.early {
             hello(&mut connection.commands);
@@ -309,7 +303,7 @@ impl Session {
         let reply = connection.offers().await?;
         self.worker.tally().took(Step::Ehlo, greeted.elapsed());
         if !reply.is_positive() {
-            return Err(OpenError::Refused(reply.code, connection.text(&reply)));
+            return Err(OpenError::refused(Step::Ehlo, &reply, &connection));
         }
         if let Some(security) = plan.security.as_ref().filter(|one| one.begin == Begin::Starttls) {
             start_tls(&mut connection, security).await?;
@@ -318,7 +312,7 @@ impl Session {
             // What was offered in clear does not count.
             let reply = connection.offers().await?;
             if !reply.is_positive() {
-                return Err(OpenError::Refused(reply.code, connection.text(&reply)));
+                return Err(OpenError::refused(Step::Ehlo, &reply, &connection));
             }
         }
         if let Some(login) = &plan.login {
@@ -341,7 +335,9 @@ impl Session {
             match self.open_connection().await {
                 Ok(connection) => break connection,
                 Err(NotOpen::Failed) => {}
-                Err(NotOpen::TurnedAway(code)) => return self.count_refusal(code),
+                Err(NotOpen::TurnedAway(at, code)) => {
+                    return self.worker.tally().refused(at, code);
+                }
                 Err(NotOpen::Over) => return,
             }
         };
@@ -373,7 +369,7 @@ async fn log_in(connection: &mut Connection, login: &Login) -> Result<(), OpenEr
     let reply = connection.reply().await?;
     match reply.is_positive() {
         true => Ok(()),
-        false => Err(OpenError::Refused(reply.code, connection.text(&reply))),
+        false => Err(OpenError::refused(Step::Ehlo, &reply, connection)),
     }
 }
 
@@ -385,7 +381,7 @@ async fn start_tls(connection: &mut Connection, security: &Security) -> Result<(
     connection.send_commands().await?;
     let reply = connection.reply().await?;
     if !reply.is_positive() {
-        return Err(OpenError::Refused(reply.code, connection.text(&reply)));
+        return Err(OpenError::refused(Step::Ehlo, &reply, connection));
     }
     Ok(connection.start_tls(security).await?)
 }
@@ -393,7 +389,15 @@ async fn start_tls(connection: &mut Connection, security: &Security) -> Result<(
 /// Why a connection was not opened.
 enum OpenError {
     Broken(Broken),
-    Refused(u16, String),
+    /// By the reply to this step, with that code and text.
+    Refused(Step, u16, String),
+}
+
+impl OpenError {
+    /// What follows EHLO before the first message counts as EHLO.
+    fn refused(at: Step, reply: &Reply, connection: &Connection) -> OpenError {
+        OpenError::Refused(at, reply.code, connection.text(reply))
+    }
 }
 
 impl<E: Into<Broken>> From<E> for OpenError {

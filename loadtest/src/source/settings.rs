@@ -69,7 +69,7 @@ pub struct Settings {
     /// The server may stall for so long before messages that are due are given up [default: 10s].
     #[arg(long, value_name = "TIME")]
     pub grace: Option<Span>,
-    /// Addresses to connect from: 127.0.0.2-127.0.0.50.
+    /// Addresses to connect from, each in turn: 127.0.0.2-127.0.0.50 or 127.20.0.0/16.
     #[arg(long, value_name = "FIRST-LAST")]
     pub source: Option<String>,
     /// Envelope senders, each with a weight if you like: "3 news@list{1..5}.example".
@@ -120,6 +120,47 @@ pub struct Settings {
     /// The pauses of --trickle [default: 100ms].
     #[arg(long, value_name = "TIME")]
     pub trickle_every: Option<Span>,
+    /// With --trickle: the commands too, not only the message.
+    #[arg(long)]
+    #[serde(default)]
+    pub trickle_all: bool,
+    /// Several that send at the same time, each with settings of its own beside those that they
+    /// share; in a file only.
+    #[arg(skip)]
+    pub party: Option<Vec<Settings>>,
+    /// What a party is called in the summary.
+    #[arg(skip)]
+    pub name: Option<String>,
+    /// The exit code tells whether the messages of this party were acknowledged; with none such,
+    /// whether all were.
+    #[arg(skip)]
+    #[serde(default)]
+    pub wanted: bool,
+}
+
+/// One of those that send at the same time.
+#[derive(Debug)]
+pub struct Party {
+    /// What it is called; nothing where it is the only one.
+    pub name: String,
+    /// Whether the exit code depends on it.
+    pub is_wanted: bool,
+    /// Its settings, completed by those that all share.
+    pub settings: Settings,
+}
+
+/// Parties that make no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum PartyError {
+    /// One without a name.
+    #[error("each [[party]] needs a name")]
+    NoName,
+    /// Parties of parties.
+    #[error("[[party]] {0:?} has parties of its own")]
+    Nested(String),
+    /// Two that cannot be told apart.
+    #[error("two of [[party]] are called {0:?}")]
+    Twice(String),
 }
 
 /// From when on a connection is encrypted.
@@ -253,7 +294,36 @@ impl Settings {
             no_data: self.no_data || file.no_data,
             trickle: self.trickle.or(file.trickle),
             trickle_every: self.trickle_every.or(file.trickle_every),
+            trickle_all: self.trickle_all || file.trickle_all,
+            party: self.party.or(file.party),
+            name: self.name.or(file.name),
+            wanted: self.wanted || file.wanted,
         }
+    }
+
+    /// Those that send: one with these settings, or the parties, each with its own settings and,
+    /// for what they leave open, these.
+    ///
+    /// # Errors
+    /// See [`PartyError`].
+    pub fn parties(mut self) -> Result<Vec<Party>, PartyError> {
+        let Some(parties) = self.party.take() else {
+            return Ok(vec![Party { name: String::new(), is_wanted: true, settings: self }]);
+        };
+        let nobody_is_wanted = !parties.iter().any(|party| party.wanted);
+        let mut complete: Vec<Party> = Vec::with_capacity(parties.len());
+        for party in parties {
+            let name = party.name.clone().ok_or(PartyError::NoName)?;
+            if party.party.is_some() {
+                return Err(PartyError::Nested(name));
+            }
+            if complete.iter().any(|other| other.name == name) {
+                return Err(PartyError::Twice(name));
+            }
+            let is_wanted = party.wanted || nobody_is_wanted;
+            complete.push(Party { name, is_wanted, settings: party.over(self.clone()) });
+        }
+        Ok(complete)
     }
 }
 
@@ -281,5 +351,36 @@ mod tests {
         let both = line.over(file);
         assert_eq!((both.sessions, both.rate, both.pipeline), (Some(7), Some(10.0), true));
         assert!(toml::from_str::<Settings>("session = 5").is_err(), "a typo is told");
+    }
+
+    #[test]
+    fn parties_share_what_they_leave_open() {
+        let text = "time = \"5s\"\nsessions = 5\n[[party]]\nname = \"bad\"\nrate = 9\n\
+            [[party]]\nname = \"good\"\nwanted = true\nsessions = 7";
+        let file: Settings = toml::from_str(text).unwrap();
+        let line = Settings { to: Some("127.0.0.1:25".into()), ..Settings::default() };
+        let parties = line.over(file).parties().unwrap();
+        let told: Vec<_> = parties
+            .iter()
+            .map(|party| (&*party.name, party.is_wanted, party.settings.sessions))
+            .collect();
+        assert_eq!(told, [("bad", false, Some(5)), ("good", true, Some(7))]);
+        assert!(parties.iter().all(|party| party.settings.to.is_some()));
+        assert!(parties.iter().all(|party| party.settings.time.is_some()));
+        assert_eq!((parties[0].settings.rate, parties[1].settings.rate), (Some(9.0), None));
+    }
+
+    #[test]
+    fn parties_that_make_no_sense_are_refused() {
+        for text in [
+            "[[party]]\nrate = 5",
+            "[[party]]\nname = \"a\"\n[[party]]\nname = \"a\"",
+            "[[party]]\nname = \"a\"\n[[party.party]]\nname = \"b\"",
+        ] {
+            let file: Settings = toml::from_str(text).unwrap();
+            assert!(file.parties().is_err(), "{text}");
+        }
+        let alone = Settings::default().parties().unwrap();
+        assert!(alone.len() == 1 && alone[0].is_wanted);
     }
 }

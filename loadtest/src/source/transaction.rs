@@ -25,6 +25,8 @@ pub enum Outcome {
     Abandoned,
     /// Some reply was neither 2xx nor 354.
     Refused {
+        /// What it was the reply to.
+        at: Step,
         /// That reply's code.
         code: u16,
         /// That reply.
@@ -66,8 +68,8 @@ pub struct Transaction {
 /// A transaction that ended before its time.
 enum Stop {
     Broken(Broken),
-    /// This reply; whether the server is still in the transaction.
-    Refused(Reply, InTransaction),
+    /// This reply, to that step; whether the server is still in the transaction.
+    Refused(Step, Reply, InTransaction),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -148,15 +150,15 @@ impl Transaction {
             Err(Stop::Broken(error)) => {
                 Outcome::Broken { error, sent: self.sent, heard: self.heard }
             }
-            Err(Stop::Refused(reply, state)) => {
+            Err(Stop::Refused(at, reply, state)) => {
                 let text = connection.text(&reply);
                 if state == InTransaction::Yes
                     && reply.code != 421
-                    && let Err(error) = self.reset(connection).await
+                    && let Err(error) = self.leave(worker, connection).await
                 {
                     return Outcome::Broken { error, sent: self.sent, heard: true };
                 }
-                Outcome::Refused { code: reply.code, text, sent: self.sent }
+                Outcome::Refused { at, code: reply.code, text, sent: self.sent }
             }
         }
     }
@@ -168,7 +170,7 @@ impl Transaction {
     ) -> Result<Outcome, Stop> {
         self.envelope_in_turn(worker, connection).await?;
         if worker.plan.manners.no_data {
-            self.reset(connection).await?;
+            self.leave(worker, connection).await?;
             return Ok(Outcome::Abandoned);
         }
         connection.commands.extend_from_slice(b"DATA\r\n");
@@ -176,7 +178,7 @@ impl Transaction {
         let reply = connection.reply().await?;
         worker.tally().took(Step::Data, begun.elapsed());
         if reply.code != 354 {
-            return Err(Stop::Refused(reply, InTransaction::Yes));
+            return Err(Stop::Refused(Step::Data, reply, InTransaction::Yes));
         }
         self.message(worker, connection, false, None).await
     }
@@ -219,7 +221,9 @@ impl Transaction {
         let reply = connection.reply().await?;
         worker.tally().took(Step::Data, begun.elapsed());
         match envelope {
-            Ok(()) if reply.code != 354 => Err(Stop::Refused(reply, InTransaction::Yes)),
+            Ok(()) if reply.code != 354 => {
+                Err(Stop::Refused(Step::Data, reply, InTransaction::Yes))
+            }
             Ok(()) => self.message(worker, connection, false, next).await,
             Err(stop) if reply.code == 354 => {
                 // Nobody would get it: the data must be ended, and will be refused.
@@ -245,7 +249,7 @@ impl Transaction {
             self.envelope_in_turn(worker, connection).await?;
         }
         if worker.plan.manners.no_data {
-            self.reset(connection).await?;
+            self.leave(worker, connection).await?;
             return Ok(Outcome::Abandoned);
         }
         self.message(worker, connection, false, None).await
@@ -271,12 +275,12 @@ impl Transaction {
             let reply = connection.reply().await?;
             match self.judge(worker, place, begun, reply, &mut refused) {
                 // The recipients' replies are on their way nevertheless, unless it was 421.
-                Err(Stop::Refused(reply, _)) if reply.code != 421 => mail_refused = Some(reply),
+                Err(Stop::Refused(_, reply, _)) if reply.code != 421 => mail_refused = Some(reply),
                 other => other?,
             }
         }
         match mail_refused {
-            Some(reply) => Err(Stop::Refused(reply, InTransaction::No)),
+            Some(reply) => Err(Stop::Refused(Step::Mail, reply, InTransaction::No)),
             None => self.check_recipients(refused, InTransaction::Yes),
         }
     }
@@ -295,10 +299,10 @@ impl Transaction {
         worker.tally().took(step, begun.elapsed());
         match (place, reply.is_positive()) {
             (0, true) => {}
-            (0, false) => return Err(Stop::Refused(reply, InTransaction::No)),
+            (0, false) => return Err(Stop::Refused(step, reply, InTransaction::No)),
             (_, true) => self.accepted(worker, place),
             (_, false) if reply.code == 421 => {
-                return Err(Stop::Refused(reply, InTransaction::No));
+                return Err(Stop::Refused(step, reply, InTransaction::No));
             }
             (_, false) => {
                 worker.tally().counts.recipients_refused += 1;
@@ -320,7 +324,7 @@ impl Transaction {
     /// Without a recipient the transaction is refused by the first reply that refused one.
     fn check_recipients(&self, refused: Option<Reply>, state: InTransaction) -> Result<(), Stop> {
         match refused {
-            Some(reply) if self.recipients == 0 => Err(Stop::Refused(reply, state)),
+            Some(reply) if self.recipients == 0 => Err(Stop::Refused(Step::Rcpt, reply, state)),
             _ => Ok(()),
         }
     }
@@ -396,11 +400,15 @@ impl Transaction {
             // The reply to BDAT only says that there was nothing to send to.
             Err(stop) => Err(stop),
             Ok(()) if reply.is_positive() => Ok(Outcome::Acknowledged(now)),
-            Ok(()) => Err(Stop::Refused(reply, InTransaction::No)),
+            Ok(()) => Err(Stop::Refused(Step::Message, reply, InTransaction::No)),
         }
     }
 
-    async fn reset(&self, connection: &mut Connection) -> Result<(), Broken> {
+    /// Gives the transaction up.  On a connection that is used up QUIT does that.
+    async fn leave(&self, worker: &Worker, connection: &mut Connection) -> Result<(), Broken> {
+        if connection.messages >= worker.plan.per_connection {
+            return Ok(());
+        }
         connection.commands.extend_from_slice(b"RSET\r\n");
         connection.send_commands().await?;
         connection.reply().await?;
@@ -411,8 +419,8 @@ impl Transaction {
 /// Passes an outcome of the envelope on unless it ended the connection: no more replies come then.
 fn still_open(envelope: Result<(), Stop>) -> Result<Result<(), Stop>, Stop> {
     match envelope {
-        Err(Stop::Refused(reply, state)) if reply.code != 421 => {
-            Ok(Err(Stop::Refused(reply, state)))
+        Err(Stop::Refused(at, reply, state)) if reply.code != 421 => {
+            Ok(Err(Stop::Refused(at, reply, state)))
         }
         Err(stop) => Err(stop),
         Ok(()) => Ok(Ok(())),

@@ -610,3 +610,27 @@ fn a_sender_waits_for_its_verdict() {
         assert_eq!(server.in_transaction(), reply.starts_with("250"));
     }
 }
+
+/// Only who sends a command before it can have read the reply to the one before is hasty, and after
+/// the reply to EHLO nobody is.
+#[test]
+fn haste_is_what_comes_before_the_reply() {
+    let caught = |flights: &[&str]| {
+        let now = Instant::now();
+        let mut server = session(now, b"");
+        for flight in flights {
+            // What waits has been sent before more is read.
+            server.replies().take();
+            say(&mut server, now, flight.as_bytes());
+        }
+        server.was_hasty()
+    };
+    assert!(!caught(&["EHLO c\r\n", "MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n"]));
+    assert!(caught(&["EHLO c\r\nMAIL FROM:<a@b.example>\r\n"]));
+    assert!(caught(&["EHLO c\r\nMAIL FROM:<a@b.example>\r\n", "NOOP\r\n"]), "once is enough");
+    assert!(caught(&["NOOP\r\nNOOP\r\n"]));
+    assert!(caught(&["HELO c\r\n", "NOOP\r\nNOOP\r\n"]), "nobody offered it");
+    assert!(!caught(&["HELO c\r\n", "NOOP\r\n", "EHLO c\r\n", "NOOP\r\nNOOP\r\n"]));
+    // However an honest client's octets were cut.
+    assert!(!caught(&["EH", "LO c\r", "\n", "NO", "OP\r\n", "NOOP\r\nNO", "OP\r\n"]));
+}
