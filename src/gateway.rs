@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::auth::{Authority, AuthorityError};
-use crate::config::{Config, Events, Listener, Spool};
+use crate::config::{self, Config, Events, Listener, Spool};
 use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
 use crate::control::events::{Event, EventKind, EventLog, EventTarget};
 use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics};
@@ -164,7 +164,7 @@ impl Gateway {
     /// See [`StartError`]; nothing goes on running then.
     pub fn start(config: Config) -> Result<Gateway, StartError> {
         let config = Arc::new(config);
-        raise_descriptors();
+        let descriptors = raise_descriptors();
         let (sockets, listeners) = bind(&config)?;
         prepare_data_dir(&config)?;
         // As root still, for a port below 1024.
@@ -219,6 +219,9 @@ impl Gateway {
         let memory = config.limits.memory.map_or_else(default_memory, |memory| memory.0);
         let share = Share::of(memory, config.workers);
         let allowance = Arc::new(Allowance::new(config.delivery.connections));
+        let (sessions, connections) = (config.limits.sessions, config.delivery.connections);
+        let queries = config::queries_for(descriptors, sessions, connections, config.workers);
+        let dns = ResolverConfig { queries, ..ResolverConfig::new(&config.dns) };
         let (ready, all_ready) = mpsc::channel();
         let mut workers = Vec::new();
         let seats = inboxes.into_iter().zip(sockets).zip(recovered).enumerate();
@@ -231,7 +234,7 @@ impl Gateway {
                 authority: authority.clone(),
                 connector: connector.clone(),
                 sites: sites.clone(),
-                dns: ResolverConfig::new(&config.dns),
+                dns: dns.clone(),
                 ourselves: ourselves.clone(),
                 lists: lists.clone(),
                 counts: counts.clone(),
@@ -544,8 +547,8 @@ fn become_user(config: &Config) -> Result<(), StartError> {
 }
 
 /// As many descriptors as the system lets us have, but for those that the admin interface raises
-/// the limit for; the default of sessions counts on them.
-fn raise_descriptors() {
+/// the limit for; the default of sessions counts on them.  Gives how many there are.
+fn raise_descriptors() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
         setrlimit(Resource::RLIMIT_NOFILE, hard.saturating_sub(limits::ADMIN_DESCRIPTORS), hard)
@@ -553,6 +556,7 @@ fn raise_descriptors() {
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }
 
 /// The log's figures for whoever asks.

@@ -503,6 +503,37 @@ fn who_is_refused_on_its_last_message_only_says_quit() {
 }
 
 #[test]
+fn a_run_that_is_over_leaves_no_connection_open() {
+    let open = Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let counted = open.clone();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, counted) = (stream.unwrap(), counted.clone());
+            thread::spawn(move || {
+                counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let _ = stream.write_all(b"220 test\r\n");
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+                counted.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+            });
+        }
+    });
+    let text = "messages = 5\nsessions = 5\nthreads = 1\ntime = \"500ms\"\ngrace = \"0s\"\n\
+        trickle = \"1B\"\ntrickle_every = \"1h\"\ntrickle_all = true";
+    let file: Settings = toml::from_str(text).unwrap();
+    let line = Settings { to: Some(to.to_string()), ..Settings::default() };
+    let plan = Plan::new(line.over(file), 7).unwrap();
+    let (tally, _) = crate::source::run(plan, &Signals::take_over().unwrap(), true).unwrap();
+    assert_eq!(tally.counts.finished(), 0);
+    let until = Instant::now() + Duration::from_secs(30);
+    while open.load(std::sync::atomic::Ordering::SeqCst) > 0 {
+        assert!(Instant::now() < until, "connections are still open");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn a_run_without_a_server_ends_in_time() {
     let begun = Instant::now();
     let tally = send(free_address(), Settings { time: span(500), ..Settings::default() });

@@ -13,11 +13,13 @@ mod queue;
 mod route;
 mod run;
 mod spool;
+mod test_client;
 mod user;
 mod why;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -60,6 +62,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Say where a message for an address would go, and why; nothing is sent
     Route(RouteArgs),
+    /// Say what the edge filter makes of a client, check by check; nothing is sent
+    TestClient(TestClientArgs),
     /// Look at the queue of a running gateway, and change it
     #[command(subcommand)]
     Queue(Box<QueueCommand>),
@@ -100,6 +104,28 @@ pub struct RouteArgs {
     /// The originator; '<>' for a notice
     #[arg(long, value_name = "ADDRESS", allow_hyphen_values = true)]
     pub from: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration; without it, the development defaults
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Arguments of `test-client`.
+#[derive(Debug, Clone, Args)]
+pub struct TestClientArgs {
+    /// The client's address
+    pub address: IpAddr,
+    /// What it calls itself
+    #[arg(long, value_name = "NAME")]
+    pub helo: Option<String>,
+    /// The sender of its mail; '<>' for a notice
+    #[arg(long, value_name = "ADDRESS", allow_hyphen_values = true)]
+    pub from: Option<String>,
+    /// The recipient
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -387,6 +413,7 @@ fn perform(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run(&arguments)?,
         Command::Check(arguments) => check::check(&arguments)?,
         Command::Route(arguments) => return route::route(&arguments),
+        Command::TestClient(arguments) => return test_client::test_client(&arguments),
         Command::Queue(command) => queue(&command)?,
         Command::Why(arguments) => why::why(&arguments)?,
         Command::Spool(command) => spool(&command)?,
@@ -490,6 +517,8 @@ mod tests {
         for line in [
             "check --config a",
             "route a@b.example --from <> --json --config a",
+            "test-client 192.0.2.1 --json",
+            "test-client 2001:db8::1 --helo a.example --from <> --to a@b.example --config a",
             "queue count --json",
             "queue list --to *@example.com --from <> --state held --limit 5",
             "queue list --site 10.0.0.5:25 --from *@example.org",
@@ -519,6 +548,8 @@ mod tests {
             "queue",
             "queue show",
             "queue show xyz",
+            "test-client",
+            "test-client mx.example.com",
             "queue delete",
             "queue delete --limit 5",
             "queue delete --all 0000000000001",

@@ -67,7 +67,7 @@ pub(super) fn route(arguments: &RouteArgs) -> Result<ExitCode, Failure> {
 }
 
 /// What mail is not sent to, since it would come back.
-fn ourselves(config: &Config) -> Ourselves {
+pub(super) fn ourselves(config: &Config) -> Ourselves {
     let listeners: Vec<SocketAddr> = config.listeners.iter().map(|one| one.address).collect();
     // Without them a loop is still found by its name.
     let interfaces = interface_addresses().unwrap_or_default();
@@ -178,7 +178,7 @@ fn local_way(target: &Target, path: &ForwardPath) -> (Way, Verdict) {
 }
 
 /// The octets between angle brackets, which may be there already.
-fn bracketed(address: &str) -> Vec<u8> {
+pub(super) fn bracketed(address: &str) -> Vec<u8> {
     match address.starts_with('<') {
         true => address.into(),
         false => format!("<{address}>").into(),

@@ -384,17 +384,28 @@ const WORKERS_MAX: usize = 128;
 const FILE_OCTETS_MAX: u64 = 16 << 20;
 
 /// The sessions that fit a limit on file descriptors: three quarters of what is left after the
-/// reserve, because deliveries need the last quarter; at least 16, at most 20,000.
+/// reserve, because deliveries and look-ups need the last quarter; at least 16, at most 20,000.
 pub fn sessions_for(descriptors: u64) -> usize {
     let sessions = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 4 * 3;
     usize::try_from(sessions).unwrap_or(usize::MAX).clamp(16, SESSIONS_DEFAULT_MAX)
 }
 
-/// The connections to next hops that are left beside so many sessions: at least 16, at most
-/// 20,000.
+/// The connections to next hops that are left beside so many sessions and the questions to name
+/// servers, which have half of it if they need as much: at least 16, at most 20,000.
 pub fn connections_for(descriptors: u64, sessions: usize) -> usize {
     let left = descriptors.saturating_sub(DESCRIPTORS_RESERVED).saturating_sub(sessions as u64);
-    usize::try_from(left).unwrap_or(usize::MAX).clamp(16, CONNECTIONS_DEFAULT_MAX)
+    let left = usize::try_from(left).unwrap_or(usize::MAX);
+    (left - limits::DNS_QUERIES_ALL.min(left / 2)).clamp(16, CONNECTIONS_DEFAULT_MAX)
+}
+
+/// The questions to name servers that each of so many workers may have under way beside so many
+/// sessions and connections.  Where nothing is left they share the reserve.
+pub fn queries_for(descriptors: u64, sessions: usize, connections: usize, workers: usize) -> usize {
+    let taken = (sessions as u64).saturating_add(connections as u64);
+    let left = descriptors.saturating_sub(DESCRIPTORS_RESERVED).saturating_sub(taken);
+    let left = usize::try_from(left).unwrap_or(usize::MAX).min(limits::DNS_QUERIES_ALL);
+    let (least, most) = limits::DNS_QUERIES.into_inner();
+    (left / workers.max(1)).clamp(least, most)
 }
 
 /// Reads and checks the file, or gives the development defaults without one.

@@ -215,6 +215,23 @@ fn sessions_leave_room_for_deliveries() {
 }
 
 #[test]
+fn what_sessions_leave_is_for_deliveries_and_look_ups() {
+    for (descriptors, workers, connections, queries) in [
+        (0, 1, 16, 128),
+        (1_024, 2, 96, 128),
+        (20_000, 2, 2_468, 1_234),
+        (65_536, 2, 20_000, 4_096),
+        (65_536, 32, 20_000, 512),
+        (u64::MAX, 128, 20_000, 128),
+    ] {
+        let sessions = sessions_for(descriptors);
+        let found = connections_for(descriptors, sessions);
+        assert_eq!(found, connections, "{descriptors}");
+        assert_eq!(queries_for(descriptors, sessions, found, workers), queries, "{descriptors}");
+    }
+}
+
+#[test]
 fn a_host_without_a_full_name_is_localhost() {
     for (host_name, expected) in [
         ("mx.example.com", "mx.example.com"),

@@ -70,6 +70,8 @@ pub struct WorkerMetrics {
     pub accept_pauses: Counter,
     /// Octets of receive buffers and envelopes in use.
     pub receive_octets: Gauge,
+    /// Octets of buffers of connections to next hops in use.
+    pub delivery_octets: Gauge,
     /// Octets of the chunks of large bodies in use.
     pub chunk_octets: Gauge,
     /// Times that a session did not read on in a body because those were used up.
@@ -143,8 +145,8 @@ pub struct WorkerMetrics {
     pub handles_quarantined: Gauge,
 }
 
-/// Labels of one [`LabelledCounters`]; the reasons of refusals are about half as many.
-pub const LABELS_MAX: usize = 64;
+/// Labels of one [`LabelledCounters`]; the reasons of refusals are about two thirds as many.
+pub const LABELS_MAX: usize = 96;
 
 /// Buckets of [`WorkerMetrics::commit_wait`].  A sync of a good disk takes 0.1 to 0.3 ms, of a
 /// slow one 10 ms; seconds mean that the disk cannot follow.
@@ -295,6 +297,7 @@ impl Default for WorkerMetrics {
             accept_errors: Counter::default(),
             accept_pauses: Counter::default(),
             receive_octets: Gauge::default(),
+            delivery_octets: Gauge::default(),
             chunk_octets: Gauge::default(),
             reads_paused: Counter::default(),
             appends_delayed: Counter::default(),

@@ -2,7 +2,8 @@
 //!
 //! Whoever asks gets the cached answer, or joins those who have asked the same already, or starts
 //! a task of its own that asks; giving up waiting does not stop that task, whose answer the cache
-//! will want anyway.  At most [`DNS_QUERIES`] tasks talk to servers at a time.
+//! will want anyway.  At most
+//! [`ResolverConfig::queries`] tasks talk to servers at a time.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -16,10 +17,7 @@ use super::codec::{Known, Outcome};
 use super::flight::{Flight, Prospect, Turns};
 use super::{Answer, Lookup, LookupError, Name, RecordType, resolv_conf, transport};
 use crate::config;
-use crate::limits::{
-    DNS_ALIASES, DNS_FAILURE_TTL, DNS_QUERIES, DNS_QUERIES_RESERVED, DNS_QUERIES_WAITING,
-    DNS_TTL_MIN,
-};
+use crate::limits::{DNS_ALIASES, DNS_FAILURE_TTL, DNS_QUERIES, DNS_QUERIES_WAITING, DNS_TTL_MIN};
 
 /// Whom to ask.
 #[derive(Debug, Clone)]
@@ -30,6 +28,8 @@ pub struct ResolverConfig {
     pub trusted: Vec<IpAddr>,
     /// What one question may take in all.
     pub timeout: Duration,
+    /// Questions under way at a time; each has a descriptor.
+    pub queries: usize,
 }
 
 /// The resolver of one core; its clones are the same one.
@@ -54,12 +54,14 @@ impl ResolverConfig {
             [] => resolv_conf::system_servers(),
             servers => servers.to_vec(),
         };
-        ResolverConfig { servers, trusted: config.trusted.clone(), timeout: config.timeout }
+        let (trusted, timeout) = (config.trusted.clone(), config.timeout);
+        ResolverConfig { servers, trusted, timeout, queries: *DNS_QUERIES.start() }
     }
 
     /// These servers, none trusted but on loopback addresses.
     pub fn with_servers(servers: Vec<SocketAddr>) -> ResolverConfig {
-        ResolverConfig { servers, trusted: Vec::new(), timeout: TIMEOUT }
+        let queries = *DNS_QUERIES.start();
+        ResolverConfig { servers, trusted: Vec::new(), timeout: TIMEOUT, queries }
     }
 
     fn trusts(&self, server: SocketAddr) -> bool {
@@ -72,10 +74,10 @@ impl Resolver {
     /// A resolver with an empty cache.
     pub fn new(config: ResolverConfig) -> Resolver {
         let shared = Shared {
+            turns: Turns::new(config.queries, config.queries / 2),
             config,
             cache: RefCell::default(),
             flights: RefCell::default(),
-            turns: Turns::new(DNS_QUERIES, DNS_QUERIES_RESERVED),
             first: Cell::new(0),
         };
         Resolver { shared: Rc::new(shared) }
@@ -119,7 +121,7 @@ impl Resolver {
         if let Some(flight) = flights.get(question) {
             return Some(flight.clone());
         }
-        if flights.len() >= DNS_QUERIES + DNS_QUERIES_WAITING {
+        if flights.len() >= self.shared.config.queries + DNS_QUERIES_WAITING {
             return None;
         }
         let flight = Rc::new(Flight::default());

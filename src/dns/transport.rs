@@ -11,7 +11,7 @@ use super::asking::Failure;
 use super::cache::Question;
 use super::codec::{self, Known, NotAReply, Reply};
 use crate::limits::{DNS_DATAGRAM, DNS_STRAY_DATAGRAMS};
-use crate::runtime::buffer::Buffer;
+use crate::runtime::buffer::{Account, Buffer, SMALL};
 use crate::runtime::datagram::Datagram;
 use crate::runtime::socket::{Stream, StreamError};
 
@@ -86,8 +86,8 @@ async fn read_message(stream: &mut Stream, deadline: Instant) -> io::Result<Vec<
                 return Ok(message[..length].to_vec());
             }
         }
-        let (result, buffer) =
-            stream.read(Buffer::new(crate::runtime::buffer::SMALL), deadline).await;
+        let buffer = Buffer::on(Account::Outbound, SMALL);
+        let (result, buffer) = stream.read(buffer, deadline).await;
         if result.map_err(io_error)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

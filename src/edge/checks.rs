@@ -285,6 +285,38 @@ pub fn listing(list: &List, subject: &Subject, client: IpAddr, asked: &Asked) ->
     }
 }
 
+/// What a check does to a client that it finds something of; nothing if it is switched off, or
+/// none of [`NAMES`].
+pub fn effect_of(check: &str, checks: &Checks) -> Effect {
+    match check {
+        "early_talk" => checks.early_talk,
+        "pipelining" => checks.pipelining,
+        "reverse_missing" => checks.reverse_missing,
+        "reverse_unconfirmed" => checks.reverse_unconfirmed,
+        "helo_bare" => checks.helo_bare,
+        "helo_forged" => checks.helo_forged,
+        "helo_literal" => checks.helo_literal,
+        "helo_unknown" => checks.helo_unknown,
+        "sender_unknown" => checks.sender_unknown,
+        "sender_null_mx" => checks.sender_null_mx,
+        _ => Effect::None,
+    }
+}
+
+/// All checks but the lists, in the order in which a session meets them.
+pub const NAMES: [&str; 10] = [
+    "early_talk",
+    "pipelining",
+    "reverse_missing",
+    "reverse_unconfirmed",
+    "helo_bare",
+    "helo_forged",
+    "helo_literal",
+    "helo_unknown",
+    "sender_unknown",
+    "sender_null_mx",
+];
+
 /// A finding on its way.
 struct Draft {
     name: &'static str,

@@ -1,15 +1,16 @@
 //! The facts of one stage of a session on their way in: all asked for at the same time, waited for
 //! together and no longer than the stage's deadline.
 //!
-//! What has come counts, also when the deadline passes; what has not is no finding.  A question
-//! whose asker has gone goes on by itself and ends: the DNS cache will want its answer anyway.
+//! What has come counts, also when the deadline passes; of what has not it is told that it did not,
+//! which has no effect.  A question whose asker has gone goes on by itself and ends: the DNS cache
+//! will want its answer anyway.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::verdict::Finding;
+use super::verdict::{Effect, Finding};
 use crate::runtime;
 use crate::runtime::notify::Notify;
 
@@ -17,9 +18,16 @@ use crate::runtime::notify::Notify;
 pub struct Gathering {
     deadline: Instant,
     found: RefCell<Vec<Finding>>,
-    /// Questions under way.
-    open: Cell<usize>,
+    /// Questions under way, in the order in which they were asked.
+    open: RefCell<Vec<Rc<Asked>>>,
     closed: Notify,
+}
+
+/// One question under way.
+struct Asked {
+    /// The names of the checks that wait for it.
+    checks: Box<[Box<str>]>,
+    since: Instant,
 }
 
 impl Gathering {
@@ -28,7 +36,7 @@ impl Gathering {
         Rc::new(Gathering {
             deadline,
             found: RefCell::default(),
-            open: Cell::new(0),
+            open: RefCell::default(),
             closed: Notify::default(),
         })
     }
@@ -38,22 +46,28 @@ impl Gathering {
         self.found.borrow_mut().push(finding);
     }
 
-    /// Asks, in a task of its own, which runs to its end in any case; how long it takes is noted.
-    pub fn ask(self: &Rc<Self>, question: impl Future<Output = Vec<Finding>> + 'static) {
-        self.open.set(self.open.get() + 1);
-        let asked = Question(self.clone());
-        let began = Instant::now();
+    /// Asks, in a task of its own, which runs to its end in any case, what these checks want to
+    /// know; how long it takes is noted.
+    pub fn ask(
+        self: &Rc<Self>,
+        checks: impl IntoIterator<Item = Box<str>>,
+        question: impl Future<Output = Vec<Finding>> + 'static,
+    ) {
+        let checks = checks.into_iter().collect();
+        let asked = Rc::new(Asked { checks, since: Instant::now() });
+        self.open.borrow_mut().push(asked.clone());
+        let open = Question { gathering: self.clone(), asked };
         runtime::spawn(async move {
             let findings = question.await;
-            let took = began.elapsed();
+            let took = open.asked.since.elapsed();
             let findings = findings.into_iter().map(|finding| Finding { took, ..finding });
-            asked.0.found.borrow_mut().extend(findings);
+            open.gathering.found.borrow_mut().extend(findings);
         });
     }
 
     /// Waits until all has come, or the deadline has.
     pub async fn settle(&self) {
-        while self.open.get() > 0 {
+        while !self.open.borrow().is_empty() {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || runtime::timeout(left, self.closed.notified()).await.is_none() {
                 return;
@@ -63,23 +77,100 @@ impl Gathering {
 
     /// Whether nothing is awaited any more.
     pub fn is_settled(&self) -> bool {
-        self.open.get() == 0 || Instant::now() >= self.deadline
+        self.open.borrow().is_empty() || Instant::now() >= self.deadline
     }
 
-    /// What has come so far, in the order in which it came.
+    /// What has come so far, in the order in which it came; after the deadline also what has not.
     pub fn found(&self) -> Vec<Finding> {
-        self.found.borrow().clone()
+        let mut found = self.found.borrow().clone();
+        if Instant::now() >= self.deadline {
+            found.extend(self.open.borrow().iter().flat_map(|asked| asked.missed()));
+        }
+        found
+    }
+}
+
+impl Asked {
+    /// What is told of it when nobody waits any longer.
+    fn missed(&self) -> impl Iterator<Item = Finding> {
+        let took = self.since.elapsed();
+        self.checks.iter().map(move |check| Finding {
+            check: check.clone(),
+            fact: "no answer in time".into(),
+            effect: Effect::None,
+            reply: None,
+            took,
+        })
     }
 }
 
 /// One question under way; closed however its task ends.
-struct Question(Rc<Gathering>);
+struct Question {
+    gathering: Rc<Gathering>,
+    asked: Rc<Asked>,
+}
 
 impl Drop for Question {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
-        if self.0.open.get() == 0 {
-            self.0.closed.notify();
+        let mut open = self.gathering.open.borrow_mut();
+        open.retain(|asked| !Rc::ptr_eq(asked, &self.asked));
+        if open.is_empty() {
+            self.gathering.closed.notify();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn finding(check: &str) -> Finding {
+        let (fact, took) = ("there".into(), Duration::ZERO);
+        Finding { check: check.into(), fact, effect: Effect::None, reply: None, took }
+    }
+
+    fn facts(gathering: &Gathering) -> Vec<String> {
+        let found = gathering.found().into_iter();
+        found.map(|finding| format!("{} {}", finding.check, finding.fact)).collect()
+    }
+
+    #[test]
+    fn what_has_not_come_at_the_deadline_is_told_and_counts_when_it_comes() {
+        let (early, late) = runtime::run(async {
+            let gathering = Gathering::new(Instant::now() + Duration::from_millis(50));
+            let come = Rc::new(Notify::default());
+            let (bell, names) = (come.clone(), ["slow", "slower"].map(Box::from));
+            gathering.ask(names, async move {
+                bell.notified().await;
+                vec![finding("slow"), finding("slower")]
+            });
+            gathering.ask([Box::from("quick")], async { vec![finding("quick")] });
+            assert!(facts(&gathering).is_empty(), "nobody has given up on anything yet");
+            gathering.settle().await;
+            let early = facts(&gathering);
+            come.notify();
+            while !gathering.open.borrow().is_empty() {
+                runtime::sleep(Duration::from_millis(1)).await;
+            }
+            (early, facts(&gathering))
+        })
+        .expect("a loop");
+        let missed = ["quick there", "slow no answer in time", "slower no answer in time"];
+        assert_eq!(early, missed);
+        assert_eq!(late, ["quick there", "slow there", "slower there"]);
+    }
+
+    #[test]
+    fn nobody_waits_for_what_has_come() {
+        let settled = runtime::run(async {
+            let gathering = Gathering::new(Instant::now() + Duration::from_secs(3_600));
+            gathering.ask([Box::from("quick")], async { vec![finding("quick")] });
+            let is_settled_before = gathering.is_settled();
+            gathering.settle().await;
+            (is_settled_before, gathering.is_settled())
+        });
+        assert_eq!(settled.expect("a loop"), (false, true));
     }
 }

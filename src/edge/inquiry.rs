@@ -12,7 +12,7 @@ use super::checks::{self, Existence, Helo, ReverseName, SenderDomain, Taken};
 use super::gathering::Gathering;
 use super::lists::{Lists, Subject};
 use super::verdict::{Effect, Finding};
-use crate::config::{Config, Edge, List, ListSubject};
+use crate::config::{Checks, Config, Edge, List, ListSubject};
 use crate::dns::ourselves::Ourselves;
 use crate::dns::{Lookup, LookupError, Name, Record, RecordType, Resolver, join};
 use crate::limits::REVERSE_NAMES;
@@ -56,12 +56,11 @@ impl<L: Lookup + 'static> Inquiry<L> {
         let client = client.to_canonical();
         self.ask_lists(gathering, ListSubject::Address, client, &Subject::Address(client));
         let checks = &self.edge().checks;
-        let is_wanted = checks.reverse_missing != Effect::None
-            || checks.reverse_unconfirmed != Effect::None
+        let is_wanted = names_of(&REVERSE, checks).next().is_some()
             || self.edge().lists.iter().any(|list| list.of == ListSubject::Reverse);
         if is_wanted {
             let (inquiry, stage) = (self.clone(), gathering.clone());
-            gathering.ask(async move {
+            gathering.ask(names_of(&REVERSE, checks), async move {
                 let found = inquiry.reverse_name(client).await;
                 inquiry.ask_reverse_lists(&stage, client, &found);
                 checks::reverse(client, &found, &inquiry.edge().checks)
@@ -77,15 +76,15 @@ impl<L: Lookup + 'static> Inquiry<L> {
         helo: &str,
         path: &ReversePath,
     ) {
-        self.helo(gathering, client.to_canonical(), helo);
-        if let Some(mailbox) = path.mailbox() {
-            self.sender_domain(gathering, client.to_canonical(), mailbox);
-        }
+        self.helo(gathering, client, helo);
+        self.reverse_path(gathering, client, path);
     }
 
     // ---- HELO ----------------------------------------------------------------------------
 
-    fn helo(&self, gathering: &Rc<Gathering>, client: IpAddr, text: &str) {
+    /// Asks about what a client calls itself, and nothing else.
+    pub fn helo(&self, gathering: &Rc<Gathering>, client: IpAddr, text: &str) {
+        let client = client.to_canonical();
         let helo = Helo::parse(text);
         let checks = &self.edge().checks;
         add_all(gathering, checks::helo_form(text, &helo, client, checks));
@@ -96,7 +95,7 @@ impl<L: Lookup + 'static> Inquiry<L> {
         };
         self.ask_lists(gathering, ListSubject::Helo, client, &Subject::Domain(name.clone()));
         let (inquiry, text) = (self.clone(), Box::<str>::from(text));
-        gathering.ask(async move {
+        gathering.ask(names_of(&["helo_forged", "helo_unknown"], checks), async move {
             let checks = &inquiry.edge().checks;
             // Without the one and the other the answer would change nothing.
             let is_wanted = checks.helo_unknown != Effect::None || taken == Taken::OurDomain;
@@ -184,6 +183,14 @@ impl<L: Lookup + 'static> Inquiry<L> {
 
     // ---- the sender ------------------------------------------------------------------------
 
+    /// Asks about the sender of a transaction, and nothing else; of a notice there is nothing to
+    /// ask.
+    pub fn reverse_path(&self, gathering: &Rc<Gathering>, client: IpAddr, path: &ReversePath) {
+        if let Some(mailbox) = path.mailbox() {
+            self.sender_domain(gathering, client.to_canonical(), mailbox);
+        }
+    }
+
     fn sender_domain(&self, gathering: &Rc<Gathering>, client: IpAddr, mailbox: &Mailbox) {
         let Some(domain) = mailbox.domain_ascii() else { return };
         let domain = domain.to_ascii_lowercase();
@@ -200,13 +207,12 @@ impl<L: Lookup + 'static> Inquiry<L> {
             let subject = Subject::Domain(name.clone());
             self.ask_lists(gathering, ListSubject::Sender, client, &subject);
         }
-        let is_wanted =
-            checks.sender_unknown != Effect::None || checks.sender_null_mx != Effect::None;
+        let is_wanted = names_of(&SENDER, &checks).next().is_some();
         match (known, name) {
             (Some(known), _) => add_all(gathering, checks::sender(&domain, &known, &checks)),
             (None, Some(name)) if is_wanted => {
                 let inquiry = self.clone();
-                gathering.ask(async move {
+                gathering.ask(names_of(&SENDER, &checks), async move {
                     let found = inquiry.takes_mail(&name).await;
                     checks::sender(name.as_str(), &found, &checks)
                 });
@@ -252,7 +258,7 @@ impl<L: Lookup + 'static> Inquiry<L> {
                 continue;
             }
             let (inquiry, subject) = (self.clone(), subject.clone());
-            gathering.ask(async move {
+            gathering.ask([list.zone.clone()], async move {
                 let list = &inquiry.edge().lists[index];
                 let zone = inquiry.0.lists.zone(index);
                 let asked = zone.ask(&inquiry.0.resolver, list, &subject).await;
@@ -270,12 +276,23 @@ fn add_all(gathering: &Gathering, findings: impl IntoIterator<Item = Finding>) {
     findings.into_iter().for_each(|finding| gathering.add(finding));
 }
 
+/// Those checks that are not switched off.
+fn names_of(checks: &[&'static str], configured: &Checks) -> impl Iterator<Item = Box<str>> {
+    let is_on = |check: &&str| checks::effect_of(check, configured) != Effect::None;
+    checks.iter().copied().filter(is_on).map(Box::from)
+}
+
 fn name_of(record: &Record) -> Option<&Name> {
     match record {
         Record::Ptr(name) => Some(name),
         _ => None,
     }
 }
+
+/// Checks that wait for the name behind the address.
+const REVERSE: [&str; 2] = ["reverse_missing", "reverse_unconfirmed"];
+/// Checks that wait for the records of the sender's domain.
+const SENDER: [&str; 2] = ["sender_unknown", "sender_null_mx"];
 
 #[cfg(test)]
 #[path = "inquiry_tests.rs"]

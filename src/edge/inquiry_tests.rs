@@ -140,7 +140,22 @@ impl Lookup for Zone {
     }
 }
 
+/// A name server that never answers.
+struct Silence;
+
+impl Lookup for Silence {
+    async fn lookup(&self, _: &Name, _: RecordType) -> Rc<Answer> {
+        std::future::pending().await
+    }
+}
+
 fn inquiry() -> (Inquiry<Zone>, Rc<RefCell<Vec<String>>>) {
+    let zone = Zone::new(ZONE);
+    let asked = zone.asked.clone();
+    (inquiry_by(zone), asked)
+}
+
+fn inquiry_by<L: Lookup + 'static>(resolver: L) -> Inquiry<L> {
     let environment = Environment {
         host_name: "unnamed".into(),
         cores: 1,
@@ -153,10 +168,8 @@ fn inquiry() -> (Inquiry<Zone>, Rc<RefCell<Vec<String>>>) {
     let lists = Lists::new(&config.edge.as_ref().expect("a filter").lists);
     let listeners: Vec<_> = config.listeners.iter().map(|listener| listener.address).collect();
     let ourselves = Ourselves::new(&config.hostname, &listeners, &[], 25);
-    let zone = Zone::new(ZONE);
-    let asked = zone.asked.clone();
-    let inquiry = Inquiry::new(Arc::new(config), Arc::new(ourselves), Arc::new(lists), zone);
-    (inquiry.expect("there is a filter"), asked)
+    let inquiry = Inquiry::new(Arc::new(config), Arc::new(ourselves), Arc::new(lists), resolver);
+    inquiry.expect("there is a filter")
 }
 
 /// What was found, with an effect: `check score-or-action`.
@@ -247,6 +260,37 @@ fn a_list_that_is_off_is_not_asked_and_finds_nothing() {
     });
     assert_eq!(findings, set(&["reverse_missing 2"]));
     assert_eq!(asked, ["9.2.0.192.in-addr.arpa Ptr"]);
+}
+
+#[test]
+fn what_nobody_answers_is_told_and_has_no_effect() {
+    let findings = runtime::run(async {
+        let inquiry = inquiry_by(Silence);
+        let gathering = Gathering::new(Instant::now() + Duration::from_millis(20));
+        let client = "192.0.2.9".parse().expect("an address");
+        let path = ReversePath::parse(b"<a@nullmx.test>", Utf8::Allowed).expect("a path");
+        inquiry.connection(&gathering, client);
+        inquiry.sender(&gathering, client, "missing.test", &path);
+        gathering.settle().await;
+        gathering.found()
+    })
+    .expect("a loop");
+    let missed = findings.iter().filter(|finding| *finding.fact == *"no answer in time");
+    let missed: Vec<&str> = missed.map(|finding| &*finding.check).collect();
+    let expected = [
+        "bl.test",
+        "wl.test",
+        "reverse_missing",
+        "reverse_unconfirmed",
+        "dbl.test",
+        "helo_forged",
+        "helo_unknown",
+        "dbl.test",
+        "sender_unknown",
+        "sender_null_mx",
+    ];
+    assert_eq!(missed, expected);
+    assert!(findings.iter().all(|finding| finding.effect == Effect::None));
 }
 
 #[test]

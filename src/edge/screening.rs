@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::explanation::Account;
 use super::gathering::Gathering;
 use super::memory::Acquaintance;
-use super::verdict::{Action, Effect, Finding, Score, Verdict};
+use super::verdict::{Action, Effect, Finding, Score, Thresholds, Verdict};
 use crate::config::{Edge, RefuseAt};
 use crate::smtp::address::{ForwardPath, ReversePath};
 use crate::smtp::reply::{Refusal, refusal_text};
@@ -130,12 +130,7 @@ impl Screening {
             self.account.waited += began.elapsed();
             self.judged = Some(self.judge());
         }
-        let Some(judged) = &self.judged else { return Ok(()) };
-        match judged.action {
-            Action::Accept | Action::Tag | Action::Quarantine => Ok(()),
-            Action::Defer => Err(Refusal::PutOff(judged.words.clone())),
-            Action::Reject => Err(judged.rejection()),
-        }
+        self.judged.as_ref().and_then(Judged::refusal).map_or(Ok(()), Err)
     }
 
     /// Whether a good sender has come from the client's network.
@@ -229,7 +224,14 @@ impl Screening {
         let stages = [Some(&self.connection), self.sender.as_ref()];
         let gathered = stages.into_iter().flatten().flat_map(|stage| stage.found());
         let findings: Vec<Finding> = self.session.iter().cloned().chain(gathered).collect();
-        let verdict = Verdict::of(&findings, &self.edge().thresholds);
+        Judged::new(findings, &self.edge().thresholds)
+    }
+}
+
+impl Judged {
+    /// What follows from these findings.
+    pub fn new(findings: Vec<Finding>, thresholds: &Thresholds) -> Judged {
+        let verdict = Verdict::of(&findings, thresholds);
         let reply = verdict.cause.and_then(|cause| cause.reply.clone());
         let generic = match verdict.action {
             Action::Defer => "Not now, try later",
@@ -243,9 +245,16 @@ impl Screening {
             findings,
         }
     }
-}
 
-impl Judged {
+    /// What a recipient hears; `None` if the mail goes on.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self.action {
+            Action::Accept | Action::Tag | Action::Quarantine => None,
+            Action::Defer => Some(Refusal::PutOff(self.words.clone())),
+            Action::Reject => Some(self.rejection()),
+        }
+    }
+
     /// What a rejected recipient hears: with its own enhanced code where the cause has one.
     fn rejection(&self) -> Refusal {
         match self.cause.as_deref() {

@@ -104,7 +104,7 @@ impl Session {
 
     /// Lets the client wait for the reply to one more refused recipient.
     pub(super) async fn tarpit(&mut self) {
-        let Some(edge) = &self.worker.config.edge else { return };
+        let (Some(edge), Some(_)) = (&self.worker.config.edge, &self.screening) else { return };
         self.refused_recipients = self.refused_recipients.saturating_add(1);
         let wait = tarpit::wait(edge.tarpit, self.refused_recipients, self.is_crowded());
         if wait.is_zero() || self.flush().await.is_err() {

@@ -42,7 +42,7 @@ use intake::{Intake, Room};
 use login::Login;
 use pace::Pace;
 use relay::Facts;
-use step::{Step, step};
+use step::{Step, step, stored};
 use verdicts::Mark;
 
 /// What all sessions of a listener share.
@@ -242,7 +242,7 @@ impl Session {
         {
             verdict = Err(refusal);
         }
-        if matches!(verdict, Err(Refusal::Screened(_) | Refusal::UnknownRecipient)) {
+        if verdict.as_ref().is_err_and(Refusal::is_of_the_edge) {
             self.tarpit().await;
         }
         let now = Instant::now();
@@ -381,12 +381,7 @@ impl Session {
         if !self.server.in_transaction() {
             self.envelope.give_back();
         }
-        if self.server.in_body() {
-            self.pace.get_or_insert_with(|| Pace::new(Instant::now()));
-        } else if !self.server.in_transaction() {
-            // A chunk that was refused unread.
-            self.pace = None;
-        }
+        self.pace = Pace::at_read(self.pace, &self.server, Instant::now());
         let server = self.server.deadline();
         let deadline = self.pace.map_or(server, |pace| pace.deadline().min(server));
         self.stream.allow_interrupt(!self.server.in_transaction());
@@ -524,7 +519,6 @@ impl Session {
         let Some(message) = self.server.take_message() else { return };
         let started = Instant::now();
         let result = self.keep(&message).await;
-        // One that was refused may be here still, and the next message must not begin with it.
         self.drop_body();
         self.envelope.give_back();
         let kept = result.as_ref().ok().copied();
@@ -534,7 +528,8 @@ impl Session {
         }
         let told = self.screening.as_mut().and_then(|screening| screening.end_transaction());
         self.tell_verdict(told, kept, result.as_ref().err());
-        self.server.stored(Instant::now(), result.map(|id| (id, durability)));
+        let result = result.map(|id| (id, durability));
+        stored(&mut self.server, &mut self.intake, Instant::now(), result);
         if let Some(id) = kept {
             self.messages += 1;
             self.worker.report_accepted(self.id, self.peer, id, &message, started.elapsed());

@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use super::intake::Intake;
 use crate::limits;
+use crate::message::{Durability, MessageId};
+use crate::smtp::reply::Refusal;
 use crate::smtp::server::{Event, Server};
 
 /// What a session does next.
@@ -65,6 +67,81 @@ pub fn step(server: &mut Server, intake: &mut Intake, now: Instant) -> Step {
             Event::StartQueue => return Step::StartQueue,
             Event::StartTls => return Step::StartTls,
             Event::Close => return Step::Close,
+        }
+    }
+}
+
+/// Tells the server what became of its message.  The body of one that was refused may be here
+/// still, and the next message must not begin with it.
+pub fn stored(
+    server: &mut Server,
+    intake: &mut Intake,
+    now: Instant,
+    result: Result<(MessageId, Durability), Refusal>,
+) {
+    intake.drop_body();
+    server.stored(now, result);
+}
+
+/// What the sessions of unit tests tell their clients.
+#[cfg(test)]
+pub(crate) fn test_config() -> std::rc::Rc<crate::smtp::server::ServerConfig> {
+    std::rc::Rc::new(crate::smtp::server::ServerConfig {
+        hostname: "mx.example.com".into(),
+        message_size: 1_024,
+        recipients: 100,
+        received: 10,
+        bare_newline: crate::config::BareNewline::Reject,
+        tls: crate::config::ListenerTls::Off,
+        auth: None,
+        checks_senders: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RouteIndex;
+
+    /// Both messages come in one read, as pipelining allows, and the log refuses the first.
+    #[test]
+    fn a_message_behind_one_that_was_refused_is_not_mixed_with_it() {
+        let envelope = "MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n";
+        let forms = [
+            ["DATA\r\nthe first\r\n.\r\n", "DATA\r\nthe second\r\n.\r\n"],
+            ["BDAT 11 LAST\r\nthe first\r\n", "BDAT 12 LAST\r\nthe second\r\n"],
+        ];
+        for first in 0..2 {
+            for second in 0..2 {
+                let (first, second) = (forms[first][0], forms[second][1]);
+                let octets = format!("EHLO c\r\n{envelope}{first}{envelope}{second}");
+                let now = Instant::now();
+                let mut server = Server::new(test_config(), now);
+                let mut intake = Intake::default();
+                intake.make_room(false);
+                let mut buffer = intake.take_buffer();
+                assert_eq!(buffer.push(octets.as_bytes()), octets.len());
+                intake.put_buffer(buffer);
+                let mut results =
+                    [Err(Refusal::Busy), Ok((MessageId(7), Durability::Fsync))].into_iter();
+                let mut bodies = Vec::new();
+                loop {
+                    match step(&mut server, &mut intake, now) {
+                        Step::CheckRecipient => server.recipient_checked(now, Ok(RouteIndex(0))),
+                        Step::Store => {
+                            server.take_message().expect("it is whole");
+                            bodies.push(intake.small_body().to_vec());
+                            let result = results.next().expect("two messages");
+                            stored(&mut server, &mut intake, now, result);
+                        }
+                        Step::Read => break,
+                        Step::Flush => drop(server.replies().take()),
+                        step => panic!("{step:?}"),
+                    }
+                }
+                assert_eq!(bodies, [b"the first\r\n".to_vec(), b"the second\r\n".to_vec()]);
+                assert!(intake.is_empty());
+            }
         }
     }
 }

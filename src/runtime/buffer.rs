@@ -1,8 +1,9 @@
 //! Receive and send buffers from a slab of the thread's own.
 //!
 //! A connection holds a buffer only while something is in it or a read into it is under way;
-//! between messages it goes back, so ten thousand idle sessions hold none.  What all buffers of
-//! the thread take is counted ([`held_octets`]), so that it can be bounded.
+//! between messages it goes back, so ten thousand idle sessions hold none.  What the buffers of
+//! the thread take is counted, so that it can be bounded: those of sessions apart from those of
+//! connections that we made ([`Account`]), or next hops that are slow would keep mail out.
 //!
 //! This file and `socket` are where the runtime meets the kernel's pointers; see the SAFETY
 //! comments for who guarantees what.
@@ -29,36 +30,63 @@ const KEPT: [usize; 3] = [512, 256, 64];
 thread_local! {
     static FREE: RefCell<[Vec<Vec<u8>>; 3]> =
         const { RefCell::new([const { Vec::new() }; 3]) };
-    static HELD: Cell<usize> = const { Cell::new(0) };
+    static HELD: [Cell<usize>; 2] = const { [const { Cell::new(0) }; 2] };
 }
 
-/// What the buffers of this thread take that are in use, in octets.
+/// For whom a buffer is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Account {
+    /// A session of a client.
+    #[default]
+    Inbound,
+    /// A connection that we made: to a next hop, or to a name server.
+    Outbound,
+}
+
+/// What the buffers of this thread's sessions take that are in use, in octets.
 pub fn held_octets() -> usize {
-    HELD.get()
+    Account::Inbound.octets()
+}
+
+impl Account {
+    /// What its buffers of this thread take, in octets.
+    pub fn octets(self) -> usize {
+        HELD.with(|held| held[self as usize].get())
+    }
 }
 
 /// Bytes received and not yet used up, at a stable place in memory.
 #[derive(Debug, Default)]
 pub struct Buffer {
     bytes: Vec<u8>,
+    account: Account,
 }
 
 impl Buffer {
-    /// An empty buffer of one of the classes: [`TINY`], [`SMALL`] or [`LARGE`].
+    /// An empty buffer of a session, of one of the classes: [`TINY`], [`SMALL`] or [`LARGE`].
     pub fn new(capacity: usize) -> Buffer {
+        Buffer::on(Account::Inbound, capacity)
+    }
+
+    /// The same on any account.
+    pub fn on(account: Account, capacity: usize) -> Buffer {
         let class = usize::from(capacity > TINY) + usize::from(capacity > SMALL);
         let bytes = FREE.with_borrow_mut(|free| free[class].pop());
-        Buffer::counted(bytes.unwrap_or_else(|| Vec::with_capacity([TINY, SMALL, LARGE][class])))
+        let bytes = bytes.unwrap_or_else(|| Vec::with_capacity([TINY, SMALL, LARGE][class]));
+        Buffer::counted(account, bytes)
     }
 
-    /// A buffer that holds `bytes` and has no room: for what has to wait.
+    /// A session's buffer that holds `bytes` and has no room: for what has to wait.
     pub fn parked(bytes: &[u8]) -> Buffer {
-        Buffer::counted(bytes.into())
+        Buffer::counted(Account::Inbound, bytes.into())
     }
 
-    fn counted(bytes: Vec<u8>) -> Buffer {
-        HELD.set(HELD.get() + bytes.capacity());
-        Buffer { bytes }
+    fn counted(account: Account, bytes: Vec<u8>) -> Buffer {
+        HELD.with(|held| {
+            let held = &held[account as usize];
+            held.set(held.get() + bytes.capacity());
+        });
+        Buffer { bytes, account }
     }
 
     /// What it holds.
@@ -110,7 +138,10 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
         // A thread that is ending counts no more.
-        let _ = HELD.try_with(|held| held.set(held.get().saturating_sub(bytes.capacity())));
+        let _ = HELD.try_with(|held| {
+            let held = &held[self.account as usize];
+            held.set(held.get().saturating_sub(bytes.capacity()));
+        });
         let class = match bytes.capacity() {
             TINY => 0,
             SMALL => 1,
@@ -259,6 +290,15 @@ mod tests {
         assert_eq!(held_octets() - before, LARGE + 14);
         drop((large, parked));
         assert_eq!(held_octets(), before);
+    }
+
+    #[test]
+    fn what_goes_out_is_counted_apart() {
+        let (inbound, outbound) = (held_octets(), Account::Outbound.octets());
+        let buffer = Buffer::on(Account::Outbound, SMALL);
+        assert_eq!((held_octets(), Account::Outbound.octets()), (inbound, outbound + SMALL));
+        drop(buffer);
+        assert_eq!((held_octets(), Account::Outbound.octets()), (inbound, outbound));
     }
 
     #[test]

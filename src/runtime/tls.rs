@@ -35,7 +35,7 @@ use rustls::unbuffered::{
 };
 use rustls::{ClientConfig, CommonState, HandshakeKind, ServerConfig};
 
-use super::buffer::Buffer;
+use super::buffer::{Account, Buffer};
 use exporter::ChannelBinding;
 
 /// What a record adds to its plaintext at most: header, explicit nonce, inner type, tag.
@@ -145,6 +145,14 @@ impl Records {
             holds_fragment: false,
             is_established: false,
             binding: None,
+        }
+    }
+
+    /// For whom what comes and goes is: a server's connection is a session's.
+    pub fn account(&self) -> Account {
+        match self.side {
+            Side::Server(_) => Account::Inbound,
+            Side::Client(_) => Account::Outbound,
         }
     }
 

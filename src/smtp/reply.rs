@@ -183,6 +183,19 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether the edge filter has refused a recipient by it, for its client's sake or because
+    /// nobody of the name is here.
+    pub fn is_of_the_edge(&self) -> bool {
+        matches!(
+            self,
+            Refusal::Screened(_)
+                | Refusal::UnknownSenderDomain
+                | Refusal::SenderTakesNoMail
+                | Refusal::ReverseName
+                | Refusal::UnknownRecipient
+        )
+    }
+
     /// A short name for events and metrics.
     pub fn reason(&self) -> &'static str {
         match self {

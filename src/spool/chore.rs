@@ -44,7 +44,7 @@ pub enum Chore {
         segment_bytes: u32,
         /// One more than its header has.
         revision: u64,
-        /// Keep the file aside instead of using it again.
+        /// The file is not to be used again, but to be set aside.
         quarantine: bool,
     },
     /// Read what a segment holds, for the compaction.
@@ -66,9 +66,10 @@ pub enum Chore {
         /// Where the segments are.
         table: Arc<SegmentTable>,
     },
-    /// Keep aside a spare whose header could not be written.
+    /// Keep aside a file that is of no use, or to be looked at: its header could not be written or
+    /// read, or says that it is quarantined.
     SetAside {
-        /// The spare.
+        /// The file.
         file: FileNo,
     },
     /// Remove a spare that is one too many.
@@ -85,7 +86,8 @@ pub enum ChoreDone {
     Created(Spare),
     /// No spare could be made.
     NotCreated(io::Error),
-    /// The segment's header says that it is free; its file is a spare unless it was kept aside.
+    /// The segment's header says that it is free, or that it is quarantined; its file is a spare
+    /// in the first case.
     Retired {
         /// The life that ended.
         segment: SegmentNo,
@@ -155,9 +157,6 @@ impl Chore {
                 let header = SegmentHeader { state, segment, ..free };
                 if let Err(error) = write_header(disk, file, &header) {
                     return ChoreDone::NotRetired { segment, error };
-                }
-                if quarantine && let Err(error) = disk.quarantine(file) {
-                    tracing::warn!(file = file.0, %error, "a damaged segment could not be renamed");
                 }
                 let spare = (!quarantine).then_some(Spare { file, generation, revision });
                 ChoreDone::Retired { segment, spare }

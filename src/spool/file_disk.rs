@@ -344,6 +344,34 @@ mod tests {
         FileDisk::open(&path).unwrap();
     }
 
+    /// A spool that somebody else made for us: we may pass through its parent, and not read it.
+    #[test]
+    fn a_parent_that_is_not_ours_to_sync_is_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("spool");
+        drop(FileDisk::open(&path).unwrap());
+        let opened = std::thread::scope(|scope| {
+            let open = || {
+                // Rights hold for root only where it is somebody else; that is this thread's own.
+                if rustix::process::getuid().is_root() {
+                    let nobody = 65_534;
+                    for path in [place.path(), &path, &path.join("LOCK")] {
+                        std::os::unix::fs::chown(path, Some(nobody), None).unwrap();
+                    }
+                    let nobody = rustix::process::Uid::from_raw(nobody);
+                    rustix::thread::set_thread_uid(nobody).unwrap();
+                }
+                std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o300))
+                    .unwrap();
+                assert_eq!(sync_parent(&path), Err(Errno::ACCESS), "what is to be left alone");
+                FileDisk::open(&path).map(drop)
+            };
+            scope.spawn(open).join().unwrap()
+        });
+        std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        opened.unwrap();
+    }
+
     #[test]
     fn files_are_made_whole_written_read_and_set_aside() {
         let place = tempfile::tempdir().unwrap();

@@ -28,7 +28,7 @@ use std::time::Instant;
 
 use self::failure::RefusedGroup;
 pub(crate) use self::head::SegmentFile;
-use self::head::{Excess, Head, Turn, open_header};
+use self::head::{Head, Leaving, Turn, open_header};
 use super::accounts::Accounts;
 use super::chore::{Chore, Spare, write_header_block};
 use super::disk::{Disk, FileNo, Sync};
@@ -128,7 +128,7 @@ pub struct Log<D> {
     /// Batches that the disk refused and whose void is not yet recorded.
     refused: Option<RefusedGroup>,
     spares: VecDeque<Spare>,
-    excess: Excess,
+    leaving: Leaving,
     next_file: FileNo,
     is_creating: bool,
     /// The last attempt to make a spare failed.
@@ -154,6 +154,8 @@ pub(crate) struct Found {
     pub(crate) segments: HashMap<SegmentNo, SegmentFile>,
     /// At least one.
     pub(crate) spares: VecDeque<Spare>,
+    /// Files to be set aside, now that no roll call names what they held.
+    pub(crate) useless: Vec<FileNo>,
     pub(crate) next_file: FileNo,
     /// The segment that was the head.
     pub(crate) predecessor: SegmentNo,
@@ -212,7 +214,7 @@ impl<D: Disk> Log<D> {
             waiting: VecDeque::new(),
             refused: None,
             spares: found.spares,
-            excess: Excess::default(),
+            leaving: Leaving::default(),
             next_file: found.next_file,
             is_creating: false,
             is_full: false,
@@ -234,6 +236,11 @@ impl<D: Disk> Log<D> {
             log.table.set_moved(id, place);
             log.moved_into.entry(place.segment).or_default().push(id);
         }
+        let useless = found.useless.into_iter();
+        log.chores.extend(useless.map(|file| Chore::SetAside { file }));
+        // The run before may have been about to remove these.
+        let excess = log.spares.split_off(log.spares.len().min(options.spares_max));
+        log.chores.extend(excess.into_iter().map(|spare| Chore::Remove { file: spare.file }));
         log.install_head();
         log.settle();
         Ok(log)

@@ -42,6 +42,7 @@ pub mod format;
 pub mod log;
 pub mod reader;
 pub mod recovery;
+mod salvage;
 mod scan;
 pub mod sealed;
 pub mod segments;

@@ -12,14 +12,18 @@
 //!   queue, so that its sender is told.
 //! - In the newest segment, the first sequence that is missing above every `durable_through` is
 //!   where the last crash tore the log; from there on nothing was acknowledged, and it is cut.
-//! - Blocks that the disk cannot read are as if they had never been written, and told.
+//! - Blocks that the disk cannot read are as if they had never been written, and told; but not
+//!   where the log may end in them, since nothing would tell acknowledged batches from a tear.
 //! - Every other gap is damage: told, skipped over, and the file is set aside when it is dead.
 //!
 //! It fails, and touches nothing, when a file is foreign, of another format version or holds
-//! something that must not be passed over.  Otherwise a fresh segment is open when it returns, and
+//! something that must not be passed over, and when the disk cannot read a header or the end of the
+//! log: on a disk that has healed the next start finds everything.  Otherwise a fresh segment is open when it returns, and
 //! its header says what was cut, so that a second recovery comes to the same end.
 
+mod headers;
 mod report;
+mod visit;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -27,7 +31,7 @@ use std::io;
 use std::sync::Arc;
 
 pub use self::report::{
-    Damage, Progress, RecoveredMessage, RecoveryError, RecoveryReport, RecoveryVisitor,
+    Damage, Progress, RecoveredMessage, RecoveryError, RecoveryReport, RecoveryVisitor, UnreadPart,
 };
 use super::accounts::Accounts;
 use super::chore::{Chore, ChoreDone, Spare};
@@ -35,13 +39,14 @@ use super::direct::AlignedBuf;
 use super::disk::{Disk, FileNo};
 use super::fold::Outcomes;
 use super::format::FormatError;
-use super::format::header::{SegmentHeader, SegmentState};
+use super::format::header::SegmentHeader;
 use super::format::index::IndexBuilder;
-use super::format::message::{self, StoredBody, StoredMessage};
+use super::format::message;
 use super::format::outcome::{StoredDefer, StoredDone};
 use super::format::record::{Kind, RecordView};
 use super::format::roll::{self, Roll};
 use super::log::{Found, Log, LogOptions, Mistake, SegmentFile};
+use super::salvage::Patience;
 use super::scan::{self, Piece, Scanned};
 use super::segments::SegmentTable;
 use super::stats::SpoolStats;
@@ -54,13 +59,11 @@ const DAMAGE_MAX: usize = 1000;
 const HEADS_MAX: usize = 128 * 1024 * 1024;
 /// A torn write may have held this many batches whose sequences cannot be read.
 const TORN_SEQUENCES: u64 = 1024;
-const UNREADABLE: FormatError = FormatError::Malformed("header, which the disk cannot read,");
 
 /// Recovers the log on `disk` and opens it for appending.  `random` gives generations.
 ///
 /// # Errors
-/// See [`RecoveryError`]; nothing has been changed then, save that unreadable files may have been
-/// set aside.
+/// See [`RecoveryError`]; nothing that anybody needs has been changed then.
 pub fn recover<D: Disk>(
     disk: Arc<D>,
     options: LogOptions,
@@ -117,6 +120,7 @@ fn retire_dead<D: Disk>(
         if let ChoreDone::Retired { segment, spare } = retire.perform(disk, random) {
             found.accounts.retired(segment);
             found.segments.remove(&segment);
+            found.useless.extend(is_damaged.then_some(file));
             found.spares.extend(spare);
         } else {
             found.accounts.not_retired(segment);
@@ -150,6 +154,8 @@ struct Recovery<'a, D> {
     segments: BTreeMap<SegmentNo, Segment>,
     spares: VecDeque<Spare>,
     next_file: FileNo,
+    /// To be set aside by the log, when there is one.
+    useless: Vec<FileNo>,
     /// What the open segments say that they belong to.
     spools: Vec<(FileNo, u32)>,
     /// The last lives of the files that are free or were set aside.
@@ -168,10 +174,8 @@ struct Recovery<'a, D> {
     next_sequence: u64,
     /// One segment at most, reused.
     whole: AlignedBuf,
+    patience: Patience,
 }
-
-/// Two files that say to be the same segment.
-type Twins = Option<(FileNo, FileNo)>;
 
 struct Segment {
     header: SegmentHeader,
@@ -203,6 +207,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             segments: BTreeMap::new(),
             spares: VecDeque::new(),
             next_file: FileNo(1),
+            useless: Vec::new(),
             spools: Vec::new(),
             ended: BTreeSet::new(),
             roll: None,
@@ -214,126 +219,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
             last_sequence: 0,
             next_sequence: 1,
             whole: AlignedBuf::new(options.segment_bytes as usize),
+            patience: Patience::default(),
         }
-    }
-
-    fn read_headers(&mut self) -> Result<(), RecoveryError> {
-        let mut twin = None;
-        for file in self.disk.files()? {
-            self.next_file = self.next_file.max(FileNo(file.0.saturating_add(1)));
-            twin = self.read_header(file)?.or(twin);
-        }
-        self.check_spools()?;
-        if let Some((file, other)) = twin {
-            // A copy, most likely.  Neither can be preferred.
-            return Err(RecoveryError::Twin { file: file.0, other: other.0 });
-        }
-        self.call_roll();
-        self.report.segments = self.segments.len();
-        self.progress.segments = 2 * self.segments.len();
-        for (&no, segment) in &self.segments {
-            self.accounts.open(no);
-            self.accounts.close(no);
-            if segment.header.voided.is_some() {
-                self.accounts.succeeds(no, segment.header.predecessor);
-            }
-        }
-        Ok(())
-    }
-
-    /// All files must belong to one spool: mail of another must not be delivered here as well.
-    fn check_spools(&self) -> Result<(), RecoveryError> {
-        let ours = roll::spool_of(self.spools.iter().map(|&(_, spool)| spool));
-        let stranger = self.spools.iter().find(|&&(_, spool)| Some(spool) != ours);
-        match stranger {
-            Some((file, _)) => Err(RecoveryError::OtherSpool { file: file.0 }),
-            None => Ok(()),
-        }
-    }
-
-    /// Tells of segments that were in use when the newest was opened, and of which there is no
-    /// trace.
-    fn call_roll(&mut self) {
-        let Some(roll) = self.roll.take() else { return };
-        let is_there =
-            |segment| self.segments.contains_key(&segment) || self.ended.contains(&segment);
-        let segments = roll.missing(is_there);
-        if !segments.is_empty() {
-            self.damage(Damage::Missing { segments });
-        }
-    }
-
-    /// Takes a file in; if another one says to be the same segment, gives both.
-    fn read_header(&mut self, file: FileNo) -> Result<Twins, RecoveryError> {
-        let length = self.disk.length(file).map_err(refused(file))?;
-        if length < BLOCK as u64 {
-            return self.set_aside(file, FormatError::Truncated);
-        }
-        let mut block = AlignedBuf::new(BLOCK);
-        let lost = scan::read_salvaging(self.disk, file, 0, &mut block).map_err(refused(file))?;
-        if lost > 0 {
-            return self.set_aside(file, UNREADABLE);
-        }
-        let header = match SegmentHeader::decode(&block) {
-            Ok(header) => header,
-            Err(error @ (FormatError::Magic | FormatError::Version(_))) => {
-                return Err(RecoveryError::Foreign { file: file.0, error });
-            }
-            Err(error) => return self.set_aside(file, error),
-        };
-        if header.segment_bytes != self.options.segment_bytes {
-            let (found, expected) = (header.segment_bytes, self.options.segment_bytes);
-            return Err(RecoveryError::SegmentSize { file: file.0, found, expected });
-        }
-        self.last_segment = self.last_segment.max(header.segment);
-        self.next_sequence = self.next_sequence.max(header.first_sequence);
-        match header.state {
-            SegmentState::Free if length < u64::from(header.segment_bytes) => {
-                return self.set_aside(file, FormatError::Truncated);
-            }
-            SegmentState::Free => {
-                self.ended.insert(header.segment);
-                // A crash of the process may have come between the write of this header and its
-                // sync.  From now on outcomes that others hold for the segment's messages count no
-                // more, so it must not come back after a power cut.
-                self.disk.sync(file).map_err(refused(file))?;
-                let SegmentHeader { generation, revision, .. } = header;
-                self.spares.push_back(Spare { file, generation, revision });
-            }
-            // It was to be renamed when the last run ended.
-            SegmentState::Quarantined => {
-                self.ended.insert(header.segment);
-                self.disk.quarantine(file).map_err(refused(file))?;
-            }
-            SegmentState::Open => {
-                let roll = Roll::decode(&block, header.generation);
-                self.spools.extend(roll.as_ref().map(|roll| (file, roll.spool)));
-                if self.segments.keys().next_back().is_none_or(|&newest| newest < header.segment) {
-                    self.roll = roll;
-                }
-                let cut = u64::from(header.segment_bytes).saturating_sub(length);
-                if cut > 0 {
-                    let segment = header.segment;
-                    self.damage(Damage::Short { segment, file, octets: cut });
-                }
-                let segment = Segment {
-                    header,
-                    file,
-                    is_damaged: cut > 0,
-                    is_indexed: false,
-                    end: header.segment_bytes,
-                };
-                let before = self.segments.insert(header.segment, segment);
-                return Ok(before.map(|other| (file, other.file)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn set_aside(&mut self, file: FileNo, error: FormatError) -> Result<Twins, RecoveryError> {
-        self.disk.quarantine(file).map_err(refused(file))?;
-        self.damage(Damage::Header { file, error });
-        Ok(None)
     }
 
     fn damage(&mut self, damage: Damage) {
@@ -376,7 +263,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
     /// Applies a sealed segment's index, if it has a sound one.
     fn read_index(&mut self, no: SegmentNo) -> Result<bool, RecoveryError> {
         let (file, header) = (self.segments[&no].file, self.segments[&no].header);
-        let index = scan::load_index(self.disk, file, &header).map_err(refused(file))?;
+        let index = scan::load_index(self.disk, file, &header, &mut self.patience)
+            .map_err(refused(file))?;
         let Some(index) = index else {
             return Ok(false);
         };
@@ -405,12 +293,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let mut whole = std::mem::replace(&mut self.whole, AlignedBuf::new(0));
         let length = self.disk.length(file).map_err(refused(file))?.min(whole.len() as u64);
         let length = length as usize / BLOCK * BLOCK;
-        let octets = scan::read_salvaging(self.disk, file, 0, &mut whole[..length])
-            .map_err(refused(file))?;
-        if octets > 0 {
-            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
-            self.damage(Damage::Unreadable { segment: no, file, octets });
-        }
+        let lost =
+            self.patience.read(self.disk, file, 0, &mut whole[..length]).map_err(refused(file))?;
         let scanned =
             scan::scan(&whole[..length], &header, voided).map_err(|error| foreign(file, error))?;
         let (last_valid, is_end_known) = if is_newest {
@@ -419,6 +303,14 @@ impl<'a, D: Disk> Recovery<'a, D> {
             let next = self.segments.range(SegmentNo(no.0.saturating_add(1))..).next();
             scan::bound_by(no, next.map(|(_, next)| &next.header))
         };
+        if is_newest && !scanned.is_end_readable(last_valid, lost) {
+            let part = UnreadPart::End { octets: lost.octets, last_sequence: last_valid };
+            return Err(RecoveryError::Unreadable { file: file.0, part });
+        }
+        if !lost.is_nothing() {
+            self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
+            self.damage(Damage::Unreadable { segment: no, file, octets: lost.octets });
+        }
         for sequences in scanned.gaps(header.first_sequence, last_valid, is_end_known) {
             self.segments.get_mut(&no).expect("it is one of them").is_damaged = true;
             self.damage(Damage::Batches { segment: no, file, sequences });
@@ -604,140 +496,6 @@ impl<'a, D: Disk> Recovery<'a, D> {
         })
     }
 
-    /// Pass two.
-    fn visit_live(&mut self) -> Result<(), RecoveryError> {
-        // Offsets alone: there may be millions.
-        let mut by_scan: BTreeMap<SegmentNo, Vec<u32>> = BTreeMap::new();
-        for live in self.live.values() {
-            let segment = live.place.segment;
-            if !self.segments[&segment].is_indexed && !self.heads.contains_key(&segment) {
-                by_scan.entry(segment).or_default().push(live.place.offset);
-            }
-        }
-        let order: Vec<SegmentNo> = self.segments.keys().copied().collect();
-        for no in order {
-            if self.segments[&no].is_indexed {
-                self.visit_indexed(no)?;
-            } else if let Some(heads) = self.heads.remove(&no) {
-                self.visit_heads(no, &heads)?;
-            } else if let Some(mut offsets) = by_scan.remove(&no) {
-                offsets.sort_unstable();
-                self.visit_places(no, &offsets)?;
-            }
-            self.step();
-        }
-        Ok(())
-    }
-
-    fn visit_indexed(&mut self, no: SegmentNo) -> Result<(), RecoveryError> {
-        let (file, header) = (self.segments[&no].file, self.segments[&no].header);
-        let index = scan::load_index(self.disk, file, &header).map_err(refused(file))?;
-        let Some(index) = index else {
-            // It could be read a moment ago.  What it said of the records is known, so these are
-            // asked themselves.
-            let places = self.live.values().map(|live| live.place);
-            let there = places.filter(|place| place.segment == no);
-            let mut offsets: Vec<u32> = there.map(|place| place.offset).collect();
-            offsets.sort_unstable();
-            return self.visit_places(no, &offsets);
-        };
-        for entry in index.entries() {
-            let (offset, record) = entry.map_err(|error| foreign(file, error))?;
-            if record.kind() == Kind::Message {
-                self.visit(no, offset, &record)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn visit_heads(&mut self, no: SegmentNo, heads: &IndexBuilder) -> Result<(), RecoveryError> {
-        for entry in heads.entries() {
-            let (offset, record) = entry.expect("it was taken from a record that verified");
-            self.visit(no, offset, &record)?;
-        }
-        Ok(())
-    }
-
-    /// Visits the records at these offsets, which are ascending.
-    fn visit_places(&mut self, no: SegmentNo, offsets: &[u32]) -> Result<(), RecoveryError> {
-        let file = self.segments[&no].file;
-        let mut window = scan::Window::new(
-            self.disk,
-            file,
-            self.options.segment_bytes,
-            scan::Unreadable::IsEmpty,
-        );
-        let mut lost = BTreeMap::new();
-        for &offset in offsets {
-            let place = RecordPlace { segment: no, offset, length: 0 };
-            let head = window.record_head(place).map_err(refused(file))?;
-            match RecordView::parse_head(head) {
-                Ok(record) => self.visit(no, offset, &record)?,
-                Err(error) => drop(lost.insert(offset, error)),
-            }
-        }
-        if lost.is_empty() {
-            return Ok(());
-        }
-        let there = self.live.iter().filter(|(_, live)| live.place.segment == no);
-        let places: Vec<(MessageId, RecordPlace)> =
-            there.map(|(&id, live)| (id, live.place)).collect();
-        for (id, place) in places {
-            if let Some(error) = lost.remove(&place.offset) {
-                self.lose(id, place, error)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives a message to the visitor if it is live and this is its place.
-    fn visit(
-        &mut self,
-        segment: SegmentNo,
-        offset: u32,
-        record: &RecordView<'_>,
-    ) -> Result<(), RecoveryError> {
-        let id = record.id();
-        let is_its_place =
-            |live: &Live| (live.place.segment, live.place.offset) == (segment, offset);
-        if !self.live.get(&id).is_some_and(is_its_place) {
-            return Ok(());
-        }
-        let live = self.live.remove(&id).expect("looked at above");
-        match StoredMessage::decode(record) {
-            Ok(message) => {
-                if let StoredBody::Chunks(chunks) = &message.body {
-                    // Copies that a compaction left unfinished are no part of it.
-                    let named: Vec<SegmentNo> =
-                        chunks.iter().map(|chunk| chunk.place.segment).collect();
-                    self.accounts.retain_chunks(id, &named);
-                }
-                self.report.live_messages += 1;
-                self.visitor.message(live.recovered(message));
-                Ok(())
-            }
-            Err(error) => self.lose(id, live.place, error),
-        }
-    }
-
-    /// A live message that cannot be read: nobody will ever end it, so it does not count.  What is
-    /// left of it is set aside with its segments when they are dead.
-    fn lose(
-        &mut self,
-        id: MessageId,
-        place: RecordPlace,
-        error: FormatError,
-    ) -> Result<(), RecoveryError> {
-        self.live.remove(&id);
-        for segment in self.accounts.chunk_segments(id) {
-            if let Some(segment) = self.segments.get_mut(&segment) {
-                segment.is_damaged = true;
-            }
-        }
-        self.accounts.finished(place.segment, id);
-        self.bad_record(place, id, error)
-    }
-
     fn finish(self, random: &mut dyn FnMut() -> u64) -> Found {
         let ours = roll::spool_of(self.spools.iter().map(|&(_, spool)| spool));
         let file = |segment: &Segment| SegmentFile {
@@ -753,6 +511,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             accounts: self.accounts,
             segments,
             spares: self.spares,
+            useless: self.useless,
             next_file: self.next_file,
             predecessor: self.segments.keys().next_back().copied().unwrap_or(SegmentNo(0)),
             last_segment: self.last_segment,
@@ -760,14 +519,6 @@ impl<'a, D: Disk> Recovery<'a, D> {
             next_sequence: self.next_sequence,
             moved: self.moved.into_iter().collect(),
         }
-    }
-}
-
-impl Live {
-    fn recovered(self, message: StoredMessage) -> RecoveredMessage {
-        let outcomes = self.outcomes.map(|outcomes| *outcomes).unwrap_or_default();
-        let (done, deferrals) = outcomes.waits(Some(self.recipients));
-        RecoveredMessage { place: self.place, message, done, deferrals }
     }
 }
 

@@ -242,16 +242,80 @@ fn a_block_that_cannot_be_read_costs_what_stands_in_it() {
     }
 }
 
+/// What a refused start must leave as it is.
+fn everything(disk: &SimDisk) -> Vec<(FileNo, Vec<u8>)> {
+    disk.files().unwrap().into_iter().map(|file| (file, disk.contents(file))).collect()
+}
+
+/// Whether a batch that cannot be read, or the end of one, was acknowledged, nobody can tell.
 #[test]
-fn a_header_that_cannot_be_read_is_set_aside() {
+fn a_start_is_refused_where_the_log_may_end_in_what_cannot_be_read() {
+    // Two workers' batches in one commit: neither says that the other is durable.
     let mut bench = Bench::new();
-    let place = bench.accept(&Mail::new(1, 1, 100));
-    let file = head_file(&bench, place);
-    bench.disk.make_unreadable(file, 0);
+    let first = bench.accept(&Mail::new(1, 1, 3000));
+    bench.accept(&Mail::new(2, 1, 3000));
+    let mut other = crate::spool::test_kit::appender();
+    let mut batches = Vec::new();
+    for (id, appender) in [(3, &mut bench.appender), (4, &mut other)] {
+        Mail::new(id, 1, 6000).append(appender, bench.now).unwrap();
+        batches.extend(appender.flush(bench.now));
+    }
+    let done = bench.log.commit(batches);
+    let offsets: Vec<usize> =
+        done.iter().map(|completion| completion.result.unwrap().offset as usize).collect();
+    let [three, four] = offsets[..] else { panic!("{offsets:?}") };
+    let (file, disk) = (head_file(&bench, first), bench.disk.clone());
+    let before = everything(&disk);
+    // Their headers, what they hold, what is behind them, and two of these.
+    let ends: [&[usize]; 6] = [
+        &[three],
+        &[three + BLOCK],
+        &[four],
+        &[four + BLOCK],
+        &[four + 2 * BLOCK],
+        &[first.offset as usize, four + 4 * BLOCK],
+    ];
+    for unreadable in ends {
+        disk.heal();
+        unreadable.iter().for_each(|&offset| disk.make_unreadable(file, offset));
+        let error = Bench::on(&disk).err().expect("the end is not certain");
+        let octets = unreadable.len() * BLOCK;
+        assert!(
+            matches!(error, RecoveryError::Unreadable { file: no, part: UnreadPart::End { octets: lost, .. } }
+                if no == file.0 && lost == octets),
+            "{unreadable:?}: {error}"
+        );
+        assert_eq!((everything(&disk), disk.quarantined()), (before.clone(), vec![]));
+    }
+    disk.heal();
     let bench = bench.reborn(true);
-    assert!(bench.kept.messages.is_empty());
-    assert!(matches!(bench.report.damage[..], [Damage::Header { .. }]));
-    assert_eq!(bench.disk.quarantined(), [file]);
+    assert_eq!(bench.kept.ids(), [1, 2, 3, 4]);
+    assert_eq!((bench.report.damage_count, bench.report.cut), (0, None));
+}
+
+#[test]
+fn a_header_that_cannot_be_read_refuses_the_start() {
+    for is_newest in [true, false] {
+        let mut bench = Bench::new();
+        let places: Vec<_> = (1..=20).map(|id| bench.accept(&Mail::new(id, 1, 10_000))).collect();
+        let file = head_file(&bench, places[if is_newest { 19 } else { 0 }]);
+        let disk = bench.disk.clone();
+        let before = everything(&disk);
+        disk.make_unreadable(file, 0);
+        let error = Bench::on(&disk).err().expect("not to start without it");
+        let part = UnreadPart::Header;
+        assert!(
+            matches!(error, RecoveryError::Unreadable { file: no, part: unread }
+                if no == file.0 && unread == part),
+            "{error}"
+        );
+        assert_eq!((everything(&disk), disk.quarantined()), (before, vec![]));
+        // A moment's failure is not even noticed.
+        disk.fail_reads(file, 0, 3);
+        let bench = bench.reborn(true);
+        assert_eq!(bench.kept.ids(), (1..=20).collect::<Vec<_>>());
+        assert_eq!(bench.report.damage, []);
+    }
 }
 
 /// A batch that claims too much of everything is told from a sound one.

@@ -6,6 +6,7 @@ mod damage;
 use super::*;
 use crate::message::Durability;
 use crate::spool::disk::Sync;
+use crate::spool::format::header::SegmentState;
 use crate::spool::format::outcome::StoredRecipients;
 use crate::spool::sim_disk::{Faults, SimDisk};
 use crate::spool::stats::Health;
@@ -421,6 +422,24 @@ fn a_retirement_that_fails_at_the_start_is_tried_again() {
     // The head, and the one with the ends until the others are gone.
     let after = bench.log.accounts().segments();
     assert!(before > 4 && after <= 2, "{before}, {after}");
+}
+
+/// A run that ends before its head has changed twice has not removed what it has too much of.
+#[test]
+fn spares_that_are_too_many_are_removed_at_the_next_start() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (1..=60).map(|id| (id, bench.accept(&Mail::new(id, 1, 9000)))).collect();
+    let used = bench.log.accounts().segments();
+    let most = OPTIONS.spares_max + 2;
+    assert!(used > 2 * most, "{used}");
+    for (id, place) in places {
+        bench.done(id, place);
+    }
+    for _ in 0..3 {
+        bench = bench.reborn(true);
+    }
+    let files = bench.disk.files().unwrap().len();
+    assert!(files <= most, "{files} of {used} are left");
 }
 
 #[test]

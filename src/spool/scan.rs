@@ -4,8 +4,6 @@
 use std::io;
 use std::ops::Range;
 
-use rustix::io::Errno;
-
 use super::direct::AlignedBuf;
 use super::disk::{Disk, FileNo};
 use super::format::batch::BatchHeader;
@@ -13,6 +11,7 @@ use super::format::header::SegmentHeader;
 use super::format::index::{self, Footer};
 use super::format::record::{Kind, RECORD_HEADER, RecordView};
 use super::format::{BATCH_HEADER, FormatError};
+use super::salvage::{Lost, Patience};
 use super::{BLOCK, RecordPlace, SegmentNo, round_to_block};
 use crate::message::MessageId;
 
@@ -145,9 +144,15 @@ impl Scanned {
         }
         end
     }
-}
 
-impl Scanned {
+    /// For the newest segment: whether what the disk could not read stands before its end.  Batches
+    /// behind that may have been acknowledged, and the end may be further on than it seems.
+    pub(crate) fn is_end_readable(&self, last_valid: u64, lost: Lost) -> bool {
+        let counting = self.batches.iter().rev().find(|batch| batch.header.sequence <= last_valid);
+        let end = counting.map_or(BLOCK, |batch| batch.offset + batch.header.batch_bytes());
+        lost.end <= end as u64
+    }
+
     /// Sequences from `first` to `last_valid` that should be there and are not.  Where the end is
     /// not known, what is missing behind the last batch cannot be told.
     pub(crate) fn gaps(&self, first: u64, last_valid: u64, is_end_known: bool) -> Vec<Range<u64>> {
@@ -178,64 +183,6 @@ pub(crate) fn bound_by(no: SegmentNo, next: Option<&SegmentHeader>) -> (u64, boo
     }
 }
 
-/// Failing reads after which what still fails is given up in one piece: a disk may take seconds
-/// over each.
-const FAILING_READS_MAX: u32 = 1024;
-
-/// Reads what can be read: blocks that the disk cannot give are zeros, which nothing takes for a
-/// batch or a record.  Gives how many octets these are.
-///
-/// # Errors
-/// The disk refuses for another reason than that it cannot read what stands there.
-pub(crate) fn read_salvaging<D: Disk>(
-    disk: &D,
-    file: FileNo,
-    offset: u32,
-    into: &mut [u8],
-) -> io::Result<usize> {
-    salvage(offset.into(), into, &mut |offset, into| disk.read(file, offset as u32, into))
-}
-
-/// As [`read_salvaging`], by whatever reads.
-pub(crate) fn salvage(
-    offset: u64,
-    into: &mut [u8],
-    read: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
-) -> io::Result<usize> {
-    let mut tries_left = FAILING_READS_MAX;
-    salvage_part(offset, into, read, &mut tries_left)
-}
-
-/// Halves what fails until it is a block.
-fn salvage_part(
-    offset: u64,
-    into: &mut [u8],
-    read: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
-    tries_left: &mut u32,
-) -> io::Result<usize> {
-    match read(offset, into) {
-        Ok(()) => return Ok(0),
-        Err(error) if !is_unreadable(&error) => return Err(error),
-        Err(_) => {}
-    }
-    *tries_left = tries_left.saturating_sub(1);
-    if into.len() <= BLOCK || *tries_left == 0 {
-        into.fill(0);
-        return Ok(into.len());
-    }
-    let (first, second) = into.split_at_mut((into.len() / 2).next_multiple_of(BLOCK));
-    let middle = offset + first.len() as u64;
-    let lost = salvage_part(offset, first, read, tries_left)?;
-    Ok(lost + salvage_part(middle, second, read, tries_left)?)
-}
-
-/// Whether the disk says that it cannot read what stands there.
-pub(crate) fn is_unreadable(error: &io::Error) -> bool {
-    // What Linux makes of a medium error: EIO, ENODATA since 4.13, EILSEQ where a checksum of the
-    // device's own fails.
-    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::NODATA | Errno::ILSEQ))
-}
-
 /// A sealed segment's index, verified.
 pub(crate) struct Index {
     /// Not shorter than the footer says.
@@ -251,17 +198,18 @@ pub(crate) fn load_index<D: Disk>(
     disk: &D,
     file: FileNo,
     header: &SegmentHeader,
+    patience: &mut Patience,
 ) -> io::Result<Option<Index>> {
     let octets = header.segment_bytes as usize;
     if disk.length(file)? < octets as u64 || octets < 2 * BLOCK {
         return Ok(None);
     }
     let mut last = AlignedBuf::new(BLOCK);
-    read_salvaging(disk, file, (octets - BLOCK) as u32, &mut last)?;
+    patience.read(disk, file, (octets - BLOCK) as u32, &mut last)?;
     let Some((footer, range)) = footer_in(&last, header) else { return Ok(None) };
     let mut blocks = AlignedBuf::new(range.len());
     let filled = round_to_block(range.len());
-    if read_salvaging(disk, file, footer.index_offset, &mut blocks[..filled])? > 0 {
+    if !patience.read(disk, file, footer.index_offset, &mut blocks[..filled])?.is_nothing() {
         return Ok(None);
     }
     let verifies = crc32c::crc32c(&blocks[..range.len()]) == footer.index_crc32c;
@@ -325,14 +273,14 @@ pub(crate) struct Window<'a, D> {
     /// What of the file is in the buffer.
     start: usize,
     end: usize,
-    unreadable: Unreadable,
+    unreadable: Unreadable<'a>,
 }
 
 /// What becomes of a block that the disk cannot read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unreadable {
+#[derive(Debug)]
+pub(crate) enum Unreadable<'a> {
     /// Nothing stands there: for those who serve what is left.
-    IsEmpty,
+    IsEmpty(&'a mut Patience),
     /// The read fails: for those who would conclude something from what does not stand there.
     Fails,
 }
@@ -344,7 +292,7 @@ impl<'a, D: Disk> Window<'a, D> {
         disk: &'a D,
         file: FileNo,
         segment_bytes: u32,
-        unreadable: Unreadable,
+        unreadable: Unreadable<'a>,
     ) -> Window<'a, D> {
         let file_octets = segment_bytes as usize;
         let buffer = AlignedBuf::new(WINDOW.min(file_octets));
@@ -372,59 +320,15 @@ impl<'a, D: Disk> Window<'a, D> {
             let length = self.disk.length(self.file)?.min(self.file_octets as u64) as usize;
             let filled = self.buffer.len().min((length / BLOCK * BLOCK).saturating_sub(start));
             let into = &mut self.buffer[..filled];
-            match self.unreadable {
+            match &mut self.unreadable {
                 Unreadable::Fails => self.disk.read(self.file, start as u32, into)?,
-                Unreadable::IsEmpty => {
-                    read_salvaging(self.disk, self.file, start as u32, into)?;
+                Unreadable::IsEmpty(patience) => {
+                    patience.read(self.disk, self.file, start as u32, into)?;
                 }
             }
             (self.start, self.end) = (start, start + filled);
         }
         let end = end.min(self.end);
         Ok(&self.buffer[offset.min(end) - self.start..end - self.start])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_but_the_blocks_that_fail_are_read() {
-        for bad in [vec![], vec![0], vec![6], vec![2, 3], (0..7).collect::<Vec<u64>>()] {
-            let mut into = vec![7; 7 * BLOCK];
-            let mut reads = 0;
-            let lost = salvage(BLOCK as u64, &mut into, &mut |offset, into| {
-                reads += 1;
-                let first = offset / BLOCK as u64 - 1;
-                let last = first + into.len() as u64 / BLOCK as u64;
-                if bad.iter().any(|block| (first..last).contains(block)) {
-                    return Err(Errno::IO.into());
-                }
-                into.fill(1);
-                Ok(())
-            });
-            assert_eq!(lost.unwrap(), bad.len() * BLOCK);
-            for (block, octets) in into.chunks(BLOCK).enumerate() {
-                let expected = u8::from(!bad.contains(&(block as u64)));
-                assert!(octets.iter().all(|&octet| octet == expected), "{bad:?}, block {block}");
-            }
-            assert!(reads < 16, "{reads}");
-        }
-        let mut refuse = |_: u64, _: &mut [u8]| Err(Errno::ACCESS.into());
-        assert!(salvage(0, &mut [0; BLOCK], &mut refuse).is_err());
-    }
-
-    #[test]
-    fn a_dead_disk_is_not_asked_for_every_block() {
-        let mut reads = 0;
-        let mut into = vec![1; 16 * 1024 * BLOCK];
-        let lost = salvage(0, &mut into, &mut |_, _| {
-            reads += 1;
-            Err(Errno::IO.into())
-        });
-        assert_eq!(lost.unwrap(), into.len());
-        assert!(into.iter().all(|&octet| octet == 0));
-        assert!(reads < FAILING_READS_MAX + 32, "{reads}");
     }
 }

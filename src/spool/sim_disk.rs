@@ -14,7 +14,7 @@
 //!
 //! Making, renaming and removing a file is atomic and durable, as [`Disk`] asks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -98,8 +98,8 @@ struct State {
     is_down: bool,
     fail_next_write: bool,
     fail_next_sync: bool,
-    /// Blocks that cannot be read.
-    unreadable: BTreeSet<(FileNo, usize)>,
+    /// Blocks that cannot be read, and for how many reads.
+    unreadable: BTreeMap<(FileNo, usize), usize>,
 }
 
 #[derive(Debug, Default)]
@@ -180,7 +180,17 @@ impl SimDisk {
 
     /// The block of a file at `offset` can be read no more (EIO).
     pub fn make_unreadable(&self, file: FileNo, offset: usize) {
-        self.state().unreadable.insert((file, offset / BLOCK));
+        self.fail_reads(file, offset, usize::MAX);
+    }
+
+    /// So many reads of the block at `offset` fail (EIO).
+    pub fn fail_reads(&self, file: FileNo, offset: usize, reads: usize) {
+        self.state().unreadable.insert((file, offset / BLOCK), reads);
+    }
+
+    /// Every block can be read again.
+    pub fn heal(&self) {
+        self.state().unreadable.clear();
     }
 
     /// Files that were set aside.
@@ -361,7 +371,16 @@ impl Disk for SimDisk {
         }
         let start = offset as usize;
         let blocks = start / BLOCK..(start + into.len()).div_ceil(BLOCK);
-        if blocks.into_iter().any(|block| state.unreadable.contains(&(file, block))) {
+        let mut fails = false;
+        for block in blocks {
+            if let Some(left) = state.unreadable.get_mut(&(file, block))
+                && *left > 0
+            {
+                *left -= 1;
+                fails = true;
+            }
+        }
+        if fails {
             return Err(rustix::io::Errno::IO.into());
         }
         let seen = &state.file(file)?.seen;

@@ -30,6 +30,7 @@ use super::format::message::{self, StoredBody, StoredMessage};
 use super::format::outcome::{StoredDone, StoredRecipients};
 use super::format::record::{Kind, RecordView};
 use super::format::roll::{self, Roll};
+use super::salvage::{Lost, Patience};
 use super::scan;
 use super::{BLOCK, RECORD_BYTES_MAX, RecordPlace, SegmentNo};
 use crate::message::MessageId;
@@ -195,6 +196,11 @@ impl Named {
         self.header
             .is_ok_and(|header| header.segment == segment && header.state == SegmentState::Open)
     }
+
+    /// 0 where that is not known.
+    fn segment(&self) -> SegmentNo {
+        self.header.map_or(SegmentNo(0), |header| header.segment)
+    }
 }
 
 /// What is known of a message.
@@ -267,13 +273,12 @@ impl Survey {
     /// Segments that were in use when the newest was opened, and of which there is no trace.
     fn missing(&self) -> Vec<SegmentNo> {
         let ours = self.ours();
-        let number = |file: &Named| file.header.map_or(SegmentNo(0), |header| header.segment);
         let is_ours = |file: &&Named| {
             let is_strange = file.roll.as_ref().is_some_and(|roll| Some(roll.spool) != ours);
-            !file.is_aside && file.is_open(number(file)) && !is_strange
+            !file.is_aside && file.is_open(file.segment()) && !is_strange
         };
-        let newest = self.files.iter().filter(is_ours).max_by_key(|file| number(file));
-        let known: BTreeSet<SegmentNo> = self.files.iter().map(number).collect();
+        let newest = self.files.iter().filter(is_ours).max_by_key(|file| file.segment());
+        let known: BTreeSet<SegmentNo> = self.files.iter().map(Named::segment).collect();
         let roll = newest.and_then(|file| file.roll.as_ref());
         roll.map_or_else(Vec::new, |roll| roll.missing(|segment| known.contains(&segment)))
     }
@@ -290,12 +295,7 @@ impl Survey {
         mut f: impl FnMut(&Look<'_>, &mut Verdict, &mut W) -> io::Result<()>,
     ) -> Result<(), ToolError> {
         let files = std::mem::take(&mut self.files);
-        let open: Vec<SegmentHeader> = files
-            .iter()
-            .filter(|file| !file.is_aside)
-            .filter_map(|file| file.header.ok())
-            .filter(|header| header.state == SegmentState::Open)
-            .collect();
+        let open: Vec<SegmentHeader> = open_headers(&files).collect();
         for file in &files {
             self.look_at(file, &open, verdict, out, &mut f)
                 .map_err(|source| self.failed(source))?;
@@ -329,9 +329,10 @@ impl Survey {
             verdict.damage += 1;
             writeln!(out, "{}: DAMAGED: its last {missing} octets are missing", file.name)?;
         }
-        if lost > 0 {
+        if !lost.is_nothing() {
             verdict.damage += 1;
-            writeln!(out, "{}: DAMAGED: the disk cannot read {lost} octets of it", file.name)?;
+            let octets = lost.octets;
+            writeln!(out, "{}: DAMAGED: the disk cannot read {octets} octets of it", file.name)?;
         }
         let voided: Vec<(u64, u64)> = open.iter().filter_map(|header| header.voided).collect();
         let scanned = match scan::scan(&bytes, &header, &voided) {
@@ -353,7 +354,17 @@ impl Survey {
         let bounds = Bounds { last_valid, is_end_known, is_indexed };
         let look = Look::new(&file.name, header, &bytes, &scanned, bounds);
         look.describe(out)?;
-        if let Some(torn) = scanned.last_seen.filter(|&last| next.is_none() && last > last_valid) {
+        let is_last = next.is_none() && sealed.is_none() && !file.is_aside;
+        if is_last && !scanned.is_end_readable(last_valid, lost) {
+            writeln!(
+                out,
+                "{}: the log may end where the disk cannot read, behind sequence {last_valid}: \
+                 mailrace does not start with it",
+                file.name
+            )?;
+        } else if let Some(torn) =
+            scanned.last_seen.filter(|&last| next.is_none() && last > last_valid)
+        {
             writeln!(
                 out,
                 "{}: the end is torn from sequence {} to {torn}, as a crash leaves it; no write \
@@ -457,6 +468,12 @@ impl Survey {
     }
 }
 
+/// Of the files that are not set aside.
+fn open_headers(files: &[Named]) -> impl Iterator<Item = SegmentHeader> {
+    let files = files.iter().filter(|file| !file.is_aside);
+    files.filter_map(|file| file.header.ok()).filter(|header| header.state == SegmentState::Open)
+}
+
 struct Exported {
     line: serde_json::Value,
     damage: u64,
@@ -468,12 +485,13 @@ fn is_chunk_of(id: MessageId, bytes: &[u8]) -> bool {
     })
 }
 
-/// A file, with zeros where the disk cannot read it, and how many octets these are.
-fn read_whole(path: &Path) -> io::Result<(Vec<u8>, usize)> {
+/// A file, with zeros where the disk cannot read it.
+fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
     let file = File::open(path)?;
     let octets = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
     let mut bytes = vec![0; octets];
-    let lost = scan::salvage(0, &mut bytes, &mut |at, into| file.read_exact_at(into, at))?;
+    let mut read = |at, into: &mut [u8]| file.read_exact_at(into, at);
+    let lost = Patience::default().salvage(0, &mut bytes, &mut read)?;
     Ok((bytes, lost))
 }
 
@@ -481,12 +499,11 @@ fn read_header(path: &Path, name: String, is_aside: bool) -> io::Result<Named> {
     let file = File::open(path)?;
     let octets = file.metadata()?.len();
     let mut block = [0; BLOCK];
-    let header = match file.read_exact_at(&mut block, 0) {
-        Ok(()) => SegmentHeader::decode(&block),
+    let mut read = |at, into: &mut [u8]| file.read_exact_at(into, at);
+    let header = match Patience::default().read_header(&mut block, &mut read) {
+        Ok(lost) if lost.is_nothing() => SegmentHeader::decode(&block),
+        Ok(_) => Err(FormatError::Malformed("header, which the disk cannot read,")),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(FormatError::Truncated),
-        Err(error) if scan::is_unreadable(&error) => {
-            Err(FormatError::Malformed("header, which the disk cannot read,"))
-        }
         Err(error) => return Err(error),
     };
     let is_open = |header: &SegmentHeader| header.state == SegmentState::Open;

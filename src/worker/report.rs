@@ -11,6 +11,7 @@ use crate::edge::lists::{Zone, health::Change};
 use crate::inbound::ListenerState;
 use crate::message::MessageId;
 use crate::queue::handle::{Handle, State};
+use crate::runtime::buffer::Account;
 use crate::runtime::deadline::{self, Shortage};
 use crate::runtime::socket::HandshakeError;
 use crate::runtime::tls::Secured;
@@ -220,6 +221,7 @@ impl Worker {
     /// Sets what tells how far up the ladder of back-pressure this worker is.
     pub(super) fn report_load(&self) {
         self.metrics.receive_octets.set(self.receive_octets() as u64);
+        self.metrics.delivery_octets.set(Account::Outbound.octets() as u64);
         self.metrics.chunk_octets.set(self.log.chunk_octets() as u64);
         self.metrics.sessions_cut.set(deadline::pressed_cuts(Shortage::Intake));
         self.metrics.connections_cut.set(deadline::pressed_cuts(Shortage::Reader));

@@ -1,5 +1,5 @@
 //! Room for messages on their way in: what the sessions of this worker hold of its memory, and
-//! how they wait when it is used up.
+//! how they wait when it is used up.  What connections to next hops hold is none of it.
 //!
 //! The rungs, in their order: from a quarter of the worker's part on, who waits in the middle of
 //! something gives back the room that it does not use; at the whole of it nobody reads on; after a
@@ -88,5 +88,5 @@ impl Worker {
 
 /// Ticks of a tenth of a second.
 const EXHAUSTED_TICKS: u32 = 10;
-/// The longest wait before looking again: what outbound connections give back tells nobody.
+/// The longest wait before looking again: what a session's TLS gives back tells nobody.
 const RECEIVE_POLL: Duration = Duration::from_secs(1);

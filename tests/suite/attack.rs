@@ -43,7 +43,7 @@ impl Edge {
         let entries = "127.20.0.0/14 :127.0.0.4:listed\n";
         let lists =
             Lists::start(&[List { ttl_seconds, ..List::of_addresses("block.test", entries) }]);
-        let recursor = Recursor::start(&[("block.test", lists.address())]);
+        let recursor = Recursor::start_patient(&[("block.test", lists.address())]);
         let gateway = Gateway::start(&configuration(&recursor, &recipients));
         Edge { lists, _recursor: recursor, _home: home, gateway }
     }

@@ -108,7 +108,7 @@ fn the_recipe_for_the_edge_is_taken() {
         let checked = checked.unwrap_or_else(|report| panic!("{}", report.render(false)));
         assert_eq!(checked.report.render(false), "");
     }
-    let checks = SECTIONS.iter().find(|section| section.header() == "[edge.checks]");
+    let checks = SECTIONS.iter().find(|section| section.name == "edge.checks");
     for check in checks.expect("the section").keys {
         assert!(page.contains(&format!("`{check}`")), "the page does not explain {check}");
     }

@@ -202,9 +202,19 @@ pub struct Recursor {
 impl Recursor {
     /// Starts it; each zone with the server to ask.
     pub fn start(zones: &[(&str, SocketAddr)]) -> Recursor {
+        Recursor::start_with("", zones)
+    }
+
+    /// The same, but it asks nobody a second time because the answer is late.
+    pub fn start_patient(zones: &[(&str, SocketAddr)]) -> Recursor {
+        let patience = " infra-cache-min-rtt: 20000\n unknown-server-time-limit: 20000\n";
+        Recursor::start_with(patience, zones)
+    }
+
+    fn start_with(options: &str, zones: &[(&str, SocketAddr)]) -> Recursor {
         let home = TempDir::new().expect("a temporary directory");
         let port = free_port();
-        let conf = recursor_conf(home.path(), port, zones);
+        let conf = recursor_conf(home.path(), port, options, zones);
         let server = NameServer::start(home.path(), "unbound", port, &conf, "localhost");
         Recursor { _home: home, server }
     }
@@ -216,7 +226,7 @@ impl Recursor {
 }
 
 /// Whole names only to those that it asks, so that the questions can be counted.
-fn recursor_conf(home: &Path, port: u16, zones: &[(&str, SocketAddr)]) -> String {
+fn recursor_conf(home: &Path, port: u16, options: &str, zones: &[(&str, SocketAddr)]) -> String {
     let home = home.display();
     let zone = |(name, server): &(&str, SocketAddr)| {
         let (ip, port) = (server.ip(), server.port());
@@ -230,7 +240,7 @@ fn recursor_conf(home: &Path, port: u16, zones: &[(&str, SocketAddr)]) -> String
          directory: \"{home}\"\n pidfile: \"\"\n use-syslog: no\n do-daemonize: no\n\
          do-not-query-localhost: no\n do-ip6: no\n module-config: \"iterator\"\n num-threads: 1\n\
          qname-minimisation: no\n infra-host-ttl: 1\n infra-keep-probing: yes\n\
-         local-zone: \".\" static\n{open}\
+         local-zone: \".\" static\n{options}{open}\
          remote-control:\n control-enable: no\n{stubs}"
     )
 }

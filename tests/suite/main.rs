@@ -16,6 +16,7 @@ mod dialogue;
 mod dialogues;
 mod dns;
 mod durability;
+mod edge_lists;
 mod etrn;
 mod floods;
 mod fuzz;

@@ -145,6 +145,42 @@ fn a_crowd_in_the_middle_of_a_command_costs_little() {
     gateway.terminate();
 }
 
+/// Nothing is read between them that would end one before the next begins.
+#[test]
+fn envelopes_of_pipelined_transactions_are_counted_one_at_a_time() {
+    const TRANSACTIONS: usize = 300;
+    const RECIPIENTS: usize = 100;
+    let mut gateway = Gateway::start(INTO_MAILDIRS);
+    let mut client = Client::hello(gateway.smtp(0)).stream().try_clone().expect("a descriptor");
+    client.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+    let recipients = |count: usize| -> String {
+        (0..count).map(|no| format!("RCPT TO:<recipient-{no}@pipelined.test>\r\n")).collect()
+    };
+    let mail = "MAIL FROM:<sender@client.test>\r\n";
+    let half = recipients(RECIPIENTS / 2);
+    let first = format!("{mail}{half}");
+    let next = format!("{half}RSET\r\n{mail}{half}");
+    for transaction in 0..TRANSACTIONS {
+        let said = if transaction == 0 { &first } else { &next };
+        client.write_all(said.as_bytes()).expect("the gateway reads");
+        let mut owed = said.lines().count();
+        while owed > 0 {
+            let mut piece = [0; 16 * 1024];
+            let octets = client.read(&mut piece).expect("the gateway answers");
+            assert!(octets > 0, "it ended");
+            owed -= piece[..octets].iter().filter(|&&octet| octet == b'\n').count();
+        }
+    }
+    // A hundred octets for each of fifty recipients, and the buffer of who is in a transaction.
+    let held = || metric(&gateway, "mailrace_receive_memory_bytes");
+    gateway.wait_until("one envelope to be counted", || {
+        (4 * 1024..48 * 1024).contains(&held()).then_some(())
+    });
+    drop(client);
+    gateway.wait_until("none to be counted", || (held() == 0).then_some(()));
+    gateway.terminate();
+}
+
 /// Brings every client to the middle of a transaction, where a body is to follow.
 pub fn begin_bodies(clients: &mut [TcpStream]) {
     let envelope = b"EHLO slow.test\r\nMAIL FROM:<slow@client.test>\r\n\

@@ -16,7 +16,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::client::Client;
 use crate::gateway::{Gateway, PATIENCE, binary};
-use crate::overload::alone;
+use crate::overload::{alone, metric, tries_to_get_through};
 use crate::sink::{Manners, Sink};
 
 pub const STARTTLS: usize = 0;
@@ -61,9 +61,14 @@ pub struct Server {
 
 impl Server {
     pub fn start(networks: &str) -> Server {
+        Server::start_with("", networks)
+    }
+
+    /// With more of a configuration, at its beginning and among the relay's.
+    fn start_with(front: &str, networks: &str) -> Server {
         let home = tempfile::tempdir().unwrap();
         let (mx, other) = (certify(home.path(), "mx.test"), certify(home.path(), "other.test"));
-        let gateway = Gateway::start(&listeners(home.path(), networks));
+        let gateway = Gateway::start(&format!("{front}{}", listeners(home.path(), networks)));
         Server { gateway, home, mx, other }
     }
 }
@@ -235,6 +240,42 @@ fn idle_tls_sessions_take_at_most_24_kib_each() {
         assert!(client.say("NOOP\r\n").starts_with("250"), "it still lives");
     }
     drop((warm, clients));
+}
+
+/// A session that sends no message has no pace to keep, and holds a buffer for a record that has
+/// begun.
+#[test]
+fn records_that_never_end_give_way_to_mail() {
+    const SESSIONS: usize = 320;
+    let _alone = alone(SESSIONS as u64 + 1_000);
+    // Half of the memory is for such buffers, which are of 16 KiB.
+    let server = Server::start_with("workers = 1\n", "[limits]\nmemory = \"8MiB\"\n");
+    let gateway = &server.gateway;
+    let (address, config) = (gateway.smtp(IMPLICIT), config(&[&server.mx], None));
+    let mut clients: Vec<_> = (0..SESSIONS)
+        .map(|_| {
+            let mut client = TlsClient::new(connect(address), config.clone(), "mx.test");
+            assert!(client.hear().starts_with("220"));
+            client
+        })
+        .collect();
+    for client in &mut clients {
+        let part = [&[23, 3, 3, 0x40, 0x10][..], &[0; 300]].concat();
+        client.stream.get_mut().sock.write_all(&part).expect("it listens");
+    }
+    gateway.wait_until("all memory taken", || {
+        (metric(gateway, "mailrace_receive_memory_bytes") >= 4 << 20).then_some(())
+    });
+    gateway.wait_until("a refusal for want of memory", || {
+        (!tries_to_get_through(gateway, "user@early.test")).then_some(())
+    });
+    gateway.wait_until("a message that is taken", || {
+        tries_to_get_through(gateway, "user@after.test").then_some(())
+    });
+    gateway.wait_until("the count of those that gave way", || {
+        (metric(gateway, "mailrace_sessions_cut_total") > 0).then_some(())
+    });
+    drop(clients);
 }
 
 #[test]

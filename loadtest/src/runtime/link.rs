@@ -320,6 +320,12 @@ fn cut_late(now: Instant) {
     });
 }
 
+/// Shuts down all connections of this thread.  Tasks that sleep when their loop ends are never
+/// dropped, and the connections that they own would stay open until the process ends.
+pub fn cut_all() {
+    cut_late(Instant::now() + Duration::from_secs(1 << 30));
+}
+
 /// The descriptor of a socket that `_owner` keeps open.
 fn borrow<T: ?Sized>(fd: RawFd, _owner: &T) -> BorrowedFd<'_> {
     // SAFETY: a watch is a field of the link that owns the socket and leaves the list before the

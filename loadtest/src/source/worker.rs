@@ -15,7 +15,7 @@ use crate::ledger::record::{LedgerFile, Writer};
 use crate::message::template::Draft;
 use crate::report::tally::{Counts, Step, Tally};
 use crate::runtime::alarm::Alarm;
-use crate::runtime::link::sweep_forever;
+use crate::runtime::link::{cut_all, sweep_forever};
 use crate::runtime::{self, sleep, spawn};
 
 /// How often a thread looks up from its sessions.
@@ -139,6 +139,7 @@ impl Worker {
                 published_at = now;
             }
         }
+        cut_all();
         let mut tally = self.tally.borrow_mut();
         tally.counts.unfinished = self.given.get().saturating_sub(tally.counts.finished());
         drop(tally);

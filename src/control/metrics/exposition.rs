@@ -207,6 +207,9 @@ impl Everything {
         page.by_label("connections", help, "outcome", &connections)?;
         let open = self.level(|worker| &worker.connections_open);
         page.gauge("connections_open", None, "Connections to next hops that there are", open)?;
+        let delivery = self.level(|worker| &worker.delivery_octets);
+        let help = "Buffers of connections to next hops in use";
+        page.gauge("delivery_memory", Some(Unit::Bytes), help, delivery)?;
         let waiting = self.level(|worker| &worker.sites_waiting);
         let help = "Sites that wait because there are as many connections as there may be";
         page.gauge("sites_waiting", None, help, waiting)?;

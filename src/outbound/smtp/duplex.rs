@@ -13,7 +13,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll};
 
-use crate::runtime::buffer::{self, Buffer};
+use crate::runtime::buffer::{self, Account, Buffer};
 use crate::runtime::socket::{Receiving, StreamError};
 
 /// What has arrived and was not looked at.
@@ -102,7 +102,8 @@ impl Inbox {
 
     async fn fill(&self, mut receiving: Receiving) {
         while !self.is_over.get() {
-            let (result, buffer) = receiving.read(Buffer::new(buffer::TINY)).await;
+            let buffer = Buffer::on(Account::Outbound, buffer::TINY);
+            let (result, buffer) = receiving.read(buffer).await;
             let arrived = match result {
                 Ok(octets) if octets > 0 => Arrived::Octets(buffer),
                 Ok(_) | Err(StreamError::Io(_)) => Arrived::End,

@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 
 use crate::limits;
 use crate::outbound::Way;
-use crate::runtime::buffer::{self, Buffer};
+use crate::runtime::buffer::{self, Account, Buffer};
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::client::{
     Client, ClientAction, ConnectionCause, ConnectionFailure, Login, LoginTrouble, Stage, StartTls,
@@ -93,7 +93,8 @@ pub(super) async fn open(
             }
         }
         let deadline = client.deadline().ok_or(None)?;
-        let (result, input) = stream.read(Buffer::new(buffer::TINY), deadline).await;
+        let input = Buffer::on(Account::Outbound, buffer::TINY);
+        let (result, input) = stream.read(input, deadline).await;
         match result {
             Ok(octets) if octets > 0 => client.handle_bytes(Instant::now(), input.bytes()),
             Ok(_) | Err(StreamError::Io(_)) => client.handle_closed(),

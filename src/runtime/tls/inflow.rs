@@ -7,11 +7,12 @@
 //! ends the connection.
 
 use super::{Progress, Records, TlsError, record_octets};
-use crate::runtime::buffer::{Buffer, Fill, LARGE, SMALL};
+use crate::runtime::buffer::{Account, Buffer, Fill, LARGE, SMALL};
 
 /// Octets received and not yet given to the reader.
 #[derive(Default)]
 pub struct Inflow {
+    account: Account,
     buffer: Buffer,
     /// What [`Records`] has not consumed begins here.
     start: usize,
@@ -36,6 +37,11 @@ pub enum Drained {
 }
 
 impl Inflow {
+    /// With buffers on this account.
+    pub fn on(account: Account) -> Inflow {
+        Inflow { account, ..Inflow::default() }
+    }
+
     /// Gives plaintext to `reader`, as much as there is and fits.
     ///
     /// # Errors
@@ -147,7 +153,7 @@ impl Inflow {
             if held >= class {
                 return Err(TlsError::TooLarge);
             }
-            let mut larger = Buffer::new(class);
+            let mut larger = Buffer::on(self.account, class);
             larger.push(self.buffer.bytes());
             self.buffer = larger;
         }

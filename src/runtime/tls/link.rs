@@ -17,7 +17,8 @@ pub struct Link {
 impl Link {
     /// Of a connection that is about to shake hands.
     pub fn new(records: Records) -> Link {
-        Link { records, inflow: Inflow::default() }
+        let inflow = Inflow::on(records.account());
+        Link { records, inflow }
     }
 
     /// Gives plaintext to `reader`; see [`Inflow::drain`].
@@ -43,7 +44,7 @@ impl Link {
     pub fn encrypt(&mut self, plain: &[u8]) -> io::Result<(Buffer, usize)> {
         let octets = plain.len().min(ENCRYPT_OCTETS) + self.records.outgoing_octets() + FRAMES;
         let class = if octets <= buffer::SMALL { buffer::SMALL } else { buffer::LARGE };
-        let mut out = Buffer::new(class);
+        let mut out = Buffer::on(self.records.account(), class);
         let taken = self.records.encrypt(plain, &mut out).map_err(invalid)?;
         Ok((out, taken))
     }

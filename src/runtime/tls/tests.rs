@@ -9,6 +9,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConnection, ServerConnection, SupportedProtocolVersion};
 
 use super::inflow::{Drained, Inflow};
+use super::link::Link;
 use super::*;
 use crate::runtime::buffer::{LARGE, SMALL};
 use crate::tls::Connector;
@@ -28,6 +29,12 @@ struct Ours {
 impl Ours {
     fn server() -> Ours {
         Ours::new(Records::server(acceptor_config(false)).unwrap())
+    }
+
+    fn client() -> Ours {
+        let config = Connector::new().unwrap();
+        let config = config.config(TlsPolicy::Opportunistic).unwrap();
+        Ours::new(Records::client(config, name("other.example")).unwrap())
     }
 
     fn new(records: Records) -> Ours {
@@ -191,17 +198,8 @@ fn text(octets: usize) -> Vec<u8> {
 fn both_directions_work_however_the_records_are_cut() {
     for version in VERSIONS {
         for piece in [1, 2, 5, 7, 1_000, usize::MAX] {
-            let ends = [
-                (Ours::server(), Peer::client(version)),
-                (
-                    Ours::new({
-                        let config = Connector::new().unwrap();
-                        let config = config.config(TlsPolicy::Opportunistic).unwrap();
-                        Records::client(config, name("other.example")).unwrap()
-                    }),
-                    Peer::server(version),
-                ),
-            ];
+            let ends =
+                [(Ours::server(), Peer::client(version)), (Ours::client(), Peer::server(version))];
             for (mut ours, mut peer) in ends {
                 shake_hands(&mut ours, &mut peer, piece);
                 let session = ours.records.session();
@@ -232,6 +230,28 @@ fn large_octets_go_through_a_reader_with_any_room() {
             assert_eq!(ours.heard, sent[..100_000], "room for {room}");
             assert!(ours.inflow.is_empty());
         }
+    }
+}
+
+/// Slow next hops must not use up what is there for mail on its way in.
+#[test]
+fn buffers_count_for_the_side_that_we_are() {
+    let held = || [Account::Inbound, Account::Outbound].map(Account::octets);
+    for (is_server, expected) in [(true, [SMALL + LARGE, 0]), (false, [0, SMALL + LARGE])] {
+        let (mut ours, mut peer) = if is_server {
+            (Ours::server(), Peer::client(&TLS13))
+        } else {
+            (Ours::client(), Peer::server(&TLS13))
+        };
+        shake_hands(&mut ours, &mut peer, usize::MAX);
+        let before = held();
+        let mut link = Link::new(ours.records);
+        let reading = link.take_buffer().unwrap();
+        let (writing, _) = link.encrypt(&text(100_000)).unwrap();
+        let after = held();
+        assert_eq!([after[0] - before[0], after[1] - before[1]], expected);
+        drop((reading, writing));
+        assert_eq!(held(), before);
     }
 }
 

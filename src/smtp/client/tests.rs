@@ -5,7 +5,7 @@
 use super::*;
 use crate::auth::sasl::client::Credentials;
 use crate::config::EightBit;
-use crate::message::{BodyKind, Envelope, MailParameters, Notify, Recipient, Ret};
+use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, Notify, Recipient, Ret};
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 use proptest::prelude::*;
 use std::time::Duration;

@@ -12,6 +12,7 @@ use super::super::format::message::{self, ChunkPlace};
 use super::super::format::outcome::{StoredDefer, StoredDone, StoredRecipients, outcome_bytes_max};
 use super::super::format::record::{Kind, RECORD_HEADER, RecordView};
 use super::super::format::{BATCH_HEADER, FormatError};
+use super::super::salvage::Patience;
 use super::super::scan::{self, Unreadable, Window};
 use super::super::segments::SegmentTable;
 use super::super::{BLOCK, RecordPlace, SegmentNo};
@@ -90,7 +91,8 @@ impl Survey {
     /// a time ([`io::ErrorKind::OutOfMemory`]); nothing may be concluded then.
     pub(crate) fn read<D: Disk>(&mut self, disk: &D, task: &Task) -> io::Result<()> {
         if task.is_closed
-            && let Some(index) = scan::load_index(disk, task.file, &task.header)?
+            && let Some(index) =
+                scan::load_index(disk, task.file, &task.header, &mut Patience::default())?
         {
             for entry in index.entries() {
                 let (offset, record) = entry.map_err(damaged)?;

@@ -55,6 +55,26 @@ fn round_trip(message: &NewMessage<'_>) -> (StoredMessage, Vec<u8>) {
     (StoredMessage::decode(&view).unwrap(), view.body().to_vec())
 }
 
+/// A message without anything that it need not have.
+fn plain<'a>(
+    envelope: &'a Envelope,
+    origin: &'a Origin,
+    summary: &'a BodySummary,
+    body: NewBody<'a>,
+) -> NewMessage<'a> {
+    NewMessage {
+        id: MessageId(1),
+        durability: Durability::Fsync,
+        envelope,
+        origin,
+        summary,
+        trace: b"",
+        not_before_unix_ms: None,
+        extensions: &[],
+        body,
+    }
+}
+
 #[test]
 fn a_message_reads_back_whole() {
     let (envelope, origin, summary) = (envelope(), origin(), summary(b"body\r\n"));
@@ -83,17 +103,7 @@ fn a_message_reads_back_whole() {
 #[test]
 fn a_body_that_is_not_the_measured_one_is_not_written() {
     let (envelope, origin, summary) = (envelope(), origin(), summary(b"body\r\n"));
-    let message = NewMessage {
-        id: MessageId(42),
-        durability: Durability::Fsync,
-        envelope: &envelope,
-        origin: &origin,
-        summary: &summary,
-        trace: b"",
-        not_before_unix_ms: None,
-        extensions: &[],
-        body: NewBody::Inline(b"body\r\nand another\r\n"),
-    };
+    let message = plain(&envelope, &origin, &summary, NewBody::Inline(b"body\r\nand another\r\n"));
     assert_eq!(message.put(&mut [0; 4096]), None);
     let message = NewMessage { body: NewBody::Chunks(&[]), ..message };
     assert_eq!(message.put(&mut [0; 4096]), None);
@@ -105,17 +115,7 @@ fn chunks_are_named_by_their_places() {
     let place = RecordPlace { segment: SegmentNo(9), offset: 4096 + 64, length: 8192 };
     let chunks = [ChunkPlace { place, octets: 8000, crc32c: 1 }; 3];
     let summary = BodySummary { octets: 24_000, ..BodySummary::default() };
-    let message = NewMessage {
-        id: MessageId(1),
-        durability: Durability::Fsync,
-        envelope: &envelope,
-        origin: &origin,
-        summary: &summary,
-        trace: b"",
-        not_before_unix_ms: None,
-        extensions: &[],
-        body: NewBody::Chunks(&chunks),
-    };
+    let message = plain(&envelope, &origin, &summary, NewBody::Chunks(&chunks));
     let (stored, body) = round_trip(&message);
     assert_eq!((stored.body, body.len()), (StoredBody::Chunks(chunks.into()), 0));
 }
@@ -148,17 +148,8 @@ fn what_is_quarantined_stays_so_with_its_explanation() {
 fn an_extension_that_must_be_understood_is_not_passed_over() {
     let (envelope, origin, summary) = (envelope(), origin(), summary(b""));
     let extensions = [Extension { kind: 7 | Extension::MUST_UNDERSTAND, value: b"" }];
-    let message = NewMessage {
-        id: MessageId(1),
-        durability: Durability::Fsync,
-        envelope: &envelope,
-        origin: &origin,
-        summary: &summary,
-        trace: b"",
-        not_before_unix_ms: None,
-        extensions: &extensions,
-        body: NewBody::Inline(b""),
-    };
+    let message = plain(&envelope, &origin, &summary, NewBody::Inline(b""));
+    let message = NewMessage { extensions: &extensions, ..message };
     let mut out = vec![0; message.bytes_max()];
     message.put(&mut out).unwrap();
     let view = RecordView::parse(&out).unwrap();
@@ -183,17 +174,7 @@ proptest! {
     #[test]
     fn a_hurt_message_never_panics(at in 0usize..200, value in any::<u8>()) {
         let (envelope, origin, summary) = (envelope(), origin(), summary(b""));
-        let message = NewMessage {
-            id: MessageId(1),
-            durability: Durability::Fsync,
-            envelope: &envelope,
-            origin: &origin,
-            summary: &summary,
-            trace: b"",
-            not_before_unix_ms: None,
-            extensions: &[],
-            body: NewBody::Inline(b""),
-        };
+        let message = plain(&envelope, &origin, &summary, NewBody::Inline(b""));
         let mut out = vec![0; message.bytes_max()];
         message.put(&mut out).unwrap();
         let mut head = RecordView::parse(&out).unwrap().head().to_vec();

@@ -24,7 +24,7 @@ pub(crate) struct SegmentFile {
     pub(crate) end: u32,
     /// Kept aside when it dies.
     pub(crate) is_damaged: bool,
-    /// It was damaged when it was recovered.
+    /// It was damaged when it was recovered, so no roll call of this life names it.
     pub(crate) was_damaged: bool,
     /// Compaction cannot read it.
     pub(crate) is_stuck: bool,
@@ -128,8 +128,7 @@ impl<D: Disk> Log<D> {
         );
         self.head = Head::new(header, spare.file, false);
         self.install_head();
-        let files = self.excess.rolled().into_iter();
-        self.chores.extend(files.map(|file| Chore::Remove { file }));
+        self.chores.extend(self.leaving.rolled());
         Turn::Rolled
     }
 
@@ -209,24 +208,25 @@ impl<D: Disk> Log<D> {
     }
 }
 
-/// Files of retired segments that are to be removed.  The head's roll call may still name their
-/// segments, and a file with a free header is what says that they are not missing.
+/// Files of retired segments that are to be removed or set aside.  The head's roll call may still
+/// name their segments, and a file whose header says what became of it is what says that they are
+/// not missing.
 #[derive(Debug, Default)]
-pub(super) struct Excess {
+pub(super) struct Leaving {
     /// Retired under this head.
-    named: Vec<FileNo>,
+    named: Vec<Chore>,
     /// Retired under the one before.
-    unnamed: Vec<FileNo>,
+    unnamed: Vec<Chore>,
 }
 
-impl Excess {
-    pub(super) fn add(&mut self, file: FileNo) {
-        self.named.push(file);
+impl Leaving {
+    pub(super) fn add(&mut self, chore: Chore) {
+        self.named.push(chore);
     }
 
     /// There is a new head; gives what no roll call names any more that could count: the header
     /// of the head that is closed now is durable.
-    fn rolled(&mut self) -> Vec<FileNo> {
+    fn rolled(&mut self) -> Vec<Chore> {
         std::mem::replace(&mut self.unnamed, std::mem::take(&mut self.named))
     }
 }

@@ -103,8 +103,13 @@ impl<D: Disk> Log<D> {
     fn segment_retired(&mut self, segment: SegmentNo, spare: Option<Spare>) {
         self.accounts.retired(segment);
         self.suspect.remove(&segment);
-        if self.segments.remove(&segment).is_some_and(|file| file.is_damaged) {
+        if let Some(dead) = self.segments.remove(&segment).filter(|file| file.is_damaged) {
             self.stats.segments_damaged.fetch_sub(1, Relaxed);
+            let leaving = Chore::SetAside { file: dead.file };
+            match dead.was_damaged {
+                true => self.chores.push_back(leaving),
+                false => self.leaving.add(leaving),
+            }
         }
         for id in self.moved_into.remove(&segment).unwrap_or_default() {
             self.table.forget_moved(id, segment);
@@ -112,7 +117,7 @@ impl<D: Disk> Log<D> {
         self.stats.retired.fetch_add(1, Relaxed);
         match spare {
             Some(spare) if self.spares.len() >= self.options.spares_max => {
-                self.excess.add(spare.file);
+                self.leaving.add(Chore::Remove { file: spare.file });
             }
             spare => self.spares.extend(spare),
         }

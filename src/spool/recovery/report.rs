@@ -47,7 +47,7 @@ pub struct Progress {
 /// Something that is not as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Damage {
-    /// Both copies of a file's header are of no use; the file was set aside.
+    /// Both copies of a file's header are of no use; the file is set aside.
     Header {
         /// The file.
         file: FileNo,
@@ -109,7 +109,7 @@ impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Damage::Header { file, error } => {
-                write!(f, "{:08x}.seg was set aside: {error}", file.0)
+                write!(f, "{:08x}.seg is set aside: {error}", file.0)
             }
             Damage::Missing { segments } => {
                 let (no, all) = (segments.first().copied().unwrap_or(SegmentNo(0)), segments.len());
@@ -175,6 +175,42 @@ pub struct RecoveryReport {
     pub damage_count: u64,
 }
 
+/// What of a file must be readable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnreadPart {
+    /// Its first block.
+    Header,
+    /// Where the log ends, or may end.
+    End {
+        /// How much of the file cannot be read.
+        octets: usize,
+        /// Up to here everything is certain.
+        last_sequence: u64,
+    },
+}
+
+/// What, and what is to be done about it.
+impl fmt::Display for UnreadPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let repaired = match self {
+            UnreadPart::Header => {
+                write!(f, "its header")?;
+                "sets the file aside"
+            }
+            UnreadPart::End { octets, last_sequence } => {
+                write!(f, "{octets} octets where the log ends, behind sequence {last_sequence}")?;
+                "puts a copy of what can be read in the file's place"
+            }
+        };
+        write!(
+            f,
+            "; accepted mail may stand there, so nothing was changed: look at the disk (`dmesg`, \
+             SMART) and start again when it reads, or copy the whole spool to a good disk first; \
+             if it is lost for good, `mailrace spool repair` {repaired}"
+        )
+    }
+}
+
 /// Why a spool cannot be recovered.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
@@ -199,6 +235,15 @@ pub enum RecoveryError {
         file: u32,
         /// What it is.
         error: FormatError,
+    },
+    /// The disk cannot read what must be known.  Mail that was accepted may stand there, and might
+    /// be lost for good if the log went on without it.
+    #[error("{file:08x}.seg: the disk cannot read {part}")]
+    Unreadable {
+        /// The file's number.
+        file: u32,
+        /// What of it.
+        part: UnreadPart,
     },
     /// Two files say to be the same segment.
     #[error(

@@ -3,11 +3,14 @@
 //! Nothing is deleted and nothing is rewritten: a file is renamed to `NAME.quarantined`, where the
 //! gateway passes it over and the other tools still look at it.  Segments that are readable stay,
 //! also where batches in them are damaged: recovery serves the rest of those.  A file of another
-//! version is no damage and stays too: the mailrace that wrote it reads it.
+//! version is no damage and stays too: the mailrace that wrote it reads it.  Where the disk cannot
+//! read the end of the log, a copy takes the file's place, with zeros for what cannot be read; the
+//! operator has said that it never will be.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -15,7 +18,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::super::SegmentNo;
 use super::super::format::FormatError;
 use super::super::format::header::SegmentState;
-use super::{Named, Survey, ToolError, Verdict};
+use super::super::scan;
+use super::{Named, Survey, ToolError, Verdict, open_headers, read_whole};
 
 /// Whether to do it or only to say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +40,29 @@ pub fn repair(spool: &Path, how: Repair, out: &mut impl Write) -> Result<Verdict
     let failed = |source| ToolError::Io { path: spool.into(), source };
     let mut verdict = Verdict::default();
     let mut renamed = 0u64;
-    let unusable = unusable(&survey);
+    let mut unusable = unusable(&survey);
+    unusable.extend(hidden_end(&survey, &unusable).map_err(failed)?);
     for (name, reason) in &unusable {
         match (reason, how) {
             (Reason::OtherVersion(error), _) => {
                 verdict.damage += 1;
                 writeln!(out, "{name}: left alone: {error}; start the mailrace that wrote it")
+            }
+            (Reason::HiddenEnd { octets, .. }, Repair::DryRun) => {
+                verdict.damage += 1;
+                writeln!(
+                    out,
+                    "{name}: would be replaced by a copy: {reason}; {octets} octets would be zeros"
+                )
+            }
+            (Reason::HiddenEnd { bytes, octets }, Repair::Quarantine) => {
+                let aside = replace(spool, name, bytes).map_err(failed)?;
+                renamed += 1;
+                writeln!(
+                    out,
+                    "{name}: set aside as {aside}: {reason}; a copy is in its place, with zeros \
+                     for {octets} octets"
+                )
             }
             (reason, Repair::DryRun) => {
                 verdict.damage += 1;
@@ -58,7 +79,10 @@ pub fn repair(spool: &Path, how: Repair, out: &mut impl Write) -> Result<Verdict
     if renamed > 0 {
         File::open(spool).and_then(|directory| directory.sync_all()).map_err(failed)?;
     }
-    let is_unusable = |file: &Named| unusable.iter().any(|(name, _)| *name == file.name);
+    let is_unusable = |file: &Named| {
+        let is_kept = |reason: &Reason| matches!(reason, Reason::HiddenEnd { .. });
+        unusable.iter().any(|(name, reason)| *name == file.name && !is_kept(reason))
+    };
     survey.files.retain(|file| !file.is_aside && !is_unusable(file));
     let mut in_segments = Verdict::default();
     survey.each(&mut in_segments, &mut io::sink(), |look, verdict, _| {
@@ -94,6 +118,12 @@ enum Reason {
     /// Octet by octet the same as this other file.
     Copy(String),
     Twin(SegmentNo),
+    /// The log may end where the disk cannot read.
+    HiddenEnd {
+        /// What can be read, with zeros for the rest.
+        bytes: Vec<u8>,
+        octets: usize,
+    },
 }
 
 impl std::fmt::Display for Reason {
@@ -102,6 +132,7 @@ impl std::fmt::Display for Reason {
             Reason::Header(error) | Reason::OtherVersion(error) => write!(f, "{error}"),
             Reason::Dead => write!(f, "it is damaged and dead, and was to be set aside"),
             Reason::Stranger => write!(f, "it belongs to another spool than most files here"),
+            Reason::HiddenEnd { .. } => write!(f, "the log may end where the disk cannot read"),
             Reason::Copy(of) => write!(f, "it is a copy of {of}"),
             Reason::Size { found, others } => {
                 write!(f, "a segment of {found} octets among segments of {others}")
@@ -150,6 +181,30 @@ fn unusable(survey: &Survey) -> Vec<(String, Reason)> {
     files.filter_map(|file| Some((file.name.clone(), reason(file)?))).collect()
 }
 
+/// The newest of the other files, if recovery cannot be certain of its end.
+fn hidden_end(
+    survey: &Survey,
+    unusable: &[(String, Reason)],
+) -> io::Result<Option<(String, Reason)>> {
+    let is_open = |file: &&Named| {
+        let is_unusable = unusable.iter().any(|(name, _)| *name == file.name);
+        !file.is_aside && !is_unusable && file.is_open(file.segment())
+    };
+    let Some(file) = survey.files.iter().filter(is_open).max_by_key(|file| file.segment()) else {
+        return Ok(None);
+    };
+    let Ok(header) = file.header else { return Ok(None) };
+    let (bytes, lost) = read_whole(&survey.path.join(&file.name))?;
+    let voided: Vec<(u64, u64)> =
+        open_headers(&survey.files).filter_map(|header| header.voided).collect();
+    let Ok(scanned) = scan::scan(&bytes, &header, &voided) else { return Ok(None) };
+    let last_valid = scanned.end_of_whole(header.first_sequence);
+    let is_certain =
+        scan::sealed_end(&bytes, &header).is_some() || scanned.is_end_readable(last_valid, lost);
+    let reason = Reason::HiddenEnd { bytes, octets: lost.octets };
+    Ok((!is_certain).then(|| (file.name.clone(), reason)))
+}
+
 /// What is to become of one of several files that say to be the same segment: of copies the first
 /// stays.
 fn twin(survey: &Survey, file: &Named, segment: SegmentNo) -> Option<Reason> {
@@ -168,11 +223,7 @@ fn twin(survey: &Survey, file: &Named, segment: SegmentNo) -> Option<Reason> {
 
 /// Renames a file so that recovery passes it over; never over another file.
 fn set_aside(spool: &Path, name: &str) -> io::Result<String> {
-    for again in 0..1000 {
-        let aside = match again {
-            0 => format!("{name}.quarantined"),
-            again => format!("{name}.{again}.quarantined"),
-        };
+    for aside in asides(name) {
         let (from, to) = (spool.join(name), spool.join(&aside));
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(aside),
@@ -181,4 +232,58 @@ fn set_aside(spool: &Path, name: &str) -> io::Result<String> {
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Sets a file aside and puts `bytes` in its place, in one step: whenever it is interrupted, one of
+/// the two is there.
+fn replace(spool: &Path, name: &str, bytes: &[u8]) -> io::Result<String> {
+    for aside in asides(name) {
+        let (path, copy) = (spool.join(name), spool.join(&aside));
+        let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy)
+        {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => return Err(error),
+        };
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        let exchange = || renameat_with(CWD, &copy, CWD, path, RenameFlags::EXCHANGE);
+        match written.and_then(|()| Ok(exchange()?)) {
+            Ok(()) => return Ok(aside),
+            Err(error) => {
+                // Only half a copy.
+                fs::remove_file(&copy)?;
+                return Err(error);
+            }
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Names for a file that is set aside, of which the first that is free is taken.
+fn asides(name: &str) -> impl Iterator<Item = String> {
+    (0..1000).map(move |again| match again {
+        0 => format!("{name}.quarantined"),
+        again => format!("{name}.{again}.quarantined"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_takes_the_place_and_the_file_is_kept() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        fs::write(at("00000001.seg"), "hurt").unwrap();
+        fs::write(at("00000001.seg.quarantined"), "older").unwrap();
+        let aside = replace(place.path(), "00000001.seg", b"copy").unwrap();
+        assert_eq!(aside, "00000001.seg.1.quarantined");
+        let read = |name: &str| fs::read_to_string(at(name)).unwrap();
+        assert_eq!(read("00000001.seg"), "copy");
+        assert_eq!(read("00000001.seg.1.quarantined"), "hurt");
+        assert_eq!(read("00000001.seg.quarantined"), "older");
+        replace(place.path(), "00000002.seg", b"copy").unwrap_err();
+        assert!(!at("00000002.seg.quarantined").exists());
+    }
 }

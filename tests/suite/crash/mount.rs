@@ -245,6 +245,15 @@ impl State {
     }
 }
 
+macro_rules! answer {
+    ($result:expr, $reply:ident, $value:pat => $told:expr) => {
+        match $result {
+            Ok($value) => $told,
+            Err(error) => $reply.error(errno(error)),
+        }
+    };
+}
+
 /// What answers the kernel.
 struct Server(Arc<Shared>);
 
@@ -264,6 +273,19 @@ impl Server {
         let rights = Rights { mode: mode as u16 & 0o7777, uid: request.uid(), gid: request.gid() };
         let number = self.0.change(|volume| volume.create(parent.0, name, kind, rights))?;
         self.entry(number)
+    }
+
+    fn make(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        kind: Kind,
+        reply: ReplyEntry,
+    ) {
+        let made = self.create_entry(request, parent, name, mode, kind);
+        answer!(made, reply, made => reply.entry(&AT_ONCE, &made, Generation(0)));
     }
 }
 
@@ -306,15 +328,6 @@ pub const O_DSYNC: i32 = 0o10000;
 /// Whether a write with these flags must be durable when it is answered.
 fn is_durable(flags: OpenFlags) -> bool {
     flags.0 & O_DSYNC != 0
-}
-
-macro_rules! answer {
-    ($result:expr, $reply:ident, $value:pat => $told:expr) => {
-        match $result {
-            Ok($value) => $told,
-            Err(error) => $reply.error(errno(error)),
-        }
-    };
 }
 
 impl Filesystem for Server {
@@ -375,8 +388,7 @@ impl Filesystem for Server {
             rustix::fs::FileType::Socket => Kind::Socket,
             _ => return reply.error(fuser::Errno::EPERM),
         };
-        let made = self.create_entry(request, parent, name, mode & !umask, kind);
-        answer!(made, reply, made => reply.entry(&AT_ONCE, &made, Generation(0)));
+        self.make(request, parent, name, mode & !umask, kind, reply);
     }
 
     fn mkdir(
@@ -388,8 +400,7 @@ impl Filesystem for Server {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self.create_entry(request, parent, name, mode & !umask, Kind::Folder);
-        answer!(made, reply, made => reply.entry(&AT_ONCE, &made, Generation(0)));
+        self.make(request, parent, name, mode & !umask, Kind::Folder, reply);
     }
 
     fn create(

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use mailrace::config::Service;
 use mailrace::inbound::intake::{Intake, Room};
 use mailrace::inbound::relay::{self, Facts};
-use mailrace::inbound::step::{Step, step};
+use mailrace::inbound::step::{Step, step, stored};
 use mailrace::inbound::trace;
-use mailrace::message::{MessageId, Origin};
+use mailrace::message::{Durability, MessageId, Origin};
 use mailrace::runtime::buffer;
 use mailrace::smtp::reply::Refusal;
 use mailrace::smtp::server::{ReceivedMessage, Server};
@@ -113,7 +113,7 @@ impl Session {
             self.abandoned = record.result.err().filter(|_| *is_large).map(|_| id);
             self.wait = Wait::Nothing;
             let result = record.result.map(|_| (id, scene.plan.durability)).map_err(refusal);
-            return self.server.stored(scene.now(), result);
+            return self.stored(scene.now(), result);
         }
         let Some(upload) = &mut self.upload else { return };
         for (chunk, place) in &mut upload.pending {
@@ -308,7 +308,7 @@ impl Session {
             && let Some(refusal) = upload.failed.clone()
         {
             worker.appender.abandon_upload(upload.id);
-            return self.server.stored(scene.now(), Err(refusal));
+            return self.stored(scene.now(), Err(refusal));
         }
         let id = match &upload {
             Some(upload) => upload.id,
@@ -337,16 +337,16 @@ impl Session {
             body,
         };
         let result = worker.appender.append_message(&new, scene.now());
-        self.intake.drop_body();
         let ticket = match result {
             Ok(ticket) => ticket,
             Err(refused) => {
                 if let Some(upload) = upload {
                     worker.appender.abandon_upload(upload.id);
                 }
-                return self.server.stored(scene.now(), Err(Refusal::from(refused)));
+                return self.stored(scene.now(), Err(Refusal::from(refused)));
             }
         };
+        self.intake.drop_body();
         let groups = shared.sites.group(&message.routes, &message.envelope);
         let filing = Filing { id, groups };
         worker.waiting.insert(ticket, Waiting::Message { link: self.link, filing });
@@ -355,11 +355,15 @@ impl Session {
         scene.books.named_by(id, &recipients);
         scene.trace(|| format!("{:?} appends {id} for {recipients:?}", self.link));
         if scene.plan.plant == Plant::EarlyReply {
-            return self.server.stored(scene.now(), Ok((id, scene.plan.durability)));
+            return self.stored(scene.now(), Ok((id, scene.plan.durability)));
         }
         let is_large = upload.is_some();
         self.wait = Wait::Commit { ticket, id, recipients, is_large };
         scene.tempt(50);
+    }
+
+    fn stored(&mut self, now: Instant, result: Result<(MessageId, Durability), Refusal>) {
+        stored(&mut self.server, &mut self.intake, now, result);
     }
 
     fn trace(&self, shared: &Shared, id: MessageId, message: &ReceivedMessage) -> String {
