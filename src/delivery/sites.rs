@@ -110,7 +110,8 @@ impl Sites {
             });
             fixed.push(Some(site));
         }
-        let table = Table { next_id: fixed.len() as u64, ..Table::default() };
+        // The last course is the quarantine's, which has no site.
+        let table = Table { next_id: fixed.len() as u64 - 1, ..Table::default() };
         Sites {
             hostname: config.hostname.to_ascii_lowercase().into(),
             port: config.delivery.port,
