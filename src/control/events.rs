@@ -52,6 +52,8 @@ pub enum EventKind {
     Verdict,
     /// A message was accepted: its 250 is on the way.
     Accepted,
+    /// A message went straight to the next hop, which has taken it; nothing of it is here.
+    PassedOn,
     /// Recipients were taken over by the next hop, or put into their Maildir.
     Delivered,
     /// Recipients will be tried again.
@@ -96,6 +98,7 @@ impl EventKind {
             EventKind::Refused => "refused",
             EventKind::Verdict => "verdict",
             EventKind::Accepted => "accepted",
+            EventKind::PassedOn => "passed_on",
             EventKind::Delivered => "delivered",
             EventKind::Deferred => "deferred",
             EventKind::Delayed => "delayed",

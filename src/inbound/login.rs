@@ -153,8 +153,7 @@ impl Session {
     pub(super) fn check_sender(&mut self) {
         let now = Instant::now();
         // The transaction before it may have come to nothing.
-        let told = self.screening.as_mut().and_then(|screening| screening.end_transaction());
-        self.tell_verdict(told, None, None);
+        self.end_judged(None, None);
         let Some(path) = self.server.sender_in_question() else { return };
         let verdict = self.judge_sender(path, now);
         if let (Some(screening), Some(client), Ok(())) =

@@ -39,14 +39,38 @@ impl Session {
         if judged.action == Action::Accept {
             return None;
         }
-        let hostname = &self.worker.config.hostname;
-        tag::write(trace, hostname, judged.action, judged.score, &judged.findings);
+        self.tag(trace);
         let account = self.screening.as_ref().map(|screening| screening.account().clone());
         let explanation = self.explain(judged.clone(), account.unwrap_or_default(), Some(id), None);
         Some(Mark {
             is_quarantined: judged.action == Action::Quarantine,
             explanation: explanation.to_text(),
         })
+    }
+
+    /// Adds the header field of a message that is suspect, if it is.  All that is done for one that
+    /// is passed on in-line, where nothing can be kept back.
+    pub(super) fn tag(&self, trace: &mut String) {
+        let judged = self.screening.as_ref().and_then(|screening| screening.judged());
+        if let Some(judged) = judged.filter(|judged| judged.action > Action::Accept) {
+            let hostname = &self.worker.config.hostname;
+            tag::write(trace, hostname, judged.action, judged.score, &judged.findings);
+        }
+    }
+
+    /// Notes the answer to the recipient in question.
+    pub(super) fn note_recipient(&mut self, refusal: Option<&Refusal>) {
+        if let (Some(screening), Some(path)) =
+            (&mut self.screening, self.server.recipient_in_question())
+        {
+            screening.note_recipient(path, refusal);
+        }
+    }
+
+    /// The transaction under way, if there is one, is over: see [`Session::tell_verdict`].
+    pub(super) fn end_judged(&mut self, stored: Option<MessageId>, refusal: Option<&Refusal>) {
+        let told = self.screening.as_mut().and_then(|screening| screening.end_transaction());
+        self.tell_verdict(told, stored, refusal);
     }
 
     /// Tells of a transaction that is over, of which `stored` is the message, and what the client
