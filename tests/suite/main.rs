@@ -34,6 +34,7 @@ mod one_flight;
 mod overload;
 mod peers;
 mod postfix;
+mod proxies;
 mod queue;
 mod relay;
 mod route;
