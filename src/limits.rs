@@ -65,6 +65,8 @@ pub const SERVER_COMMAND: Duration = Duration::from_secs(5 * 60);
 pub const SERVER_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
 /// What a client may take to read a reply before its session is cut off.
 pub const SERVER_WRITE: Duration = Duration::from_secs(5 * 60);
+/// What a balancer may take for its PROXY header.
+pub const PROXY_HEADER: Duration = Duration::from_secs(10);
 /// What a client may take for a TLS handshake, all of it.
 pub const TLS_HANDSHAKE: Duration = Duration::from_secs(30);
 /// The longest one transaction's data may take in all, so that a trickle ends.

@@ -131,6 +131,8 @@ pub struct Event<'a> {
     pub listener: Option<SocketAddr>,
     /// The client; for attempts the next hop's host.
     pub peer: Option<SocketAddr>,
+    /// The balancer or proxy that the client came through.
+    pub proxy: Option<SocketAddr>,
     /// What the client called itself.
     pub helo: Option<&'a str>,
     /// The version of TLS and its cipher suite, with a blank between.
@@ -271,6 +273,7 @@ impl<'a> Event<'a> {
             message: None,
             listener: None,
             peer: None,
+            proxy: None,
             helo: None,
             tls: None,
             certificate: None,

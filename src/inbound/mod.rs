@@ -33,6 +33,7 @@ use crate::config::{Listener, ListenerTls, Service};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::edge::screening::Screening;
 use crate::limits;
+use crate::listener::counts::Admission;
 use crate::message::{Envelope, MessageId, Origin};
 use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
@@ -61,12 +62,26 @@ pub struct ListenerState {
     pub server: Rc<ServerConfig>,
 }
 
+/// Who has connected.
+pub struct Arrival {
+    /// The client's address.
+    pub address: SocketAddr,
+    /// The balancer or proxy that it came through.
+    pub proxy: Option<SocketAddr>,
+    /// It is a balancer that speaks for itself, or cannot tell for whom it speaks.
+    pub is_balancer: bool,
+    /// Its place in the counts.
+    pub admission: Admission,
+}
+
 /// One session.
 struct Session {
     worker: Rc<Worker>,
     listener: Rc<ListenerState>,
     stream: Stream,
     peer: SocketAddr,
+    /// Its place among the sessions.
+    _admission: Admission,
     id: SessionId,
     server: Server,
     intake: Intake,
@@ -107,9 +122,10 @@ pub async fn serve(
     worker: Rc<Worker>,
     listener: Rc<ListenerState>,
     stream: Stream,
-    peer: SocketAddr,
+    arrival: Arrival,
     id: SessionId,
 ) {
+    let peer = arrival.address;
     let mut server = Server::new(listener.server.clone(), Instant::now());
     if relay::may_start_queues(&worker.config, peer.ip()) {
         server.permit_etrn();
@@ -118,14 +134,15 @@ pub async fn serve(
     let intake = Intake::default();
     let envelope = EnvelopeRoom { worker: worker.clone(), octets: 0 };
     let screening = match listener.listener.service {
-        Service::Mx => Screening::begin(&worker, peer.ip()).map(Box::new),
-        Service::Submission | Service::Relay => None,
+        Service::Mx if !arrival.is_balancer => Screening::begin(&worker, peer.ip()).map(Box::new),
+        _ => None,
     };
     let mut session = Session {
         worker,
         listener,
         stream,
         peer,
+        _admission: arrival.admission,
         id,
         server,
         intake,

@@ -95,7 +95,7 @@ impl SessionCounts {
 }
 
 impl Admission {
-    /// Counts it for its client, an address that is not exempt.
+    /// Counts it for its client, an address that is not exempt, and for nobody else any more.
     ///
     /// The rates come first, of the narrow before the wide: who is too fast by himself takes nothing
     /// of what everybody has together.
@@ -103,6 +103,7 @@ impl Admission {
     /// # Errors
     /// Which limit or rate it is over.
     pub fn claim(&mut self, client: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.disclaim();
         let address = client.to_canonical();
         // An IPv6 client changes its address within its /64 at will.
         let host = if address.is_ipv4() { address } else { Network::of(address).first() };
@@ -129,6 +130,16 @@ impl Admission {
         }
         Ok(())
     }
+
+    /// Counts it for no client, only among all sessions.
+    pub fn disclaim(&mut self) {
+        if let Some(address) = self.address.take() {
+            self.counts.by_address.give_back(address);
+        }
+        if let (Some(network), Some(by_network)) = (self.network.take(), &self.counts.by_network) {
+            by_network.give_back(network);
+        }
+    }
 }
 
 fn may<K: Hash + Eq + Clone>(rate: &Option<Allowances<K>>, key: &K, now: Instant) -> bool {
@@ -138,12 +149,7 @@ fn may<K: Hash + Eq + Clone>(rate: &Option<Allowances<K>>, key: &K, now: Instant
 impl Drop for Admission {
     fn drop(&mut self) {
         self.counts.sessions.fetch_sub(1, Ordering::Relaxed);
-        if let Some(address) = self.address {
-            self.counts.by_address.give_back(address);
-        }
-        if let (Some(network), Some(by_network)) = (self.network, &self.counts.by_network) {
-            by_network.give_back(network);
-        }
+        self.disclaim();
     }
 }
 
@@ -245,6 +251,23 @@ mod tests {
         assert!(counts.by_address.shards.iter().all(|shard| shard.lock().unwrap().is_empty()));
         let _held = [admit("2001:db8::1"), admit("2001:db8::2")];
         assert_eq!(admit("2001:db8::3").err(), too_many);
+    }
+
+    #[test]
+    fn a_session_counts_for_its_last_client_only() {
+        let limits = Limits { sessions_per_network: Some(1), ..limits(100, 1) };
+        let (counts, now) = (counts(limits), Instant::now());
+        let mut admission = counts.enter().map_err(|_| ()).unwrap();
+        assert!(counts.admit(ip("192.0.2.1"), false, now).is_ok(), "nobody is counted yet");
+        assert_eq!(admission.claim(ip("192.0.2.1"), now), Ok(()));
+        assert_eq!(admission.claim(ip("192.0.2.1"), now), Ok(()), "its own place is free for it");
+        assert!(counts.admit(ip("192.0.2.1"), false, now).is_err());
+        assert_eq!(admission.claim(ip("198.51.100.1"), now), Ok(()));
+        assert!(counts.admit(ip("192.0.2.1"), false, now).is_ok());
+        admission.disclaim();
+        assert!(counts.admit(ip("198.51.100.1"), false, now).is_ok());
+        drop(admission);
+        assert_eq!(counts.sessions(), 0);
     }
 
     #[test]

@@ -142,6 +142,31 @@ impl Stream {
         self.judge(result)
     }
 
+    /// Gives what has come in clear to `take`, which tells how much of it is used up; the rest waits
+    /// to be read.  Call it when the stream is [readable](Stream::readable).
+    ///
+    /// # Errors
+    /// As recv(2); `UnexpectedEof` at the end of the stream.
+    pub fn take_now<T>(&self, take: impl FnOnce(&[u8]) -> (usize, T)) -> io::Result<T> {
+        let mut octets = [0; 512];
+        let now = rustix::net::RecvFlags::DONTWAIT;
+        let (_, come) =
+            rustix::net::recv(self.fd(), &mut octets, now | rustix::net::RecvFlags::PEEK)?;
+        if come == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let (used, taken) = take(&octets[..come]);
+        let mut left = used.min(come);
+        while left > 0 {
+            let (_, gone) = rustix::net::recv(self.fd(), &mut octets[..left], now)?;
+            left -= gone;
+            if gone == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(taken)
+    }
+
     /// The reads from here on must be over by then if the thread is short of that
     /// ([`press`](super::deadline::press)); then they end as if they had timed out.
     pub fn give_way_at(&self, at: Option<(Shortage, Instant)>) {

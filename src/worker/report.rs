@@ -8,7 +8,7 @@ use super::Worker;
 use crate::auth::sasl::Mechanism;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
 use crate::edge::lists::{Zone, health::Change};
-use crate::inbound::ListenerState;
+use crate::inbound::{Arrival, ListenerState};
 use crate::message::MessageId;
 use crate::queue::handle::{Handle, State};
 use crate::runtime::buffer::Account;
@@ -38,15 +38,27 @@ pub struct PassedOn<'a> {
 
 impl Worker {
     /// A client was let in.
-    pub fn session_began(&self, session: SessionId, peer: SocketAddr, listener: &ListenerState) {
+    pub fn session_began(&self, session: SessionId, client: &Arrival, listener: &ListenerState) {
         self.sessions.set(self.sessions.get() + 1);
         self.metrics.sessions_opened.count();
         self.metrics.sessions_open.raise();
         self.events.emit(&Event {
             session: Some(session),
-            peer: Some(peer),
+            peer: Some(client.address),
+            proxy: client.proxy,
             listener: Some(listener.address),
             ..Event::new(EventKind::Connect)
+        });
+    }
+
+    /// A balancer's connection did not say for whom it is.
+    pub fn report_unintroduced(&self, session: SessionId, peer: SocketAddr) {
+        self.metrics.refused.count("proxy_header");
+        self.events.emit(&Event {
+            session: Some(session),
+            peer: Some(peer),
+            reason: Some("proxy_header"),
+            ..Event::new(EventKind::Refused)
         });
     }
 

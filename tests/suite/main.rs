@@ -35,6 +35,7 @@ mod one_flight;
 mod overload;
 mod peers;
 mod postfix;
+mod proxies;
 mod queue;
 mod recipients;
 mod relay;

@@ -30,6 +30,7 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("message", event.message, Line::display);
     line.field("listener", event.listener, Line::address);
     line.field("peer", event.peer, Line::address);
+    line.field("proxy", event.proxy, Line::address);
     line.field("helo", event.helo, Line::string);
     line.field("tls", event.tls, Line::string);
     line.field("certificate", event.certificate, Line::string);
