@@ -35,6 +35,7 @@ use crate::limits;
 use crate::listener::SessionCounts;
 use crate::message::MessageId;
 use crate::queue::allowance::Allowance;
+use crate::recipients::{RecipientsError, Roster};
 use crate::runtime;
 use crate::runtime::blocking::BlockingPool;
 use crate::runtime::mailbox::{Inbox, mailbox};
@@ -63,6 +64,8 @@ pub struct Gateway {
     /// With what it is made of, to be read again.
     acceptor: Option<(Arc<Acceptor>, AcceptorSettings)>,
     authority: Arc<Authority>,
+    config: Arc<Config>,
+    roster: Arc<Roster>,
     /// Writes down whom the edge filter knows.
     keeper: Option<Keeper>,
 }
@@ -121,6 +124,9 @@ pub enum StartError {
     /// Users or keys cannot be read.
     #[error("{0}")]
     Auth(#[from] AuthorityError),
+    /// The recipients cannot be read.
+    #[error("{0}")]
+    Recipients(#[from] RecipientsError),
     /// The events cannot be written.
     #[error("cannot write the events: {0}")]
     Events(#[source] io::Error),
@@ -165,6 +171,7 @@ impl Gateway {
     pub fn start(config: Config) -> Result<Gateway, StartError> {
         let config = Arc::new(config);
         let descriptors = raise_descriptors();
+        raise_locked_memory(config.workers);
         let (sockets, listeners) = bind(&config)?;
         prepare_data_dir(&config)?;
         // As root still, for a port below 1024.
@@ -174,6 +181,7 @@ impl Gateway {
         // As the user that must be able to read them again at a reload.
         let acceptor = acceptor(&config)?;
         let authority = Arc::new(Authority::new(&config)?);
+        let roster = Arc::new(Roster::new(&config)?);
         warn_of_missing_secrets(&config);
         let connector = Arc::new(Connector::new().map_err(CertificateError::Setup)?);
         tell_driver();
@@ -232,6 +240,7 @@ impl Gateway {
                 config: config.clone(),
                 acceptor: acceptor.as_ref().map(|(acceptor, _)| acceptor.clone()),
                 authority: authority.clone(),
+                roster: roster.clone(),
                 connector: connector.clone(),
                 sites: sites.clone(),
                 dns: dns.clone(),
@@ -279,6 +288,8 @@ impl Gateway {
             status,
             acceptor,
             authority,
+            config,
+            roster,
             keeper,
         })
     }
@@ -293,11 +304,16 @@ impl Gateway {
         &self.events
     }
 
-    /// Reads the certificates, users and keys again.  What fails stays as it was.
+    /// Reads the certificates, users, keys and recipients again.  What fails stays as it was.
     pub fn reload(&self) {
         match self.authority.reload() {
             Ok(()) => tracing::info!("users and keys were read again"),
             Err(error) => tracing::error!("{error}; users and keys from before stay in use"),
+        }
+        match self.roster.reload(&self.config) {
+            Ok(true) => tracing::info!("the recipients were read again"),
+            Ok(false) => {}
+            Err(error) => tracing::error!("{error}; the recipients from before stay in use"),
         }
         let Some((acceptor, settings)) = &self.acceptor else { return };
         match acceptor.reload(settings) {
@@ -557,6 +573,19 @@ fn raise_descriptors() -> u64 {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
+}
+
+/// Room for the workers' rings, and once more: those of a gateway that was here a moment ago are
+/// not freed at once.  Root may go above the hard limit, before it becomes the user that is
+/// counted against it; a worker that finds too little says so itself.
+fn raise_locked_memory(workers: usize) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let wanted = 2 * (workers as u64 + 1) * runtime::RING_OCTETS;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK) else { return };
+    if soft < wanted {
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, wanted, hard.max(wanted))
+            .or_else(|_| setrlimit(Resource::RLIMIT_MEMLOCK, wanted.min(hard), hard));
+    }
 }
 
 /// The log's figures for whoever asks.

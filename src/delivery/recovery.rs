@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::message::MessageId;
 use crate::queue::destination::{Destination, DestinationIndex};
 use crate::queue::handle::{Handle, Reasons, Recipients, State};
+use crate::runtime;
 use crate::spool::recovery::{Damage, Progress};
 use crate::spool::{DeferState, RecoveredMessage, RecoveryVisitor, SegmentNo, StoredDefer};
 use crate::sync::parts::Parts;
@@ -66,6 +67,7 @@ impl<'a> Recovered<'a> {
         let destinations: Arc<[Destination]> = self.known.destinations.into();
         for core in &mut self.cores {
             core.end_run();
+            core.run = Vec::new();
             core.destinations = destinations.clone();
         }
         self.cores
@@ -78,7 +80,7 @@ impl<'a> Recovered<'a> {
 /// it, so that a backlog of millions is not there twice while it is filed.
 #[derive(Default)]
 pub struct RecoveredHandles {
-    /// Of the segment that is being read.
+    /// Of the segment that is being read; it keeps what it has grown to for the next one.
     run: Vec<Handle>,
     runs: Vec<std::vec::IntoIter<Handle>>,
     /// The lowest id that is left of each run.
@@ -91,10 +93,12 @@ pub struct RecoveredHandles {
 
 impl RecoveredHandles {
     fn end_run(&mut self) {
-        let mut run = std::mem::take(&mut self.run);
         // Stable and nearly sorted; only what a compaction has moved is out of place.
-        run.sort_by_key(|handle| handle.id);
-        run.shrink_to_fit();
+        self.run.sort_by_key(|handle| handle.id);
+        // Moved into memory of its own size: what a vector grew to and has given back is as good as
+        // in use, where other memory was before, and a run may have grown to twice what it needs.
+        let mut run = Vec::with_capacity(self.run.len());
+        run.append(&mut self.run);
         let Some(first) = run.first() else { return };
         self.left += run.len();
         self.heads.push(Reverse((first.id, self.runs.len())));
@@ -135,6 +139,9 @@ impl RecoveryVisitor for Recovered<'_> {
         if message.place.segment != self.segment {
             self.segment = message.place.segment;
             self.cores.iter_mut().for_each(RecoveredHandles::end_run);
+            // What recovery knew of that segment's messages is not needed any more, and the handles
+            // have come in its place.
+            runtime::memory::give_back();
         }
         let handles = handles(self.config, self.sites, &mut self.known, &message);
         self.cores[core].run.extend(handles);

@@ -172,7 +172,7 @@ struct Recovery<'a, D> {
     heads_octets: usize,
     last_sequence: u64,
     next_sequence: u64,
-    /// One segment at most, reused.
+    /// One segment at most, reused by the first pass.
     whole: AlignedBuf,
     patience: Patience,
 }
@@ -251,6 +251,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
             }
             self.step();
         }
+        // Nothing is scanned again.
+        self.whole = AlignedBuf::new(0);
         self.accounts.abandon_all_uploads();
         Ok(())
     }

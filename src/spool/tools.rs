@@ -485,11 +485,12 @@ fn is_chunk_of(id: MessageId, bytes: &[u8]) -> bool {
     })
 }
 
-/// A file, with zeros where the disk cannot read it.
+/// The whole blocks of a file, with zeros where the disk cannot read it.  Recovery, too, passes over
+/// a block that was cut in the middle.
 fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
     let file = File::open(path)?;
     let octets = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let mut bytes = vec![0; octets];
+    let mut bytes = vec![0; octets / BLOCK * BLOCK];
     let mut read = |at, into: &mut [u8]| file.read_exact_at(into, at);
     let lost = Patience::default().salvage(0, &mut bytes, &mut read)?;
     Ok((bytes, lost))

@@ -317,6 +317,37 @@ fn without_descriptors_the_admin_port_answers_and_mail_goes_on_afterwards() {
     gateway.terminate();
 }
 
+/// The command that runs a gateway that may lock so many octets of memory and no more.
+fn with_locked_memory(octets: u64) -> Vec<String> {
+    let mut words = Vec::new();
+    if rustix::process::geteuid().is_root() {
+        // What lets root lock what it likes, and what would let it raise the limit.
+        words.extend(["setpriv".to_owned(), "--bounding-set=-ipc_lock,-sys_resource".to_owned()]);
+    }
+    words.extend(["prlimit".to_owned(), format!("--memlock={octets}:{octets}")]);
+    words
+}
+
+#[test]
+fn workers_without_memory_for_their_rings_take_smaller_ones_or_do_without() {
+    let config = format!("workers = 3\n{INTO_MAILDIRS}");
+    let small = (640 * 1024, "this worker has small rings");
+    let none = (64 * 1024, "this worker runs on epoll");
+    for (octets, what) in [small, none] {
+        let wrapper = with_locked_memory(octets);
+        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        let mut gateway = Gateway::start_under(&wrapper, &config);
+        for number in 0..6 {
+            get_through(&gateway, &format!("user{number}@rings.test"));
+            gateway.maildir("rings.test", &format!("user{number}"), 1);
+        }
+        gateway.terminate();
+        let said = gateway.errors();
+        let has_rings = !said.contains("the workers run on epoll");
+        assert!(!has_rings || said.contains(what), "{octets} octets: {said}");
+    }
+}
+
 // ---- next hops -------------------------------------------------------------------------------
 
 /// A route to each of `hops`, for `user@hopN.test`.
