@@ -35,6 +35,7 @@ use crate::limits;
 use crate::listener::SessionCounts;
 use crate::message::MessageId;
 use crate::queue::allowance::Allowance;
+use crate::recipients::{RecipientsError, Roster};
 use crate::runtime;
 use crate::runtime::blocking::BlockingPool;
 use crate::runtime::mailbox::{Inbox, mailbox};
@@ -63,6 +64,8 @@ pub struct Gateway {
     /// With what it is made of, to be read again.
     acceptor: Option<(Arc<Acceptor>, AcceptorSettings)>,
     authority: Arc<Authority>,
+    config: Arc<Config>,
+    roster: Arc<Roster>,
     /// Writes down whom the edge filter knows.
     keeper: Option<Keeper>,
 }
@@ -121,6 +124,9 @@ pub enum StartError {
     /// Users or keys cannot be read.
     #[error("{0}")]
     Auth(#[from] AuthorityError),
+    /// The recipients cannot be read.
+    #[error("{0}")]
+    Recipients(#[from] RecipientsError),
     /// The events cannot be written.
     #[error("cannot write the events: {0}")]
     Events(#[source] io::Error),
@@ -175,6 +181,7 @@ impl Gateway {
         // As the user that must be able to read them again at a reload.
         let acceptor = acceptor(&config)?;
         let authority = Arc::new(Authority::new(&config)?);
+        let roster = Arc::new(Roster::new(&config)?);
         warn_of_missing_secrets(&config);
         let connector = Arc::new(Connector::new().map_err(CertificateError::Setup)?);
         tell_driver();
@@ -233,6 +240,7 @@ impl Gateway {
                 config: config.clone(),
                 acceptor: acceptor.as_ref().map(|(acceptor, _)| acceptor.clone()),
                 authority: authority.clone(),
+                roster: roster.clone(),
                 connector: connector.clone(),
                 sites: sites.clone(),
                 dns: dns.clone(),
@@ -280,6 +288,8 @@ impl Gateway {
             status,
             acceptor,
             authority,
+            config,
+            roster,
             keeper,
         })
     }
@@ -294,11 +304,16 @@ impl Gateway {
         &self.events
     }
 
-    /// Reads the certificates, users and keys again.  What fails stays as it was.
+    /// Reads the certificates, users, keys and recipients again.  What fails stays as it was.
     pub fn reload(&self) {
         match self.authority.reload() {
             Ok(()) => tracing::info!("users and keys were read again"),
             Err(error) => tracing::error!("{error}; users and keys from before stay in use"),
+        }
+        match self.roster.reload(&self.config) {
+            Ok(true) => tracing::info!("the recipients were read again"),
+            Ok(false) => {}
+            Err(error) => tracing::error!("{error}; the recipients from before stay in use"),
         }
         let Some((acceptor, settings)) = &self.acceptor else { return };
         match acceptor.reload(settings) {

@@ -19,6 +19,8 @@ pub mod tls;
 
 pub mod listener;
 
+pub mod recipients;
+
 pub mod inbound;
 
 pub mod edge;

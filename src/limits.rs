@@ -41,6 +41,10 @@ pub const ENVID: usize = 100;
 pub const ORCPT: usize = 500;
 /// The most recipients that a configuration may allow; an index fits 16 bits.
 pub const RECIPIENTS_MAX: usize = 32_768;
+/// The most that one alias or list may stand for; a transaction has room for the next one after it.
+pub const EXPANDED_RECIPIENTS: usize = 10_000;
+/// The most members of a list that EXPN tells.
+pub const EXPN_MEMBERS: usize = 100;
 /// The fewest that RFC 5321 4.5.3.1.8 lets a server allow.
 pub const RECIPIENTS_MIN: usize = 100;
 
@@ -107,6 +111,17 @@ pub const CLIENT_GROUP: usize = 16 * 1024;
 pub const ONE_FLIGHT_OCTETS: u64 = CHUNK as u64;
 /// The most recipients of such a message.
 pub const ONE_FLIGHT_RECIPIENTS: usize = 100;
+/// The same where a client of ours waits for what the next hop says (4.5.3.2.2 to .4 give it five
+/// minutes for MAIL and RCPT, and ten for the end of data).
+pub const BACKEND_COMMAND: Duration = Duration::from_secs(60);
+/// Likewise for the reply to the end of data.
+pub const BACKEND_DATA_END: Duration = Duration::from_secs(9 * 60);
+/// Idle connections to a site that a core keeps for sessions that ask it directly.
+pub const BACKENDS_KEPT: usize = 8;
+/// What a client waits for the next hop to say whether a recipient is there.
+pub const CALL_AHEAD: Duration = Duration::from_secs(20);
+/// Recipients that a core asks a next hop about at a time.
+pub const CALLS_AHEAD: usize = 4;
 /// What is gathered of messages in flight before it is written.
 pub const CLIENT_WRITE: usize = 64 * 1024;
 
@@ -129,6 +144,8 @@ pub const DNS_ALIASES: usize = 8;
 pub const DNS_DATAGRAM: usize = 1_232;
 /// Datagrams that answer something else and are passed over while waiting for an answer.
 pub const DNS_STRAY_DATAGRAMS: usize = 64;
+/// Sockets to a name server on this machine that a core keeps for further questions.
+pub const DNS_SOCKETS_IDLE: usize = 32;
 /// The longest that an answer is believed.
 pub const DNS_TTL_MAX: Duration = Duration::from_secs(86_400);
 /// The longest that an absence is believed (RFC 2308 section 5).
@@ -219,6 +236,8 @@ pub const WORKER_ANSWER: Duration = Duration::from_secs(5);
 pub const WORKER_WORK: Duration = Duration::from_secs(30);
 
 const _: () = assert!(PATH >= LOCAL_PART + 1 + 2);
+// A list fits a message, and an envelope's indices fit 16 bits.
+const _: () = assert!(EXPANDED_RECIPIENTS <= RECIPIENTS_MAX / 2);
 const _: () = assert!(COMMAND_LINE >= 512 + ENVID + ORCPT + 26 + 17 + 10);
 // A large upload costs its chunks in flight, the one being filled, and the receive buffer.
 const _: () = assert!((CHUNKS_IN_FLIGHT + 1) * CHUNK + 2 * SMALL_MESSAGE <= 1024 * 1024);

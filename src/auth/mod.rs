@@ -20,7 +20,7 @@ pub mod sasl;
 pub mod scram;
 mod secret;
 mod smart_host;
-mod table;
+pub(crate) mod table;
 pub mod throttle;
 pub mod users;
 

@@ -6,13 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Whether an entry has nothing to say any more.
-pub(super) trait Lapses {
+pub(crate) trait Lapses {
     /// From when on it says what no entry says.
     fn lapses(&self) -> Instant;
 }
 
 /// Keys to entries, for all workers.
-pub(super) struct Table<K, V> {
+pub(crate) struct Table<K, V> {
     hasher: RandomState,
     shards: [Mutex<Shard<K, V>>; SHARDS],
     entries_per_shard: usize,
@@ -32,7 +32,7 @@ const LOOKED_AT: usize = 16;
 
 impl<K: Hash + Eq + Clone, V: Lapses> Table<K, V> {
     /// An empty table for about this many entries.
-    pub(super) fn new(entries: usize) -> Table<K, V> {
+    pub(crate) fn new(entries: usize) -> Table<K, V> {
         Table {
             hasher: RandomState::new(),
             shards: std::array::from_fn(|_| {
@@ -43,7 +43,7 @@ impl<K: Hash + Eq + Clone, V: Lapses> Table<K, V> {
     }
 
     /// Reads the entry, if there is one.
-    pub(super) fn read<T>(&self, key: &K, read: impl FnOnce(&V) -> T) -> Option<T> {
+    pub(crate) fn read<T>(&self, key: &K, read: impl FnOnce(&V) -> T) -> Option<T> {
         self.shard(key).entries.get(key).map(read)
     }
 
@@ -51,7 +51,7 @@ impl<K: Hash + Eq + Clone, V: Lapses> Table<K, V> {
     ///
     /// In a full shard the lapsed go first, then of some entries the one that lapses next: whoever
     /// floods the table pushes out its own short entries before anybody's long ones.
-    pub(super) fn change<T>(
+    pub(crate) fn change<T>(
         &self,
         key: &K,
         now: Instant,
@@ -68,13 +68,20 @@ impl<K: Hash + Eq + Clone, V: Lapses> Table<K, V> {
         change(shard.entries.entry(key.clone()).or_insert_with(fresh))
     }
 
+    /// Changes the entry, if there is one.
+    pub(crate) fn adjust(&self, key: &K, change: impl FnOnce(&mut V)) {
+        if let Some(value) = self.shard(key).entries.get_mut(key) {
+            change(value);
+        }
+    }
+
     /// Forgets the entry.
-    pub(super) fn remove(&self, key: &K) {
+    pub(crate) fn remove(&self, key: &K) {
         self.shard(key).entries.remove(key);
     }
 
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().unwrap().entries.len()).sum()
     }
 

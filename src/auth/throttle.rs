@@ -126,7 +126,7 @@ fn strike<K: Hash + Eq + Clone>(
 }
 
 /// What counts as one address: an IPv6 client has its whole /64.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !0 << 64).into(),
         v4 => v4,

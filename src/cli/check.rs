@@ -7,6 +7,7 @@ use super::{CheckArgs, Failure, load, tell};
 use crate::auth::{Authority, AuthorityError};
 use crate::config::{Config, Events};
 use crate::message::Durability;
+use crate::recipients::{Figures, Roster};
 use crate::tls::Acceptor;
 use crate::units::Period;
 
@@ -15,8 +16,31 @@ pub(super) fn check(arguments: &CheckArgs) -> Result<(), Failure> {
     let config = load(Some(&arguments.config))?;
     certificates(&config)?;
     secrets(&config)?;
-    write!(io::stdout(), "ok\n{}", Summary(&config))?;
+    let recipients = recipients(&config)?;
+    write!(io::stdout(), "ok\n{}{recipients}", Summary(&config))?;
     Ok(())
+}
+
+/// Reads the file of recipients; a line on what it comes to, none without a file.
+fn recipients(config: &Config) -> Result<String, Failure> {
+    let roster = Roster::new(config).map_err(|error| Failure::Failed(error.to_string()))?;
+    let Some(table) = roster.table() else { return Ok(String::new()) };
+    for domain in config.domains.exact().filter(|domain| !table.speaks_for(domain)) {
+        tell(&format!(
+            "warning: the file of recipients has no line for {domain}, so everybody is taken \
+             there; `@{domain}` says that this is meant\n"
+        ));
+    }
+    for domain in table.domains().into_iter().filter(|domain| !config.domains.contains(domain)) {
+        tell(&format!(
+            "warning: the file of recipients has lines for {domain}, which is not in `[domains] \
+             accept`; they count for nothing\n"
+        ));
+    }
+    let Figures { addresses, expansions, domains, .. } = table.figures();
+    Ok(format!(
+        "recipients {addresses} addresses, {expansions} aliases and lists, {domains} domains\n"
+    ))
 }
 
 /// Reads the certificates, which are no part of the text.

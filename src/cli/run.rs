@@ -67,7 +67,7 @@ impl Signals {
                 _ = self.terminate.recv() => break,
                 _ = self.interrupt.recv() => break,
                 _ = self.hang_up.recv() => {
-                    tracing::warn!("this version reads its configuration at the start only; SIGHUP reads certificates, users and keys again");
+                    tracing::warn!("this version reads its configuration at the start only; SIGHUP reads certificates, users, keys and recipients again");
                     gateway.reload();
                 }
                 _ = self.reopen.recv() => gateway.events().reopen(),

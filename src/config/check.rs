@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use super::read::{Marks, RouteMarks, ScheduleMarks};
 use super::report::{Problem, Problems};
 use super::{
-    Config, DelayNotice, Environment, Listener, ListenerDelivery, ListenerTls, Route, Schedule,
-    Service, Target,
+    Config, DelayNotice, Environment, Listener, ListenerDelivery, ListenerTls, Reach, Route,
+    Schedule, Service, Target,
 };
 use crate::auth::sasl::Mechanism;
 use crate::spool::BATCH_BYTES;
@@ -71,6 +71,16 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
             let title = "`listener.delivery = \"inline\"` is for `service = \"mx\"` alone";
             problems.push(Problem::error(title, mark.service.clone()).help("remove the key"));
         }
+        if listener.delivery == ListenerDelivery::Inline
+            && listener.service == Service::Mx
+            && let Some(route) = kept_route(config)
+        {
+            let (recipient, to) = (&route.recipient, &route.to);
+            let title = format!("in-line mail for `{recipient}` would go to `{to}`");
+            problems.push(Problem::error(title, mark.service.clone()).label(
+                "`delivery = \"inline\"` needs routes to `smtp://`, `smtps://` or `lmtp://`",
+            ));
+        }
         if listener.tls != ListenerTls::Off && config.tls.certificates.is_empty() {
             let title = "`listener.tls` needs a certificate, and there is none";
             let span = mark.tls.clone().unwrap_or(mark.address.clone());
@@ -88,6 +98,33 @@ fn listeners(config: &Config, marks: &Marks, problems: &Problems) {
             );
         }
     }
+}
+
+/// The first route of our own domains whose target answers nobody while a message comes in.
+fn kept_route(config: &Config) -> Option<&Route> {
+    let answers = |route: &Route| {
+        matches!(
+            route.to,
+            Target::Smtp { .. }
+                | Target::Smtps { .. }
+                | Target::Lmtp { .. }
+                | Target::LmtpUnix { .. }
+                | Target::Reject { .. }
+        )
+    };
+    // Of the routes of a domain those count that come before one which takes all of it.
+    let first_of = |domain: &str, reaches: &dyn Fn(&Route) -> bool| {
+        let is_last = |route: &&Route| route.recipient.reach(domain) == Reach::Whole;
+        let last = config.routes.iter().position(|route| is_last(&route));
+        let counting = config.routes.iter().take(last.map_or(usize::MAX, |last| last + 1));
+        counting.into_iter().find(|route| reaches(route) && !answers(route))
+    };
+    let of_exact =
+        |domain: &str| first_of(domain, &|route| route.recipient.reach(domain) != Reach::Nothing);
+    let of_below =
+        |domain: &str| first_of(&format!("any.{domain}"), &|r| r.recipient.reaches_below(domain));
+    let exact = config.domains.exact().find_map(of_exact);
+    exact.or_else(|| config.domains.below().find_map(of_below))
 }
 
 /// Identities that no listener can ever see.

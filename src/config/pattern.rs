@@ -258,6 +258,16 @@ impl Domains {
         self.exact.is_empty() && self.below.is_empty()
     }
 
+    /// The domains that are named themselves.
+    pub fn exact(&self) -> impl Iterator<Item = &str> {
+        self.exact.iter().map(|domain| &**domain)
+    }
+
+    /// Those of which everything below is taken.
+    pub fn below(&self) -> impl Iterator<Item = &str> {
+        self.below.iter().map(|domain| &**domain)
+    }
+
     /// How many entries there are.
     pub fn len(&self) -> usize {
         self.exact.len() + self.below.len()

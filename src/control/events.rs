@@ -48,6 +48,8 @@ pub enum EventKind {
     Refused,
     /// A message was accepted: its 250 is on the way.
     Accepted,
+    /// A message went straight to the next hop, which has taken it; nothing of it is here.
+    PassedOn,
     /// Recipients were taken over by the next hop, or put into their Maildir.
     Delivered,
     /// Recipients will be tried again.
@@ -89,6 +91,7 @@ impl EventKind {
             EventKind::TlsFailed => "tls_failed",
             EventKind::Refused => "refused",
             EventKind::Accepted => "accepted",
+            EventKind::PassedOn => "passed_on",
             EventKind::Delivered => "delivered",
             EventKind::Deferred => "deferred",
             EventKind::Delayed => "delayed",

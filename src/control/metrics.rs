@@ -98,6 +98,14 @@ pub struct WorkerMetrics {
     pub octets_accepted: Counter,
     /// Their recipients.
     pub recipients_accepted: Counter,
+    /// Messages that went straight to a next hop, which has taken them.
+    pub messages_passed_on: Counter,
+    /// Times that a next hop could not be reached, or was lost, while a client waited for it.
+    pub next_hops_lost: Counter,
+    /// Questions about recipients that next hops have answered.
+    pub calls_ahead: Counter,
+    /// Those that came to nothing.
+    pub calls_ahead_failed: Counter,
     /// From the end of a message's data to its 250.
     pub commit_wait: Histogram,
     /// Attempts that began: one message to one site.
@@ -307,6 +315,10 @@ impl Default for WorkerMetrics {
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),
             recipients_accepted: Counter::default(),
+            messages_passed_on: Counter::default(),
+            next_hops_lost: Counter::default(),
+            calls_ahead: Counter::default(),
+            calls_ahead_failed: Counter::default(),
             commit_wait: Histogram::new(COMMIT_WAIT_US),
             attempts: Counter::default(),
             messages_delivered: Counter::default(),

@@ -11,15 +11,20 @@ use super::Answer;
 use crate::runtime::notify::Notify;
 
 /// One question that is under way; all who have it wait here.
-#[derive(Default)]
-pub struct Flight {
-    answer: RefCell<Option<Rc<Answer>>>,
+pub struct Flight<T = Answer> {
+    answer: RefCell<Option<Rc<T>>>,
     waiting: RefCell<Vec<Waker>>,
 }
 
-impl Flight {
+impl<T> Default for Flight<T> {
+    fn default() -> Flight<T> {
+        Flight { answer: RefCell::default(), waiting: RefCell::default() }
+    }
+}
+
+impl<T> Flight<T> {
     /// The answer is there; the first one counts.
-    pub fn land(&self, answer: &Rc<Answer>) {
+    pub fn land(&self, answer: &Rc<T>) {
         self.answer.borrow_mut().get_or_insert_with(|| answer.clone());
         for waker in self.waiting.take() {
             waker.wake();
@@ -27,7 +32,7 @@ impl Flight {
     }
 
     /// Waits for the answer.
-    pub async fn landed(&self) -> Rc<Answer> {
+    pub async fn landed(&self) -> Rc<T> {
         poll_fn(|context| {
             if let Some(answer) = &*self.answer.borrow() {
                 return Poll::Ready(answer.clone());

@@ -15,7 +15,7 @@
 pub mod asking;
 pub mod cache;
 pub mod codec;
-mod flight;
+pub mod flight;
 pub(crate) mod join;
 pub mod mail;
 pub mod name;

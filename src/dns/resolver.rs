@@ -11,11 +11,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::asking::Asking;
+use super::asking::{Asking, Attempt};
 use super::cache::{Cache, Question};
 use super::codec::{Known, Outcome};
 use super::flight::{Flight, Prospect, Turns};
-use super::{Answer, Lookup, LookupError, Name, RecordType, resolv_conf, transport};
+use super::transport::{self, Sockets};
+use super::{Answer, Lookup, LookupError, Name, RecordType, resolv_conf};
 use crate::config;
 use crate::limits::{DNS_ALIASES, DNS_FAILURE_TTL, DNS_QUERIES, DNS_QUERIES_WAITING, DNS_TTL_MIN};
 
@@ -43,6 +44,7 @@ struct Shared {
     cache: RefCell<Cache>,
     flights: RefCell<HashMap<Question, Rc<Flight>>>,
     turns: Turns,
+    sockets: Sockets,
     /// The server that answered last.
     first: Cell<usize>,
 }
@@ -78,6 +80,7 @@ impl Resolver {
             config,
             cache: RefCell::default(),
             flights: RefCell::default(),
+            sockets: Sockets::default(),
             first: Cell::new(0),
         };
         Resolver { shared: Rc::new(shared) }
@@ -217,7 +220,8 @@ impl Shared {
         let mut why = Box::from("no name server");
         while let Some(attempt) = asking.next(Instant::now()) {
             let server = servers[attempt.server];
-            match transport::ask(server, question, attempt.edns, attempt.deadline).await {
+            let Attempt { edns, deadline, .. } = attempt;
+            match transport::ask(&self.sockets, server, question, edns, deadline).await {
                 Ok(mut known) => {
                     self.first.set(attempt.server);
                     known.authentic &= self.config.trusts(server);

@@ -1,8 +1,11 @@
 //! One question to one server: a datagram, and a stream where the answer does not fit one.
 //!
-//! Every question has a socket of its own, with a port that the kernel picks at random, and a
-//! random id: who cannot see the traffic has to guess both (RFC 5452).
+//! Every question has a socket to itself, with a port that the kernel picks at random, and a
+//! random id: who cannot see the traffic has to guess both (RFC 5452).  A socket that was answered
+//! serves the next question only where the server is on this machine: there nobody else can send
+//! in its name, and a new socket costs more than the question.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -10,7 +13,7 @@ use std::time::Instant;
 use super::asking::Failure;
 use super::cache::Question;
 use super::codec::{self, Known, NotAReply, Reply};
-use crate::limits::{DNS_DATAGRAM, DNS_STRAY_DATAGRAMS};
+use crate::limits::{DNS_DATAGRAM, DNS_SOCKETS_IDLE, DNS_STRAY_DATAGRAMS};
 use crate::runtime::buffer::{Account, Buffer, SMALL};
 use crate::runtime::datagram::Datagram;
 use crate::runtime::socket::{Stream, StreamError};
@@ -18,14 +21,43 @@ use crate::runtime::socket::{Stream, StreamError};
 /// Why a server gave no answer, for the choice of the next one and for the log.
 pub type Problem = (Failure, Box<str>);
 
+/// Sockets of one core's resolver that nobody uses.
+#[derive(Default)]
+pub struct Sockets {
+    idle: RefCell<Vec<(SocketAddr, Datagram)>>,
+}
+
+impl Sockets {
+    async fn take(&self, server: SocketAddr) -> io::Result<Datagram> {
+        let idle = {
+            let mut idle = self.idle.borrow_mut();
+            let place = idle.iter().rposition(|(peer, _)| *peer == server);
+            place.map(|place| idle.swap_remove(place).1)
+        };
+        match idle {
+            Some(socket) => Ok(socket),
+            None => Datagram::connect(server).await,
+        }
+    }
+
+    /// Only after an answer: on any other end, one may still be on its way.
+    fn give_back(&self, server: SocketAddr, socket: Datagram) {
+        let mut idle = self.idle.borrow_mut();
+        if server.ip().to_canonical().is_loopback() && idle.len() < DNS_SOCKETS_IDLE {
+            idle.push((server, socket));
+        }
+    }
+}
+
 /// Asks `server` and waits for its answer until `deadline`.
 pub async fn ask(
+    sockets: &Sockets,
     server: SocketAddr,
     question: &Question,
     edns: bool,
     deadline: Instant,
 ) -> Result<Known, Problem> {
-    let reply = match by_datagram(server, question, edns, deadline).await {
+    let reply = match by_datagram(sockets, server, question, edns, deadline).await {
         Ok(Reply::Truncated) => by_stream(server, question, edns, deadline).await,
         reply => reply,
     };
@@ -38,13 +70,14 @@ pub async fn ask(
 }
 
 async fn by_datagram(
+    sockets: &Sockets,
     server: SocketAddr,
     question: &Question,
     edns: bool,
     deadline: Instant,
 ) -> io::Result<Reply> {
     let id = random_id()?;
-    let mut socket = Datagram::connect(server).await?;
+    let mut socket = sockets.take(server).await?;
     socket.send(codec::encode(question, id, edns)).await?;
     // Without EDNS a server keeps to 512 octets; with it to what the question announced.
     let mut octets = Vec::with_capacity(DNS_DATAGRAM);
@@ -53,7 +86,10 @@ async fn by_datagram(
         match codec::decode(&octets, question, id) {
             Err(NotAReply::Stray) => {}
             Err(NotAReply::Malformed) => return Err(io::Error::other(NotAReply::Malformed)),
-            Ok(reply) => return Ok(reply),
+            Ok(reply) => {
+                sockets.give_back(server, socket);
+                return Ok(reply);
+            }
         }
     }
     Err(io::Error::other("too many answers to something else"))

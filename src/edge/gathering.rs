@@ -5,7 +5,7 @@
 //! which has no effect.  A question whose asker has gone goes on by itself and ends: the DNS cache
 //! will want its answer anyway.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Instant;
@@ -20,6 +20,8 @@ pub struct Gathering {
     found: RefCell<Vec<Finding>>,
     /// Questions under way, in the order in which they were asked.
     open: RefCell<Vec<Rc<Asked>>>,
+    /// Somebody has waited for them until the deadline.
+    given_up: Cell<bool>,
     closed: Notify,
 }
 
@@ -37,6 +39,7 @@ impl Gathering {
             deadline,
             found: RefCell::default(),
             open: RefCell::default(),
+            given_up: Cell::new(false),
             closed: Notify::default(),
         })
     }
@@ -67,11 +70,11 @@ impl Gathering {
 
     /// Waits until all has come, or the deadline has.
     pub async fn settle(&self) {
-        while !self.open.borrow().is_empty() {
+        while !self.open.borrow().is_empty() && !self.given_up.get() {
             let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || runtime::timeout(left, self.closed.notified()).await.is_none() {
-                return;
-            }
+            let closed = self.closed.notified();
+            let is_late = left.is_zero() || runtime::timeout(left, closed).await.is_none();
+            self.given_up.set(is_late);
         }
     }
 
@@ -80,10 +83,11 @@ impl Gathering {
         self.open.borrow().is_empty() || Instant::now() >= self.deadline
     }
 
-    /// What has come so far, in the order in which it came; after the deadline also what has not.
+    /// What has come so far, in the order in which it came, and what [`Gathering::settle`] has
+    /// given up on.
     pub fn found(&self) -> Vec<Finding> {
         let mut found = self.found.borrow().clone();
-        if Instant::now() >= self.deadline {
+        if self.given_up.get() {
             found.extend(self.open.borrow().iter().flat_map(|asked| asked.missed()));
         }
         found

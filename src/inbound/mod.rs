@@ -11,11 +11,15 @@
 //!
 //! [`smtp::server`]: crate::smtp::server
 
+pub mod addressees;
+pub mod ahead;
 mod delays;
+mod inline;
 pub mod intake;
 mod login;
 pub mod memory;
 pub mod pace;
+mod rcpt;
 pub mod relay;
 pub mod step;
 pub mod trace;
@@ -28,15 +32,17 @@ use crate::config::{Listener, ListenerTls, Service};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::edge::screening::Screening;
 use crate::limits;
-use crate::message::{MessageId, Origin};
+use crate::message::{Envelope, MessageId, Origin};
 use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
+use crate::smtp::header::HeaderFacts;
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::{ReceivedMessage, Server, ServerConfig};
 use crate::spool::{NewBody, NewMessage};
 use crate::tls::Fingerprint;
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Upload};
+use inline::Inline;
 use intake::{Intake, Room};
 use login::Login;
 use pace::Pace;
@@ -74,6 +80,10 @@ struct Session {
     /// What the envelope takes, as it was told to the worker.
     envelope: EnvelopeRoom,
     messages: u32,
+    /// Recipients that it asked for and that are not here.
+    unknown_recipients: u32,
+    /// What is under way with a next hop, where messages are not kept.
+    inline: Inline,
     /// Recipients that the edge filter has refused.
     refused_recipients: u32,
     /// Whether haste has been found, once it has been looked for.
@@ -102,6 +112,7 @@ pub async fn serve(
     if relay::may_start_queues(&worker.config, peer.ip()) {
         server.permit_etrn();
     }
+    server.permit_inquiries(relay::may_inquire(&worker.config, peer.ip()));
     let intake = Intake::default();
     let envelope = EnvelopeRoom { worker: worker.clone(), octets: 0 };
     let screening = match listener.listener.service {
@@ -123,6 +134,8 @@ pub async fn serve(
         pace: None,
         envelope,
         messages: 0,
+        unknown_recipients: 0,
+        inline: Inline::default(),
         refused_recipients: 0,
         haste: None,
     };
@@ -168,6 +181,9 @@ impl Session {
         loop {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
                 Step::Read => {
+                    if self.has_next_hop() {
+                        self.see_to_next_hop().await;
+                    }
                     let stops = self.worker.is_stopping() && self.server.handle_shutdown();
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -199,9 +215,14 @@ impl Session {
                     }
                 }
                 Step::FullChunk => self.next_chunk().await,
-                Step::DropBody => self.drop_body(),
+                Step::DropBody => {
+                    self.drop_passed_body();
+                    self.drop_body();
+                }
                 Step::CheckRecipient => self.check_recipient().await,
+                Step::Store if self.is_inline() => self.pass_end().await,
                 Step::Store => self.store().await,
+                Step::LookUp => self.look_up(),
                 Step::Authenticate => self.authenticate().await,
                 Step::CheckSender => self.check_sender(),
                 Step::StartQueue => self.start_queue().await,
@@ -245,11 +266,14 @@ impl Session {
         }
         let now = Instant::now();
         // 452 before the data is kinder than after it.
-        let mut verdict = verdict.and_then(|route| match self.worker.log.refusal() {
+        let log = if self.is_inline() { None } else { self.worker.log.refusal() };
+        let mut verdict = verdict.and_then(|route| match log {
             None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
             None => self.counts_recipient(now).map(|()| route),
             Some(refusal) => Err(refusal),
         });
+        // Before the greylist, which need not remember anything for who is not here.
+        verdict = verdict.and_then(|route| self.is_here().map(|()| route));
         if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
             && let (Some(sender), Some(path)) =
                 (self.server.reverse_path(), self.server.recipient_in_question())
@@ -262,10 +286,7 @@ impl Session {
             // The envelope before it ended without a read between, by RSET for one.
             self.envelope.give_back();
         }
-        if verdict.is_ok() {
-            self.envelope.grow(self.server.recipient_octets());
-        }
-        self.server.recipient_checked(now, verdict);
+        self.answer_recipient(verdict).await;
     }
 
     async fn start_queue(&mut self) {
@@ -528,7 +549,11 @@ impl Session {
     async fn keep(&mut self, message: &ReceivedMessage) -> Result<MessageId, Refusal> {
         let mut upload = self.upload.take();
         let id = upload.as_ref().map_or_else(|| self.worker.next_id(), |upload| upload.id());
-        let trace = self.trace(id, message);
+        let completed = match self.listener.listener.service {
+            Service::Submission => Some(&message.header),
+            Service::Mx | Service::Relay => None,
+        };
+        let trace = self.trace(id, &message.envelope, completed);
         let origin = Origin {
             client: self.peer,
             listener: self.listener.address,
@@ -569,10 +594,10 @@ impl Session {
         settled.map(|_| id)
     }
 
-    fn trace(&self, id: MessageId, message: &ReceivedMessage) -> String {
+    /// The trace header, and for a message of a user the fields that it lacks.
+    fn trace(&self, id: MessageId, envelope: &Envelope, completed: Option<&HeaderFacts>) -> String {
         let client = self.server.client();
         let mut text = String::with_capacity(256);
-        let service = self.listener.listener.service;
         let received = trace::Received {
             helo: client.map_or("", |client| &client.helo),
             client: (!self.listener.listener.hide_client).then_some(self.peer),
@@ -581,12 +606,12 @@ impl Session {
             secured: self.stream.secured(),
             authenticated: client.is_some_and(|client| client.authenticated.is_some()),
             id,
-            envelope: &message.envelope,
+            envelope,
             date: &self.worker.date(),
         };
         received.write(&mut text);
-        if service == Service::Submission {
-            received.complete(&message.header, &mut text);
+        if let Some(header) = completed {
+            received.complete(header, &mut text);
         }
         text
     }

@@ -10,6 +10,7 @@ use crate::config::{Config, RouteIndex, Service, Target};
 use crate::delivery::sites::{postmaster_route, routing_domain};
 use crate::smtp::address::{ForwardPath, Mailbox};
 use crate::smtp::reply::Refusal;
+use crate::smtp::server::MayInquire;
 use crate::tls::Fingerprint;
 
 /// What relay control looks at beside the address.
@@ -53,6 +54,14 @@ pub fn route_for(config: &Config, path: &ForwardPath) -> Result<RouteIndex, Refu
 /// connections, and the answer tells what waits here.
 pub fn may_start_queues(config: &Config, client: IpAddr) -> bool {
     config.relay.contains(client)
+}
+
+/// What a client may ask about who is here: what the configuration offers, and only whom it lets
+/// send anywhere.
+pub fn may_inquire(config: &Config, client: IpAddr) -> MayInquire {
+    let (settings, is_ours) = (&config.recipients, config.relay.contains(client));
+    let has_file = settings.file.is_some() && is_ours;
+    MayInquire { verify: settings.vrfy && has_file, expand: settings.expn && has_file }
 }
 
 fn mailbox_route(config: &Config, to: &Mailbox, domain: &str) -> Result<RouteIndex, Refusal> {

@@ -30,6 +30,8 @@ pub enum Step {
     Authenticate,
     /// Decide on the sender in question.
     CheckSender,
+    /// Look up whom the client asks for.
+    LookUp,
     /// Start the queue for the node in question.
     StartQueue,
     /// Send what replies there are, throw away what else has come, and shake hands.
@@ -65,6 +67,7 @@ pub fn step(server: &mut Server, intake: &mut Intake, now: Instant) -> Step {
             Event::Authenticate => return Step::Authenticate,
             Event::CheckSender => return Step::CheckSender,
             Event::StartQueue => return Step::StartQueue,
+            Event::LookUp => return Step::LookUp,
             Event::StartTls => return Step::StartTls,
             Event::Close => return Step::Close,
         }

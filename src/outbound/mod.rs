@@ -11,6 +11,7 @@
 //! message is avoided for a while; only when no other one is left does the site rest, or the
 //! message wait.
 
+pub mod backend;
 pub mod local;
 pub mod maildir;
 pub mod smtp;
@@ -21,11 +22,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::ServerName;
-
 use crate::config::{Host, Target};
 use crate::delivery::outcome::RetryPolicy;
-use crate::delivery::reach::Serving;
+use crate::delivery::reach::{Reach, Serving};
 use crate::delivery::settle::{self, UNREACHABLE};
 use crate::dns::{Addresses, Name};
 use crate::pool::Lane;
@@ -66,7 +65,7 @@ async fn go(way: &Way) {
             }
         };
     }
-    match connect(way).await {
+    match connect(&way.worker, reach).await {
         Ok(Dialled { stream, peer, host }) => {
             smtp::run(way, stream, Some(peer), way.security(&host)).await;
         }
@@ -77,8 +76,7 @@ async fn go(way: &Way) {
 
 /// A connection to the site: to the address that its target names, else to the first of its hosts
 /// that answers.
-async fn connect(way: &Way) -> Result<Dialled, DialError> {
-    let (worker, reach) = (&way.worker, way.shared.reach());
+async fn connect(worker: &Worker, reach: &Reach) -> Result<Dialled, DialError> {
     let limit = worker.config.delivery.timeouts.connect;
     if let Target::Smtp { host: Host::Address(ip), port }
     | Target::Smtps { host: Host::Address(ip), port }
@@ -128,12 +126,7 @@ impl Way {
 
     /// How a connection to `host`, one of its hosts, is encrypted.
     fn security(&self, host: &str) -> smtp::Security {
-        let reach = self.shared.reach();
-        smtp::Security {
-            policy: reach.tls,
-            is_implicit: matches!(reach.target, Target::Smtps { .. }),
-            name: ServerName::try_from(host.trim_end_matches('.').to_owned()).ok(),
-        }
+        smtp::Security::of(self.shared.reach(), host)
     }
 
     /// Its site's name for people.

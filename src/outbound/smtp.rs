@@ -42,6 +42,7 @@ use crate::smtp::code::ReplyClass;
 use duplex::Inbox;
 use job::Job;
 pub use opening::Security;
+pub(super) use opening::open;
 use turns::{Turn, turn};
 use writing::Outbox;
 
@@ -89,9 +90,9 @@ pub async fn run(way: &Way, stream: Stream, peer: Option<SocketAddr>, security: 
     let metrics = &way.worker.metrics;
     metrics.connections_opened.count();
     metrics.connections_open.raise();
-    match opening::open(way, &security, stream, |security, login| new_client(way, security, login))
-        .await
-    {
+    let (worker, reach) = (&way.worker, way.shared().reach());
+    let make = |security: &Security, login| new_client(way, security, login);
+    match open(worker, reach, &security, stream, make).await {
         Ok((client, stream)) => exchange(way, stream, client, peer).await,
         Err(failure) => not_opened(way, peer, &security, failure.as_ref()),
     }
@@ -430,4 +431,4 @@ pub fn remember(shared: &SiteShared, result: &TransactionResult) {
 /// A connection is closed at this age, so that a next hop which changes its address is followed.
 const AGE_MAX: Duration = Duration::from_secs(300);
 /// How long a site whose TLS has failed is sent to in clear, where its policy allows that.
-const TLS_BROKEN_MS: u64 = 3_600_000;
+pub(super) const TLS_BROKEN_MS: u64 = 3_600_000;

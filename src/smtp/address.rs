@@ -279,6 +279,15 @@ impl ForwardPath {
         self.mailbox().map_or("Postmaster", Mailbox::as_str)
     }
 
+    /// Two paths that name one mailbox are equal in this form: domains by their A-labels, local
+    /// parts in either case (only the final system may tell them apart).
+    pub fn folded(&self) -> String {
+        let Some(mailbox) = self.mailbox() else { return POSTMASTER.to_owned() };
+        let domain = mailbox.domain_ascii();
+        let domain = domain.unwrap_or_else(|| mailbox.domain().to_ascii_lowercase().into());
+        format!("{}@{domain}", mailbox.local_unquoted().to_lowercase())
+    }
+
     /// Whether this is `<Postmaster>`, or a mailbox of that name in any domain.
     pub fn is_postmaster(&self) -> bool {
         self.mailbox().is_none_or(Mailbox::is_postmaster)

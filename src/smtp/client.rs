@@ -59,6 +59,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use envelope::{mail_command, rcpt_command};
 pub use login::Login;
 pub use result::{
     AfterTransaction, BrokenPromise, ConnectionCause, ConnectionFailure, Deferral, Failure,

@@ -126,6 +126,11 @@ impl DataScanner {
         self.replaced
     }
 
+    /// What is certain already, whatever follows.
+    pub fn flags_so_far(&self) -> BodyFlags {
+        self.facts.flags | BodyFlags::DATA
+    }
+
     /// What is known of the body; final once the end was reached.
     pub fn summary(&self) -> BodySummary {
         let mut summary = self.facts.summary(self.crc32c);
@@ -230,6 +235,11 @@ impl ChunkScanner {
     /// Octets of the body so far, over all chunks: what a size limit is held against.
     pub fn octets(&self) -> u64 {
         self.facts.octets
+    }
+
+    /// What is certain already, whatever follows.
+    pub fn flags_so_far(&self) -> BodyFlags {
+        self.facts.flags
     }
 
     /// What is known of the body; final at the end of the chunk that said LAST.

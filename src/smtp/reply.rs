@@ -7,7 +7,11 @@ use std::fmt::Write as _;
 
 use data_encoding::BASE64;
 
+use crate::limits;
 use crate::message::{Durability, MessageId};
+use crate::smtp::address::Mailbox;
+use crate::smtp::code::{EnhancedCode, ReplyClass};
+use crate::smtp::reply_reader::PeerReply;
 
 /// A reply of one line, or the last line of a longer one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +148,16 @@ pub enum Refusal {
     // Try later.
     /// One recipient more than a transaction may have (RFC 5321 section 4.5.3.1.10).
     TooManyRecipients,
+    /// The next hop could not be asked whether the recipient is there.
+    UnverifiedRecipient,
+    /// So many recipients that are not there that somebody is looking for those that are.
+    TooManyUnknown,
+    /// In-line: what the next hop said, which may be for good.
+    NextHop(Passed),
+    /// In-line: the next hop cannot be reached, or its connection ended.
+    NextHopLost,
+    /// In-line: the recipient's mail goes another way than that of those before it.
+    OtherNextHop,
     /// More messages are on their way in than there is memory for, or than the disk can follow.
     Busy,
     /// The log has no room.
@@ -196,6 +210,27 @@ impl Refusal {
         )
     }
 
+    /// Whether it counts towards the end of a session: a client that does as RFC 5321 says may
+    /// meet the others without end.
+    pub fn is_fault(&self) -> bool {
+        match self {
+            Refusal::TooManyRecipients | Refusal::OtherNextHop | Refusal::Greylisted => false,
+            Refusal::UnverifiedRecipient | Refusal::NextHopLost => false,
+            Refusal::NextHop(passed) => !passed.is_for_now(),
+            _ => true,
+        }
+    }
+
+    /// Whether nobody of that name is here, in our words or the next hop's.
+    pub fn is_unknown_recipient(&self) -> bool {
+        match self {
+            Refusal::UnknownRecipient => true,
+            // Bad mailbox (RFC 3463 section 3.2).
+            Refusal::NextHop(passed) => passed.code == 550 && passed.words.starts_with("5.1.1"),
+            _ => false,
+        }
+    }
+
     /// A short name for events and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -242,6 +277,11 @@ impl Refusal {
             Refusal::ReverseName => "reverse_name",
             Refusal::Greylisted => "greylisted",
             Refusal::UnknownRecipient => "unknown_recipient",
+            Refusal::UnverifiedRecipient => "unverified_recipient",
+            Refusal::TooManyUnknown => "too_many_unknown",
+            Refusal::NextHop(_) => "next_hop",
+            Refusal::NextHopLost => "next_hop_lost",
+            Refusal::OtherNextHop => "other_next_hop",
             Refusal::TooLarge => "too_large",
             Refusal::BareNewline => "bare_newline",
             Refusal::Loop => "loop",
@@ -320,6 +360,16 @@ impl From<&Refusal> for Reply {
                 reply(451, "4.7.1", "You are new here: please try again in a few minutes")
             }
             Refusal::UnknownRecipient => reply(550, "5.1.1", "No such mailbox here"),
+            Refusal::UnverifiedRecipient => {
+                reply(450, "4.1.1", "Cannot verify the recipient now, try later")
+            }
+            Refusal::TooManyUnknown => reply(421, "4.7.0", "Too many unknown recipients"),
+            // The next hop's own words are put in place of all of it by `refuse`.
+            Refusal::NextHop(_) => reply(451, "4.4.0", "Refused"),
+            Refusal::NextHopLost => reply(451, "4.4.1", "The next hop does not answer, try later"),
+            Refusal::OtherNextHop => {
+                reply(452, "4.5.3", "This recipient needs a transaction of its own")
+            }
             Refusal::TooLarge => reply(552, "5.3.4", "Message too large"),
             Refusal::BareNewline => {
                 reply(550, "5.6.0", "Message holds a bare <CR> or <LF>; lines end with <CR><LF>")
@@ -365,6 +415,84 @@ pub enum QueueStart {
     Messages(u64),
 }
 
+/// A next hop's reply as a client of ours may hear it: its code, its enhanced code or a generic one,
+/// and its words on one line of printable ASCII.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passed {
+    code: u16,
+    words: Box<str>,
+}
+
+impl Passed {
+    /// What to make of a reply to RCPT, DATA or the end of the data.
+    ///
+    /// `None` for one that is no answer to these: 3xx, and 421, which speaks of a connection that
+    /// is not our client's.
+    pub fn of(reply: &PeerReply) -> Option<Passed> {
+        let code = reply.code.value();
+        let class = match reply.class() {
+            ReplyClass::Success => 2,
+            ReplyClass::TransientFailure if code != 421 => 4,
+            ReplyClass::PermanentFailure => 5,
+            _ => return None,
+        };
+        let mut words = String::new();
+        let first = reply.lines().next().unwrap_or_default();
+        let has_code = |code: EnhancedCode| u16::from(code.class()) == class;
+        if !EnhancedCode::at_front(first.as_bytes()).is_some_and(has_code) {
+            words = match reply.enhanced {
+                Some(code) => format!("{code} "),
+                None => format!("{class}.0.0 "),
+            };
+        }
+        for (place, line) in reply.lines().enumerate() {
+            // Each line has the enhanced code again (RFC 2034 section 4).
+            let code = EnhancedCode::at_front(line.as_bytes()).filter(|_| place > 0);
+            let line = code.map_or(line, |_| line.split_once(' ').map_or("", |(_, rest)| rest));
+            if place > 0 && !line.is_empty() {
+                words.push(' ');
+            }
+            words.extend(line.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }));
+        }
+        // Code, blank and CRLF are on the line too.
+        words.truncate(limits::REPLY_LINE - 6);
+        Some(Passed { code, words: words.trim_end().into() })
+    }
+
+    /// What we say in a next hop's place.
+    pub fn ours(code: u16, words: &str) -> Passed {
+        Passed { code, words: words.into() }
+    }
+
+    /// Whether the next hop said yes.
+    pub fn is_success(&self) -> bool {
+        self.code < 300
+    }
+
+    /// Whether the same may be asked again later.
+    pub fn is_for_now(&self) -> bool {
+        (400..500).contains(&self.code)
+    }
+}
+
+/// On one line, without its end.
+impl std::fmt::Display for Passed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.code, self.words)
+    }
+}
+
+/// What VRFY or EXPN found (RFC 5321 section 3.5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verified {
+    /// These, at least one: the mailbox, or who is on the list (250).
+    Found(Vec<Mailbox>),
+    /// Nobody (550).
+    Nobody,
+    /// It cannot be told: not an address, or not one that is judged here (252).
+    Untold,
+}
+
 /// The replies that wait to be sent, in order; one write takes them all.
 #[derive(Debug, Default)]
 pub struct Replies {
@@ -384,6 +512,7 @@ impl Replies {
             Refusal::Rejected(words) | Refusal::Screened(words) | Refusal::PutOff(words) => {
                 self.line(reply.code, b' ', reply.enhanced, words)
             }
+            Refusal::NextHop(passed) => self.passed(passed),
             _ => self.push(reply),
         }
     }
@@ -434,6 +563,26 @@ impl Replies {
             QueueStart::Messages(count) => {
                 self.format(format_args!("253 2.0.0 {count} pending messages started\r\n"));
             }
+        }
+    }
+
+    /// What a next hop said.
+    pub fn passed(&mut self, passed: &Passed) {
+        self.format(format_args!("{passed}\r\n"));
+    }
+
+    /// The answer to VRFY and EXPN.
+    pub fn verified(&mut self, answer: &Verified) {
+        match answer {
+            Verified::Found(mailboxes) => {
+                let last = mailboxes.len().saturating_sub(1);
+                for (place, mailbox) in mailboxes.iter().enumerate() {
+                    let mark = if place == last { ' ' } else { '-' };
+                    self.format(format_args!("250{mark}2.1.5 <{mailbox}>\r\n"));
+                }
+            }
+            Verified::Nobody => self.refuse(&Refusal::UnknownRecipient),
+            Verified::Untold => self.push(VRFY),
         }
     }
 

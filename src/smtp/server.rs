@@ -8,7 +8,8 @@
 //!
 //! It stops where somebody else must decide: at [`Event::CheckRecipient`] until
 //! [`Server::recipient_checked`], at [`Event::EndOfMessage`] until [`Server::stored`], at
-//! [`Event::StartQueue`] until [`Server::queue_started`], at [`Event::StartTls`] until
+//! [`Event::StartQueue`] until [`Server::queue_started`], at [`Event::LookUp`] until
+//! [`Server::inquiry_answered`], at [`Event::StartTls`] until
 //! [`Server::tls_started`], at [`Event::Authenticate`] until [`Server::auth_answered`], at
 //! [`Event::CheckSender`] until [`Server::sender_checked`].  Until then it must be given no input;
 //! so the replies stay in the order of the commands.
@@ -26,6 +27,7 @@ use std::time::Instant;
 
 mod auth;
 mod body;
+mod recipients;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +44,7 @@ use body::Chunking;
 
 use auth::Pending;
 pub use auth::{AuthAnswer, AuthOffer, Response};
+pub use recipients::{Inquiry, MayInquire};
 
 /// What a listener tells its sessions.
 #[derive(Debug, Clone)]
@@ -80,8 +83,11 @@ pub enum Event {
     Authenticate,
     /// Decide on [`Server::sender_in_question`], then call [`Server::sender_checked`].
     CheckSender,
-    /// Decide on [`Server::recipient_in_question`], then call [`Server::recipient_checked`].
+    /// Decide on [`Server::recipient_in_question`], then call [`Server::recipient_checked`] or
+    /// [`Server::recipient_expanded`].
     CheckRecipient,
+    /// Look up who [`Server::inquiry`] asks for, then call [`Server::inquiry_answered`].
+    LookUp,
     /// The body is whole: [`Server::take_message`], keep it, then call [`Server::stored`].
     EndOfMessage,
     /// Start the queue for [`Server::node_in_question`], then call [`Server::queue_started`].
@@ -113,6 +119,8 @@ pub struct ReceivedMessage {
     pub summary: BodySummary,
     /// What a look at its header section found.
     pub header: HeaderFacts,
+    /// Some of its recipients are not those that the client named, and are not to be shown to it.
+    pub is_expanded: bool,
 }
 
 /// Something that was refused, for events and metrics.
@@ -149,8 +157,11 @@ pub struct Server {
     client: Option<Client>,
     /// The client may send ETRN.
     may_start_queues: bool,
+    may_inquire: MayInquire,
     haste: Haste,
     transaction: Option<Box<Transaction>>,
+    /// Those that MAIL has begun so far.
+    transactions: u32,
     replies: Replies,
     refusals: Vec<Refused>,
     errors: u32,
@@ -182,6 +193,8 @@ enum Phase {
     Skip { left: u64, started: Instant },
     /// Nothing, until the queue for this node is started.
     Starting(Node),
+    /// Nothing, until somebody has looked.
+    Inquiry(Inquiry),
     /// Nothing, until the handshake is over.
     StartTls,
     /// Nothing, until the message is stored.
@@ -207,6 +220,10 @@ struct Transaction {
     parameters: MailParameters,
     recipients: Vec<Recipient>,
     routes: Vec<RouteIndex>,
+    /// RCPTs that were accepted.  Where one stands for others, `recipients` has those.
+    given: usize,
+    /// Some of `recipients` were not named by the client, and may be there twice.
+    is_expanded: bool,
     /// There once the body has begun.
     header: Option<HeaderWatch>,
     chunking: Option<Chunking>,
@@ -226,8 +243,10 @@ impl Server {
             can_bind: false,
             auth_failures: 0,
             may_start_queues: false,
+            may_inquire: MayInquire::default(),
             haste: Haste::Forbidden,
             transaction: None,
+            transactions: 0,
             replies,
             refusals: Vec::new(),
             errors: 0,
@@ -262,6 +281,7 @@ impl Server {
                 Phase::Recipient(_) => Handled { consumed: 0, event: Event::CheckRecipient },
                 Phase::Storing { .. } => Handled { consumed: 0, event: Event::EndOfMessage },
                 Phase::Starting(_) => Handled { consumed: 0, event: Event::StartQueue },
+                Phase::Inquiry(_) => Handled { consumed: 0, event: Event::LookUp },
                 Phase::StartTls => Handled { consumed: 0, event: Event::StartTls },
                 Phase::Closed { .. } => Handled { consumed: rest.len(), event: Event::Close },
             };
@@ -395,8 +415,13 @@ impl Server {
 
     /// The recipient that waits at [`Event::CheckRecipient`].
     pub fn recipient_in_question(&self) -> Option<&ForwardPath> {
+        self.rcpt_in_question().map(|recipient| &recipient.path)
+    }
+
+    /// The same with its parameters.
+    pub fn rcpt_in_question(&self) -> Option<&Recipient> {
         match &self.phase {
-            Phase::Recipient(recipient) => Some(&recipient.path),
+            Phase::Recipient(recipient) => Some(recipient),
             _ => None,
         }
     }
@@ -408,9 +433,7 @@ impl Server {
 
     /// What that recipient will take of memory, in octets.
     pub fn recipient_octets(&self) -> usize {
-        let Phase::Recipient(recipient) = &self.phase else { return 0 };
-        let text = recipient.path.as_str().len() + recipient.orcpt.as_deref().map_or(0, str::len);
-        text + size_of::<Recipient>() + size_of::<RouteIndex>()
+        self.rcpt_in_question().map_or(0, recipient_octets)
     }
 
     /// Decides on the recipient in question: where its mail goes, or why not.
@@ -428,15 +451,11 @@ impl Server {
             Ok(route) => {
                 transaction.recipients.push(*recipient);
                 transaction.routes.push(route);
+                transaction.given += 1;
                 self.replies.push(reply::RECIPIENT_OK);
             }
-            // No error of the client's: a sender with many recipients is told so for each.
-            Err(Refusal::Greylisted) => {
-                self.replies.refuse(&Refusal::Greylisted);
-                let recipient = Some(recipient.path);
-                self.refusals.push(Refused { refusal: Refusal::Greylisted, recipient });
-            }
-            Err(refusal) => self.fault_of(refusal, Some(recipient.path)),
+            Err(refusal) if refusal.is_fault() => self.fault_of(refusal, Some(recipient.path)),
+            Err(refusal) => self.refuse_recipient(refusal, Some(recipient.path)),
         }
     }
 
@@ -483,7 +502,8 @@ impl Server {
     /// The message that waits at [`Event::EndOfMessage`]; `None` at any other time.
     pub fn take_message(&mut self) -> Option<ReceivedMessage> {
         let Phase::Storing { summary } = self.phase else { return None };
-        let transaction = self.transaction.take()?;
+        let mut transaction = self.transaction.take()?;
+        transaction.merge();
         let header = transaction.header.as_ref().map(HeaderWatch::facts).unwrap_or_default();
         Some(ReceivedMessage {
             header,
@@ -494,6 +514,7 @@ impl Server {
             },
             routes: transaction.routes,
             summary,
+            is_expanded: transaction.is_expanded,
         })
     }
 
@@ -593,10 +614,11 @@ impl Server {
             Command::Rset => self.idle(reply::OK, true),
             Command::Noop => self.idle(reply::OK, false),
             Command::Help => self.idle(reply::HELP, false),
-            Command::Vrfy { .. } => self.idle(reply::VRFY, false),
+            Command::Vrfy { argument } => self.inquire(false, argument),
+            Command::Expn { argument } => self.inquire(true, argument),
             Command::Quit => self.quit(),
             Command::Etrn(node) => self.etrn(node),
-            Command::Expn { .. } | Command::NotImplemented => self.refused(Refusal::NotImplemented),
+            Command::NotImplemented => self.refused(Refusal::NotImplemented),
             Command::StartTls => self.start_tls(now),
             Command::Auth { mechanism, initial } => self.auth(now, mechanism, initial),
             Command::OtherProtocol => {
@@ -630,7 +652,9 @@ impl Server {
             let starttls = self.offers_tls().then_some("STARTTLS");
             let auth = self.auth_keyword();
             let keywords = keywords.into_iter().chain(etrn).chain(auth.as_deref());
-            let keywords = keywords.chain(starttls).chain(require_tls).chain(["HELP"]);
+            let keywords = keywords.chain(starttls).chain(require_tls);
+            let [vrfy, expn] = self.inquiry_keywords();
+            let keywords = keywords.chain(vrfy).chain(expn).chain(["HELP"]);
             self.replies.extended_hello(&self.config.hostname, keywords);
         } else {
             self.replies.hello(&self.config.hostname);
@@ -705,11 +729,14 @@ impl Server {
     }
 
     fn begin(&mut self, mail: Mail) {
+        self.transactions = self.transactions.wrapping_add(1);
         self.transaction = Some(Box::new(Transaction {
             reverse_path: mail.path,
             parameters: mail.parameters,
             recipients: Vec::new(),
             routes: Vec::new(),
+            given: 0,
+            is_expanded: false,
             header: None,
             chunking: None,
         }));
@@ -723,7 +750,7 @@ impl Server {
         if transaction.chunking.is_some() {
             return self.refused(Refusal::ChunkingUnderWay);
         }
-        if transaction.recipients.len() >= self.config.recipients {
+        if transaction.given >= self.config.recipients {
             // Not counted as an error: a sender with more recipients is told so once for each,
             // and sends the rest in its next transaction.
             self.refuse(Refusal::TooManyRecipients);
@@ -801,9 +828,20 @@ impl Server {
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        self.replies.refuse(&refusal);
-        self.refusals.push(Refused { refusal, recipient: None });
+        self.refuse_recipient(refusal, None);
     }
+
+    /// A refusal that does not count towards the end of the session.
+    fn refuse_recipient(&mut self, refusal: Refusal, recipient: Option<ForwardPath>) {
+        self.replies.refuse(&refusal);
+        self.refusals.push(Refused { refusal, recipient });
+    }
+}
+
+/// What a recipient takes of memory in a transaction, in octets.
+pub fn recipient_octets(recipient: &Recipient) -> usize {
+    let text = recipient.path.as_str().len() + recipient.orcpt.as_deref().map_or(0, str::len);
+    text + size_of::<Recipient>() + size_of::<RouteIndex>()
 }
 
 /// What may be said before TLS where it is demanded (RFC 3207 section 4), and BDAT, which is

@@ -34,14 +34,17 @@ use crate::dns::ourselves::Ourselves;
 use crate::edge::inquiry::Inquiry;
 use crate::edge::memory::Memory;
 use crate::edge::slots::Seconds;
+use crate::inbound::ahead::Questions;
 use crate::inbound::memory::Share;
 use crate::listener::SessionCounts;
 use crate::message::{MessageId, MessageIds};
 use crate::outbound;
+use crate::outbound::backend::Backends;
 use crate::pool::Pool;
 use crate::queue::destination::Destination;
 use crate::queue::handle::{Handle, Reason, Reasons, Recipients};
 use crate::queue::scheduler::{Action, Event, Scheduler};
+use crate::recipients::Roster;
 use crate::runtime;
 use crate::runtime::blocking::Blocking;
 use crate::runtime::mailbox::Mailbox;
@@ -51,6 +54,7 @@ use crate::sync::parts::Parts;
 use crate::tls::{Acceptor, Connector};
 use log::{Filing, LocalLog};
 
+pub use report::PassedOn;
 pub use serve::{Seat, serve};
 
 /// See the module's text.
@@ -63,6 +67,10 @@ pub struct Worker {
     pub acceptor: Option<Arc<Acceptor>>,
     /// Who users are.
     pub authority: Arc<Authority>,
+    /// Who is here.
+    pub roster: Arc<Roster>,
+    /// Questions to next hops about who is there.
+    pub questions: Questions,
     /// What connections to next hops are encrypted with.
     pub connector: Arc<Connector>,
     /// Where mail goes, and what the cores share of it.
@@ -81,6 +89,8 @@ pub struct Worker {
     pub log: Rc<LocalLog>,
     /// Connections to sites.
     pub pool: Pool,
+    /// Connections that sessions ask next hops over.
+    pub backends: Backends,
     /// The events of this thread.
     pub events: EventBuffer,
     /// The figures of this thread.

@@ -22,6 +22,22 @@ use crate::smtp::reply::{Refusal, Replies};
 use crate::smtp::server::{ReceivedMessage, Refused};
 use crate::tls::Fingerprint;
 
+/// A message that went straight to the next hop.
+pub struct PassedOn<'a> {
+    /// The name that its trace header has.
+    pub id: MessageId,
+    /// The message.
+    pub message: &'a ReceivedMessage,
+    /// The site that it went to.
+    pub site: &'a str,
+    /// The host that has taken it.
+    pub peer: Option<SocketAddr>,
+    /// What that host said.
+    pub reply: &'a str,
+    /// From the last octet to that.
+    pub waited: Duration,
+}
+
 impl Worker {
     /// A client was let in.
     pub fn session_began(&self, session: SessionId, peer: SocketAddr, listener: &ListenerState) {
@@ -167,6 +183,23 @@ impl Worker {
             delay_ms: Some(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)),
             require_tls: message.envelope.parameters.require_tls.then_some(true),
             ..Event::new(EventKind::Accepted)
+        });
+    }
+
+    /// A message went straight to the next hop.
+    pub fn report_passed_on(&self, session: SessionId, passed: &PassedOn<'_>) {
+        self.metrics.messages_passed_on.count();
+        self.events.emit(&Event {
+            session: Some(session),
+            message: Some(passed.id),
+            peer: passed.peer,
+            from: Some(passed.message.envelope.reverse_path.as_str()),
+            to: Addressees::All(&passed.message.envelope.recipients),
+            size: Some(passed.message.summary.octets),
+            site: Some(passed.site),
+            reply: Some(passed.reply),
+            delay_ms: Some(u64::try_from(passed.waited.as_millis()).unwrap_or(u64::MAX)),
+            ..Event::new(EventKind::PassedOn)
         });
     }
 

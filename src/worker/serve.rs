@@ -31,6 +31,7 @@ use crate::message::{MessageId, MessageIds};
 use crate::pool::Pool;
 use crate::queue::allowance::Allowance;
 use crate::queue::scheduler::{Event, Scheduler};
+use crate::recipients::Roster;
 use crate::runtime::blocking::{Blocking, BlockingPool};
 use crate::runtime::mailbox::Inbox;
 use crate::runtime::notify::{Notify, WaitingList};
@@ -50,6 +51,8 @@ pub struct Seat {
     pub acceptor: Option<Arc<Acceptor>>,
     /// Who users are.
     pub authority: Arc<Authority>,
+    /// Who is here.
+    pub roster: Arc<Roster>,
     /// What connections to next hops are encrypted with.
     pub connector: Arc<Connector>,
     /// Where mail goes.
@@ -125,6 +128,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         memory: seat.memory,
         log: Rc::new(LocalLog::new(index, chunks, seat.committer, seat.reader, seat.spool)),
         pool: Pool::default(),
+        backends: Default::default(),
         events: seat.events,
         metrics: seat.metrics,
         resolver,
@@ -149,6 +153,8 @@ async fn run(seat: Seat) -> io::Result<()> {
         config: seat.config,
         acceptor: seat.acceptor,
         authority: seat.authority,
+        roster: seat.roster,
+        questions: Default::default(),
         connector: seat.connector,
         sites: seat.sites,
     });

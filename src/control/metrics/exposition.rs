@@ -149,6 +149,18 @@ impl Everything {
         page.counter("accepted", Some(Unit::Bytes), "Octets of accepted messages", octets)?;
         let recipients = self.sum(|worker| &worker.recipients_accepted);
         page.counter("recipients_accepted", None, "Recipients of accepted messages", recipients)?;
+        let passed = self.sum(|worker| &worker.messages_passed_on);
+        let help = "Messages that went straight to a next hop, which has taken them";
+        page.counter("messages_passed_on", None, help, passed)?;
+        let lost = self.sum(|worker| &worker.next_hops_lost);
+        let help = "Times that a next hop failed while a client waited for it";
+        page.counter("next_hops_lost", None, help, lost)?;
+        let calls = [
+            ("answered", self.sum(|worker| &worker.calls_ahead)),
+            ("failed", self.sum(|worker| &worker.calls_ahead_failed)),
+        ];
+        let help = "Questions to next hops about recipients by what came of them";
+        page.by_label("calls_ahead", help, "outcome", &calls)?;
         let wait = self.histogram(|worker| &worker.commit_wait);
         page.histogram("accept", "From the end of a message's data to its 250", &wait)
     }

@@ -103,8 +103,12 @@ impl Health {
             }
             Check::Unanswered => None,
         };
-        let is_well = self.state == State::On && self.unanswered == 0;
-        self.next_check = now + if is_well { interval } else { interval.min(RECHECK) };
+        let wait = match self.state {
+            State::On if self.unanswered == 0 => interval,
+            State::Starting => interval.min(RECHECK_AT_START),
+            State::On | State::Off(_) => interval.min(RECHECK),
+        };
+        self.next_check = now + wait;
         change
     }
 
@@ -201,6 +205,9 @@ impl fmt::Display for Trouble {
 /// How soon a list is looked at again that is off or did not answer, unless its interval is
 /// shorter still.
 const RECHECK: Duration = Duration::from_secs(30);
+/// The same of one that did not answer at the start: a resolver of the same machine may need a
+/// moment longer than the gateway.
+const RECHECK_AT_START: Duration = Duration::from_secs(5);
 /// Checks in a row without an answer that switch a list off.
 const CHECKS_UNANSWERED: u32 = 2;
 /// Questions in a row without an answer that do.  Each of them cost its client the stage's whole
@@ -232,6 +239,17 @@ mod tests {
         assert_eq!(health.state(), State::On);
         assert!(!health.is_check_due(now + INTERVAL - Duration::from_millis(1)));
         assert!(health.is_check_due(now + INTERVAL));
+    }
+
+    #[test]
+    fn a_list_that_does_not_answer_at_the_start_is_asked_again_soon() {
+        let now = Instant::now();
+        let mut health = Health::new(INTERVAL, now);
+        assert_eq!(health.checked(Check::Unanswered, now), None);
+        assert_eq!(health.state(), State::Starting);
+        assert!(health.is_check_due(now + RECHECK_AT_START));
+        assert_eq!(health.checked(Check::Good, now + RECHECK_AT_START), None);
+        assert_eq!(health.state(), State::On);
     }
 
     #[test]

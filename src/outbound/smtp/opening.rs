@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 
+use crate::config::Target;
+use crate::delivery::reach::Reach;
 use crate::limits;
-use crate::outbound::Way;
 use crate::runtime::buffer::{self, Account, Buffer};
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::client::{
@@ -18,6 +19,7 @@ use crate::smtp::client::{
     TlsTrouble,
 };
 use crate::tls::TlsPolicy;
+use crate::worker::Worker;
 
 /// How a site's connections are encrypted.  What DANE and MTA-STS say of a domain will enter
 /// here, as another policy for its site.
@@ -32,8 +34,17 @@ pub struct Security {
 }
 
 impl Security {
+    /// How a connection to `host`, one of the hosts that `reach` leads to, is encrypted.
+    pub fn of(reach: &Reach, host: &str) -> Security {
+        Security {
+            policy: reach.tls,
+            is_implicit: matches!(reach.target, Target::Smtps { .. }),
+            name: ServerName::try_from(host.trim_end_matches('.').to_owned()).ok(),
+        }
+    }
+
     /// What the machine does about STARTTLS; `is_broken` says that it failed there lately.
-    pub(super) fn starttls(&self, is_broken: bool) -> StartTls {
+    pub fn starttls(&self, is_broken: bool) -> StartTls {
         match self.policy {
             _ if self.is_implicit => StartTls::Never,
             TlsPolicy::Off => StartTls::Never,
@@ -49,19 +60,20 @@ impl Security {
 ///
 /// # Errors
 /// Why the peer takes no mail on this connection; none where it closed without a word.
-pub(super) async fn open(
-    way: &Way,
+pub(in crate::outbound) async fn open(
+    worker: &Worker,
+    reach: &Reach,
     security: &Security,
     mut stream: Stream,
     make: impl FnOnce(&Security, Option<Login>) -> Client,
 ) -> Result<(Client, Stream), Option<ConnectionFailure>> {
     if security.is_implicit
-        && let Err(words) = shake_hands(way, security, &mut stream).await
+        && let Err(words) = shake_hands(worker, security, &mut stream).await
     {
         let cause = ConnectionCause::Tls(TlsTrouble::Handshake(words.into()));
         return Err(Some(ConnectionFailure { stage: Stage::StartTls, cause }));
     }
-    let login = match login(way).await {
+    let login = match login(worker, reach).await {
         Ok(login) => login,
         Err(words) => {
             let cause = ConnectionCause::Login(LoginTrouble::NoSecret(words.into()));
@@ -74,7 +86,7 @@ pub(super) async fn open(
         while let Some(action) = client.poll_action() {
             match action {
                 ClientAction::Send(octets) => send(&mut client, &mut stream, octets).await,
-                ClientAction::StartTls => match shake_hands(way, security, &mut stream).await {
+                ClientAction::StartTls => match shake_hands(worker, security, &mut stream).await {
                     Ok(()) => {
                         bind(&mut client, &stream);
                         client.tls_started(Instant::now());
@@ -82,7 +94,7 @@ pub(super) async fn open(
                     Err(words) => client.tls_failed(&words),
                 },
                 ClientAction::Derive(derivation) => {
-                    let keys = way.worker.blocking.run(move || derivation.derive()).await;
+                    let keys = worker.blocking.run(move || derivation.derive()).await;
                     client.derived(Instant::now(), keys.as_ref());
                 }
                 ClientAction::Ready => return Ok((client, stream)),
@@ -104,15 +116,15 @@ pub(super) async fn open(
 }
 
 /// What the site's route logs in with; its secret is read now, for it may have changed.
-async fn login(way: &Way) -> Result<Option<Login>, String> {
-    let Some(login) = way.shared().reach().login.clone() else { return Ok(None) };
-    let read = way.worker.blocking.run(move || login.credentials()).await;
+async fn login(worker: &Worker, reach: &Reach) -> Result<Option<Login>, String> {
+    let Some(login) = reach.login.clone() else { return Ok(None) };
+    let read = worker.blocking.run(move || login.credentials()).await;
     let credentials = match read {
         Some(Ok(credentials)) => credentials,
         Some(Err(error)) => return Err(error.to_string()),
         None => return Err("the secret could not be read".to_owned()),
     };
-    Ok(Some(Login { credentials, nonce: way.worker.authority.nonce().into() }))
+    Ok(Some(Login { credentials, nonce: worker.authority.nonce().into() }))
 }
 
 /// Lets a login be bound to the TLS beneath, if there is any.
@@ -133,8 +145,12 @@ async fn send(client: &mut Client, stream: &mut Stream, octets: Vec<u8>) {
     }
 }
 
-async fn shake_hands(way: &Way, security: &Security, stream: &mut Stream) -> Result<(), String> {
-    let config = way.worker.connector.config(security.policy).map_err(|error| error.to_string())?;
+async fn shake_hands(
+    worker: &Worker,
+    security: &Security,
+    stream: &mut Stream,
+) -> Result<(), String> {
+    let config = worker.connector.config(security.policy).map_err(|error| error.to_string())?;
     let Some(name) = security.name.clone() else {
         return Err("the next hop has no name that TLS could ask for".into());
     };

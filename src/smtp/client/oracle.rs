@@ -208,7 +208,11 @@ impl World {
             match handled.event {
                 Event::Body => self.body.extend(consumed),
                 Event::DropBody => self.body.clear(),
-                Event::StartTls | Event::StartQueue | Event::Authenticate | Event::CheckSender => {
+                Event::StartTls
+                | Event::StartQueue
+                | Event::LookUp
+                | Event::Authenticate
+                | Event::CheckSender => {
                     panic!("it is not offered")
                 }
                 Event::CheckRecipient => {

@@ -39,6 +39,28 @@ impl Server {
         refusal.get_or_insert(because);
     }
 
+    /// What is certain of the body under way, whatever follows.
+    pub fn body_flags(&self) -> BodyFlags {
+        match (&self.phase, self.transaction.as_deref()) {
+            (Phase::Data { scanner, .. }, _) => scanner.flags_so_far(),
+            (Phase::DataEnd { summary, .. } | Phase::Storing { summary }, _) => summary.flags,
+            (_, Some(Transaction { chunking: Some(chunking), .. })) => {
+                chunking.scanner.flags_so_far()
+            }
+            _ => BodyFlags::default(),
+        }
+    }
+
+    /// The driver did not listen for a while, which is not the client's fault: it has its time
+    /// for the next piece of a body from now on.
+    pub fn go_on(&mut self, now: Instant) {
+        if let Phase::Data { started, .. } | Phase::Chunk { started, .. } = self.phase {
+            self.deadline = data_deadline(now, started);
+        } else {
+            self.deadline = self.deadline.max(now + limits::SERVER_COMMAND);
+        }
+    }
+
     // ---- DATA ----------------------------------------------------------------------------
 
     pub(super) fn data(&mut self, now: Instant) -> Event {

@@ -8,9 +8,11 @@ use mailrace::auth::Users;
 use mailrace::auth::sasl::{Binding, Claim, Exchange, Failure, Step};
 use mailrace::auth::scram::Verifier;
 use mailrace::config::Config;
+use mailrace::inbound::addressees::{Addressees, addressees};
 use mailrace::inbound::relay::{self, Facts};
 use mailrace::message::{BodyFlags, BodySummary, Durability, Envelope, MessageId};
-use mailrace::smtp::reply::{QueueStart, Refusal};
+use mailrace::recipients::Table;
+use mailrace::smtp::reply::{QueueStart, Refusal, Verified};
 use mailrace::smtp::server::{AuthAnswer, Event, Response, Server};
 
 use super::settings::{self, Settings};
@@ -19,6 +21,7 @@ use super::settings::{self, Settings};
 pub struct Machine {
     server: Server,
     config: Config,
+    table: Option<Table>,
     users: Users,
     exchange: Option<Exchange>,
     user: Option<Box<str>>,
@@ -47,7 +50,8 @@ pub struct Message {
 impl Machine {
     /// A session under these settings, greeting sent.
     pub fn new(settings: &Settings) -> Machine {
-        Machine::with_config(settings.config(), settings.client)
+        let machine = Machine::with_config(settings.config(), settings.client);
+        Machine { table: settings.table(), ..machine }
     }
 
     /// A session under this configuration.
@@ -58,11 +62,13 @@ impl Machine {
         if relay::may_start_queues(&config, client) {
             server.permit_etrn();
         }
+        server.permit_inquiries(relay::may_inquire(&config, client));
         let mut machine = Machine {
             server,
             users: Users::parse(&settings::users()).expect("a users file"),
             exchange: None,
             user: None,
+            table: None,
             config,
             client,
             now,
@@ -112,6 +118,12 @@ impl Machine {
             Event::EndOfMessage => self.store(),
             // As in a gateway whose queue is empty.
             Event::StartQueue => self.server.queue_started(self.now, Ok(QueueStart::Nothing)),
+            Event::LookUp => {
+                let inquiry = self.server.inquiry().expect("there is one");
+                let table = self.table.as_ref();
+                let answer = table.map_or(Verified::Untold, |table| table.answer(inquiry));
+                self.server.inquiry_answered(self.now, &answer);
+            }
             Event::StartTls => panic!("no dialogue has TLS"),
             Event::Authenticate => self.authenticate(),
             Event::CheckSender => self.check_sender(),
@@ -132,9 +144,17 @@ impl Machine {
             certificate: None,
             authenticated: self.user.is_some(),
         };
-        let path = self.server.recipient_in_question().expect("there is one");
-        let verdict = relay::decide(&self.config, facts, path);
-        self.server.recipient_checked(self.now, verdict);
+        let recipient = self.server.rcpt_in_question().expect("there is one");
+        let route = relay::decide(&self.config, facts, &recipient.path);
+        let taken = route.and_then(|route| match &self.table {
+            Some(table) => addressees(&self.config, table, recipient, route),
+            None => Ok(Addressees::Itself(route)),
+        });
+        match taken {
+            Ok(Addressees::Itself(route)) => self.server.recipient_checked(self.now, Ok(route)),
+            Ok(Addressees::Others(others)) => self.server.recipient_expanded(self.now, others),
+            Err(refusal) => self.server.recipient_checked(self.now, Err(refusal)),
+        }
     }
 
     /// Takes the exchange further, as `inbound` does but at once.

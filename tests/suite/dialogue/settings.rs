@@ -9,6 +9,7 @@ use std::rc::Rc;
 use argon2::{Algorithm, Argon2, Params, Version};
 use data_encoding::BASE64_NOPAD;
 use mailrace::config::{Config, Environment, Service};
+use mailrace::recipients::Table;
 use mailrace::smtp::server::{AuthOffer, ServerConfig};
 use mailrace::tls::self_signed::{self, pem};
 
@@ -24,6 +25,8 @@ pub struct Settings {
     received: String,
     tls: String,
     require_tls: String,
+    /// Whether there is a file of recipients.
+    roster: String,
     /// The client's address; a dialogue that names one is not played over TCP.
     pub client: Option<IpAddr>,
 }
@@ -41,6 +44,7 @@ impl Settings {
                 "received" => &mut settings.received,
                 "tls" => &mut settings.tls,
                 "require_tls" => &mut settings.require_tls,
+                "roster" => &mut settings.roster,
                 "client" => {
                     settings.client = Some(value.parse().expect("@ client is an IP address"));
                     continue;
@@ -55,7 +59,7 @@ impl Settings {
     /// The configuration file, for a gateway that keeps everything below `directory`.
     pub fn toml(&self, directory: &Path, smtp_port: u16, admin_port: u16) -> String {
         let Settings { service, bare_newline, message_size, recipients, received, .. } = self;
-        let Settings { tls, require_tls, .. } = self;
+        let Settings { tls, require_tls, roster, .. } = self;
         let data = directory.join("data").display().to_string();
         let mail = directory.join("mail").display().to_string();
         // A warning where nobody logs in, and an error where somebody should and cannot.
@@ -66,6 +70,10 @@ impl Settings {
                  [[tls.certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\""
             ),
             _ => String::new(),
+        };
+        let known = match &**roster {
+            "yes" => "[recipients]\nfile = \"roster\"\nvrfy = true\nexpn = true",
+            _ => "",
         };
         format!(
             r#"hostname = "mx.example.com"
@@ -78,6 +86,7 @@ bare_newline = "{bare_newline}"
 durability = "os"
 tls = "{tls}"
 {auth}
+{known}
 [relay]
 networks = ["127.0.0.0/8"]
 [domains]
@@ -105,6 +114,9 @@ address = "127.0.0.1:{admin_port}"
 
     /// Writes the files that the configuration names.
     pub fn prepare(&self, directory: &Path) {
+        if self.roster == "yes" {
+            std::fs::write(directory.join("roster"), ROSTER).expect("a file");
+        }
         if self.service != "submission" {
             return;
         }
@@ -115,6 +127,11 @@ address = "127.0.0.1:{admin_port}"
         std::fs::write(file("key.pem"), pem("PRIVATE KEY", &made.key)).expect("a file");
         std::fs::write(file("users"), users()).expect("a file");
         std::fs::set_permissions(file("users"), Permissions::from_mode(0o600)).expect("ours");
+    }
+
+    /// Who is here, for the pure server.
+    pub fn table(&self) -> Option<Table> {
+        (self.roster == "yes").then(|| Table::parse(ROSTER, "+").expect("a good file"))
     }
 
     /// The configuration, for the pure server.
@@ -142,6 +159,7 @@ impl Default for Settings {
             received: "100".to_owned(),
             tls: "off".to_owned(),
             require_tls: "false".to_owned(),
+            roster: "no".to_owned(),
             client: None,
         }
     }
@@ -165,6 +183,17 @@ pub fn server_config(config: &Config) -> Rc<ServerConfig> {
         checks_senders: config.listeners[0].service == Service::Submission,
     })
 }
+
+/// The file of recipients, where there is one.  Of `example.org` it says nothing.
+pub const ROSTER: &str = r#"# Who is here.
+alice@example.com
+"carol q"@example.com
+alice.smith@example.com: alice@example.com
+team@example.com: alice@example.com, bob@sub.example.org
+all@example.com: all@example.com, team@example.com, alice.smith@example.com, carl@else.example
+bob@sub.example.org
+@everybody.example.org
+"#;
 
 /// The users file: `alice@example.com`, who may send as herself, and `office`, who may send as
 /// anybody of `example.org`.  The password of both is `pencil`, under a hash that costs next to

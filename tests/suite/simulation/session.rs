@@ -162,6 +162,7 @@ impl Session {
                     Step::CheckRecipient => self.check_recipient(scene.now(), shared),
                     Step::Store => self.store(scene, worker, shared),
                     Step::StartQueue => unreachable!("no client of the simulation may send ETRN"),
+                    Step::LookUp => unreachable!("nor may one send VRFY or EXPN"),
                     Step::StartTls => panic!("no simulated listener has TLS"),
                     Step::Authenticate | Step::CheckSender => {
                         panic!("no simulated listener has AUTH")

@@ -1,0 +1,368 @@
+//! In-line mode: a message goes to the next hop while it arrives, and the next hop's word for each
+//! recipient and for the end of the data becomes ours.  Nothing is kept here.
+//!
+//! Its place: beside the way into the log (`Session::store`), for listeners with `delivery =
+//! "inline"`.  The server machine is the same; what differs is who answers.  The connection is
+//! made at the first recipient, whose route says where; a recipient that goes elsewhere is put off
+//! to a transaction of its own, and over LMTP, which answers for each recipient after the data,
+//! every further one is.
+//!
+//! Invariants: our 250 to the end of the data is the next hop's; whatever goes wrong before that
+//! is a 4xx.  The client is not read while the next hop does not take what came, so a session
+//! holds one receive buffer and one copy of it.  Nothing with a bare CR or LF in it is passed on
+//! (RFC 5321 section 2.3.8; a lax next hop could find an end of data in it), nor is the end of the
+//! data of a message that we refuse: its connection is closed in the middle.
+//!
+//! Not here: aliases and lists, which the next hop expands; notices for a next hop without DSN.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::Session;
+use crate::config::{EightBit, RouteIndex};
+use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, MessageId, Recipient};
+use crate::outbound::backend::{self, Backend, BackendError};
+use crate::smtp::body::{BodyForm, Reshape, data_ending};
+use crate::smtp::capabilities::Capabilities;
+use crate::smtp::client::{Protocol, mail_command, rcpt_command};
+use crate::smtp::code::ReplyClass;
+use crate::smtp::reply::{Passed, Refusal};
+use crate::worker::{PassedOn, Worker};
+
+/// What a session has under way with a next hop.
+#[derive(Default)]
+pub(super) struct Inline {
+    under_way: Option<UnderWay>,
+}
+
+/// A transaction with a next hop, from MAIL on.
+struct UnderWay {
+    /// The number of our client's transaction.
+    transaction: u32,
+    id: MessageId,
+    /// What was taken of it; of the recipients no more than the trace header needs.
+    envelope: Envelope,
+    recipients: usize,
+    state: State,
+}
+
+enum State {
+    /// The next hop takes recipients.
+    Envelope(Backend),
+    /// The next hop takes the body.
+    Body(Backend, Reshape),
+    /// The next hop takes no more of this message, and this is what our client hears at its end.
+    Over(Refusal),
+}
+
+impl Session {
+    /// Asks the next hop of `route` for the recipient in question; its words, if it takes it.
+    ///
+    /// # Errors
+    /// What our client hears.
+    pub(super) async fn pass_recipient(&mut self, route: RouteIndex) -> Result<Passed, Refusal> {
+        let (Some(recipient), Some(transaction)) =
+            (self.server.rcpt_in_question().cloned(), self.server.transaction_number())
+        else {
+            return Err(Refusal::Internal);
+        };
+        let is_this = |under_way: &UnderWay| under_way.transaction == transaction;
+        if !self.inline.under_way.as_ref().is_some_and(is_this) {
+            self.release_next_hop().await;
+        }
+        if self.inline.under_way.is_none() {
+            self.inline.under_way = Some(self.begin_passing(route, &recipient, transaction).await?);
+        } else if !self.goes_the_same_way(route, &recipient) {
+            return Err(Refusal::OtherNextHop);
+        }
+        let Some(UnderWay { state: State::Envelope(backend), .. }) = &mut self.inline.under_way
+        else {
+            return Err(Refusal::NextHopLost);
+        };
+        let mut command = Vec::with_capacity(256);
+        rcpt_command(&mut command, &recipient, backend.capabilities());
+        let reply = backend.say(command).await;
+        let reply = reply.map_err(|error| self.next_hop_lost(&error))?;
+        let Some(passed) = Passed::of(&reply) else {
+            let words = format!("no answer to RCPT: {reply}");
+            return Err(self.next_hop_lost(&BackendError::Lost(words.into())));
+        };
+        if !passed.is_success() {
+            return Err(Refusal::NextHop(passed));
+        }
+        if let Some(under_way) = &mut self.inline.under_way {
+            under_way.recipients += 1;
+            if under_way.envelope.recipients.len() < NAMED {
+                under_way.envelope.recipients.push(recipient);
+            }
+        }
+        Ok(passed)
+    }
+
+    /// MAIL to the next hop of a route.
+    async fn begin_passing(
+        &self,
+        route: RouteIndex,
+        recipient: &Recipient,
+        transaction: u32,
+    ) -> Result<UnderWay, Refusal> {
+        let (Some(reverse_path), Some(parameters)) =
+            (self.server.reverse_path().cloned(), self.server.parameters().cloned())
+        else {
+            return Err(Refusal::Internal);
+        };
+        let worker = &self.worker;
+        let course = worker.sites.destination(route, &recipient.path, &parameters).course;
+        let site = worker.sites.fixed(course).filter(|site| site.reach().protocol().is_some());
+        let Some(site) = site else {
+            tracing::error!("a route leads nowhere that in-line mode can reach");
+            return Err(Refusal::NextHopLost);
+        };
+        let write = |out: &mut Vec<u8>, peer: &Capabilities| {
+            mail_command(out, &reverse_path, &parameters, None, peer);
+        };
+        let begun = backend::begin(worker, site, write).await;
+        let (backend, reply) = begun.map_err(|error| {
+            report_lost(worker, site.name(), &error);
+            Refusal::NextHopLost
+        })?;
+        if reply.class() != ReplyClass::Success {
+            return Err(Passed::of(&reply).map_or(Refusal::NextHopLost, Refusal::NextHop));
+        }
+        // Dropped with the transaction that was begun on it.
+        objection(worker, &backend, &parameters)?;
+        Ok(UnderWay {
+            transaction,
+            id: worker.next_id(),
+            envelope: Envelope { reverse_path, parameters, recipients: Vec::new() },
+            recipients: 0,
+            state: State::Envelope(backend),
+        })
+    }
+
+    /// Whether a further recipient fits the transaction that is under way.
+    fn goes_the_same_way(&self, route: RouteIndex, recipient: &Recipient) -> bool {
+        let Some(under_way) = &self.inline.under_way else { return false };
+        let State::Envelope(backend) = &under_way.state else { return true };
+        let parameters = &under_way.envelope.parameters;
+        let course = self.worker.sites.destination(route, &recipient.path, parameters).course;
+        let site = self.worker.sites.fixed(course);
+        let is_same = site.is_some_and(|site| site.id() == backend.site().id());
+        is_same && (backend.protocol() == Protocol::Smtp || under_way.recipients == 0)
+    }
+
+    /// Passes on what has come of the body.
+    pub(super) async fn pass_body(&mut self) {
+        let began = Instant::now();
+        let flags = self.server.body_flags();
+        if self.intake.small_body().is_empty() || self.inline.under_way.is_none() {
+            return;
+        }
+        self.pass_piece(flags).await;
+        self.intake.drop_body();
+        if let Some(UnderWay { state: State::Over(refusal), .. }) = &self.inline.under_way {
+            self.server.refuse_body(refusal.clone());
+        }
+        // It was not the client that let us wait.
+        self.excuse_since(began);
+        self.server.go_on(Instant::now());
+    }
+
+    /// Passes on the end of a message that has come whole.
+    pub(super) async fn pass_end(&mut self) {
+        let Some(message) = self.server.take_message() else { return };
+        let started = Instant::now();
+        let result = self.pass_rest(message.summary.flags).await;
+        self.drop_body();
+        self.envelope.give_back();
+        let under_way = self.inline.under_way.take();
+        if let (Ok((passed, backend)), Some(under_way)) = (&result, under_way) {
+            self.messages += 1;
+            let passed_on = PassedOn {
+                id: under_way.id,
+                message: &message,
+                site: backend.site().name(),
+                peer: backend.peer(),
+                reply: &passed.to_string(),
+                waited: started.elapsed(),
+            };
+            self.worker.report_passed_on(self.id, &passed_on);
+        }
+        let answer = result.map(|(passed, backend)| {
+            backend::keep(&self.worker, backend);
+            passed
+        });
+        self.server.passed_on(Instant::now(), answer);
+    }
+
+    async fn pass_rest(&mut self, flags: BodyFlags) -> Result<(Passed, Backend), Refusal> {
+        self.pass_piece(flags).await;
+        let Some(under_way) = &mut self.inline.under_way else { return Err(Refusal::NextHopLost) };
+        let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
+        let mut backend = match state {
+            State::Body(backend, _) => backend,
+            State::Over(refusal) => return Err(refusal),
+            State::Envelope(_) => return Err(Refusal::NextHopLost),
+        };
+        let site = backend.site().clone();
+        let ended = match backend.send(data_ending(flags).to_vec()).await {
+            Ok(()) => backend.last_reply().await,
+            Err(error) => backend.last_word().await.ok_or(error),
+        };
+        let reply = ended.map_err(|error| {
+            report_lost(&self.worker, site.name(), &error);
+            Refusal::NextHopLost
+        })?;
+        match Passed::of(&reply) {
+            Some(passed) if passed.is_success() => Ok((passed, backend)),
+            Some(passed) => {
+                backend::keep(&self.worker, backend);
+                Err(Refusal::NextHop(passed))
+            }
+            None => Err(Refusal::NextHopLost),
+        }
+    }
+
+    /// Passes on the piece of the body that the receive buffer holds, before the first one DATA
+    /// and the trace header.
+    async fn pass_piece(&mut self, flags: BodyFlags) {
+        self.begin_body(flags).await;
+        let Some(under_way) = &mut self.inline.under_way else { return };
+        let State::Body(backend, reshape) = &mut under_way.state else { return };
+        let bare = [BodyFlags::BARE_CR, BodyFlags::BARE_LF];
+        if bare.iter().any(|&flag| flags.contains(flag)) {
+            // The client hears of it at the end of its data; the next hop hears nothing more.
+            under_way.state = State::Over(Refusal::BareNewline);
+            return;
+        }
+        let piece = self.intake.small_body();
+        if piece.is_empty() {
+            return;
+        }
+        let mut octets = Vec::with_capacity(piece.len());
+        reshape.write(piece, &mut octets);
+        if let Err(error) = backend.send(octets).await {
+            self.broken_off(error).await;
+        }
+    }
+
+    /// DATA and the trace header.
+    async fn begin_body(&mut self, flags: BodyFlags) {
+        let Some(mut under_way) = self.inline.under_way.take() else { return };
+        let State::Envelope(mut backend) = under_way.state else {
+            self.inline.under_way = Some(under_way);
+            return;
+        };
+        let begun = match backend.say(b"DATA\r\n".to_vec()).await {
+            Ok(reply) if reply.class() == ReplyClass::Intermediate => {
+                let trace = self.trace(under_way.id, &under_way.envelope, None);
+                backend.send(trace.into_bytes()).await.map_err(|error| {
+                    report_lost(&self.worker, backend.site().name(), &error);
+                    Refusal::NextHopLost
+                })
+            }
+            Ok(reply) => Err(match Passed::of(&reply).filter(|passed| !passed.is_success()) {
+                Some(passed) => Refusal::NextHop(passed),
+                None => Refusal::NextHopLost,
+            }),
+            Err(error) => {
+                report_lost(&self.worker, backend.site().name(), &error);
+                Err(Refusal::NextHopLost)
+            }
+        };
+        // As if it began many lines with dots: nobody knows yet.
+        let kept = match BodyForm::kept(flags) {
+            BodyForm::Data => BodyFlags::DATA | BodyFlags::LEADING_DOTS,
+            BodyForm::Bdat => BodyFlags::LEADING_DOTS,
+        };
+        under_way.state = match begun {
+            Ok(()) => State::Body(backend, Reshape::new(kept, BodyForm::Data)),
+            Err(refusal) => State::Over(refusal),
+        };
+        self.inline.under_way = Some(under_way);
+    }
+
+    /// A next hop that gives up in the middle says why before it closes.
+    async fn broken_off(&mut self, error: BackendError) {
+        let Some(under_way) = &mut self.inline.under_way else { return };
+        let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
+        let State::Body(mut backend, _) = state else { return };
+        let last = backend.last_word().await.and_then(|reply| Passed::of(&reply));
+        match last.filter(|passed| !passed.is_success()) {
+            Some(passed) => under_way.state = State::Over(Refusal::NextHop(passed)),
+            None => report_lost(&self.worker, backend.site().name(), &error),
+        }
+    }
+
+    /// The connection is of no further use, and the transaction with it.
+    fn next_hop_lost(&mut self, error: &BackendError) -> Refusal {
+        if let Some(under_way) = &mut self.inline.under_way {
+            let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
+            if let State::Envelope(backend) | State::Body(backend, _) = state {
+                report_lost(&self.worker, backend.site().name(), error);
+            }
+        }
+        Refusal::NextHopLost
+    }
+
+    /// Our client's transaction is over without a message: so is the next hop's.
+    pub(super) async fn release_next_hop(&mut self) {
+        let Some(UnderWay { state: State::Envelope(mut backend), .. }) =
+            self.inline.under_way.take()
+        else {
+            return;
+        };
+        if let Ok(reply) = backend.say(b"RSET\r\n".to_vec()).await
+            && reply.class() == ReplyClass::Success
+        {
+            backend::keep(&self.worker, backend);
+        }
+    }
+
+    /// What came of a body is of no use: if some of it was passed on, the next hop must not take
+    /// that for a message.
+    pub(super) fn drop_passed_body(&mut self) {
+        let is_body = |under_way: &UnderWay| !matches!(under_way.state, State::Envelope(_));
+        if self.inline.under_way.as_ref().is_some_and(is_body) {
+            self.inline.under_way = None;
+        }
+    }
+
+    /// Whether the next hop has a transaction of ours open.
+    pub(super) fn has_next_hop(&self) -> bool {
+        self.inline.under_way.is_some()
+    }
+}
+
+/// What the next hop cannot do for this message, in our words.
+fn objection(
+    worker: &Worker,
+    backend: &Backend,
+    parameters: &MailParameters,
+) -> Result<(), Refusal> {
+    let peer = backend.capabilities();
+    let words = if parameters.smtputf8 && !peer.smtputf8 {
+        "5.6.7 The next hop does not take internationalised mail"
+    } else if parameters.require_tls
+        && backend.protocol() == Protocol::Smtp
+        && !(backend.is_secured() && peer.require_tls)
+    {
+        "5.7.30 The next hop cannot keep to REQUIRETLS"
+    } else if parameters.body == BodyKind::EightBitMime
+        && !peer.eight_bit_mime
+        && worker.config.delivery.eight_bit == EightBit::Bounce
+    {
+        "5.6.3 The next hop takes no 8-bit data"
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::NextHop(Passed::ours(550, words)))
+}
+
+fn report_lost(worker: &Rc<Worker>, site: &str, error: &BackendError) {
+    worker.metrics.next_hops_lost.count();
+    tracing::warn!(site, %error, "a message could not be passed on");
+}
+
+/// As many recipients as the trace header tells apart: one, or several.
+const NAMED: usize = 2;

@@ -1,0 +1,151 @@
+//! A session's answer to RCPT, once the client may send there: whether the recipient is here, whom
+//! it stands for, and what the next hop says to it.  VRFY and EXPN too.
+
+use std::time::Instant;
+
+use super::Session;
+use super::addressees::{Addressees, addressees, is_here};
+use super::ahead;
+use crate::config::{ListenerDelivery, RouteIndex};
+use crate::delivery::sites::routing_domain;
+use crate::message::Recipient;
+use crate::smtp::reply::{Passed, Refusal, Verified};
+use crate::smtp::server::recipient_octets;
+
+/// A recipient that is accepted.
+enum Taken {
+    /// As it is.
+    Itself(RouteIndex),
+    /// These in its place.
+    Others(Vec<(Recipient, RouteIndex)>),
+    /// By the next hop, in its words.
+    Passed(RouteIndex, Passed),
+}
+
+impl Session {
+    /// Whether messages go straight to the next hop.
+    pub(super) fn is_inline(&self) -> bool {
+        self.listener.listener.delivery == ListenerDelivery::Inline
+    }
+
+    /// Answers the recipient in question, whose own route is that of `verdict`.
+    pub(super) async fn answer_recipient(&mut self, verdict: Result<RouteIndex, Refusal>) {
+        let taken = match verdict {
+            Ok(route) => self.take_recipient(route).await,
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = &taken
+            && refusal.is_unknown_recipient()
+        {
+            return self.answer_unknown(refusal.clone()).await;
+        }
+        if taken.is_ok() && self.screening.is_some() {
+            self.worker.roster.harvest.known(self.peer.ip());
+        }
+        let now = Instant::now();
+        match taken {
+            Ok(Taken::Itself(route)) => {
+                self.envelope.grow(self.server.recipient_octets());
+                self.server.recipient_checked(now, Ok(route));
+            }
+            Ok(Taken::Others(others)) => {
+                let octets = others.iter().map(|(recipient, _)| recipient_octets(recipient));
+                self.envelope.grow(octets.sum());
+                self.server.recipient_expanded(now, others);
+            }
+            Ok(Taken::Passed(route, words)) => {
+                self.envelope.grow(self.server.recipient_octets());
+                self.server.recipient_passed(now, route, &words);
+            }
+            Err(refusal) => self.server.recipient_checked(now, Err(refusal)),
+        }
+    }
+
+    async fn take_recipient(&mut self, route: RouteIndex) -> Result<Taken, Refusal> {
+        let Some(recipient) = self.server.rcpt_in_question() else {
+            return Err(Refusal::Internal);
+        };
+        let config = &self.worker.config;
+        let placed = match self.worker.roster.table() {
+            Some(table) => addressees(config, &table, recipient, route)?,
+            None => Addressees::Itself(route),
+        };
+        if self.is_inline() {
+            // Aliases and lists are the next hop's to expand: it answers for the address as it is.
+            let passed = self.pass_recipient(route).await;
+            return passed.map(|words| Taken::Passed(route, words));
+        }
+        match placed {
+            Addressees::Others(others) => Ok(Taken::Others(others)),
+            Addressees::Itself(route) => {
+                self.call_ahead(route).await?;
+                Ok(Taken::Itself(route))
+            }
+        }
+    }
+
+    /// Asks the next hop, where that is wanted, for recipients of our own domains.
+    async fn call_ahead(&self, route: RouteIndex) -> Result<(), Refusal> {
+        let worker = &self.worker;
+        let Some(recipient) = self.server.rcpt_in_question() else { return Ok(()) };
+        let Some(mailbox) = recipient.path.mailbox() else { return Ok(()) };
+        let is_asked = worker.config.recipients.call_ahead
+            && !mailbox.is_postmaster()
+            && worker.config.domains.contains(&routing_domain(mailbox));
+        let Some(parameters) = self.server.parameters().filter(|_| is_asked) else { return Ok(()) };
+        let course = worker.sites.destination(route, &recipient.path, parameters).course;
+        let site = worker.sites.fixed(course).filter(|site| site.reach().protocol().is_some());
+        match site {
+            Some(site) => ahead::ask(worker, site, &recipient.path).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the file of recipients has anything against the one in question.
+    ///
+    /// # Errors
+    /// `UnknownRecipient`.
+    pub(super) fn is_here(&self) -> Result<(), Refusal> {
+        let (Some(table), Some(path)) =
+            (self.worker.roster.table(), self.server.recipient_in_question())
+        else {
+            return Ok(());
+        };
+        is_here(&self.worker.config, &table, path)
+    }
+
+    /// Slows and cuts off who asks for many that are not here, where the edge filter looks.
+    async fn answer_unknown(&mut self, refusal: Refusal) {
+        let edge = self.worker.config.edge.as_ref().filter(|_| self.screening.is_some());
+        let is_cut_off = edge.is_some_and(|edge| {
+            self.unknown_recipients = self.unknown_recipients.saturating_add(1);
+            let harvest = &self.worker.roster.harvest;
+            let of_address = harvest.unknown(self.peer.ip(), Instant::now());
+            self.unknown_recipients.max(of_address) >= edge.unknown_recipients
+        });
+        if self.screening.is_some() {
+            self.tarpit().await;
+        }
+        self.server.recipient_checked(Instant::now(), Err(refusal));
+        if is_cut_off {
+            self.server.close(Refusal::TooManyUnknown);
+        }
+    }
+
+    /// Before a read: passes on what has come, or lets the next hop go.
+    pub(super) async fn see_to_next_hop(&mut self) {
+        if self.server.in_transaction() {
+            self.pass_body().await;
+        } else {
+            self.release_next_hop().await;
+        }
+    }
+
+    /// VRFY and EXPN.
+    pub(super) fn look_up(&mut self) {
+        let Some(inquiry) = self.server.inquiry() else { return };
+        let table = self.worker.roster.table();
+        let answer = table.map_or(Verified::Untold, |table| table.answer(inquiry));
+        self.server.inquiry_answered(Instant::now(), &answer);
+    }
+}

@@ -1,0 +1,345 @@
+//! A connection to a next hop that one command at a time is said on: for sessions that wait for
+//! each answer, not for the queue.
+//!
+//! Two of them use it: in-line mode (`inbound::inline`), which lets the next hop answer our client,
+//! and the question whether a recipient is there ([`crate::inbound::ahead`]).  It is dialled,
+//! encrypted and logged in as the connections of the queue are; after that each side speaks in its
+//! turn.
+//!
+//! Invariant: a connection on which anything went wrong, or on which a transaction is under way,
+//! is never used again: it is dropped, which closes it in the middle, so that no next hop takes
+//! half a message for a whole one.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::smtp::{Security, TLS_BROKEN_MS, open};
+use super::{connect, describe_connect};
+use crate::config::Target;
+use crate::delivery::settle;
+use crate::limits;
+use crate::pool::dial::Dialled;
+use crate::queue::site::{SiteId, SiteShared};
+use crate::runtime;
+use crate::runtime::buffer::{self, Account, Buffer};
+use crate::runtime::deadline::Shortage;
+use crate::runtime::socket::{Stream, StreamError};
+use crate::smtp::capabilities::Capabilities;
+use crate::smtp::client::{
+    Client, ClientConfig, ConnectionCause, ConnectionFailure, Login, OneFlight, Protocol, Timeouts,
+};
+use crate::smtp::reply_reader::{PeerReply, ReplyReader};
+use crate::worker::Worker;
+
+/// See the module's text.
+pub struct Backend {
+    site: Arc<SiteShared>,
+    stream: Stream,
+    peer: Option<SocketAddr>,
+    capabilities: Capabilities,
+    timeouts: Timeouts,
+    /// It was kept since another transaction, and may have been closed meanwhile.
+    is_kept: bool,
+}
+
+/// Why a next hop gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// It cannot be reached, or does not take us.
+    #[error("{0}")]
+    Unreachable(Box<str>),
+    /// The connection ended, or what came over it was no answer.
+    #[error("{0}")]
+    Lost(Box<str>),
+}
+
+impl Backend {
+    /// A connection to `site` that has introduced itself: one that was kept, or a new one.
+    async fn to(worker: &Rc<Worker>, site: &Arc<SiteShared>) -> Result<Backend, BackendError> {
+        match worker.backends.take(site.id()) {
+            Some(kept) => Ok(kept),
+            None => Backend::fresh(worker, site).await,
+        }
+    }
+
+    /// A new connection.
+    async fn fresh(worker: &Rc<Worker>, site: &Arc<SiteShared>) -> Result<Backend, BackendError> {
+        match Backend::dial(worker, site).await {
+            Ok(backend) => Ok(backend),
+            // Only TLS has failed: now mail may go there in clear, where the route allows it.
+            Err((true, _)) => Backend::dial(worker, site).await.map_err(|(_, error)| error),
+            Err((false, error)) => Err(error),
+        }
+    }
+
+    /// One attempt; an error comes with whether another one is worth while at once.
+    async fn dial(
+        worker: &Rc<Worker>,
+        site: &Arc<SiteShared>,
+    ) -> Result<Backend, (bool, BackendError)> {
+        let unreachable = |words: &str| (false, BackendError::Unreachable(words.into()));
+        let reach = site.reach();
+        let (stream, peer, host) = match &reach.target {
+            Target::LmtpUnix { path } => {
+                let limit = worker.config.delivery.timeouts.connect;
+                let connected = Stream::connect_unix(path, limit).await;
+                let failed = |error| unreachable(&describe_connect(path.display(), &error));
+                (connected.map_err(failed)?, None, "".into())
+            }
+            _ => {
+                let dialled = connect(worker, reach).await;
+                let Dialled { stream, peer, host } =
+                    dialled.map_err(|error| unreachable(&error.words))?;
+                (stream, Some(peer), host)
+            }
+        };
+        let security = Security::of(reach, &host);
+        let config = client_config(worker, site, &security);
+        let timeouts = config.timeouts;
+        let make = |_: &Security, login: Option<Login>| {
+            Client::new(ClientConfig { login, ..config }, Instant::now())
+        };
+        match open(worker, reach, &security, stream, make).await {
+            Ok((client, stream)) => Ok(Backend {
+                site: site.clone(),
+                stream,
+                peer,
+                capabilities: client.capabilities().clone(),
+                timeouts,
+                is_kept: false,
+            }),
+            Err(None) => Err(unreachable("the connection was closed before the greeting")),
+            Err(Some(failure)) => {
+                let words = settle::words_of_failure(&failure);
+                let goes_on = forgets_tls(worker, site, peer, &security, &failure, &words);
+                Err((goes_on, BackendError::Unreachable(words.into())))
+            }
+        }
+    }
+
+    /// What the peer offers.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Where it leads.
+    pub fn site(&self) -> &Arc<SiteShared> {
+        &self.site
+    }
+
+    /// The peer's address; none of a socket of this machine.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    /// What is spoken there.
+    pub fn protocol(&self) -> Protocol {
+        self.site.reach().protocol().unwrap_or(Protocol::Smtp)
+    }
+
+    /// Whether the connection runs over TLS.
+    pub fn is_secured(&self) -> bool {
+        self.stream.secured().is_some()
+    }
+
+    /// Says a command, whose line end is there, and waits for the reply.
+    ///
+    /// # Errors
+    /// `Lost`, with a 421 too (RFC 5321 section 3.8).
+    pub async fn say(&mut self, command: Vec<u8>) -> Result<PeerReply, BackendError> {
+        let deadline = Instant::now() + self.timeouts.command;
+        let (written, _) = self.stream.write_all(command, deadline).await;
+        written.map_err(|error| lost("while a command was sent", &error))?;
+        self.reply(deadline).await
+    }
+
+    /// Sends a piece of a body.
+    ///
+    /// # Errors
+    /// `Lost`.
+    pub async fn send(&mut self, octets: Vec<u8>) -> Result<(), BackendError> {
+        let now = Instant::now();
+        // Meanwhile the client's octets wait in a receive buffer, which others may need.
+        self.stream.give_way_at(Some((Shortage::Intake, now + limits::UPLOAD_GRACE_PRESSED)));
+        let deadline = now + limits::CLIENT_DATA_BLOCK;
+        let (written, _) = self.stream.write_all(octets, deadline).await;
+        self.stream.give_way_at(None);
+        written.map_err(|error| lost("in the middle of the message", &error))
+    }
+
+    /// The reply to the end of the data.
+    ///
+    /// # Errors
+    /// `Lost`: the next hop may have taken the message or not.
+    pub async fn last_reply(&mut self) -> Result<PeerReply, BackendError> {
+        self.reply(Instant::now() + self.timeouts.data).await
+    }
+
+    /// What a peer that takes no more says before it closes; it was not asked for.
+    pub async fn last_word(&mut self) -> Option<PeerReply> {
+        self.reply(Instant::now() + LAST_WORD).await.ok()
+    }
+
+    async fn reply(&mut self, deadline: Instant) -> Result<PeerReply, BackendError> {
+        let mut reader = ReplyReader::new();
+        loop {
+            let input = Buffer::on(Account::Outbound, buffer::TINY);
+            let (result, input) = self.stream.read(input, deadline).await;
+            match result {
+                Ok(0) => return Err(BackendError::Lost("the connection was closed".into())),
+                Ok(_) => {}
+                Err(error) => return Err(lost("before the reply", &error)),
+            }
+            let (taken, reply) = reader.read(input.bytes());
+            match reply {
+                None => {}
+                Some(Err(error)) => return Err(BackendError::Lost(error.to_string().into())),
+                // It would be taken for the reply to the next command.
+                Some(Ok(reply)) if taken < input.bytes().len() => {
+                    let words = format!("more than one reply came at once: {reply}");
+                    return Err(BackendError::Lost(words.into()));
+                }
+                Some(Ok(reply)) if reply.code.value() == 421 => {
+                    return Err(BackendError::Lost(reply.to_string().into()));
+                }
+                Some(Ok(reply)) => return Ok(reply),
+            }
+        }
+    }
+}
+
+/// Says MAIL, which `write` writes, to a next hop: over a connection that was kept, or if that has
+/// been closed meanwhile, over a new one.
+///
+/// # Errors
+/// `Unreachable`, `Lost`.
+pub async fn begin(
+    worker: &Rc<Worker>,
+    site: &Arc<SiteShared>,
+    write: impl Fn(&mut Vec<u8>, &Capabilities),
+) -> Result<(Backend, PeerReply), BackendError> {
+    let mut backend = Backend::to(worker, site).await?;
+    loop {
+        let mut mail = Vec::with_capacity(limits::COMMAND_LINE);
+        write(&mut mail, &backend.capabilities);
+        match backend.say(mail).await {
+            Ok(reply) => return Ok((backend, reply)),
+            Err(_) if backend.is_kept => backend = Backend::fresh(worker, site).await?,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// As the queue's connections have it, but for what only they do.
+fn client_config(worker: &Worker, site: &SiteShared, security: &Security) -> ClientConfig {
+    let delivery = &worker.config.delivery;
+    ClientConfig {
+        ehlo_name: Arc::from(&*worker.config.hostname),
+        protocol: site.reach().protocol().unwrap_or(Protocol::Smtp),
+        is_secured: security.is_implicit,
+        login: None,
+        starttls: security.starttls(site.tls_is_broken(worker.now_unix_ms())),
+        // A client of ours waits: it must not give up before we do.
+        timeouts: Timeouts {
+            greeting: delivery.timeouts.greeting.min(limits::BACKEND_COMMAND),
+            command: delivery.timeouts.command.min(limits::BACKEND_COMMAND),
+            data: delivery.timeouts.data.min(limits::BACKEND_DATA_END),
+        },
+        use_chunking: false,
+        one_flight: OneFlight::Never,
+        messages_in_flight: 1,
+        eight_bit: delivery.eight_bit,
+    }
+}
+
+/// Whether TLS alone has failed and mail may go there in clear; that is remembered then.
+fn forgets_tls(
+    worker: &Worker,
+    site: &SiteShared,
+    peer: Option<SocketAddr>,
+    security: &Security,
+    failure: &ConnectionFailure,
+    words: &str,
+) -> bool {
+    if !matches!(failure.cause, ConnectionCause::Tls(_)) {
+        return false;
+    }
+    let goes_on = security.policy.allows_clear() && !security.is_implicit;
+    worker.report_tls_failed_at(site.name(), peer, goes_on, words);
+    if goes_on {
+        site.remember_broken_tls(worker.now_unix_ms() + TLS_BROKEN_MS, words);
+    }
+    goes_on
+}
+
+fn lost(place: &str, error: &StreamError) -> BackendError {
+    let words = match error {
+        StreamError::TimedOut => format!("the next hop did not answer in time {place}"),
+        StreamError::Io(error) => format!("the connection broke {place}: {error}"),
+    };
+    BackendError::Lost(words.into())
+}
+
+/// Connections of one core that stand idle, a few for each site, each for a short time.
+#[derive(Default)]
+pub struct Backends {
+    kept: RefCell<HashMap<SiteId, Vec<(Instant, Backend)>>>,
+}
+
+impl Backends {
+    /// The one that was kept last.
+    fn take(&self, site: SiteId) -> Option<Backend> {
+        let mut kept = self.kept.borrow_mut();
+        let (_, backend) = kept.get_mut(&site)?.pop()?;
+        Some(Backend { is_kept: true, ..backend })
+    }
+
+    /// Forgets those that have stood idle for long enough; tells whether any are left.
+    fn sweep(&self, now: Instant, idle: Duration) -> bool {
+        let mut kept = self.kept.borrow_mut();
+        kept.retain(|_, of_site| {
+            of_site.retain(|(since, _)| now.duration_since(*since) < idle);
+            !of_site.is_empty()
+        });
+        !kept.is_empty()
+    }
+}
+
+/// Keeps a connection on which nothing is under way for the next who wants one.
+pub fn keep(worker: &Rc<Worker>, backend: Backend) {
+    if worker.is_stopping() {
+        return;
+    }
+    let mut kept = worker.backends.kept.borrow_mut();
+    let was_empty = kept.is_empty();
+    let of_site = kept.entry(backend.site.id()).or_default();
+    if of_site.len() < limits::BACKENDS_KEPT {
+        of_site.push((Instant::now(), backend));
+    }
+    if was_empty {
+        runtime::spawn(sweep(worker.clone()));
+    }
+}
+
+/// Runs as long as any are kept.
+async fn sweep(worker: Rc<Worker>) {
+    let idle = worker.config.delivery.idle_timeout;
+    loop {
+        runtime::sleep(idle.max(SWEEP_LEAST)).await;
+        if worker.is_stopping() {
+            worker.backends.kept.borrow_mut().clear();
+        }
+        if !worker.backends.sweep(Instant::now(), idle) {
+            return;
+        }
+    }
+}
+
+/// What a peer may take to say why it closed.
+const LAST_WORD: Duration = Duration::from_secs(1);
+/// The least time between two looks for connections that stand idle for too long.
+const SWEEP_LEAST: Duration = Duration::from_millis(200);
