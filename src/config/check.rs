@@ -39,6 +39,16 @@ pub(super) fn config(
     delivery(config, marks, problems);
     segments(config, marks, problems);
     dns(config, marks, problems);
+    rspamd(config, problems);
+}
+
+/// Nobody is to believe that messages are looked at when they are not.
+fn rspamd(config: &Config, problems: &Problems) {
+    if config.edge.as_ref().is_some_and(|edge| edge.rspamd.is_some()) {
+        let title = "`[edge.rspamd]` is read, but this version does not ask rspamd yet";
+        let help = "mail goes on unseen by it; let rspamd look at the mail at the next hop";
+        problems.push(Problem { span: None, ..Problem::warning(title, 0..0) }.help(help));
+    }
 }
 
 /// A file without a way in or out is a mistake, not a wish for the development defaults.
