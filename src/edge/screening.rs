@@ -15,6 +15,7 @@ use super::gathering::Gathering;
 use super::memory::Acquaintance;
 use super::verdict::{Action, Effect, Finding, Score, Thresholds, Verdict};
 use crate::config::{Edge, RefuseAt};
+use crate::dns::Name;
 use crate::smtp::address::{ForwardPath, ReversePath};
 use crate::smtp::reply::{Refusal, refusal_text};
 use crate::smtp::server::Client;
@@ -32,6 +33,8 @@ pub struct Screening {
     judged: Option<Judged>,
     /// What is told of that transaction.
     account: Account,
+    /// It has a recipient that is no postmaster.
+    has_others: bool,
     /// A verdict of this session has been told.
     is_told: bool,
 }
@@ -70,6 +73,7 @@ impl Screening {
             sender: None,
             judged: None,
             account: Account::default(),
+            has_others: false,
             is_told: false,
         })
     }
@@ -109,6 +113,7 @@ impl Screening {
     pub fn sender(&mut self, client: &Client, path: &ReversePath) {
         self.judged = None;
         self.account = Account { from: Some(path.as_str().into()), ..Account::default() };
+        self.has_others = false;
         let gathering = Gathering::new(Instant::now() + self.edge().deadline);
         if let Some(inquiry) = &self.worker.inquiry {
             inquiry.sender(&gathering, self.client, &client.helo, path);
@@ -194,6 +199,26 @@ impl Screening {
     /// A recipient of the transaction under way was asked for, and refused with this reply, or not.
     pub fn note_recipient(&mut self, path: &ForwardPath, refusal: Option<&Refusal>) {
         self.account.note(path.as_str(), refusal.map(refusal_text));
+        self.has_others |= refusal.is_none() && !path.is_postmaster();
+    }
+
+    /// The name behind the client's address that leads back to it, if it is known by now.
+    pub fn client_name(&self) -> Option<&Name> {
+        self.connection.client_name()
+    }
+
+    /// Takes what was found of the message of the transaction under way, which has come whole.
+    ///
+    /// # Errors
+    /// The refusal, unless the message is for the postmaster alone.
+    pub fn content(&mut self, finding: Finding) -> Result<(), Refusal> {
+        self.account.waited += finding.took;
+        let judged = self.judged.take().unwrap_or_else(|| self.judge());
+        let findings = judged.findings.into_iter().chain([finding]).collect();
+        let judged = Judged::new(findings, &self.edge().thresholds);
+        let refusal = judged.refusal().filter(|_| self.has_others);
+        self.judged = Some(judged);
+        refusal.map_or(Ok(()), Err)
     }
 
     /// The transaction is over: gives how it was judged and what is told of it, if it came to a
