@@ -223,9 +223,10 @@ pub const EXPLANATION: usize = 8 * 1024;
 /// each.
 pub const EXPLANATIONS: usize = 4 * 1024 * 1024;
 /// Messages that rspamd is shown at a time, by all workers together, each over a connection of its
-/// own; more wait for their turn.
-pub const RSPAMD_AT_ONCE: usize = 256;
-/// A piece of a large message on its way to rspamd: one waits while one is written.
+/// own; more wait for their turn.  Of a large one there are two chunks at most: the one that is read
+/// while the end of the one before is written.
+pub const RSPAMD_AT_ONCE: usize = 128;
+/// What is written at a time of a message on its way to rspamd.
 pub const RSPAMD_PIECE: usize = 64 * 1024;
 /// Connections to rspamd that are kept for the next message.
 pub const RSPAMD_KEPT: usize = 32;

@@ -5,9 +5,9 @@
 //! [`answer`] what comes back; [`changes`] is what becomes of the message's header section.
 //!
 //! Invariants: what there is of messages on their way to rspamd has a bound
-//! ([`limits::RSPAMD_AT_ONCE`] of at most two [`limits::RSPAMD_PIECE`]s each); who asks hears by the
-//! deadline that the operator has set, whatever rspamd does; a failure is no verdict, and what
-//! becomes of the message then is the operator's choice (`on_failure`).
+//! ([`limits::RSPAMD_AT_ONCE`] messages, two chunks of each at most); who asks hears by the deadline
+//! that the operator has set, whatever rspamd does; a failure is no verdict, and what becomes of the
+//! message then is the operator's choice (`on_failure`).
 //!
 //! A message is shown once it is whole, and a large one is read back from the log for that: a
 //! sender that trickles would else hold a connection to rspamd for as long as it likes, and use up
@@ -16,7 +16,6 @@
 //! Not here: messages in-line, which have gone to the next hop by then; signatures of rspamd's.
 //!
 //! [`limits::RSPAMD_AT_ONCE`]: crate::limits::RSPAMD_AT_ONCE
-//! [`limits::RSPAMD_PIECE`]: crate::limits::RSPAMD_PIECE
 
 pub mod answer;
 pub mod changes;
