@@ -156,12 +156,14 @@ async fn introduced(stream: &mut Stream) -> Result<Introduced, StreamError> {
     }
 }
 
-/// Who speaks for many is not one client, nor is who may send what he likes.
-fn is_exempt(worker: &Worker, state: &ListenerState, client: SocketAddr) -> bool {
+/// Whether a client has no limits of its own: who speaks for many is not one client, and from whom
+/// anything is relayed may come as he likes.
+pub fn is_exempt(worker: &Worker, state: &ListenerState, client: SocketAddr) -> bool {
     is_in(&state.listener.xclient, client) || worker.config.relay.contains(client.ip())
 }
 
-fn is_in(networks: &[IpNet], address: SocketAddr) -> bool {
+/// Whether one of these networks has the address.
+pub fn is_in(networks: &[IpNet], address: SocketAddr) -> bool {
     let ip = address.ip().to_canonical();
     networks.iter().any(|network| network.contains(&ip))
 }

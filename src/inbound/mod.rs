@@ -16,6 +16,7 @@ pub mod ahead;
 mod delays;
 mod inline;
 pub mod intake;
+mod introduction;
 mod login;
 pub mod memory;
 pub mod pace;
@@ -32,7 +33,7 @@ use crate::config::{Listener, ListenerTls, Service};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::edge::screening::Screening;
 use crate::limits;
-use crate::listener::counts::Admission;
+use crate::listener::{self, counts::Admission};
 use crate::message::{Envelope, MessageId, Origin};
 use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
@@ -78,8 +79,10 @@ struct Session {
     listener: Rc<ListenerState>,
     stream: Stream,
     peer: SocketAddr,
+    /// The proxy that has named it by XCLIENT.
+    introducer: Option<Box<SocketAddr>>,
     /// Its place among the sessions.
-    _admission: Admission,
+    admission: Admission,
     id: SessionId,
     server: Server,
     intake: Intake,
@@ -125,22 +128,22 @@ pub async fn serve(
 ) {
     let peer = arrival.address;
     let mut server = Server::new(listener.server.clone(), Instant::now());
-    if relay::may_start_queues(&worker.config, peer.ip()) {
-        server.permit_etrn();
+    introduction::permit(&mut server, &worker.config, peer.ip());
+    if listener::is_in(&listener.listener.xclient, peer) {
+        server.permit_xclient();
     }
-    server.permit_inquiries(relay::may_inquire(&worker.config, peer.ip()));
     let intake = Intake::default();
     let envelope = EnvelopeRoom { worker: worker.clone(), octets: 0 };
-    let screening = match listener.listener.service {
-        Service::Mx if !arrival.is_balancer => Screening::begin(&worker, peer.ip()).map(Box::new),
-        _ => None,
-    };
+    let is_looked_at = !arrival.is_balancer;
+    let screening =
+        is_looked_at.then(|| introduction::screening(&worker, &listener, peer)).flatten();
     let mut session = Session {
         worker,
         listener,
         stream,
         peer,
-        _admission: arrival.admission,
+        introducer: None,
+        admission: arrival.admission,
         id,
         server,
         intake,
@@ -243,6 +246,11 @@ impl Session {
                 Step::Authenticate => self.authenticate().await,
                 Step::CheckSender => self.check_sender(),
                 Step::StartQueue => self.start_queue().await,
+                Step::Introduce => {
+                    if let Err(end) = self.introduce().await {
+                        return end;
+                    }
+                }
                 Step::StartTls => {
                     if self.flush().await.is_err() {
                         return End::Broken;
@@ -377,7 +385,10 @@ impl Session {
         match self.stream.accept_tls(config, deadline).await {
             Ok(secured) => {
                 let certificate = self.stream.peer_certificate();
-                self.certificate = certificate.map(|shown| Fingerprint::of(shown));
+                // Behind a proxy it would be the proxy's, and what it allows is not the client's.
+                let is_its_own = self.introducer.is_none();
+                self.certificate =
+                    certificate.filter(|_| is_its_own).map(|shown| Fingerprint::of(shown));
                 self.worker.report_secured(self.id, self.peer, &secured, self.certificate);
                 true
             }

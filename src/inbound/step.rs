@@ -34,6 +34,8 @@ pub enum Step {
     LookUp,
     /// Start the queue for the node in question.
     StartQueue,
+    /// Change the client for the one that a proxy names.
+    Introduce,
     /// Send what replies there are, throw away what else has come, and shake hands.
     StartTls,
     /// Send what replies there are, and close.
@@ -67,6 +69,7 @@ pub fn step(server: &mut Server, intake: &mut Intake, now: Instant) -> Step {
             Event::Authenticate => return Step::Authenticate,
             Event::CheckSender => return Step::CheckSender,
             Event::StartQueue => return Step::StartQueue,
+            Event::Introduce => return Step::Introduce,
             Event::LookUp => return Step::LookUp,
             Event::StartTls => return Step::StartTls,
             Event::Close => return Step::Close,

@@ -73,6 +73,11 @@ pub enum Command<'line> {
     },
     /// ETRN (RFC 1985 section 5): the queue for this node is to be started.
     Etrn(Node),
+    /// XCLIENT: a proxy says for whom it speaks.
+    Xclient {
+        /// What it says, not judged.
+        arguments: &'line str,
+    },
     /// A command of SMTP that this server has not (502): TURN, SEND, SOML, SAML.
     NotImplemented,
     /// The first line of another protocol: a browser or a proxy that was led here.  What follows
@@ -212,6 +217,7 @@ const VERBS: &[Verb] = &[
     Verb { name: "VRFY", octets: MayBeUtf8, read: vrfy },
     Verb { name: "EXPN", octets: MayBeUtf8, read: expn },
     Verb { name: "ETRN", octets: Ascii, read: etrn },
+    Verb { name: "XCLIENT", octets: Ascii, read: xclient },
     Verb { name: "TURN", octets: Ascii, read: |_, _| Ok(Command::NotImplemented) },
     Verb { name: "SEND", octets: Ascii, read: |_, _| Ok(Command::NotImplemented) },
     Verb { name: "SOML", octets: Ascii, read: |_, _| Ok(Command::NotImplemented) },
@@ -332,6 +338,12 @@ fn etrn<'line>(argument: Option<&'line [u8]>, _: &Extensions) -> Parsed<'line> {
     let usage = "ETRN node";
     let node = argument.and_then(text).and_then(Node::parse);
     node.map(Command::Etrn).ok_or(CommandError::Syntax { usage })
+}
+
+fn xclient<'line>(arguments: Option<&'line [u8]>, _: &Extensions) -> Parsed<'line> {
+    let usage = "XCLIENT name=value ...";
+    let arguments = arguments.and_then(text);
+    arguments.map(|arguments| Command::Xclient { arguments }).ok_or(CommandError::Syntax { usage })
 }
 
 /// A command that takes no argument.

@@ -15,3 +15,4 @@ pub mod line;
 pub mod reply;
 pub mod reply_reader;
 pub mod server;
+pub mod xclient;

@@ -1,6 +1,6 @@
 //! One SMTP session as its server sees it: a state machine without I/O (RFC 5321, with
 //! PIPELINING, SIZE, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, DSN, CHUNKING, LIMITS, ETRN,
-//! STARTTLS, REQUIRETLS and AUTH).
+//! STARTTLS, REQUIRETLS, AUTH and XCLIENT).
 //!
 //! Octets and time go in through [`Server::handle_bytes`] and [`Server::handle_timeout`]; what is
 //! to be done comes back as an [`Event`], what is to be sent gathers in [`Server::replies`].  The
@@ -8,7 +8,8 @@
 //!
 //! It stops where somebody else must decide: at [`Event::CheckRecipient`] until
 //! [`Server::recipient_checked`], at [`Event::EndOfMessage`] until [`Server::stored`], at
-//! [`Event::StartQueue`] until [`Server::queue_started`], at [`Event::LookUp`] until
+//! [`Event::StartQueue`] until [`Server::queue_started`], at [`Event::Introduce`] until
+//! [`Server::introduced`], at [`Event::LookUp`] until
 //! [`Server::inquiry_answered`], at [`Event::StartTls`] until
 //! [`Server::tls_started`], at [`Event::Authenticate`] until [`Server::auth_answered`], at
 //! [`Event::CheckSender`] until [`Server::sender_checked`].  Until then it must be given no input;
@@ -37,6 +38,7 @@ use super::data::DataScanner;
 use super::header::{HeaderFacts, HeaderWatch};
 use super::line::{LineScanner, LineStep};
 use super::reply::{self, QueueStart, Refusal, Replies};
+use super::xclient::{self, Introduction};
 use crate::config::{BareNewline, ListenerTls, RouteIndex};
 use crate::limits;
 use crate::message::{BodySummary, Durability, Envelope, MailParameters, MessageId, Recipient};
@@ -92,6 +94,8 @@ pub enum Event {
     EndOfMessage,
     /// Start the queue for [`Server::node_in_question`], then call [`Server::queue_started`].
     StartQueue,
+    /// Decide on [`Server::introduction`], then call [`Server::introduced`].
+    Introduce,
     /// Send the replies, throw away whatever else has come, shake hands, then call
     /// [`Server::tls_started`]; close if that fails.
     StartTls,
@@ -157,6 +161,8 @@ pub struct Server {
     client: Option<Client>,
     /// The client may send ETRN.
     may_start_queues: bool,
+    /// The client is a proxy, which may say for whom it speaks.
+    may_introduce: bool,
     may_inquire: MayInquire,
     haste: Haste,
     transaction: Option<Box<Transaction>>,
@@ -193,6 +199,8 @@ enum Phase {
     Skip { left: u64, started: Instant },
     /// Nothing, until the queue for this node is started.
     Starting(Node),
+    /// Nothing, until the client is changed for this one.
+    Introducing(Box<Introduction>),
     /// Nothing, until somebody has looked.
     Inquiry(Inquiry),
     /// Nothing, until the handshake is over.
@@ -243,6 +251,7 @@ impl Server {
             can_bind: false,
             auth_failures: 0,
             may_start_queues: false,
+            may_introduce: false,
             may_inquire: MayInquire::default(),
             haste: Haste::Forbidden,
             transaction: None,
@@ -259,6 +268,11 @@ impl Server {
     /// connections that it makes this host open, are not for everybody.
     pub fn permit_etrn(&mut self) {
         self.may_start_queues = true;
+    }
+
+    /// Lets the client send XCLIENT, which EHLO then offers, also after it has sent one.
+    pub fn permit_xclient(&mut self) {
+        self.may_introduce = true;
     }
 
     /// Does as much with `input` as it can; call again with what it left, and with the rest of
@@ -281,6 +295,7 @@ impl Server {
                 Phase::Recipient(_) => Handled { consumed: 0, event: Event::CheckRecipient },
                 Phase::Storing { .. } => Handled { consumed: 0, event: Event::EndOfMessage },
                 Phase::Starting(_) => Handled { consumed: 0, event: Event::StartQueue },
+                Phase::Introducing(_) => Handled { consumed: 0, event: Event::Introduce },
                 Phase::Inquiry(_) => Handled { consumed: 0, event: Event::LookUp },
                 Phase::StartTls => Handled { consumed: 0, event: Event::StartTls },
                 Phase::Closed { .. } => Handled { consumed: rest.len(), event: Event::Close },
@@ -481,6 +496,43 @@ impl Server {
         self.idled();
     }
 
+    /// What a proxy says at [`Event::Introduce`].
+    pub fn introduction(&self) -> Option<&Introduction> {
+        match &self.phase {
+            Phase::Introducing(introduction) => Some(introduction),
+            _ => None,
+        }
+    }
+
+    /// The client is another one from here on, and is greeted; or the session ends.
+    ///
+    /// Nothing is left of what was said before, but the count of commands that did nothing, or
+    /// there would be no end of them.  What a client may do is to be permitted anew.
+    pub fn introduced(&mut self, now: Instant, result: Result<(), Refusal>) {
+        if !matches!(self.phase, Phase::Introducing(_)) {
+            return;
+        }
+        self.deadline = now + limits::SERVER_COMMAND;
+        let Phase::Introducing(told) = std::mem::replace(&mut self.phase, Phase::Command) else {
+            return;
+        };
+        if let Err(refusal) = result {
+            return self.close(refusal);
+        }
+        self.client = told.helo.map(|helo| Client {
+            helo,
+            extended: !told.is_plain,
+            secured: self.is_secured,
+            authenticated: None,
+        });
+        self.haste = Haste::Forbidden;
+        self.may_start_queues = false;
+        self.auth_failures = 0;
+        self.errors = 0;
+        self.replies.greet(&self.config.hostname);
+        self.idled();
+    }
+
     /// The handshake that [`Event::StartTls`] asked for is done: all that is known of the client
     /// is forgotten (RFC 3207 section 4.2), because somebody else may have said it.
     pub fn tls_started(&mut self, now: Instant) {
@@ -618,6 +670,7 @@ impl Server {
             Command::Expn { argument } => self.inquire(true, argument),
             Command::Quit => self.quit(),
             Command::Etrn(node) => self.etrn(node),
+            Command::Xclient { arguments } => self.xclient(arguments),
             Command::NotImplemented => self.refused(Refusal::NotImplemented),
             Command::StartTls => self.start_tls(now),
             Command::Auth { mechanism, initial } => self.auth(now, mechanism, initial),
@@ -649,10 +702,11 @@ impl Server {
             ];
             let require_tls = self.is_secured.then_some("REQUIRETLS");
             let etrn = self.may_start_queues.then_some("ETRN");
+            let xclient = self.may_introduce.then_some(xclient::KEYWORD);
             let starttls = self.offers_tls().then_some("STARTTLS");
             let auth = self.auth_keyword();
             let keywords = keywords.into_iter().chain(etrn).chain(auth.as_deref());
-            let keywords = keywords.chain(starttls).chain(require_tls);
+            let keywords = keywords.chain(starttls).chain(require_tls).chain(xclient);
             let [vrfy, expn] = self.inquiry_keywords();
             let keywords = keywords.chain(vrfy).chain(expn).chain(["HELP"]);
             self.replies.extended_hello(&self.config.hostname, keywords);
@@ -776,6 +830,21 @@ impl Server {
         }
         self.phase = Phase::Starting(node);
         Event::StartQueue
+    }
+
+    fn xclient(&mut self, arguments: &str) -> Event {
+        // For everybody else there is no such command.
+        if !self.may_introduce {
+            return self.refused(Refusal::UnknownCommand);
+        }
+        if self.transaction.is_some() {
+            return self.refused(Refusal::NestedMail);
+        }
+        let Some(introduction) = Introduction::parse(arguments) else {
+            return self.refused(Refusal::BadArgument);
+        };
+        self.phase = Phase::Introducing(Box::new(introduction));
+        Event::Introduce
     }
 
     fn quit(&mut self) -> Event {

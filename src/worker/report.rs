@@ -44,10 +44,21 @@ impl Worker {
         self.sessions.set(self.sessions.get() + 1);
         self.metrics.sessions_opened.count();
         self.metrics.sessions_open.raise();
+        self.report_client(session, client.address, client.proxy, listener);
+    }
+
+    /// Who the client of a session is; once more where a proxy says so later.
+    pub fn report_client(
+        &self,
+        session: SessionId,
+        client: SocketAddr,
+        proxy: Option<SocketAddr>,
+        listener: &ListenerState,
+    ) {
         self.events.emit(&Event {
             session: Some(session),
-            peer: Some(client.address),
-            proxy: client.proxy,
+            peer: Some(client),
+            proxy,
             listener: Some(listener.address),
             ..Event::new(EventKind::Connect)
         });

@@ -2,11 +2,13 @@
 //! not him, and believes only whom the configuration names.
 
 use std::net::IpAddr;
+use std::process::Command;
 
 use serde_json::Value;
 
 use crate::client::Client;
 use crate::gateway::Gateway;
+use crate::interop::{are_here, run};
 
 /// Nothing is asked of the DNS of whatever host the tests run on.
 const MX: &str = r#"
@@ -67,10 +69,14 @@ fn connected(gateway: &Gateway, peer: &str) -> Value {
 
 fn serve(mut client: Client) {
     client.reply().expect("220");
+    send(&mut client);
+    client.command("QUIT").expect("221");
+}
+
+fn send(client: &mut Client) {
     client.command("EHLO client.test").expect("250");
     client.envelope("a@client.test", &["b@ours.test"]);
     client.data(b"Subject: through another\r\n\r\n").message_id();
-    client.command("QUIT").expect("221");
 }
 
 #[test]
@@ -195,4 +201,124 @@ fn first_line(client: &Client) -> String {
     let mut octets = [0; 256];
     let count = client.stream().peek(&mut octets).expect("a first line");
     String::from_utf8_lossy(&octets[..count]).into_owned()
+}
+
+/// A connection of somebody who may send XCLIENT, greeted.
+fn proxy(gateway: &Gateway) -> Client {
+    let mut client = from(gateway, [127, 0, 8, 1]);
+    let greeting = client.reply().expect("220");
+    assert_eq!(greeting.0.lines().count(), 1, "a proxy is no stranger");
+    let offers = client.command("EHLO proxy.test").expect("250").0;
+    assert!(offers.contains("XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT"));
+    client
+}
+
+#[test]
+fn a_proxy_says_who_its_clients_are() {
+    let mut gateway = start("");
+    let mut client = proxy(&gateway);
+    let clients = [
+        ("NAME=a.test ADDR=192.0.2.7 PORT=4321 LOGIN=root", "192.0.2.7:4321", "[192.0.2.7]"),
+        ("ADDR=IPV6:2001:db8::7 NAME=[UNAVAILABLE]", "[2001:db8::7]:0", "[IPv6:2001:db8::7]"),
+    ];
+    for (told, peer, _) in clients {
+        client.command("XCLIENT ADDR=nowhere").expect("501 5.5.4");
+        client.command(&format!("XCLIENT {told}")).expect("220");
+        client.command("MAIL FROM:<a@client.test>").expect("503 5.5.1");
+        send(&mut client);
+        let connected = connected(&gateway, peer);
+        assert_eq!(connected["proxy"], *own_address(&client));
+        gateway.wait_event("its message", |e| e["event"] == "accepted" && e["peer"] == *peer);
+    }
+    client.command("QUIT").expect("221");
+    let end = gateway.wait_event("an end", |event| event["event"] == "disconnect");
+    assert_eq!(end["peer"], "[2001:db8::7]:0");
+    let files = gateway.maildir("ours.test", "b", clients.len());
+    let texts: Vec<_> = files.iter().map(|file| String::from_utf8_lossy(file)).collect();
+    for (_, _, client) in clients {
+        assert_eq!(texts.iter().filter(|text| text.contains(client)).count(), 1, "{client}");
+    }
+    gateway.terminate();
+}
+
+/// A client may do what its address allows, whoever brings it, and a login that a proxy tells of
+/// allows nothing.
+#[test]
+fn a_proxys_clients_have_their_own_rights() {
+    let limits = "[limits]\nsessions_per_address = 1\n";
+    let config = MX.replace("service = \"mx\"", "service = \"relay\"");
+    let mut gateway = Gateway::start(&format!("{config}{limits}"));
+    let relay = |client: &mut Client, told: &str| {
+        client.command(&format!("XCLIENT {told}")).expect("220");
+        client.command("EHLO client.test").expect("250");
+        client.command("MAIL FROM:<a@client.test>").expect("250");
+        let reply = client.command("RCPT TO:<b@elsewhere.test>");
+        client.command("XCLIENT ADDR=192.0.2.9").expect("503 5.5.1");
+        client.command("RSET").expect("250");
+        reply
+    };
+    let mut first = proxy(&gateway);
+    relay(&mut first, "ADDR=198.51.100.7").expect("250");
+    relay(&mut first, "ADDR=192.0.2.7 LOGIN=root").expect("550 5.7.1");
+    let mut second = proxy(&gateway);
+    second.command("XCLIENT ADDR=192.0.2.7").expect("421 4.7.0");
+    second.expect_end();
+    relay(&mut first, "ADDR=192.0.2.8").expect("550 5.7.1");
+    let mut third = proxy(&gateway);
+    relay(&mut third, "ADDR=192.0.2.7").expect("550 5.7.1");
+    gateway.terminate();
+}
+
+#[test]
+fn the_filter_looks_at_a_proxys_clients_anew() {
+    let more = "greeting_wait = \"1m\"\ntarpit = \"0s\"\n";
+    let mut gateway = Gateway::start(&format!("{MX}{more}"));
+    let mut client = proxy(&gateway);
+    client.command("MAIL FROM:<a@client.test>").expect("250");
+    client.command("RCPT TO:<b@ours.test>").expect("250");
+    client.command("RSET").expect("250");
+    client.send(b"XCLIENT ADDR=192.0.2.7\r\n");
+    assert!(first_line(&client).starts_with("220-"), "a stranger waits");
+    client.send(b"EHLO client.test\r\n");
+    client.reply().expect("220");
+    client.reply().expect("250");
+    client.command("MAIL FROM:<a@client.test>").expect("250");
+    client.command("RCPT TO:<b@ours.test>").expect("554 5.7.1");
+    drop(client);
+    gateway.terminate();
+}
+
+#[test]
+fn swaks_comes_through_proxies() {
+    if !are_here(&["swaks"]) {
+        return;
+    }
+    let mut gateway = start("");
+    let (header, xclient) = ("127.0.9.1", "127.0.8.1");
+    let addresses = "--proxy-family TCP4 --proxy-source 192.0.2.7 --proxy-source-port 4321 \
+                     --proxy-dest 192.0.2.1 --proxy-dest-port 25";
+    let ways = [
+        (header, addresses.to_owned()),
+        (header, format!("--proxy-version 2 {}", addresses.replace("TCP4", "AF_INET"))),
+        (
+            xclient,
+            "--xclient-addr 192.0.2.7 --xclient-port 4321 --xclient-name a.test \
+             --xclient-helo told.test --xclient-login root@ours.test --xclient-proto ESMTP"
+                .to_owned(),
+        ),
+    ];
+    for (source, options) in &ways {
+        let mut swaks = Command::new("swaks");
+        swaks.arg("--server").arg(gateway.smtp(0).to_string());
+        swaks.args(["--local-interface", source]).args(options.split_whitespace());
+        swaks.args(["--helo", "client.test", "--from", "a@client.test", "--to", "b@ours.test"]);
+        let said = run(swaks.args(["--data", "Subject: x\\n\\nby swaks"]));
+        assert!(said.contains("queued as "), "{said}");
+    }
+    let of_client =
+        |event: &Value| event["event"] == "accepted" && event["peer"] == "192.0.2.7:4321";
+    gateway.wait_until("all came from it", || {
+        (gateway.events().iter().filter(|event| of_client(event)).count() == 3).then_some(())
+    });
+    gateway.terminate();
 }

@@ -210,6 +210,7 @@ impl World {
                 Event::DropBody => self.body.clear(),
                 Event::StartTls
                 | Event::StartQueue
+                | Event::Introduce
                 | Event::LookUp
                 | Event::Authenticate
                 | Event::CheckSender => {

@@ -56,6 +56,7 @@ fn every_verb_is_read() {
         ("EXPN list", Command::Expn { argument: "list" }),
         ("ETRN b", Command::Etrn(Node::Domain("b".into()))),
         ("etrn @B.example", Command::Etrn(Node::Subdomains("b.example".into()))),
+        ("XCLIENT ADDR=b", Command::Xclient { arguments: "ADDR=b" }),
         ("ETRN #queue", Command::Etrn(Node::Named)),
         ("STARTTLS", Command::StartTls),
         ("AUTH PLAIN", Command::Auth { mechanism: "PLAIN", initial: None }),

@@ -438,6 +438,77 @@ fn etrn_without_end_ends_the_session() {
     assert!(replies(&mut server).ends_with("421 4.7.0 Too many errors\r\n"));
 }
 
+// ---- XCLIENT ---------------------------------------------------------------------------------
+
+#[test]
+fn a_proxy_introduces_a_client() {
+    let now = Instant::now();
+    let mut server = Server::new(config(), now);
+    server.permit_xclient();
+    server.permit_etrn();
+    say(&mut server, now, b"EHLO proxy.example\r\n");
+    let said = replies(&mut server);
+    assert!(said.contains("250-XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT\r\n"));
+    for (line, reply) in [
+        ("XCLIENT ADDR=host", "501 5.5.4"),
+        ("XCLIENT", "501 5.5.4"),
+        ("MAIL FROM:<>", "250"),
+        ("XCLIENT ADDR=192.0.2.7", "503 5.5.1"),
+        ("RSET", "250"),
+    ] {
+        say(&mut server, now, format!("{line}\r\n").as_bytes());
+        assert!(replies(&mut server).starts_with(reply), "{line}");
+    }
+    let (event, rest) =
+        say(&mut server, now, b"XCLIENT ADDR=192.0.2.7 LOGIN=root\r\nMAIL FROM:<>\r\n");
+    assert_eq!((event, rest.as_slice()), (Event::Introduce, &b"MAIL FROM:<>\r\n"[..]));
+    let told = server.introduction().expect("it waits");
+    assert_eq!(told.address, Some("192.0.2.7".parse().unwrap()));
+    assert!(!server.handle_shutdown());
+    server.introduced(now, Ok(()));
+    assert_eq!(server.introduction(), None);
+    assert!(server.client().is_none(), "nobody has said who he is");
+    say(&mut server, now, &rest);
+    let said = replies(&mut server);
+    assert!(said.starts_with("220 ") && said.contains("\r\n503 5.5.1 "), "{said}");
+    say(&mut server, now, b"EHLO client.example\r\n");
+    let said = replies(&mut server);
+    assert!(said.contains("XCLIENT") && !said.contains("ETRN"), "{said}");
+
+    // What is told of HELO holds until the client says its own.
+    say(&mut server, now, b"XCLIENT HELO=told.example PROTO=SMTP\r\n");
+    server.introduced(now, Ok(()));
+    let client = server.client().expect("it was told");
+    assert_eq!((&*client.helo, client.extended), ("told.example", false));
+    assert_eq!(client.authenticated, None);
+
+    say(&mut server, now, b"XCLIENT ADDR=192.0.2.8\r\n");
+    server.introduced(now, Err(Refusal::TooManySessionsFromAddress));
+    assert!(
+        replies(&mut server)
+            .ends_with("421 4.7.0 Too many connections from your address, try later\r\n")
+    );
+}
+
+#[test]
+fn xclient_without_end_ends_the_session() {
+    let now = Instant::now();
+    let mut server = Server::new(config(), now);
+    server.permit_xclient();
+    for _ in 0..=limits::IDLE_COMMANDS {
+        say(&mut server, now, b"XCLIENT NAME=a\r\n");
+        server.introduced(now, Ok(()));
+    }
+    assert!(replies(&mut server).ends_with("421 4.7.0 Too many errors\r\n"));
+}
+
+#[test]
+fn nobody_else_has_such_a_command() {
+    let mut stranger = session(Instant::now(), b"XCLIENT ADDR=192.0.2.7\r\nEHLO c\r\n");
+    let said = replies(&mut stranger);
+    assert!(said.contains("500 5.5.2 Unknown command") && !said.contains("XCLIENT"), "{said}");
+}
+
 // ---- AUTH ------------------------------------------------------------------------------------
 
 fn auth_session(offer: AuthOffer, tls: ListenerTls, said: &[u8]) -> (Server, Event) {

@@ -117,6 +117,7 @@ impl Machine {
             Event::CheckRecipient => self.check_recipient(),
             Event::EndOfMessage => self.store(),
             // As in a gateway whose queue is empty.
+            Event::Introduce => self.server.introduced(self.now, Ok(())),
             Event::StartQueue => self.server.queue_started(self.now, Ok(QueueStart::Nothing)),
             Event::LookUp => {
                 let inquiry = self.server.inquiry().expect("there is one");

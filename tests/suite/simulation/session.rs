@@ -163,6 +163,7 @@ impl Session {
                     Step::Store => self.store(scene, worker, shared),
                     Step::StartQueue => unreachable!("no client of the simulation may send ETRN"),
                     Step::LookUp => unreachable!("nor may one send VRFY or EXPN"),
+                    Step::Introduce => unreachable!("no client of the simulation is a proxy"),
                     Step::StartTls => panic!("no simulated listener has TLS"),
                     Step::Authenticate | Step::CheckSender => {
                         panic!("no simulated listener has AUTH")
