@@ -217,6 +217,11 @@ pub const EVENT_QUEUE: usize = 8 * 1024 * 1024;
 /// Events that a worker keeps when that queue is full, in octets.  It takes no new sessions
 /// meanwhile; what comes beyond this from those that it has is lost and counted.
 pub const EVENT_BACKLOG: usize = 16 * 1024 * 1024;
+/// What one explanation of a verdict takes as text, at most.
+pub const EXPLANATION: usize = 8 * 1024;
+/// What a worker remembers of explanations, in octets: half of it for messages, some thousands of
+/// each.
+pub const EXPLANATIONS: usize = 4 * 1024 * 1024;
 /// Connections to an admin listener; more wait in its backlog.
 pub const ADMIN_CONNECTIONS: usize = 64;
 /// Descriptors that the process keeps below its hard limit, for admin connections alone.

@@ -15,6 +15,7 @@ mod run;
 mod spool;
 mod test_client;
 mod user;
+mod why;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -66,6 +67,8 @@ pub enum Command {
     /// Look at the queue of a running gateway, and change it
     #[command(subcommand)]
     Queue(Box<QueueCommand>),
+    /// Say why a session, or a message, was judged as it was: each check, its facts and its score
+    Why(WhyArgs),
     /// Read the log of messages of a stopped gateway
     #[command(subcommand)]
     Spool(SpoolCommand),
@@ -215,6 +218,8 @@ pub enum State {
     Deferred,
     /// Waiting for an operator.
     Held,
+    /// Waiting for an operator because of the edge filter's verdict.
+    Quarantined,
 }
 
 /// How a queue command prints, and whom it asks.
@@ -226,6 +231,16 @@ pub struct Output {
     /// The configuration of the gateway; without it, the development defaults
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// Arguments of `why`.
+#[derive(Debug, Clone, Args)]
+pub struct WhyArgs {
+    /// The session, as in the events; or the message, as in the 250 reply and in the events
+    pub id: MessageId,
+    /// How to print and whom to ask.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `spool ...`: each needs the gateway stopped.
@@ -400,6 +415,7 @@ fn perform(command: Command) -> Result<ExitCode, Failure> {
         Command::Route(arguments) => return route::route(&arguments),
         Command::TestClient(arguments) => return test_client::test_client(&arguments),
         Command::Queue(command) => queue(&command)?,
+        Command::Why(arguments) => why::why(&arguments)?,
         Command::Spool(command) => spool(&command)?,
         Command::Cert(command) => cert(&command)?,
         Command::User(command) => user(&command)?,
@@ -509,6 +525,8 @@ mod tests {
             "queue show 0000000000001 --json --config a",
             "queue retry --all",
             "queue release --state held",
+            "queue list --state quarantined",
+            "why 0000000000001 --json --config a",
             "queue delete 0000000000001 0000000000002",
             "cert self-signed --name mx.example.com --name 127.0.0.1 --out b",
             "spool verify",

@@ -104,7 +104,7 @@ fn act(action: Action, arguments: &QueueChangeArgs) -> Result<(), Failure> {
 fn nothing_done(action: Action) -> &'static str {
     match action {
         Action::Retry => "none of these is in the queue and waits for another attempt",
-        Action::Release => "none of these is in the queue and held",
+        Action::Release => "none of these is in the queue and held or quarantined",
         Action::Delete => "none of these is in the queue; one that is being sent cannot be deleted",
     }
 }
@@ -115,7 +115,7 @@ fn client(output: &Output) -> Result<AdminClient, Failure> {
 }
 
 /// The client's error with its causes, as one sentence.
-fn failed(error: ClientError) -> Failure {
+pub(super) fn failed(error: ClientError) -> Failure {
     let mut sentence = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
@@ -133,12 +133,13 @@ fn filter(filters: &Filters) -> Filter {
             State::Ready => port::State::Ready,
             State::Deferred => port::State::Deferred,
             State::Held => port::State::Held,
+            State::Quarantined => port::State::Quarantined,
         }),
         site: filters.site.as_deref().map(Box::from),
     }
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let mut line = serde_json::to_string(value).map_err(io::Error::from)?;
     line.push('\n');
     io::stdout().write_all(line.as_bytes())?;
@@ -158,6 +159,7 @@ impl std::fmt::Display for Sentence<'_> {
             (by_state.active, "being sent"),
             (by_state.deferred, "deferred"),
             (by_state.held, "held"),
+            (by_state.quarantined, "quarantined"),
         ];
         let named: Vec<String> = states
             .iter()

@@ -2,8 +2,8 @@
 //!
 //! The lists' test entries are looked at first, as a gateway does when it starts; then the same
 //! [`Inquiry`] asks as a session's, and the same [`Judged`] decides.  A gateway need not run; what
-//! only one that runs can know is left out: how a client behaves, whether it is greylisted, what
-//! rspamd says of a message.  The exit code is 0 whatever the verdict.
+//! only one that runs can know is left out: how a client behaves, whether it is greylisted, what a
+//! next hop says of a recipient or rspamd of a message.  The exit code is 0 whatever the verdict.
 
 mod text;
 
@@ -27,6 +27,7 @@ use crate::edge::lists::{Lists, Zone, watch};
 use crate::edge::screening::Judged;
 use crate::edge::verdict::{Effect, Finding, Score};
 use crate::inbound::relay::{self, Facts};
+use crate::recipients::{Finding as Placed, Roster, Table};
 use crate::runtime;
 use crate::smtp::address::{ForwardPath, ReversePath, Utf8};
 use crate::smtp::reply::{Refusal, Reply};
@@ -39,10 +40,12 @@ pub(super) fn test_client(arguments: &TestClientArgs) -> Result<ExitCode, Failur
         return Err(Failure::Failed(sentence.into()));
     }
     let client = Client::new(arguments)?;
+    let roster = Roster::new(&config).map_err(|error| Failure::Failed(error.to_string()))?;
+    let table = roster.table();
     let found = runtime::run(async {
         runtime::spawn(runtime::deadline::sweep_forever());
         let resolver = Resolver::new(ResolverConfig::new(&config.dns));
-        found(Arc::new(config), resolver, &client).await
+        found(Arc::new(config), resolver, table.as_deref(), &client).await
     });
     let found = found.map_err(|error| Failure::Failed(format!("no event loop: {error}")))?;
     let text = match arguments.json {
@@ -113,6 +116,8 @@ struct RecipientFound {
     /// The route's place in the file.
     route: Option<usize>,
     to: Option<String>,
+    /// `mailbox`, `alias`, `list` or `unknown`; none where no table says anything of its domain.
+    kind: Option<&'static str>,
     /// What its client hears if it is refused.
     reply: Option<String>,
     /// It is reached whatever the verdict.
@@ -136,7 +141,12 @@ impl Client {
 }
 
 /// All that there is to say about a client.
-async fn found<L: Lookup + 'static>(config: Arc<Config>, resolver: L, client: &Client) -> Found {
+async fn found<L: Lookup + 'static>(
+    config: Arc<Config>,
+    resolver: L,
+    table: Option<&Table>,
+    client: &Client,
+) -> Found {
     let edge = config.edge.as_ref().expect("it was looked for");
     let lists = Arc::new(Lists::new(&edge.lists));
     let not_looked_at = exemption(&config, edge, client.address);
@@ -160,7 +170,7 @@ async fn found<L: Lookup + 'static>(config: Arc<Config>, resolver: L, client: &C
         verdict: judged.action.as_str(),
         reply: judged.refusal().as_ref().map(heard),
         cause: judged.cause,
-        recipient: client.to.as_ref().map(|path| recipient(&config, client.address, path)),
+        recipient: client.to.as_ref().map(|to| recipient(&config, table, client.address, to)),
     }
 }
 
@@ -222,16 +232,38 @@ async fn asked<L: Lookup + 'static>(
 }
 
 /// What an `mx` listener says to a recipient before the filter has its say.
-fn recipient(config: &Config, client: IpAddr, path: &ForwardPath) -> RecipientFound {
+fn recipient(
+    config: &Config,
+    table: Option<&Table>,
+    client: IpAddr,
+    path: &ForwardPath,
+) -> RecipientFound {
     let facts = Facts { service: Service::Mx, client, certificate: None, authenticated: false };
-    let decided = relay::decide(config, facts, path);
+    let placed = table.zip(path.mailbox()).map(|(table, mailbox)| table.find(mailbox));
+    let kind = placed.and_then(kind);
+    let decided = relay::decide(config, facts, path).and_then(|route| match placed {
+        Some(Placed::Unknown) => Err(Refusal::UnknownRecipient),
+        _ => Ok(route),
+    });
     let index = decided.as_ref().ok().copied();
     RecipientFound {
         address: path.as_str().to_owned(),
         route: index.map(|index| index.0 as usize + 1),
         to: index.map(|index| config.routes[index].to.to_string()),
+        kind,
         reply: decided.as_ref().err().map(heard),
         postmaster: path.is_postmaster(),
+    }
+}
+
+/// What the table of recipients says of an address.
+fn kind(placed: Placed<'_>) -> Option<&'static str> {
+    match placed {
+        Placed::NotJudged => None,
+        Placed::Unknown => Some("unknown"),
+        Placed::Mailbox => Some("mailbox"),
+        Placed::Expands(expansion) if expansion.is_list() => Some("list"),
+        Placed::Expands(_) => Some("alias"),
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::admin::SOCKET_NAME;
 use super::port::{Action, Change, Changed, Filter, Listing, Query, QueueCount};
+use crate::edge::explanation::Explanation;
 use crate::limits;
 use crate::message::MessageId;
 
@@ -108,6 +109,18 @@ impl AdminClient {
     /// See [`ClientError`]; `Refused` with 404 if it is not in the queue.
     pub fn show(&self, id: MessageId) -> Result<Listing, ClientError> {
         self.get(&format!("/api/v1/queue/{id}"), &Query::default())
+    }
+
+    /// How transactions of a session, or of a message, were judged; none if nothing is remembered.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn why(&self, id: MessageId) -> Result<Vec<Explanation>, ClientError> {
+        let path = format!("/api/v1/why/{id}");
+        match self.request(Method::GET, &path, Vec::new()) {
+            Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(Vec::new()),
+            answer => answer,
+        }
     }
 
     /// Changes the queue; returns what was changed.

@@ -19,6 +19,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,8 +27,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crossbeam::channel::{Receiver, Sender, TrySendError};
 
 use super::moment::{Moment, Stamp};
+use crate::edge::verdict::{Finding, Score};
 use crate::limits;
-use crate::message::{MessageId, MessageIds, Recipient};
+use crate::message::{MessageId, MessageIds, NotAMessageId, Recipient};
 
 pub use writer::{EventLog, EventTarget};
 
@@ -46,6 +48,8 @@ pub enum EventKind {
     AuthFailed,
     /// A session, a sender, a recipient or a message was refused.
     Refused,
+    /// The edge filter has judged a transaction, or a session that came to none.
+    Verdict,
     /// A message was accepted: its 250 is on the way.
     Accepted,
     /// A message went straight to the next hop, which has taken it; nothing of it is here.
@@ -62,6 +66,8 @@ pub enum EventKind {
     Expired,
     /// Recipients wait for an operator.
     Held,
+    /// Recipients wait for an operator because of the edge filter's verdict.
+    Quarantined,
     /// An operator let held recipients go.
     Released,
     /// An operator had deferred recipients tried at once.
@@ -90,6 +96,7 @@ impl EventKind {
             EventKind::AuthFailed => "auth_failed",
             EventKind::TlsFailed => "tls_failed",
             EventKind::Refused => "refused",
+            EventKind::Verdict => "verdict",
             EventKind::Accepted => "accepted",
             EventKind::PassedOn => "passed_on",
             EventKind::Delivered => "delivered",
@@ -98,6 +105,7 @@ impl EventKind {
             EventKind::Bounced => "bounced",
             EventKind::Expired => "expired",
             EventKind::Held => "held",
+            EventKind::Quarantined => "quarantined",
             EventKind::Released => "released",
             EventKind::Retried => "retried",
             EventKind::Deleted => "deleted",
@@ -153,6 +161,12 @@ pub struct Event<'a> {
     pub reply: Option<&'a str>,
     /// Why, as a short name that does not change.
     pub reason: Option<&'a str>,
+    /// What the edge filter decided.
+    pub action: Option<&'static str>,
+    /// The score of its findings.
+    pub score: Option<Score>,
+    /// The findings; those that did something are told.
+    pub causes: Option<&'a [Finding]>,
     /// From acceptance to now, in milliseconds.
     pub delay_ms: Option<u64>,
     /// Its sender requires TLS all the way (RFC 8689).
@@ -176,6 +190,8 @@ pub enum Addressees<'a> {
     One(&'a str),
     /// Addresses.
     Texts(&'a [String]),
+    /// The same, borrowed.
+    Words(&'a [&'a str]),
     /// A whole envelope.
     All(&'a [Recipient]),
     /// Those at some places of an envelope; a place that is not there is passed over.
@@ -272,6 +288,9 @@ impl<'a> Event<'a> {
             attempts: None,
             reply: None,
             reason: None,
+            action: None,
+            score: None,
+            causes: None,
             require_tls: None,
             soft_bounce: None,
             delay_ms: None,
@@ -395,6 +414,21 @@ impl EventCounters {
             written: self.written.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl SessionId {
+    /// Whether it is the one that is written like this message id.
+    pub fn is(self, id: MessageId) -> bool {
+        self.0 == id
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = NotAMessageId;
+
+    fn from_str(text: &str) -> Result<Self, NotAMessageId> {
+        text.parse().map(SessionId)
     }
 }
 

@@ -24,11 +24,11 @@ pub struct Counter(AtomicU64);
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
-/// Counters by a label that comes from the code, never from a peer: as many as there are places
-/// in the code, at most [`LABELS_MAX`].
+/// Counters by a label that comes from the code or the configuration, never from a peer: as many
+/// as there are places there, at most [`LABELS_MAX`].
 #[derive(Debug)]
 pub struct LabelledCounters {
-    counters: [(OnceLock<&'static str>, Counter); LABELS_MAX],
+    counters: [(OnceLock<Box<str>>, Counter); LABELS_MAX],
     /// What found no place.
     other: Counter,
 }
@@ -90,7 +90,9 @@ pub struct WorkerMetrics {
     pub logins_failed: Counter,
     /// Refusals by the name of their reason.
     pub refused: LabelledCounters,
-    /// Findings of the edge filter that had an effect, by the check's name.
+    /// Verdicts of the edge filter by their action.
+    pub verdicts: LabelledCounters,
+    /// What its checks found that counted, by check.
     pub findings: LabelledCounters,
     /// Messages that got their 250.
     pub messages_accepted: Counter,
@@ -147,6 +149,8 @@ pub struct WorkerMetrics {
     pub handles_deferred: Gauge,
     /// Handles that wait for an operator.
     pub handles_held: Gauge,
+    /// Handles that wait for an operator because of the edge filter's verdict.
+    pub handles_quarantined: Gauge,
 }
 
 /// Labels of one [`LabelledCounters`]; the reasons of refusals are about two thirds as many.
@@ -235,10 +239,10 @@ impl LabelledCounters {
     }
 
     /// Counts one of `label`.
-    pub fn count(&self, label: &'static str) {
+    pub fn count(&self, label: &str) {
         for (known, counter) in &self.counters {
             // The first free place is this label's: only this thread fills them, in order.
-            if *known.get_or_init(|| label) == label {
+            if **known.get_or_init(|| label.into()) == *label {
                 return counter.count();
             }
         }
@@ -246,11 +250,11 @@ impl LabelledCounters {
     }
 
     /// Labels and where they stand; what found no place is `other`.
-    pub fn values(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub fn values(&self) -> impl Iterator<Item = (&str, u64)> {
         let known = self
             .counters
             .iter()
-            .map_while(|(label, counter)| label.get().map(|&label| (label, counter.value())));
+            .map_while(|(label, counter)| label.get().map(|label| (&**label, counter.value())));
         let other = Some(self.other.value()).filter(|&count| count > 0);
         known.chain(other.map(|count| ("other", count)))
     }
@@ -311,6 +315,7 @@ impl Default for WorkerMetrics {
             logins: Counter::default(),
             logins_failed: Counter::default(),
             refused: LabelledCounters::new(),
+            verdicts: LabelledCounters::new(),
             findings: LabelledCounters::new(),
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),
@@ -339,6 +344,7 @@ impl Default for WorkerMetrics {
             handles_active: Gauge::default(),
             handles_deferred: Gauge::default(),
             handles_held: Gauge::default(),
+            handles_quarantined: Gauge::default(),
         }
     }
 }
@@ -375,7 +381,7 @@ mod tests {
         counters.count("a");
         assert_eq!(counters.values().collect::<Vec<_>>(), [("a", 2), ("b", 1)]);
         for number in 0..LABELS_MAX {
-            counters.count(Box::leak(number.to_string().into_boxed_str()));
+            counters.count(&number.to_string());
         }
         assert_eq!(counters.values().last(), Some(("other", 2)));
         assert_eq!(counters.values().count(), LABELS_MAX + 1);

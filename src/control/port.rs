@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::moment::Moment;
 use crate::config::{BadPattern, Pattern};
+use crate::edge::explanation::Explanation;
 use crate::message::MessageId;
 use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 
@@ -41,6 +42,9 @@ pub enum Request {
     List(Page),
     /// The entries of one message; answered by [`Answer::Listed`], empty if it has none.
     Show(MessageId),
+    /// How transactions of a session, or of a message, were judged, as far as it is remembered;
+    /// answered by [`Answer::Explained`], the oldest first.
+    Why(MessageId),
     /// Do this to these; answered by [`Answer::Changed`] once it is in the log.
     Act(Action, Selection),
 }
@@ -54,6 +58,8 @@ pub enum Answer {
     Counted(Tally),
     /// Entries by id, then by site.
     Listed(Vec<Entry>),
+    /// Why they were judged so.
+    Explained(Vec<Explanation>),
     /// How many were changed.
     Changed(Tally),
     /// It could not, for the reason given: the log cannot be read or written.
@@ -110,6 +116,8 @@ pub enum State {
     Deferred,
     /// An operator.
     Held,
+    /// An operator, because of the edge filter's verdict.
+    Quarantined,
 }
 
 /// What to do to entries.
@@ -168,6 +176,9 @@ pub struct ByState {
     pub deferred: u64,
     /// Waiting for an operator.
     pub held: u64,
+    /// Waiting for an operator because of the edge filter's verdict.
+    #[serde(default)]
+    pub quarantined: u64,
 }
 
 /// One message's way to one site.
@@ -206,6 +217,10 @@ pub struct Entry {
     pub tls: Option<String>,
     /// How many entries the message has, with all workers together.
     pub parts: u32,
+    /// Why the edge filter judged the message as it did, where that stands in its record; only
+    /// where one message is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Box<Explanation>>,
 }
 
 /// One page of the list, of all workers together.
@@ -351,6 +366,7 @@ impl State {
             State::Active => "active",
             State::Deferred => "deferred",
             State::Held => "held",
+            State::Quarantined => "quarantined",
         }
     }
 }
@@ -363,16 +379,18 @@ impl ByState {
             State::Active => &mut self.active,
             State::Deferred => &mut self.deferred,
             State::Held => &mut self.held,
+            State::Quarantined => &mut self.quarantined,
         } += entries;
     }
 
     pub(super) fn merge(&mut self, more: ByState) {
-        let ByState { ready, active, deferred, held } = more;
+        let ByState { ready, active, deferred, held, quarantined } = more;
         for (state, entries) in [
             (State::Ready, ready),
             (State::Active, active),
             (State::Deferred, deferred),
             (State::Held, held),
+            (State::Quarantined, quarantined),
         ] {
             self.add(state, entries);
         }
@@ -425,21 +443,21 @@ impl fmt::Display for Originator {
 }
 
 /// Types that print and parse, as strings.
-mod text {
+pub(crate) mod text {
     use std::fmt::Display;
     use std::str::FromStr;
 
     use serde::de::{Deserialize, Deserializer, Error};
     use serde::ser::Serializer;
 
-    pub(super) fn serialize<T: Display, S: Serializer>(
+    pub(crate) fn serialize<T: Display, S: Serializer>(
         value: &T,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         to.collect_str(value)
     }
 
-    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    pub(crate) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
     where
         T: FromStr<Err: Display>,
         D: Deserializer<'de>,
@@ -447,10 +465,10 @@ mod text {
         String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 
-    pub(super) mod option {
+    pub(crate) mod option {
         use super::*;
 
-        pub(in super::super) fn serialize<T: Display, S: Serializer>(
+        pub(crate) fn serialize<T: Display, S: Serializer>(
             value: &Option<T>,
             to: S,
         ) -> Result<S::Ok, S::Error> {
@@ -461,7 +479,7 @@ mod text {
             }
         }
 
-        pub(in super::super) fn deserialize<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
+        pub(crate) fn deserialize<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
         where
             T: FromStr<Err: Display>,
             D: Deserializer<'de>,
@@ -471,17 +489,17 @@ mod text {
         }
     }
 
-    pub(super) mod list {
+    pub(crate) mod list {
         use super::*;
 
-        pub(in super::super) fn serialize<T: Display, S: Serializer>(
+        pub(crate) fn serialize<T: Display, S: Serializer>(
             values: &[T],
             to: S,
         ) -> Result<S::Ok, S::Error> {
             to.collect_seq(values.iter().map(ToString::to_string))
         }
 
-        pub(in super::super) fn deserialize<'de, T, D>(from: D) -> Result<Vec<T>, D::Error>
+        pub(crate) fn deserialize<'de, T, D>(from: D) -> Result<Vec<T>, D::Error>
         where
             T: FromStr<Err: Display>,
             D: Deserializer<'de>,

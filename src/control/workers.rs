@@ -15,6 +15,7 @@ use super::port::{
     Action, Answer, Change, Entry, Filter, Listing, Page, QueueCount, Request, Selection, Tally,
     WorkerPort,
 };
+use crate::edge::explanation::Explanation;
 use crate::limits;
 use crate::message::MessageId;
 
@@ -116,6 +117,24 @@ impl Workers {
     pub async fn show(&self, id: MessageId) -> Result<Vec<Entry>, AskError> {
         let lists = self.ask(Request::Show(id), self.times.work, listed).await?;
         Ok(merge(lists, usize::MAX).entries)
+    }
+
+    /// How transactions of a session, or of a message, were judged, the oldest first; none if no
+    /// worker remembers any.
+    ///
+    /// # Errors
+    /// A worker did not answer.
+    pub async fn why(&self, id: MessageId) -> Result<Vec<Explanation>, AskError> {
+        let explained = |answer| match answer {
+            Answer::Explained(explanations) => Some(explanations),
+            _ => None,
+        };
+        let all = self.ask(Request::Why(id), self.times.work, explained).await?;
+        let mut all: Vec<Explanation> = all.into_iter().flatten().collect();
+        // A message's own stands in its record and is remembered; workers share its handles.
+        all.sort_by_key(|explanation| (explanation.time, explanation.message.is_none()));
+        all.dedup_by_key(|explanation| (explanation.time, explanation.session));
+        Ok(all)
     }
 
     /// Does this to what the change selects; what is counted was done and is in the log.
@@ -275,6 +294,7 @@ mod tests {
             reason: None,
             tls: None,
             parts: 1,
+            verdict: None,
         }
     }
 

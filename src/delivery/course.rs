@@ -31,13 +31,15 @@ pub struct Course {
     pub requires_tls: bool,
 }
 
-/// The courses of a configuration, each once; one of them holds what no route leads to.
+/// The courses of a configuration, each once; one of them holds what no route leads to,
+/// and one what the edge filter keeps back.
 pub struct Courses {
     courses: Vec<Course>,
     of_route: Vec<CourseIndex>,
     /// Those of mail that requires TLS.
     secure_of_route: Vec<CourseIndex>,
     unrouted: CourseIndex,
+    quarantine: CourseIndex,
 }
 
 impl Courses {
@@ -48,6 +50,7 @@ impl Courses {
             of_route: Vec::new(),
             secure_of_route: Vec::new(),
             unrouted: CourseIndex(0),
+            quarantine: CourseIndex(0),
         };
         for route in config.routes.iter() {
             let course = Course::new(route, route.schedule(&config.queue));
@@ -63,6 +66,9 @@ impl Courses {
             let place = all.place(course);
             all.secure_of_route.push(place);
         }
+        // Last and by itself, so that no route shares it.
+        all.courses.push(Course::new(&nowhere, config.queue.clone()));
+        all.quarantine = CourseIndex(all.courses.len() as u32 - 1);
         all
     }
 
@@ -98,6 +104,11 @@ impl Courses {
     /// The course of messages to which no route leads since the configuration changed.
     pub fn unrouted(&self) -> CourseIndex {
         self.unrouted
+    }
+
+    /// The course of messages that the edge filter has kept back.
+    pub fn quarantine(&self) -> CourseIndex {
+        self.quarantine
     }
 }
 

@@ -5,12 +5,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::edge::explanation::Explanation;
 use crate::message::{BodyFlags, BodySummary, Envelope, MessageId, Origin};
 use crate::runtime::buffer::ChunkBody;
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::spool::format::FormatError;
 use crate::spool::{
-    ChunkPlace, ReadError, RecordPlace, RecordView, SegmentNo, SegmentPin, StoredBody,
+    ChunkPlace, Extension, ReadError, RecordPlace, RecordView, SegmentNo, SegmentPin, StoredBody,
     StoredMessage,
 };
 use crate::worker::log::LocalLog;
@@ -117,6 +118,16 @@ impl LoadedMessage {
     /// Where it came from.
     pub fn origin(&self) -> &Origin {
         &self.stored.origin
+    }
+
+    /// Whether the edge filter has kept it back, whatever an operator has done since.
+    pub fn is_quarantined(&self) -> bool {
+        self.stored.is_quarantined()
+    }
+
+    /// Why the edge filter judged it as it did, where that was kept with it.
+    pub fn explanation(&self) -> Option<Explanation> {
+        self.stored.extension(Extension::EXPLANATION).and_then(Explanation::from_text)
     }
 
     /// What the scan of its body found.

@@ -183,8 +183,11 @@ fn handles(
             recovered.deferrals.iter().position(|defer| defer.recipients.contains(place));
         let is_released = deferral
             .is_some_and(|deferral| recovered.deferrals[deferral].state == DeferState::Released);
+        let is_kept_back =
+            recovered.message.is_quarantined() && !is_released && !recipient.path.is_postmaster();
         let route = route_of(config, &recipient.path, is_released);
         let destination = match route {
+            _ if is_kept_back => sites.quarantine(),
             Some(route) => sites.destination(route, &recipient.path, &envelope.parameters),
             None => sites.unrouted(),
         };

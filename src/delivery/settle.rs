@@ -348,6 +348,9 @@ fn append_notice(worker: &Worker, notice: &Parcel, cause: NewRecord<'_>) -> Opti
 /// The message's lifetime is over: its sender hears of it.
 pub async fn expire(worker: Rc<Worker>, slot: Slot) {
     let Some((attempt, message)) = unattempted(&worker, slot, true).await else { return };
+    if message.is_quarantined() && worker.is_kept_back(&attempt.handle) {
+        return attempt.delete(&worker, &message);
+    }
     let last = attempt.last_words(&worker);
     let places = attempt.recipients();
     let part = attempt.part(&message);
@@ -406,6 +409,29 @@ async fn unattempted(
 }
 
 impl Attempt {
+    /// Nobody has released a message that the edge filter kept back: it ends, and nobody is told,
+    /// since its originator is forged more often than not.
+    fn delete(&self, worker: &Rc<Worker>, message: &LoadedMessage) {
+        let (id, segment) = (self.handle.id, self.handle.place.segment);
+        let places = self.recipients();
+        let recipients = spool_recipients(&places, message.envelope().recipients.len());
+        let last = self.handle.is_only_part();
+        let record = worker.log.append_done(&Done { id, segment, recipients, last });
+        if !last {
+            end_part(worker, &self.handle, &[record]);
+        }
+        worker.with_queue(|queue| drop(queue.finish(self.slot)));
+        worker.metrics.recipients_expired.add(places.len() as u64);
+        worker.events.emit(&LogEvent {
+            message: Some(id),
+            from: Some(message.envelope().reverse_path.as_str()),
+            to: Addressees::Some(&message.envelope().recipients, &places),
+            site: Some("quarantine"),
+            reason: Some("quarantined"),
+            ..LogEvent::new(EventKind::Expired)
+        });
+    }
+
     /// What was said of this message, else what became of its site.
     fn last_words(&self, worker: &Worker) -> Option<Reason> {
         let own = self.handle.reason.as_ref().map(|reason| reason.to_string());

@@ -110,7 +110,8 @@ impl Sites {
             });
             fixed.push(Some(site));
         }
-        let table = Table { next_id: fixed.len() as u64, ..Table::default() };
+        // The last course is the quarantine's, which has no site.
+        let table = Table { next_id: fixed.len() as u64 - 1, ..Table::default() };
         Sites {
             hostname: config.hostname.to_ascii_lowercase().into(),
             port: config.delivery.port,
@@ -135,6 +136,11 @@ impl Sites {
     /// Where messages wait to which no route leads since the configuration changed.
     pub fn unrouted(&self) -> Destination {
         Destination { course: self.courses.unrouted(), domain: None }
+    }
+
+    /// Where messages wait that the edge filter has kept back, until an operator releases them.
+    pub fn quarantine(&self) -> Destination {
+        Destination { course: self.courses.quarantine(), domain: None }
     }
 
     /// The site of a course that names its next hop.
@@ -166,6 +172,7 @@ impl Sites {
             (Some(site), _) => site.name().to_owned(),
             (None, Some(domain)) => domain.to_string(),
             (None, None) if *destination == self.unrouted() => "no route".to_owned(),
+            (None, None) if *destination == self.quarantine() => "quarantine".to_owned(),
             (None, None) => self.course(destination.course).target.to_string(),
         };
         (name, destination.domain.clone())
@@ -197,25 +204,23 @@ impl Sites {
     pub fn group(&self, routes: &[RouteIndex], envelope: &Envelope) -> Vec<SiteGroup> {
         let Envelope { recipients, parameters, .. } = envelope;
         debug_assert_eq!(routes.len(), recipients.len());
-        let destinations = || {
+        group_by(routes.len(), || {
             let both = routes.iter().zip(recipients);
             both.map(|(&route, recipient)| self.destination(route, &recipient.path, parameters))
-        };
-        let Some(first) = destinations().next() else { return Vec::new() };
-        if destinations().skip(1).all(|other| other == first) {
-            return vec![(first, Recipients::All(routes.len() as u16))];
-        }
-        let mut places: HashMap<Destination, usize> = HashMap::new();
-        let mut groups: Vec<(Destination, Vec<u16>)> = Vec::new();
-        for (place, destination) in destinations().enumerate() {
-            let group = *places.entry(destination).or_insert_with_key(|destination| {
-                groups.push((destination.clone(), Vec::new()));
-                groups.len() - 1
-            });
-            groups[group].1.push(place as u16);
-        }
-        let named = |(destination, places)| (destination, Recipients::of(places, routes.len()));
-        groups.into_iter().map(named).collect()
+        })
+    }
+
+    /// The same for a message that the edge filter keeps back: only the postmaster gets it.
+    pub fn group_quarantined(&self, routes: &[RouteIndex], envelope: &Envelope) -> Vec<SiteGroup> {
+        let Envelope { recipients, parameters, .. } = envelope;
+        debug_assert_eq!(routes.len(), recipients.len());
+        group_by(routes.len(), || {
+            let both = routes.iter().zip(recipients);
+            both.map(|(&route, recipient)| match recipient.path.is_postmaster() {
+                true => self.destination(route, &recipient.path, parameters),
+                false => self.quarantine(),
+            })
+        })
     }
 
     // ---- mail exchangers -----------------------------------------------------------------
@@ -251,6 +256,28 @@ impl Sites {
     pub fn exchanger_sites(&self) -> usize {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).sites.len()
     }
+}
+
+/// Places of recipients by their destinations, in the order in which those first come.
+fn group_by<D: Iterator<Item = Destination>>(
+    count: usize,
+    destinations: impl Fn() -> D,
+) -> Vec<SiteGroup> {
+    let Some(first) = destinations().next() else { return Vec::new() };
+    if destinations().skip(1).all(|other| other == first) {
+        return vec![(first, Recipients::All(count as u16))];
+    }
+    let mut places: HashMap<Destination, usize> = HashMap::new();
+    let mut groups: Vec<(Destination, Vec<u16>)> = Vec::new();
+    for (place, destination) in destinations().enumerate() {
+        let group = *places.entry(destination).or_insert_with_key(|destination| {
+            groups.push((destination.clone(), Vec::new()));
+            groups.len() - 1
+        });
+        groups[group].1.push(place as u16);
+    }
+    let named = |(destination, places)| (destination, Recipients::of(places, count));
+    groups.into_iter().map(named).collect()
 }
 
 impl Table {
@@ -410,6 +437,27 @@ to = "mx"
             format!("{}/{}: {:?}", course.0, domain.as_deref().unwrap_or("-"), recipients.places())
         };
         groups.into_iter().map(named).collect()
+    }
+
+    /// The postmaster hears what comes for him, whatever the edge filter thinks of it.
+    #[test]
+    fn what_is_quarantined_waits_apart_but_for_the_postmaster() {
+        let config = config();
+        let sites = Sites::new(&config);
+        let names = ["<a@b.test>", "<Postmaster>", "<a@held.test>"];
+        let recipients: Vec<Recipient> = names.iter().map(|text| recipient(text)).collect();
+        let route = |recipient: &Recipient| route_of(&config, &recipient.path, false);
+        let routes: Vec<RouteIndex> =
+            recipients.iter().map(|recipient| route(recipient).expect("a route")).collect();
+        let (reverse_path, parameters) = (ReversePath::Null, MailParameters::default());
+        let envelope = Envelope { reverse_path, parameters, recipients };
+        let groups = sites.group_quarantined(&routes, &envelope);
+        let quarantine = sites.quarantine();
+        let apart: Vec<(bool, Vec<u16>)> =
+            groups.iter().map(|(to, who)| (*to == quarantine, who.places())).collect();
+        assert_eq!(apart, [(true, vec![0, 2]), (false, vec![1])]);
+        assert_eq!(sites.course(quarantine.course).target, Target::Hold);
+        assert_ne!(quarantine, sites.unrouted());
     }
 
     /// RFC 8689: such mail has courses of its own, but for where it is not sent on.

@@ -285,11 +285,6 @@ pub fn listing(list: &List, subject: &Subject, client: IpAddr, asked: &Asked) ->
     }
 }
 
-/// The name of a check as a label of a metric; none of a list, which has metrics of its own.
-pub fn known_name(check: &str) -> Option<&'static str> {
-    NAMES.into_iter().find(|name| *name == check)
-}
-
 /// What a check does to a client that it finds something of; nothing if it is switched off, or
 /// none of [`NAMES`].
 pub fn effect_of(check: &str, checks: &Checks) -> Effect {

@@ -12,6 +12,7 @@
 //! Not here: relay control (`inbound::relay`), which decides first and whatever the filter says.
 
 pub mod checks;
+pub mod explanation;
 pub mod gathering;
 pub mod inquiry;
 pub mod lists;
@@ -20,5 +21,6 @@ pub mod memory_file;
 pub mod network;
 pub mod screening;
 pub mod slots;
+pub mod tag;
 pub mod tarpit;
 pub mod verdict;

@@ -10,12 +10,13 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::explanation::Account;
 use super::gathering::Gathering;
 use super::memory::Acquaintance;
 use super::verdict::{Action, Effect, Finding, Score, Thresholds, Verdict};
 use crate::config::{Edge, RefuseAt};
 use crate::smtp::address::{ForwardPath, ReversePath};
-use crate::smtp::reply::Refusal;
+use crate::smtp::reply::{Refusal, refusal_text};
 use crate::smtp::server::Client;
 use crate::worker::Worker;
 
@@ -29,6 +30,10 @@ pub struct Screening {
     /// Of the transaction under way.
     sender: Option<Rc<Gathering>>,
     judged: Option<Judged>,
+    /// What is told of that transaction.
+    account: Account,
+    /// A verdict of this session has been told.
+    is_told: bool,
 }
 
 /// What was decided on the transaction under way.
@@ -64,6 +69,8 @@ impl Screening {
             connection,
             sender: None,
             judged: None,
+            account: Account::default(),
+            is_told: false,
         })
     }
 
@@ -101,6 +108,7 @@ impl Screening {
     /// A transaction begins: asks about its sender, and about what the client calls itself.
     pub fn sender(&mut self, client: &Client, path: &ReversePath) {
         self.judged = None;
+        self.account = Account { from: Some(path.as_str().into()), ..Account::default() };
         let gathering = Gathering::new(Instant::now() + self.edge().deadline);
         if let Some(inquiry) = &self.worker.inquiry {
             inquiry.sender(&gathering, self.client, &client.helo, path);
@@ -114,13 +122,13 @@ impl Screening {
     /// The refusal.
     pub async fn recipient(&mut self) -> Result<(), Refusal> {
         if self.judged.is_none() {
+            let began = Instant::now();
             self.connection.settle().await;
             if let Some(sender) = &self.sender {
                 sender.settle().await;
             }
-            let judged = self.judge();
-            self.worker.count_findings(&judged.findings);
-            self.judged = Some(judged);
+            self.account.waited += began.elapsed();
+            self.judged = Some(self.judge());
         }
         self.judged.as_ref().and_then(Judged::refusal).map_or(Ok(()), Err)
     }
@@ -178,10 +186,38 @@ impl Screening {
         self.judged.as_ref()
     }
 
-    /// The transaction is over.
-    pub fn end_transaction(&mut self) {
+    /// What is told of the transaction under way.
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// A recipient of the transaction under way was asked for, and refused with this reply, or not.
+    pub fn note_recipient(&mut self, path: &ForwardPath, refusal: Option<&Refusal>) {
+        self.account.note(path.as_str(), refusal.map(refusal_text));
+    }
+
+    /// The transaction is over: gives how it was judged and what is told of it, if it came to a
+    /// recipient.
+    pub fn end_transaction(&mut self) -> Option<(Judged, Account)> {
+        let account = std::mem::take(&mut self.account);
+        let judged = self.judged.take();
+        let told = match account.is_empty() {
+            true => None,
+            false => Some((judged.unwrap_or_else(|| self.judge()), account)),
+        };
         self.sender = None;
-        self.judged = None;
+        self.is_told |= told.is_some();
+        told
+    }
+
+    /// The session is over: the same, also if it was turned away before any transaction.
+    pub fn end_session(&mut self) -> Option<(Judged, Account)> {
+        if let Some(told) = self.end_transaction() {
+            return Some(told);
+        }
+        let judged = self.judge();
+        let is_news = !self.is_told && judged.action >= Action::Defer;
+        is_news.then(|| (judged, Account::default()))
     }
 
     fn judge(&self) -> Judged {

@@ -7,12 +7,17 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// How suspicious, in hundredths of a point; what speaks for a client is negative.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Score(pub i32);
 
 /// What becomes of mail, from the mildest to the most severe.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Action {
     /// It goes on.
     #[default]
@@ -27,8 +32,9 @@ pub enum Action {
     Reject,
 }
 
-/// What a finding does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a finding does.  In JSON: `null`, a number, or the action's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Effect {
     /// Nothing: all was well, or nobody could tell.  In the configuration: the check is off.
     None,
@@ -52,7 +58,7 @@ pub struct Thresholds {
 }
 
 /// What a check has found, also that nothing speaks against the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The check's name, as in the configuration; of a list its zone.
     pub check: Box<str>,
@@ -61,8 +67,10 @@ pub struct Finding {
     /// What it does.
     pub effect: Effect,
     /// What a client hears that is refused mainly because of it; generic words if there is none.
+    #[serde(skip)]
     pub reply: Option<Box<str>>,
     /// How long the fact took to come; zero if it was at hand.
+    #[serde(rename = "took_ms", with = "whole_ms")]
     pub took: Duration,
 }
 
@@ -155,6 +163,56 @@ impl fmt::Display for Score {
             (whole, part) if part % 10 == 0 => write!(f, "{sign}{whole}.{}", part / 10),
             (whole, part) => write!(f, "{sign}{whole}.{part:02}"),
         }
+    }
+}
+
+/// In JSON a score is a number of points.
+impl Serialize for Score {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(f64::from(self.0) / 100.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Score {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Score, D::Error> {
+        // The cast stops at the ends of the range.
+        f64::deserialize(deserializer).map(|points| Score((points * 100.0).round() as i32))
+    }
+}
+
+/// A duration as whole milliseconds.
+pub(super) mod whole_ms {
+    use super::{Deserialize, Deserializer, Duration, Serializer};
+
+    pub(in super::super) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
+
+/// As findings are told in a few words: `4`, `-1.5`, `reject`; `0` for none.
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Effect::None => f.write_str("0"),
+            Effect::Score(score) => score.fmt(f),
+            Effect::Action(action) => action.fmt(f),
+        }
+    }
+}
+
+impl Finding {
+    /// Whether it does anything to the verdict.
+    pub fn counts(&self) -> bool {
+        !matches!(self.effect, Effect::None | Effect::Score(Score(0)))
     }
 }
 

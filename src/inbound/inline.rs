@@ -176,6 +176,8 @@ impl Session {
         self.drop_body();
         self.envelope.give_back();
         let under_way = self.inline.under_way.take();
+        let id = under_way.as_ref().filter(|_| result.is_ok()).map(|under_way| under_way.id);
+        self.end_judged(id, result.as_ref().err());
         if let (Ok((passed, backend)), Some(under_way)) = (&result, under_way) {
             self.messages += 1;
             let passed_on = PassedOn {
@@ -255,7 +257,8 @@ impl Session {
         };
         let begun = match backend.say(b"DATA\r\n".to_vec()).await {
             Ok(reply) if reply.class() == ReplyClass::Intermediate => {
-                let trace = self.trace(under_way.id, &under_way.envelope, None);
+                let mut trace = self.trace(under_way.id, &under_way.envelope, None);
+                self.tag(&mut trace);
                 backend.send(trace.into_bytes()).await.map_err(|error| {
                     report_lost(&self.worker, backend.site().name(), &error);
                     Refusal::NextHopLost

@@ -152,6 +152,8 @@ impl Session {
     /// Decides on the sender of a transaction.
     pub(super) fn check_sender(&mut self) {
         let now = Instant::now();
+        // The transaction before it may have come to nothing.
+        self.end_judged(None, None);
         let Some(path) = self.server.sender_in_question() else { return };
         let verdict = self.judge_sender(path, now);
         if let (Some(screening), Some(client), Ok(())) =

@@ -24,6 +24,7 @@ mod rcpt;
 pub mod relay;
 pub mod step;
 pub mod trace;
+mod verdicts;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -50,6 +51,7 @@ use login::Login;
 use pace::Pace;
 use relay::Facts;
 use step::{Step, step, stored};
+use verdicts::Mark;
 
 /// What all sessions of a listener share.
 pub struct ListenerState {
@@ -336,6 +338,8 @@ impl Session {
 
     fn report_end(&mut self, end: End) {
         self.report_refusals();
+        let told = self.screening.as_mut().and_then(|screening| screening.end_session());
+        self.tell_verdict(told, None, None);
         let reason = match end {
             End::Quit => None,
             End::ClosedByPeer => Some("closed_by_peer"),
@@ -563,13 +567,14 @@ impl Session {
         self.envelope.give_back();
         let kept = result.as_ref().ok().copied();
         let durability = self.listener.listener.durability;
+        if let (Some(_), Some(screening)) = (kept, &self.screening) {
+            screening.accepted(&message.envelope.reverse_path);
+        }
+        self.end_judged(kept, result.as_ref().err());
         let result = result.map(|id| (id, durability));
         stored(&mut self.server, &mut self.intake, Instant::now(), result);
         if let Some(id) = kept {
             self.messages += 1;
-            if let Some(screening) = &self.screening {
-                screening.accepted(&message.envelope.reverse_path);
-            }
             self.worker.report_accepted(self.id, self.peer, id, &message, started.elapsed());
         }
     }
@@ -581,7 +586,10 @@ impl Session {
             Service::Submission => Some(&message.header),
             Service::Mx | Service::Relay => None,
         };
-        let trace = self.trace(id, &message.envelope, completed);
+        let mut trace = self.trace(id, &message.envelope, completed);
+        let judged = self.screening.as_ref().and_then(|screening| screening.judged());
+        let mark = judged.and_then(|judged| self.mark(judged, id, &mut trace));
+        let extensions = mark.as_ref().map(Mark::extensions).unwrap_or_default();
         let origin = Origin {
             client: self.peer,
             listener: self.listener.address,
@@ -605,10 +613,13 @@ impl Session {
             summary: &message.summary,
             trace: trace.as_bytes(),
             not_before_unix_ms: None,
-            extensions: &[],
+            extensions: &extensions,
             body,
         };
-        let groups = self.worker.sites.group(&message.routes, &message.envelope);
+        let groups = match mark.as_ref().is_some_and(|mark| mark.is_quarantined) {
+            true => self.worker.sites.group_quarantined(&message.routes, &message.envelope),
+            false => self.worker.sites.group(&message.routes, &message.envelope),
+        };
         let filing = Filing { id, groups };
         let delayed = || self.worker.metrics.appends_delayed.count();
         let receipt = self.worker.log.append_message(&new, filing, delayed).await?;

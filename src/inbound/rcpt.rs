@@ -34,6 +34,7 @@ impl Session {
             Ok(route) => self.take_recipient(route).await,
             Err(refusal) => Err(refusal),
         };
+        self.note_recipient(taken.as_ref().err());
         if let Err(refusal) = &taken
             && refusal.is_unknown_recipient()
         {

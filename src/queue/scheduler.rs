@@ -362,6 +362,12 @@ impl Scheduler {
         self.counts
     }
 
+    /// How many of them are filed under a destination.
+    pub fn count_for(&self, destination: &Destination) -> u64 {
+        let entry = self.destinations.find(destination).and_then(|at| self.destinations.get(at));
+        entry.map_or(0, |entry| u64::from(entry.handles))
+    }
+
     /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.handles.is_empty()

@@ -402,6 +402,13 @@ impl From<&Refusal> for Reply {
     }
 }
 
+/// A refusal as its client hears it, without the line's end.
+pub fn refusal_text(refusal: &Refusal) -> Box<str> {
+    let mut replies = Replies::default();
+    replies.refuse(refusal);
+    String::from_utf8_lossy(&replies.take()).trim_end().into()
+}
+
 /// What was found when a queue was started for ETRN (RFC 1985 section 5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueStart {

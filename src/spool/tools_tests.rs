@@ -241,3 +241,56 @@ fn a_repair_says_what_it_would_do_and_then_does_it() {
     assert_eq!(repair(&spool, Repair::DryRun, &mut out).unwrap().damage, 0);
     assert!(out.is_empty(), "{}", String::from_utf8_lossy(&out));
 }
+
+/// The last batch of the file, as a disk has it that cannot read its second block.
+fn hiding_the_end(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
+    let mut bytes = std::fs::read(path)?;
+    let magic = |block: &[u8]| block.starts_with(b"MRB1");
+    let last = bytes.chunks(BLOCK).rposition(magic).expect("there is a batch") + 1;
+    bytes[last * BLOCK..][..BLOCK].fill(0);
+    Ok((bytes, Lost { octets: BLOCK, end: (last as u64 + 1) * BLOCK as u64 }))
+}
+
+/// What cannot be read at the log's end keeps a start away until the operator gives it up; what
+/// was there is kept.
+#[test]
+fn a_repair_replaces_what_hides_the_end_by_a_copy() {
+    let mut bench = Bench::new();
+    for id in 1..=3 {
+        bench.accept(&Mail::new(id, 1, 6_000));
+    }
+    bench.stop();
+    let spool = bench.spool();
+    let contents = || -> Vec<(String, Vec<u8>)> {
+        let names = std::fs::read_dir(&spool).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+            .into_iter()
+            .map(|name| (name.clone(), std::fs::read(spool.join(name)).unwrap()))
+            .collect()
+    };
+    let before = contents();
+    let mut told = Vec::new();
+    let verdict = repair::repair_reading(&spool, Repair::DryRun, &mut told, hiding_the_end);
+    let told = String::from_utf8(told).unwrap();
+    assert_eq!(verdict.unwrap().damage, 1, "{told}");
+    assert!(told.contains("would be replaced by a copy"), "{told}");
+    assert_eq!(contents(), before);
+    let mut told = Vec::new();
+    let verdict = repair::repair_reading(&spool, Repair::Quarantine, &mut told, hiding_the_end);
+    let told = String::from_utf8(told).unwrap();
+    assert_eq!(verdict.unwrap().damage, 0, "{told}");
+    let (name, _) = told.split_once(": set aside as").expect("it says so");
+    let hurt = &before.iter().find(|(file, _)| file == name).expect("it was there").1;
+    assert_eq!(&std::fs::read(spool.join(format!("{name}.quarantined"))).unwrap(), hurt);
+    assert_eq!(
+        std::fs::read(spool.join(name)).unwrap(),
+        hiding_the_end(&spool.join(format!("{name}.quarantined"))).unwrap().0
+    );
+    let disk = Arc::new(FileDisk::open(&spool).unwrap());
+    let options = LogOptions { segment_bytes: SEGMENT, ..LogOptions::default() };
+    let mut kept = Kept::default();
+    recover(disk, options, Arc::default(), &mut random_generation, &mut kept).unwrap();
+    assert_eq!(kept.ids(), [1, 2]);
+}

@@ -34,6 +34,7 @@ pub async fn answer(worker: Rc<Worker>, request: Request, answer: oneshot::Sende
         Request::Count(filter) => count(&worker, &filter, &answer).await.map(Answer::Counted),
         Request::List(page) => list(&worker, &page, &answer).await.map(Answer::Listed),
         Request::Show(id) => show(&worker, id).await.map(Answer::Listed),
+        Request::Why(id) => Ok(Answer::Explained(worker.explanations_of(id).await)),
         Request::Act(action, selection) => act(&worker, action, &selection).await,
     };
     let words = |error: LoadError| Answer::Failed(error.to_string().into());
@@ -54,7 +55,7 @@ async fn count(
         if !filter.needs_envelope() {
             let found = worker.with_queue(|queue| {
                 let handle = queue.get(slot)?;
-                Some((handle.clone(), state_of(queue, handle, worker.now_unix_ms())))
+                Some((handle.clone(), state_of(worker, queue, handle)))
             });
             if let Some((handle, state)) = found {
                 add(&mut tally, &handle, state, handle.recipients.count());
@@ -130,7 +131,9 @@ async fn show(worker: &Rc<Worker>, id: MessageId) -> Result<Vec<Entry>, LoadErro
     let filter = Filter::default();
     let mut entries = Vec::new();
     for (slot, id) in fitting(worker, &filter, |other| other == id) {
-        entries.extend(entry(worker, &filter, slot, id).await?);
+        let Some((handle, message)) = load(worker, slot, id).await? else { continue };
+        let verdict = message.explanation().map(Box::new);
+        entries.push(Entry { verdict, ..entry_of(worker, &handle, &message) });
     }
     Ok(entries)
 }
@@ -153,7 +156,6 @@ fn fitting(
 }
 
 fn each_fitting(worker: &Rc<Worker>, filter: &Filter, mut take: impl FnMut(Slot, MessageId)) {
-    let now_unix_ms = worker.now_unix_ms();
     worker.with_queue(|queue| {
         // A name for each destination, not for each message.
         let mut names = HashMap::new();
@@ -161,7 +163,7 @@ fn each_fitting(worker: &Rc<Worker>, filter: &Filter, mut take: impl FnMut(Slot,
             let (site, domain) = names
                 .entry(handle.destination())
                 .or_insert_with(|| worker.sites.names(queue, handle.destination()));
-            let state = state_of(queue, handle, now_unix_ms);
+            let state = state_of(worker, queue, handle);
             if filter.fits_entry(state, site, domain.as_deref()) {
                 take(slot, handle.id);
             }
@@ -204,12 +206,14 @@ async fn entry(
     id: MessageId,
 ) -> Result<Option<Entry>, LoadError> {
     let Some((handle, message)) = load(worker, slot, id).await? else { return Ok(None) };
-    if fitting_places(filter, &handle, &message).is_empty() {
-        return Ok(None);
-    }
+    let fits = !fitting_places(filter, &handle, &message).is_empty();
+    Ok(fits.then(|| entry_of(worker, &handle, &message)))
+}
+
+fn entry_of(worker: &Worker, handle: &Handle, message: &LoadedMessage) -> Entry {
     let now_unix_ms = worker.now_unix_ms();
     let accepted_unix_ms = message.origin().accepted_unix_ms;
-    let state = people_state(worker, &handle);
+    let state = people_state(worker, handle);
     let rest = worker.with_queue(|queue| queue.rest_of(handle.destination(), now_unix_ms));
     let (next_attempt, reason) = match (state, handle.state) {
         (State::Deferred, Waits::Ready) => {
@@ -223,13 +227,19 @@ async fn entry(
             None,
             Some(format!("held; bounces at {} if nobody releases it", Moment(handle.due_unix_ms))),
         ),
+        (State::Quarantined, _) => {
+            let end = Moment(handle.due_unix_ms);
+            let causes = message.explanation().map(|explanation| explanation.causes());
+            let causes = causes.unwrap_or_else(|| "the reasons are not known".to_owned());
+            (None, Some(format!("{causes}; deleted at {end} if nobody releases it")))
+        }
         _ => (None, handle.reason.as_ref().map(|reason| reason.to_string())),
     };
     let recipients = &message.envelope().recipients;
     let to = handle.recipients.places();
-    let (site, domain) = worker.names_of(&handle);
-    Ok(Some(Entry {
-        id,
+    let (site, domain) = worker.names_of(handle);
+    Entry {
+        id: handle.id,
         state,
         from: message.envelope().reverse_path.as_str().to_owned(),
         to: to
@@ -244,9 +254,10 @@ async fn entry(
         age_seconds: now_unix_ms.saturating_sub(accepted_unix_ms) / 1000,
         next_attempt: next_attempt.map(Moment),
         reason,
-        tls: tls_note(worker, &handle, now_unix_ms),
+        tls: tls_note(worker, handle, now_unix_ms),
         parts: handle.parts.as_ref().map_or(1, |parts| parts.left()),
-    }))
+        verdict: None,
+    }
 }
 
 /// What people should know of the encryption at a handle's site.
@@ -258,20 +269,24 @@ fn tls_note(worker: &Worker, handle: &Handle, now_unix_ms: u64) -> Option<String
 
 /// What people call the state: a message that stands in the list of a destination which rests is
 /// deferred to them.
-fn state_of(queue: &Scheduler, handle: &Handle, now_unix_ms: u64) -> State {
+fn state_of(worker: &Worker, queue: &Scheduler, handle: &Handle) -> State {
+    let destination = handle.destination();
     match handle.state {
-        Waits::Ready => match queue.rests(handle.destination(), now_unix_ms) {
+        Waits::Ready => match queue.rests(destination, worker.now_unix_ms()) {
             true => State::Deferred,
             false => State::Ready,
         },
         Waits::Active => State::Active,
         Waits::Deferred => State::Deferred,
-        Waits::Held => State::Held,
+        Waits::Held => match queue.destination(destination) == Some(&worker.sites.quarantine()) {
+            true => State::Quarantined,
+            false => State::Held,
+        },
     }
 }
 
 fn people_state(worker: &Worker, handle: &Handle) -> State {
-    worker.with_queue(|queue| state_of(queue, handle, worker.now_unix_ms()))
+    worker.with_queue(|queue| state_of(worker, queue, handle))
 }
 
 fn add(tally: &mut Tally, handle: &Handle, state: State, recipients: usize) {

@@ -11,6 +11,7 @@ mod report;
 mod resolve;
 mod room;
 mod serve;
+mod verdicts;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -31,6 +32,7 @@ use crate::delivery::settle;
 use crate::delivery::sites::Sites;
 use crate::dns::Resolver;
 use crate::dns::ourselves::Ourselves;
+use crate::edge::explanation::Explanations;
 use crate::edge::inquiry::Inquiry;
 use crate::edge::memory::Memory;
 use crate::edge::slots::Seconds;
@@ -99,6 +101,8 @@ pub struct Worker {
     pub blocking: Blocking,
     /// The highest id that recovery saw: what was accepted before this start.
     pub highest_recovered: MessageId,
+    /// Why the latest transactions were judged as they were.
+    explanations: RefCell<Explanations>,
     queue: RefCell<Scheduler>,
     reasons: RefCell<Reasons>,
     posts: Arc<[Post]>,
@@ -281,7 +285,9 @@ impl Worker {
     /// Files a message that is now in the log: one handle for each destination.
     fn file(self: &Rc<Self>, filing: Filing, place: RecordPlace) {
         for (destination, handle) in handles(filing, place) {
-            if self.sites.course(destination.course).target == Target::Hold {
+            if destination == self.sites.quarantine() {
+                self.report_quarantined(&handle);
+            } else if self.sites.course(destination.course).target == Target::Hold {
                 self.report_held(&handle);
             }
             self.queue_event(Event::Filed { destination, handle, stay: false });

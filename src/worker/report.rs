@@ -7,9 +7,7 @@ use std::time::Duration;
 use super::Worker;
 use crate::auth::sasl::Mechanism;
 use crate::control::events::{Addressees, Event, EventKind, SessionId};
-use crate::edge::checks;
 use crate::edge::lists::{Zone, health::Change};
-use crate::edge::verdict::{Effect, Finding};
 use crate::inbound::{Arrival, ListenerState};
 use crate::message::MessageId;
 use crate::queue::handle::{Handle, State};
@@ -235,6 +233,15 @@ impl Worker {
         });
     }
 
+    /// A message waits for an operator because of its verdict.
+    pub(super) fn report_quarantined(&self, handle: &Handle) {
+        self.events.emit(&Event {
+            message: Some(handle.id),
+            site: Some("quarantine"),
+            ..Event::new(EventKind::Quarantined)
+        });
+    }
+
     /// A DNS list was switched off or on.
     pub(super) fn report_list(&self, zone: &Zone, change: Change) {
         let name = zone.name.as_str();
@@ -247,14 +254,6 @@ impl Worker {
             Change::On => tracing::info!(list = name, "switched on again"),
         }
         self.events.emit(&Event { list: Some(name), reason, ..Event::new(kind) });
-    }
-
-    /// What the checks found of a client, of each check that has an effect.
-    pub fn count_findings(&self, findings: &[Finding]) {
-        let effective = findings.iter().filter(|finding| finding.effect != Effect::None);
-        for check in effective.filter_map(|finding| checks::known_name(&finding.check)) {
-            self.metrics.findings.count(check);
-        }
     }
 
     /// Something was refused within a session.
@@ -292,6 +291,9 @@ impl Worker {
         self.metrics.handles_ready.set(counts.of(State::Ready));
         self.metrics.handles_active.set(counts.of(State::Active));
         self.metrics.handles_deferred.set(counts.of(State::Deferred));
-        self.metrics.handles_held.set(counts.of(State::Held));
+        let quarantine = self.sites.quarantine();
+        let quarantined = self.with_queue(|queue| queue.count_for(&quarantine));
+        self.metrics.handles_held.set(counts.of(State::Held).saturating_sub(quarantined));
+        self.metrics.handles_quarantined.set(quarantined);
     }
 }

@@ -136,6 +136,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         ourselves: seat.ourselves,
         blocking: Blocking::new(seat.blocking, announce),
         highest_recovered: seat.highest,
+        explanations: RefCell::default(),
         queue: RefCell::new(scheduler),
         reasons: RefCell::default(),
         etrn: Default::default(),

@@ -110,6 +110,7 @@ fn handle(queue: &mut Vec<Entry>, request: Request) -> Answer {
         Request::Show(id) => {
             Answer::Listed(queue.iter().filter(|entry| entry.id == id).cloned().collect())
         }
+        Request::Why(_) => Answer::Explained(Vec::new()),
         Request::Act(action, selection) => {
             let is_meant = |entry: &Entry| {
                 let state = match action {
@@ -150,6 +151,7 @@ fn entry(id: u64, state: State, to: &[&str], site: &str, parts: u32) -> Entry {
         next_attempt: (state == State::Deferred).then_some(Moment(1_769_863_000_000)),
         reason: (state == State::Deferred).then(|| "451 4.0.0 later".to_owned()),
         tls: None,
+        verdict: None,
         parts,
     }
 }
@@ -333,7 +335,7 @@ fn counts_and_lists_put_workers_together() {
         count,
         serde_json::json!({
             "messages": 3, "recipients": 5,
-            "by_state": { "ready": 2, "active": 0, "deferred": 1, "held": 1 },
+            "by_state": { "ready": 2, "active": 0, "deferred": 1, "held": 1, "quarantined": 0 },
         })
     );
     for (query, messages, recipients) in [

@@ -210,7 +210,8 @@ fn a_client_is_tested_without_its_mail() {
     let file = home.path().join("mailrace.toml");
     let config = world.config().replace("maildir:{dir}/mail", "hold");
     let write = |config: &str| fs::write(&file, format!("hostname = \"gw.test\"\n{config}"));
-    write(&config).expect("a file");
+    write(&format!("{config}[recipients]\nfile = \"recipients\"\n")).expect("a file");
+    fs::write(home.path().join("recipients"), "u@ours.test\n").expect("a file");
     let run = |arguments: &[&str]| {
         let mut command = Command::new(binary());
         command.arg("test-client").args(arguments).arg("--config").arg(&file);
@@ -231,7 +232,17 @@ fn a_client_is_tested_without_its_mail() {
     assert_eq!((&told["verdict"], &told["score"], code), (&"reject".into(), &9.0.into(), 0));
     assert_eq!(told["cause"], "block.test");
     assert_eq!(told["reply"], "554 5.7.1 Go away, 127.21.0.9: see https://block.test");
-    assert_eq!(told["recipient"]["reply"].as_str().map(|reply| &reply[..9]), Some("554 5.7.1"));
+    assert_eq!(told["recipient"]["reply"].as_str().map(|reply| &reply[..9]), Some("550 5.7.1"));
+
+    for (to, kind, reply) in [
+        ("nobody@ours.test", "unknown", Some("550 5.1.1")),
+        ("postmaster@ours.test", "mailbox", None),
+    ] {
+        let (json, ..) = run(&["127.30.0.1", "--to", to, "--json"]);
+        let told: Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(told["recipient"]["kind"], kind, "{to}");
+        assert_eq!(told["recipient"]["reply"].as_str().map(|reply| &reply[..9]), reply, "{to}");
+    }
 
     // A list that is broken says nothing; nobody's mail suffers.
     world.lists.set("block.test", "0.0.0.0/1 :127.0.0.4:\n128.0.0.0/1 :127.0.0.4:\n");
@@ -288,5 +299,5 @@ checks    reverse_unconfirmed  -           127.20.0.7 has no name
 score     15
 verdict   reject, mainly for helo_forged
           554 5.7.1 HELO is not your name
-to        u@ours.test, by route 1: hold
+to        u@ours.test, a mailbox, by route 1: hold
 ";

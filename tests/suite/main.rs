@@ -48,3 +48,4 @@ mod strangers;
 mod submission;
 mod tls;
 mod tls_programs;
+mod verdicts;

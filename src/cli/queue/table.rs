@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
 use crate::cli::plain::plain;
+use crate::cli::why::Why;
 use crate::control::port::{Entry, State};
 
 /// A table, page by page: columns keep the widths that they once had.
@@ -73,6 +74,7 @@ fn sgr(state: State) -> Option<&'static str> {
         State::Active => Some("32"),
         State::Deferred => Some("33"),
         State::Held => Some("35"),
+        State::Quarantined => Some("31"),
     }
 }
 
@@ -129,6 +131,9 @@ impl fmt::Display for Details<'_> {
             for recipient in &entry.to {
                 writeln!(f, "to        {}", plain(recipient))?;
             }
+        }
+        if let Some(explanation) = &message.verdict {
+            write!(f, "\n{}", Why(explanation))?;
         }
         Ok(())
     }
@@ -191,6 +196,7 @@ mod tests {
             reason: Some("451 4.0.0 \x1b[31mlater".to_owned()),
             tls: None,
             parts: 1,
+            verdict: None,
         }
     }
 

@@ -81,7 +81,12 @@ impl Page {
         match (&recipient.reply, recipient.route, &recipient.to) {
             (Some(reply), ..) => self.say("to", format_args!("{address}, refused: {reply}")),
             (None, Some(number), Some(to)) => {
-                self.say("to", format_args!("{address}, by route {number}: {to}"));
+                let kind = match recipient.kind {
+                    Some("alias") => ", an alias".to_owned(),
+                    Some(kind) => format!(", a {kind}"),
+                    None => String::new(),
+                };
+                self.say("to", format_args!("{address}{kind}, by route {number}: {to}"));
             }
             (None, ..) => self.say("to", address),
         }

@@ -19,6 +19,7 @@ use super::{Gateway, host};
 use crate::control::metrics::exposition::CONTENT_TYPE;
 use crate::control::port::{self, Action, Change, Changed, Listing, QueueCount};
 use crate::control::workers::AskError;
+use crate::edge::explanation::Explanation;
 use crate::limits;
 use crate::message::{MessageId, NotAMessageId};
 
@@ -54,6 +55,7 @@ fn routes(gateway: Arc<Gateway>, message: MethodRouter<Arc<Gateway>>) -> Router 
         .route("/api/v1/queue", get(list))
         .route("/api/v1/queue/count", get(count))
         .route("/api/v1/queue/{name}", message)
+        .route("/api/v1/why/{name}", get(why))
         .fallback(async || Refusal::NoSuchPath)
         .method_not_allowed_fallback(async || Refusal::Method)
         .layer(DefaultBodyLimit::max(limits::ADMIN_BODY))
@@ -146,6 +148,19 @@ async fn show(
     }
 }
 
+async fn why(
+    State(gateway): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+) -> Result<Json<Vec<Explanation>>, Refusal> {
+    let id: MessageId =
+        name.parse().map_err(|error: NotAMessageId| Refusal::Request(error.to_string()))?;
+    let explanations = gateway.workers.why(id).await?;
+    match explanations.is_empty() {
+        true => Err(Refusal::NotRemembered),
+        false => Ok(Json(explanations)),
+    }
+}
+
 async fn act(
     State(gateway): State<Arc<Gateway>>,
     Path(name): Path<String>,
@@ -167,6 +182,7 @@ async fn act(
 enum Refusal {
     NoSuchPath,
     NoSuchMessage,
+    NotRemembered,
     NoSuchAction,
     Method,
     ForeignHost,
@@ -198,6 +214,12 @@ impl IntoResponse for Refusal {
             Refusal::NoSuchMessage => {
                 (StatusCode::NOT_FOUND, "no such message in the queue".to_owned())
             }
+            Refusal::NotRemembered => (
+                StatusCode::NOT_FOUND,
+                "no verdict on a session or message of this id is remembered; its `verdict` event \
+                 has the causes"
+                    .to_owned(),
+            ),
             Refusal::NoSuchAction => (StatusCode::NOT_FOUND, port::NotAnAction.to_string()),
             Refusal::Method => (
                 StatusCode::METHOD_NOT_ALLOWED,

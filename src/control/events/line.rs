@@ -11,6 +11,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 
 use super::{Addressees, Event};
+use crate::edge::verdict::{Finding, Score};
 use crate::message::Recipient;
 
 /// How every line begins.  The number is the version of the lines' form; it grows when a field
@@ -45,6 +46,9 @@ pub(super) fn write(event: &Event<'_>, time: &str, out: &mut Vec<u8>) {
     line.field("attempts", event.attempts.map(u64::from), Line::number);
     line.field("reply", event.reply, Line::string);
     line.field("reason", event.reason, Line::string);
+    line.field("action", event.action, Line::string);
+    line.field("score", event.score, Line::score);
+    line.field("causes", event.causes, Line::causes);
     line.field("require_tls", event.require_tls, Line::boolean);
     line.field("soft_bounce", event.soft_bounce, Line::boolean);
     line.field("delay_ms", event.delay_ms, Line::number);
@@ -102,6 +106,24 @@ impl Line<'_> {
         self.0.extend_from_slice(if value { b"true" } else { b"false" });
     }
 
+    /// A score prints as a number of JSON does.
+    fn score(&mut self, score: Score) {
+        write!(self.0, "{score}").expect("a vector takes all octets");
+    }
+
+    /// The findings that did something: what they are called and what they did.
+    fn causes(&mut self, findings: &[Finding]) {
+        self.0.push(b'[');
+        let mut is_first = true;
+        for finding in findings.iter().filter(|finding| finding.counts()) {
+            if !std::mem::take(&mut is_first) {
+                self.0.push(b',');
+            }
+            self.string(&format!("{}={}", finding.check, finding.effect));
+        }
+        self.0.push(b']');
+    }
+
     fn number(&mut self, number: u64) {
         let mut digits = [0; 20];
         let mut first = digits.len();
@@ -125,6 +147,7 @@ impl Line<'_> {
             Addressees::None => self.list(std::iter::empty()),
             Addressees::One(address) => self.list(std::iter::once(address)),
             Addressees::Texts(addresses) => self.list(addresses.iter().map(String::as_str)),
+            Addressees::Words(addresses) => self.list(addresses.iter().copied()),
             Addressees::All(recipients) => self.list(recipients.iter().map(path)),
             Addressees::Some(recipients, places) => {
                 let found = places.iter().filter_map(|&place| recipients.get(usize::from(place)));

@@ -6,6 +6,7 @@ use crossbeam::channel;
 use proptest::prelude::*;
 
 use super::*;
+use crate::edge::verdict::Effect;
 use crate::message::Notify;
 use crate::smtp::address::ForwardPath;
 
@@ -32,6 +33,17 @@ fn recipients(count: usize) -> Vec<Recipient> {
     (0..count).map(recipient).collect()
 }
 
+fn finding(check: &str, score: Score) -> Finding {
+    let took = std::time::Duration::ZERO;
+    Finding {
+        check: check.into(),
+        fact: "".into(),
+        effect: Effect::Score(score),
+        reply: None,
+        took,
+    }
+}
+
 #[test]
 fn a_full_line() {
     let message = MessageId(1 << 40);
@@ -49,6 +61,9 @@ fn a_full_line() {
         attempts: Some(2),
         reply: Some("451 4.0.0 later\u{7}"),
         reason: Some("reply"),
+        action: Some("tag"),
+        score: Some(Score(-150)),
+        causes: Some(&[finding("a.example", Score(-150)), finding("quiet", Score(0))]),
         require_tls: Some(true),
         soft_bounce: Some(true),
         delay_ms: Some(3),
@@ -60,7 +75,7 @@ fn a_full_line() {
         r#""session":"SESSION","message":"MESSAGE","listener":"127.0.0.1:2525","#,
         r#""peer":"[::1]:9","helo":"a\"b","from":"","to":["a@example.com","b@example.com"],"#,
         r#""size":10,"site":"10.0.0.5:25","attempts":2,"reply":"451 4.0.0 later\u0007","#,
-        r#""reason":"reply","require_tls":true,"soft_bounce":true,"delay_ms":3,"next_attempt":"1970-01-01T00:00:00.000Z"}"#,
+        r#""reason":"reply","action":"tag","score":-1.5,"causes":["a.example=-1.5"],"require_tls":true,"soft_bounce":true,"delay_ms":3,"next_attempt":"1970-01-01T00:00:00.000Z"}"#,
         "\n"
     );
     let session = event.session.unwrap().to_string();

@@ -141,7 +141,7 @@ impl Everything {
         page.counter("logins", None, "AUTH commands that succeeded", succeeded)?;
         let failed = self.sum(|worker| &worker.logins_failed);
         page.counter("logins_failed", None, "AUTH commands that failed", failed)?;
-        let refusals = self.by_name(|worker| &worker.refused);
+        let refusals = self.by_label(|worker| &worker.refused);
         page.by_label("refused", "Refusals by reason", "reason", &refusals)?;
         let messages = self.sum(|worker| &worker.messages_accepted);
         page.counter("messages_accepted", None, "Messages that got their 250", messages)?;
@@ -166,9 +166,11 @@ impl Everything {
     }
 
     fn edge(&self, page: &mut Page<'_>) -> fmt::Result {
-        let findings = self.by_name(|worker| &worker.findings);
-        let help = "Findings of the edge filter that had an effect, by check";
-        page.by_label("edge_findings", help, "check", &findings)?;
+        let verdicts = self.by_label(|worker| &worker.verdicts);
+        page.by_label("verdicts", "Verdicts of the edge filter by action", "action", &verdicts)?;
+        let findings = self.by_label(|worker| &worker.findings);
+        let help = "Findings of the edge filter that counted, by check";
+        page.by_label("findings", help, "check", &findings)?;
         let figures = || self.sources.lists.zones().iter().map(|zone| (zone, zone.board.figures()));
         let help = "1 while a DNS list counts, 0 while it is switched off";
         let is_on = |zone: &Zone| u64::from(zone.board.state() == State::On);
@@ -186,6 +188,7 @@ impl Everything {
             ("active", self.level(|worker| &worker.handles_active)),
             ("deferred", self.level(|worker| &worker.handles_deferred)),
             ("held", self.level(|worker| &worker.handles_held)),
+            ("quarantined", self.level(|worker| &worker.handles_quarantined)),
         ];
         let help = "Queue entries, one for each message and site, by state";
         page.gauges_by_label("queue_entries", help, "state", &states)
@@ -326,14 +329,13 @@ impl Everything {
         all.fold(HistogramFigures::default(), HistogramFigures::add)
     }
 
-    /// Counters of all workers, by their labels in alphabetical order.
-    fn by_name(
-        &self,
-        counters: impl Fn(&WorkerMetrics) -> &LabelledCounters,
-    ) -> Vec<(&'static str, u64)> {
+    /// Counts of all workers, by label in alphabetical order.
+    fn by_label(&self, counters: impl Fn(&WorkerMetrics) -> &LabelledCounters) -> Vec<(&str, u64)> {
         let mut sums = std::collections::BTreeMap::new();
-        for (label, count) in self.sources.workers.iter().flat_map(|w| counters(w).values()) {
-            *sums.entry(label).or_insert(0) += count;
+        for worker in &self.sources.workers {
+            for (label, count) in counters(worker).values() {
+                *sums.entry(label).or_insert(0) += count;
+            }
         }
         sums.into_iter().collect()
     }

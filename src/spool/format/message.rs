@@ -58,6 +58,11 @@ pub struct Extension<'a> {
 impl Extension<'_> {
     /// In [`Self::kind`]: a reader that does not know it refuses the record.
     pub const MUST_UNDERSTAND: u16 = 0x8000;
+    /// The message waits for an operator, whatever its routes say; without a value.  A reader that
+    /// passed it over would send what was kept back.
+    pub const QUARANTINED: u16 = Self::MUST_UNDERSTAND | 1;
+    /// Why the edge filter judged the message as it did, as JSON: for people, and for no decision.
+    pub const EXPLANATION: u16 = 2;
 }
 
 /// Where a part of a large body stands.
@@ -84,6 +89,19 @@ pub struct StoredMessage {
     pub not_before_unix_ms: Option<u64>,
     pub extensions: StoredExtensions,
     pub body: StoredBody,
+}
+
+impl StoredMessage {
+    /// Whether the message waits for an operator, whatever its routes say.
+    pub fn is_quarantined(&self) -> bool {
+        self.extension(Extension::QUARANTINED).is_some()
+    }
+
+    /// The value of an extension that the message has.
+    pub fn extension(&self, wanted: u16) -> Option<&[u8]> {
+        let is_it = |(kind, _): &&(u16, Box<[u8]>)| *kind == wanted;
+        self.extensions.iter().find(is_it).map(|(_, value)| &**value)
+    }
 }
 
 /// Kind and octets of each [`Extension`] that was read.
@@ -397,8 +415,7 @@ impl StoredMessage {
     /// Reads a MESSAGE's head.
     ///
     /// # Errors
-    /// [`FormatError::MustUnderstand`] for an extension that this version must not pass over;
-    /// it knows none yet.
+    /// [`FormatError::MustUnderstand`] for an extension that this version must not pass over.
     pub fn decode(record: &RecordView<'_>) -> Result<StoredMessage, FormatError> {
         let (fixed, mut take) = split_fixed(record)?;
         let trace = take.bytes(fixed.trace_length.get() as usize)?.into();
@@ -482,7 +499,7 @@ fn take_extensions(take: &mut Take<'_>) -> Result<StoredExtensions, FormatError>
         let kind = take.u16()?;
         let octets = take.u32()? as usize;
         let value = take.bytes(octets)?;
-        if kind & Extension::MUST_UNDERSTAND != 0 {
+        if kind & Extension::MUST_UNDERSTAND != 0 && kind != Extension::QUARANTINED {
             return Err(FormatError::MustUnderstand("an extension of this message"));
         }
         extensions.push((kind, value.into()));

@@ -121,6 +121,30 @@ fn chunks_are_named_by_their_places() {
 }
 
 #[test]
+fn what_is_quarantined_stays_so_with_its_explanation() {
+    let (envelope, origin, summary) = (envelope(), origin(), summary(b""));
+    let explanation = Extension { kind: Extension::EXPLANATION, value: b"{}" };
+    let quarantined = Extension { kind: Extension::QUARANTINED, value: b"" };
+    let message = |extensions| NewMessage {
+        id: MessageId(1),
+        durability: Durability::Fsync,
+        envelope: &envelope,
+        origin: &origin,
+        summary: &summary,
+        trace: b"",
+        not_before_unix_ms: None,
+        extensions,
+        body: NewBody::Inline(b""),
+    };
+    let both = [explanation, quarantined];
+    let (stored, _) = round_trip(&message(&both));
+    assert!(stored.is_quarantined());
+    assert_eq!(stored.extension(Extension::EXPLANATION), Some(&b"{}"[..]));
+    let (stored, _) = round_trip(&message(&both[..1]));
+    assert!(!stored.is_quarantined());
+}
+
+#[test]
 fn an_extension_that_must_be_understood_is_not_passed_over() {
     let (envelope, origin, summary) = (envelope(), origin(), summary(b""));
     let extensions = [Extension { kind: 7 | Extension::MUST_UNDERSTAND, value: b"" }];

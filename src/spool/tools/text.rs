@@ -55,10 +55,11 @@ impl std::fmt::Display for Line<'_> {
             Kind::Message => match StoredMessage::decode(record) {
                 Ok(stored) => write!(
                     f,
-                    "MESSAGE {} octets, {} recipients, promised as {}",
+                    "MESSAGE {} octets, {} recipients, promised as {}{}",
                     stored.summary.octets,
                     stored.envelope.recipients.len(),
-                    durability(&stored)
+                    durability(&stored),
+                    if stored.is_quarantined() { ", quarantined" } else { "" }
                 ),
                 Err(error) => write!(f, "MESSAGE: {error}"),
             },
@@ -115,6 +116,7 @@ pub(super) fn record_line(
                 "size": stored.summary.octets,
                 "recipients": stored.envelope.recipients.len(),
                 "durability": durability(&stored),
+                "quarantined": stored.is_quarantined(),
             })
         }),
         Kind::Chunk => message::chunk_index(record).map(|index| {
