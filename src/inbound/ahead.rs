@@ -60,6 +60,12 @@ pub async fn ask(worker: &Rc<Worker>, site: &Arc<SiteShared>, path: &ForwardPath
     }
 }
 
+/// Whether nobody need be asked.
+pub fn is_known(worker: &Rc<Worker>, site: &Arc<SiteShared>, path: &ForwardPath) -> bool {
+    let known = worker.roster.answers.recall(&Asked::new(site.id(), path), Instant::now());
+    matches!(known, Some(Remembered::There | Remembered::NotThere))
+}
+
 /// Starts the question.
 fn begin(
     worker: &Rc<Worker>,

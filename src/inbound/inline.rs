@@ -22,6 +22,7 @@ use super::Session;
 use crate::config::{EightBit, RouteIndex};
 use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, MessageId, Recipient};
 use crate::outbound::backend::{self, Backend, BackendError};
+use crate::smtp::address::ReversePath;
 use crate::smtp::body::{BodyForm, Reshape, data_ending};
 use crate::smtp::capabilities::Capabilities;
 use crate::smtp::client::{Protocol, mail_command, rcpt_command};
@@ -71,13 +72,18 @@ impl Session {
             self.release_next_hop().await;
         }
         if self.inline.under_way.is_none() {
-            self.inline.under_way = Some(self.begin_passing(route, &recipient, transaction).await?);
+            let begun = self.begin_passing(route, &recipient, transaction).await;
+            // One that did not come about is not tried again for each recipient.
+            let under_way =
+                begun.unwrap_or_else(|refusal| self.none_under_way(transaction, refusal));
+            self.inline.under_way = Some(under_way);
         } else if !self.goes_the_same_way(route, &recipient) {
             return Err(Refusal::OtherNextHop);
         }
-        let Some(UnderWay { state: State::Envelope(backend), .. }) = &mut self.inline.under_way
-        else {
-            return Err(Refusal::NextHopLost);
+        let backend = match self.inline.under_way.as_mut().map(|under_way| &mut under_way.state) {
+            Some(State::Envelope(backend)) => backend,
+            Some(State::Over(refusal)) => return Err(refusal.clone()),
+            Some(State::Body(..)) | None => return Err(Refusal::NextHopLost),
         };
         let mut command = Vec::with_capacity(256);
         rcpt_command(&mut command, &recipient, backend.capabilities());
@@ -97,6 +103,20 @@ impl Session {
             }
         }
         Ok(passed)
+    }
+
+    fn none_under_way(&self, transaction: u32, refusal: Refusal) -> UnderWay {
+        UnderWay {
+            transaction,
+            id: self.worker.next_id(),
+            envelope: Envelope {
+                reverse_path: ReversePath::Null,
+                parameters: MailParameters::default(),
+                recipients: Vec::new(),
+            },
+            recipients: 0,
+            state: State::Over(refusal),
+        }
     }
 
     /// MAIL to the next hop of a route.
@@ -177,6 +197,9 @@ impl Session {
         self.envelope.give_back();
         let under_way = self.inline.under_way.take();
         let id = under_way.as_ref().filter(|_| result.is_ok()).map(|under_way| under_way.id);
+        if let (Ok(_), Some(screening)) = (&result, &mut self.screening) {
+            screening.accepted(&message.envelope.reverse_path);
+        }
         self.end_judged(id, result.as_ref().err());
         if let (Ok((passed, backend)), Some(under_way)) = (&result, under_way) {
             self.messages += 1;
@@ -257,7 +280,7 @@ impl Session {
         };
         let begun = match backend.say(b"DATA\r\n".to_vec()).await {
             Ok(reply) if reply.class() == ReplyClass::Intermediate => {
-                let mut trace = self.trace(under_way.id, &under_way.envelope, None);
+                let mut trace = self.trace(under_way.id, &under_way.envelope, false, None);
                 self.tag(&mut trace);
                 backend.send(trace.into_bytes()).await.map_err(|error| {
                     report_lost(&self.worker, backend.site().name(), &error);
