@@ -32,7 +32,8 @@ use crate::worker::{PassedOn, Worker};
 /// What a session has under way with a next hop.
 #[derive(Default)]
 pub(super) struct Inline {
-    under_way: Option<UnderWay>,
+    /// On the heap, as most sessions have none.
+    under_way: Option<Box<UnderWay>>,
 }
 
 /// A transaction with a next hop, from MAIL on.
@@ -67,15 +68,17 @@ impl Session {
             return Err(Refusal::Internal);
         };
         let is_this = |under_way: &UnderWay| under_way.transaction == transaction;
-        if !self.inline.under_way.as_ref().is_some_and(is_this) {
+        if !self.inline.under_way.as_deref().is_some_and(is_this) {
             self.release_next_hop().await;
         }
         if self.inline.under_way.is_none() {
-            self.inline.under_way = Some(self.begin_passing(route, &recipient, transaction).await?);
+            let begun = self.begin_passing(route, &recipient, transaction).await?;
+            self.inline.under_way = Some(Box::new(begun));
         } else if !self.goes_the_same_way(route, &recipient) {
             return Err(Refusal::OtherNextHop);
         }
-        let Some(UnderWay { state: State::Envelope(backend), .. }) = &mut self.inline.under_way
+        let Some(UnderWay { state: State::Envelope(backend), .. }) =
+            self.inline.under_way.as_deref_mut()
         else {
             return Err(Refusal::NextHopLost);
         };
@@ -160,7 +163,8 @@ impl Session {
         }
         self.pass_piece(flags).await;
         self.intake.drop_body();
-        if let Some(UnderWay { state: State::Over(refusal), .. }) = &self.inline.under_way {
+        if let Some(UnderWay { state: State::Over(refusal), .. }) = self.inline.under_way.as_deref()
+        {
             self.server.refuse_body(refusal.clone());
         }
         // It was not the client that let us wait.
@@ -310,11 +314,8 @@ impl Session {
 
     /// Our client's transaction is over without a message: so is the next hop's.
     pub(super) async fn release_next_hop(&mut self) {
-        let Some(UnderWay { state: State::Envelope(mut backend), .. }) =
-            self.inline.under_way.take()
-        else {
-            return;
-        };
+        let Some(under_way) = self.inline.under_way.take() else { return };
+        let State::Envelope(mut backend) = under_way.state else { return };
         if let Ok(reply) = backend.say(b"RSET\r\n".to_vec()).await
             && reply.class() == ReplyClass::Success
         {
@@ -326,7 +327,7 @@ impl Session {
     /// that for a message.
     pub(super) fn drop_passed_body(&mut self) {
         let is_body = |under_way: &UnderWay| !matches!(under_way.state, State::Envelope(_));
-        if self.inline.under_way.as_ref().is_some_and(is_body) {
+        if self.inline.under_way.as_deref().is_some_and(is_body) {
             self.inline.under_way = None;
         }
     }

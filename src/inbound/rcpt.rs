@@ -73,7 +73,7 @@ impl Session {
         };
         if self.is_inline() {
             // Aliases and lists are the next hop's to expand: it answers for the address as it is.
-            let passed = self.pass_recipient(route).await;
+            let passed = Box::pin(self.pass_recipient(route)).await;
             return passed.map(|words| Taken::Passed(route, words));
         }
         match placed {
