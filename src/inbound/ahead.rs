@@ -52,7 +52,7 @@ pub async fn ask(worker: &Rc<Worker>, site: &Arc<SiteShared>, path: &ForwardPath
     }
     let flight = worker.questions.flights.borrow().get(&asked).cloned();
     let flight = flight.unwrap_or_else(|| begin(worker, site, path, asked));
-    let verdict = runtime::timeout(limits::CALL_AHEAD, flight.landed()).await;
+    let verdict = Box::pin(runtime::timeout(limits::CALL_AHEAD, flight.landed())).await;
     let verdict = verdict.map_or(Err(Refusal::UnverifiedRecipient), |verdict| (*verdict).clone());
     match verdict {
         Err(Refusal::UnverifiedRecipient) if known == Some(Remembered::WasThere) => Ok(()),

@@ -33,7 +33,8 @@ use crate::worker::{PassedOn, Worker};
 /// What a session has under way with a next hop.
 #[derive(Default)]
 pub(super) struct Inline {
-    under_way: Option<UnderWay>,
+    /// On the heap, as most sessions have none.
+    under_way: Option<Box<UnderWay>>,
 }
 
 /// A transaction with a next hop, from MAIL on.
@@ -68,7 +69,7 @@ impl Session {
             return Err(Refusal::Internal);
         };
         let is_this = |under_way: &UnderWay| under_way.transaction == transaction;
-        if !self.inline.under_way.as_ref().is_some_and(is_this) {
+        if !self.inline.under_way.as_deref().is_some_and(is_this) {
             self.release_next_hop().await;
         }
         if self.inline.under_way.is_none() {
@@ -76,15 +77,16 @@ impl Session {
             // One that did not come about is not tried again for each recipient.
             let under_way =
                 begun.unwrap_or_else(|refusal| self.none_under_way(transaction, refusal));
-            self.inline.under_way = Some(under_way);
+            self.inline.under_way = Some(Box::new(under_way));
         } else if !self.goes_the_same_way(route, &recipient) {
             return Err(Refusal::OtherNextHop);
         }
-        let backend = match self.inline.under_way.as_mut().map(|under_way| &mut under_way.state) {
-            Some(State::Envelope(backend)) => backend,
-            Some(State::Over(refusal)) => return Err(refusal.clone()),
-            Some(State::Body(..)) | None => return Err(Refusal::NextHopLost),
-        };
+        let backend =
+            match self.inline.under_way.as_deref_mut().map(|under_way| &mut under_way.state) {
+                Some(State::Envelope(backend)) => backend,
+                Some(State::Over(refusal)) => return Err(refusal.clone()),
+                Some(State::Body(..)) | None => return Err(Refusal::NextHopLost),
+            };
         let mut command = Vec::with_capacity(256);
         rcpt_command(&mut command, &recipient, backend.capabilities());
         let reply = backend.say(command).await;
@@ -180,7 +182,8 @@ impl Session {
         }
         self.pass_piece(flags).await;
         self.intake.drop_body();
-        if let Some(UnderWay { state: State::Over(refusal), .. }) = &self.inline.under_way {
+        if let Some(UnderWay { state: State::Over(refusal), .. }) = self.inline.under_way.as_deref()
+        {
             self.server.refuse_body(refusal.clone());
         }
         // It was not the client that let us wait.
@@ -333,11 +336,8 @@ impl Session {
 
     /// Our client's transaction is over without a message: so is the next hop's.
     pub(super) async fn release_next_hop(&mut self) {
-        let Some(UnderWay { state: State::Envelope(mut backend), .. }) =
-            self.inline.under_way.take()
-        else {
-            return;
-        };
+        let Some(under_way) = self.inline.under_way.take() else { return };
+        let State::Envelope(mut backend) = under_way.state else { return };
         if let Ok(reply) = backend.say(b"RSET\r\n".to_vec()).await
             && reply.class() == ReplyClass::Success
         {
@@ -349,7 +349,7 @@ impl Session {
     /// that for a message.
     pub(super) fn drop_passed_body(&mut self) {
         let is_body = |under_way: &UnderWay| !matches!(under_way.state, State::Envelope(_));
-        if self.inline.under_way.as_ref().is_some_and(is_body) {
+        if self.inline.under_way.as_deref().is_some_and(is_body) {
             self.inline.under_way = None;
         }
     }

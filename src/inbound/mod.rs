@@ -191,6 +191,8 @@ impl Drop for EnvelopeRoom {
 }
 
 impl Session {
+    /// The size of this future is paid by every session for as long as it lives: what is rare and
+    /// large waits on the heap.
     async fn run(&mut self) -> End {
         let mut end = End::Quit;
         if self.listener.listener.tls == ListenerTls::Implicit && !self.shake_hands().await {
@@ -208,7 +210,7 @@ impl Session {
                         if self.flush().await.is_err() {
                             return End::Broken;
                         }
-                        self.see_to_next_hop().await;
+                        Box::pin(self.see_to_next_hop()).await;
                     }
                     let stops = self.worker.is_stopping() && self.server.handle_shutdown();
                     if self.flush().await.is_err() {
@@ -246,14 +248,14 @@ impl Session {
                     self.drop_body();
                 }
                 Step::CheckRecipient => self.check_recipient().await,
-                Step::Store if self.is_inline() => self.pass_end().await,
+                Step::Store if self.is_inline() => Box::pin(self.pass_end()).await,
                 Step::Store => self.store().await,
                 Step::LookUp => self.look_up(),
-                Step::Authenticate => self.authenticate().await,
+                Step::Authenticate => Box::pin(self.authenticate()).await,
                 Step::CheckSender => self.check_sender(),
-                Step::StartQueue => self.start_queue().await,
+                Step::StartQueue => Box::pin(self.start_queue()).await,
                 Step::Introduce => {
-                    if let Err(end) = self.introduce().await {
+                    if let Err(end) = Box::pin(self.introduce()).await {
                         return end;
                     }
                 }

@@ -77,7 +77,7 @@ impl Session {
             // What the client has heard so far is no business of a next hop that takes its time.
             self.flush().await.map_err(|_| Refusal::NextHopLost)?;
             // Aliases and lists are the next hop's to expand: it answers for the address as it is.
-            let passed = self.pass_recipient(route).await;
+            let passed = Box::pin(self.pass_recipient(route)).await;
             return passed.map(|words| Taken::Passed(route, words));
         }
         match placed {
