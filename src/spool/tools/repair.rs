@@ -261,8 +261,8 @@ fn replace(spool: &Path, name: &str, bytes: &[u8]) -> io::Result<String> {
             Err(error) => return Err(error),
         };
         // Its owner opens it, whoever repairs it.
-        let owner = fs::metadata(&path)?;
-        let given = fchown(&file, Some(owner.uid()), Some(owner.gid()));
+        let given = fs::metadata(&path)
+            .and_then(|owner| fchown(&file, Some(owner.uid()), Some(owner.gid())));
         let written = given.and_then(|()| file.write_all(bytes)).and_then(|()| file.sync_all());
         let exchange = || renameat_with(CWD, &copy, CWD, path, RenameFlags::EXCHANGE);
         match written.and_then(|()| Ok(exchange()?)) {
