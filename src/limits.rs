@@ -50,6 +50,9 @@ pub const RECIPIENTS_MIN: usize = 100;
 
 /// Commands that are wrong, unknown or out of place before a session is ended with 421.
 pub const SESSION_ERRORS: u32 = 20;
+/// Transactions that the edge filter asks about in a session without a message accepted: each costs
+/// look-ups.
+pub const EDGE_TRANSACTIONS: u32 = 100;
 /// Commands that do nothing for a message (NOOP, RSET, HELP, VRFY, EHLO) in a row.
 pub const IDLE_COMMANDS: u32 = 10_000;
 

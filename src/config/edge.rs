@@ -236,6 +236,21 @@ impl Default for Checks {
     }
 }
 
+impl Checks {
+    /// Whether a finding about a sender, or about HELO, can speak for a client.
+    pub fn may_lift(&self) -> bool {
+        let of_transaction = [
+            self.helo_bare,
+            self.helo_forged,
+            self.helo_literal,
+            self.helo_unknown,
+            self.sender_unknown,
+            self.sender_null_mx,
+        ];
+        of_transaction.iter().any(|effect| effect.score() < Score(0))
+    }
+}
+
 impl Default for Greylist {
     fn default() -> Greylist {
         Greylist {

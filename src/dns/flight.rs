@@ -2,7 +2,7 @@
 //! same, and a bounded number of turns.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -13,12 +13,20 @@ use crate::runtime::notify::Notify;
 /// One question that is under way; all who have it wait here.
 pub struct Flight<T = Answer> {
     answer: RefCell<Option<Rc<T>>>,
-    waiting: RefCell<Vec<Waker>>,
+    /// By the numbers that they were given when they came.
+    waiting: RefCell<HashMap<u64, Waker>>,
+    next: Cell<u64>,
+}
+
+/// One who waits for a flight.
+struct Waiting<'a, T> {
+    flight: &'a Flight<T>,
+    number: u64,
 }
 
 impl<T> Default for Flight<T> {
     fn default() -> Flight<T> {
-        Flight { answer: RefCell::default(), waiting: RefCell::default() }
+        Flight { answer: RefCell::default(), waiting: RefCell::default(), next: Cell::default() }
     }
 }
 
@@ -26,25 +34,32 @@ impl<T> Flight<T> {
     /// The answer is there; the first one counts.
     pub fn land(&self, answer: &Rc<T>) {
         self.answer.borrow_mut().get_or_insert_with(|| answer.clone());
-        for waker in self.waiting.take() {
+        for waker in self.waiting.take().into_values() {
             waker.wake();
         }
     }
 
     /// Waits for the answer.
     pub async fn landed(&self) -> Rc<T> {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        let waiting = Waiting { flight: self, number };
         poll_fn(|context| {
             if let Some(answer) = &*self.answer.borrow() {
                 return Poll::Ready(answer.clone());
             }
-            let mut waiting = self.waiting.borrow_mut();
             // A task that is polled again for another reason is not entered twice.
-            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-                waiting.push(context.waker().clone());
-            }
+            let waker = context.waker().clone();
+            waiting.flight.waiting.borrow_mut().insert(waiting.number, waker);
             Poll::Pending
         })
         .await
+    }
+}
+
+impl<T> Drop for Waiting<'_, T> {
+    fn drop(&mut self) {
+        self.flight.waiting.borrow_mut().remove(&self.number);
     }
 }
 

@@ -163,11 +163,24 @@ impl Answer {
         Answer { result: Err(LookupError::Temporary { why }), authentic: false, expires: now + ttl }
     }
 
+    /// Nobody was asked: too many questions are under way already.
+    pub fn overloaded(now: Instant) -> Answer {
+        Answer::temporary(OVERLOADED, now, crate::limits::DNS_TTL_MIN)
+    }
+
+    /// Whether nobody was asked, which says nothing about whoever would have been.
+    pub fn is_overloaded(&self) -> bool {
+        matches!(&self.result, Err(LookupError::Temporary { why }) if **why == *OVERLOADED)
+    }
+
     /// Whether the next attempt may have another result for no reason in the DNS.
     pub fn is_temporary(&self) -> bool {
         matches!(self.result, Err(LookupError::Temporary { .. }))
     }
 }
+
+/// Why a question was not asked; no server says so.
+const OVERLOADED: &str = "too many DNS queries";
 
 impl Record {
     /// The address of an A or AAAA record.

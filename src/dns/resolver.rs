@@ -18,7 +18,7 @@ use super::flight::{Flight, Prospect, Turns};
 use super::transport::{self, Sockets};
 use super::{Answer, Lookup, LookupError, Name, RecordType, resolv_conf};
 use crate::config;
-use crate::limits::{DNS_ALIASES, DNS_FAILURE_TTL, DNS_QUERIES, DNS_QUERIES_WAITING, DNS_TTL_MIN};
+use crate::limits::{DNS_ALIASES, DNS_FAILURE_TTL, DNS_QUERIES, DNS_QUERIES_WAITING};
 
 /// Whom to ask.
 #[derive(Debug, Clone)]
@@ -113,7 +113,7 @@ impl Resolver {
             Some(flight) => flight.landed().await,
             None => {
                 let now = Instant::now();
-                Rc::new(Answer::temporary("too many DNS queries", now, DNS_TTL_MIN))
+                Rc::new(Answer::overloaded(now))
             }
         }
     }

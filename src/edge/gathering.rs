@@ -87,7 +87,8 @@ impl Gathering {
         while !self.open.borrow().is_empty() && !self.given_up.get() {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let closed = self.closed.notified();
-            let is_late = left.is_zero() || runtime::timeout(left, closed).await.is_none();
+            let is_late =
+                left.is_zero() || Box::pin(runtime::timeout(left, closed)).await.is_none();
             self.given_up.set(is_late);
         }
     }

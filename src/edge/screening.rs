@@ -14,11 +14,12 @@ use super::explanation::Account;
 use super::gathering::Gathering;
 use super::memory::Acquaintance;
 use super::verdict::{Action, Effect, Finding, Score, Thresholds, Verdict};
-use crate::config::{Edge, RefuseAt};
+use crate::config::{Edge, ListSubject, RefuseAt};
 use crate::dns::Name;
+use crate::limits;
+use crate::message::Envelope;
 use crate::smtp::address::{ForwardPath, ReversePath};
 use crate::smtp::reply::{Refusal, refusal_text};
-use crate::smtp::server::Client;
 use crate::worker::Worker;
 
 /// What the filter knows of a session.
@@ -35,6 +36,8 @@ pub struct Screening {
     account: Account,
     /// It has a recipient that is no postmaster.
     has_others: bool,
+    /// Transactions that were asked about since a message was accepted.
+    asked: u32,
     /// A verdict of this session has been told.
     is_told: bool,
 }
@@ -74,6 +77,7 @@ impl Screening {
             judged: None,
             account: Account::default(),
             has_others: false,
+            asked: 0,
             is_told: false,
         })
     }
@@ -109,30 +113,69 @@ impl Screening {
         }
     }
 
-    /// A transaction begins: asks about its sender, and about what the client calls itself.
-    pub fn sender(&mut self, client: &Client, path: &ReversePath) {
+    /// A transaction begins.
+    pub fn sender(&mut self, path: &ReversePath) {
         self.judged = None;
+        self.sender = None;
         self.account = Account { from: Some(path.as_str().into()), ..Account::default() };
         self.has_others = false;
-        let gathering = Gathering::new(Instant::now() + self.edge().deadline);
-        if let Some(inquiry) = &self.worker.inquiry {
-            inquiry.sender(&gathering, self.client, &client.helo, path);
-        }
-        self.sender = Some(gathering);
     }
 
-    /// Decides on the transaction under way, at a recipient that is not a postmaster.
+    /// Decides on the transaction under way, at a recipient that is not a postmaster; at the first
+    /// one asks about the sender and about what the client calls itself, which a client that only
+    /// says MAIL again and again could let us do without end.
     ///
     /// # Errors
-    /// The refusal.
-    pub async fn recipient(&mut self) -> Result<(), Refusal> {
+    /// The refusal; `TooManyErrors` where the session is to end.
+    pub async fn recipient(&mut self, helo: &str, path: &ReversePath) -> Result<(), Refusal> {
         if self.judged.is_none() {
             let began = Instant::now();
             self.connection.settle().await;
-            if let Some(sender) = &self.sender {
-                sender.settle().await;
+            if !self.is_lost() {
+                self.ask_about(helo, path)?.settle().await;
             }
             self.account.waited += began.elapsed();
+            self.judged = Some(self.judge());
+        }
+        self.judged.as_ref().and_then(Judged::refusal).map_or(Ok(()), Err)
+    }
+
+    /// Whether the client is rejected for what it is, and no answer about its sender could change
+    /// that: then nobody need be asked.
+    fn is_lost(&self) -> bool {
+        let edge = self.edge();
+        let of_transaction = |of| matches!(of, ListSubject::Helo | ListSubject::Sender);
+        let may_lift = edge.lists.iter().any(|list| of_transaction(list.of) && list.weight.0 < 0);
+        let may_lift = may_lift || edge.checks.may_lift();
+        self.sender.is_none() && !may_lift && self.judge().action == Action::Reject
+    }
+
+    fn ask_about(&mut self, helo: &str, path: &ReversePath) -> Result<Rc<Gathering>, Refusal> {
+        if let Some(gathering) = &self.sender {
+            return Ok(gathering.clone());
+        }
+        self.asked += 1;
+        if self.asked > limits::EDGE_TRANSACTIONS {
+            return Err(Refusal::TooManyErrors);
+        }
+        let gathering = Gathering::new(Instant::now() + self.edge().deadline);
+        if let Some(inquiry) = &self.worker.inquiry {
+            inquiry.sender(&gathering, self.client, helo, path);
+        }
+        Ok(self.sender.insert(gathering).clone())
+    }
+
+    /// The message of the transaction under way is whole: what was found since its recipients were
+    /// taken counts too.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn whole(&mut self, envelope: &Envelope) -> Result<(), Refusal> {
+        let is_for_others = envelope.recipients.iter().any(|to| !to.path.is_postmaster());
+        if !is_for_others {
+            return Ok(());
+        }
+        if self.judged.is_none() {
             self.judged = Some(self.judge());
         }
         self.judged.as_ref().and_then(Judged::refusal).map_or(Ok(()), Err)
@@ -180,8 +223,9 @@ impl Screening {
     }
 
     /// A message of the transaction under way was accepted: its sender is remembered.
-    pub fn accepted(&self, sender: &ReversePath) {
+    pub fn accepted(&mut self, sender: &ReversePath) {
         let (Some(judged), Some(memory)) = (&self.judged, &self.worker.memory) else { return };
+        self.asked = 0;
         let is_clean = judged.action == Action::Accept;
         memory.accepted(self.client, sender.as_str(), is_clean, self.worker.now_seconds());
     }

@@ -52,12 +52,18 @@ pub async fn ask(worker: &Rc<Worker>, site: &Arc<SiteShared>, path: &ForwardPath
     }
     let flight = worker.questions.flights.borrow().get(&asked).cloned();
     let flight = flight.unwrap_or_else(|| begin(worker, site, path, asked));
-    let verdict = runtime::timeout(limits::CALL_AHEAD, flight.landed()).await;
+    let verdict = Box::pin(runtime::timeout(limits::CALL_AHEAD, flight.landed())).await;
     let verdict = verdict.map_or(Err(Refusal::UnverifiedRecipient), |verdict| (*verdict).clone());
     match verdict {
         Err(Refusal::UnverifiedRecipient) if known == Some(Remembered::WasThere) => Ok(()),
         verdict => verdict,
     }
+}
+
+/// Whether nobody need be asked.
+pub fn is_known(worker: &Rc<Worker>, site: &Arc<SiteShared>, path: &ForwardPath) -> bool {
+    let known = worker.roster.answers.recall(&Asked::new(site.id(), path), Instant::now());
+    matches!(known, Some(Remembered::There | Remembered::NotThere))
 }
 
 /// Starts the question.

@@ -23,7 +23,7 @@ impl Session {
     /// How the session ended.
     pub(super) async fn greet(&mut self) -> Result<(), End> {
         if self.screening.is_some() {
-            self.watch_greeting().await?;
+            Box::pin(self.watch_greeting()).await?;
         }
         if let Some(screening) = &mut self.screening
             && let Err(refusal) = screening.before_greeting().await
@@ -119,7 +119,7 @@ impl Session {
             if left.is_zero() {
                 return;
             }
-            runtime::sleep(left.min(STOP_LOOK)).await;
+            Box::pin(runtime::sleep(left.min(STOP_LOOK))).await;
         }
     }
 

@@ -22,6 +22,7 @@ use super::Session;
 use crate::config::{EightBit, RouteIndex};
 use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, MessageId, Recipient};
 use crate::outbound::backend::{self, Backend, BackendError};
+use crate::smtp::address::ReversePath;
 use crate::smtp::body::{BodyForm, Reshape, data_ending};
 use crate::smtp::capabilities::Capabilities;
 use crate::smtp::client::{Protocol, mail_command, rcpt_command};
@@ -32,7 +33,8 @@ use crate::worker::{PassedOn, Worker};
 /// What a session has under way with a next hop.
 #[derive(Default)]
 pub(super) struct Inline {
-    under_way: Option<UnderWay>,
+    /// On the heap, as most sessions have none.
+    under_way: Option<Box<UnderWay>>,
 }
 
 /// A transaction with a next hop, from MAIL on.
@@ -67,18 +69,24 @@ impl Session {
             return Err(Refusal::Internal);
         };
         let is_this = |under_way: &UnderWay| under_way.transaction == transaction;
-        if !self.inline.under_way.as_ref().is_some_and(is_this) {
+        if !self.inline.under_way.as_deref().is_some_and(is_this) {
             self.release_next_hop().await;
         }
         if self.inline.under_way.is_none() {
-            self.inline.under_way = Some(self.begin_passing(route, &recipient, transaction).await?);
+            let begun = self.begin_passing(route, &recipient, transaction).await;
+            // One that did not come about is not tried again for each recipient.
+            let under_way =
+                begun.unwrap_or_else(|refusal| self.none_under_way(transaction, refusal));
+            self.inline.under_way = Some(Box::new(under_way));
         } else if !self.goes_the_same_way(route, &recipient) {
             return Err(Refusal::OtherNextHop);
         }
-        let Some(UnderWay { state: State::Envelope(backend), .. }) = &mut self.inline.under_way
-        else {
-            return Err(Refusal::NextHopLost);
-        };
+        let backend =
+            match self.inline.under_way.as_deref_mut().map(|under_way| &mut under_way.state) {
+                Some(State::Envelope(backend)) => backend,
+                Some(State::Over(refusal)) => return Err(refusal.clone()),
+                Some(State::Body(..)) | None => return Err(Refusal::NextHopLost),
+            };
         let mut command = Vec::with_capacity(256);
         rcpt_command(&mut command, &recipient, backend.capabilities());
         let reply = backend.say(command).await;
@@ -97,6 +105,20 @@ impl Session {
             }
         }
         Ok(passed)
+    }
+
+    fn none_under_way(&self, transaction: u32, refusal: Refusal) -> UnderWay {
+        UnderWay {
+            transaction,
+            id: self.worker.next_id(),
+            envelope: Envelope {
+                reverse_path: ReversePath::Null,
+                parameters: MailParameters::default(),
+                recipients: Vec::new(),
+            },
+            recipients: 0,
+            state: State::Over(refusal),
+        }
     }
 
     /// MAIL to the next hop of a route.
@@ -160,7 +182,8 @@ impl Session {
         }
         self.pass_piece(flags).await;
         self.intake.drop_body();
-        if let Some(UnderWay { state: State::Over(refusal), .. }) = &self.inline.under_way {
+        if let Some(UnderWay { state: State::Over(refusal), .. }) = self.inline.under_way.as_deref()
+        {
             self.server.refuse_body(refusal.clone());
         }
         // It was not the client that let us wait.
@@ -177,6 +200,9 @@ impl Session {
         self.envelope.give_back();
         let under_way = self.inline.under_way.take();
         let id = under_way.as_ref().filter(|_| result.is_ok()).map(|under_way| under_way.id);
+        if let (Ok(_), Some(screening)) = (&result, &mut self.screening) {
+            screening.accepted(&message.envelope.reverse_path);
+        }
         self.end_judged(id, result.as_ref().err());
         if let (Ok((passed, backend)), Some(under_way)) = (&result, under_way) {
             self.messages += 1;
@@ -257,7 +283,7 @@ impl Session {
         };
         let begun = match backend.say(b"DATA\r\n".to_vec()).await {
             Ok(reply) if reply.class() == ReplyClass::Intermediate => {
-                let mut trace = self.trace(under_way.id, &under_way.envelope, None);
+                let mut trace = self.trace(under_way.id, &under_way.envelope, false, None);
                 self.tag(&mut trace);
                 backend.send(trace.into_bytes()).await.map_err(|error| {
                     report_lost(&self.worker, backend.site().name(), &error);
@@ -310,11 +336,8 @@ impl Session {
 
     /// Our client's transaction is over without a message: so is the next hop's.
     pub(super) async fn release_next_hop(&mut self) {
-        let Some(UnderWay { state: State::Envelope(mut backend), .. }) =
-            self.inline.under_way.take()
-        else {
-            return;
-        };
+        let Some(under_way) = self.inline.under_way.take() else { return };
+        let State::Envelope(mut backend) = under_way.state else { return };
         if let Ok(reply) = backend.say(b"RSET\r\n".to_vec()).await
             && reply.class() == ReplyClass::Success
         {
@@ -326,7 +349,7 @@ impl Session {
     /// that for a message.
     pub(super) fn drop_passed_body(&mut self) {
         let is_body = |under_way: &UnderWay| !matches!(under_way.state, State::Envelope(_));
-        if self.inline.under_way.as_ref().is_some_and(is_body) {
+        if self.inline.under_way.as_deref().is_some_and(is_body) {
             self.inline.under_way = None;
         }
     }

@@ -27,6 +27,8 @@ impl Session {
         self.flush().await.map_err(|_| End::Broken)?;
         self.release_next_hop().await;
         let changed = match (told.address, told.port) {
+            // Neither the proxy's own rights nor those of the client before are its.
+            _ if told.is_unknown => Err(Refusal::UnknownClient),
             (Some(ip), port) => {
                 self.change_client(SocketAddr::new(ip.to_canonical(), port.unwrap_or(0)))
             }

@@ -156,10 +156,8 @@ impl Session {
         self.end_judged(None, None);
         let Some(path) = self.server.sender_in_question() else { return };
         let verdict = self.judge_sender(path, now);
-        if let (Some(screening), Some(client), Ok(())) =
-            (&mut self.screening, self.server.client(), &verdict)
-        {
-            screening.sender(client, path);
+        if let (Some(screening), Ok(())) = (&mut self.screening, &verdict) {
+            screening.sender(path);
         }
         self.server.sender_checked(now, verdict);
     }

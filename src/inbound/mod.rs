@@ -193,6 +193,8 @@ impl Drop for EnvelopeRoom {
 }
 
 impl Session {
+    /// The size of this future is paid by every session for as long as it lives: what is rare and
+    /// large waits on the heap.
     async fn run(&mut self) -> End {
         let mut end = End::Quit;
         if self.listener.listener.tls == ListenerTls::Implicit && !self.shake_hands().await {
@@ -206,7 +208,11 @@ impl Session {
             match step(&mut self.server, &mut self.intake, Instant::now()) {
                 Step::Read => {
                     if self.has_next_hop() {
-                        self.see_to_next_hop().await;
+                        // What the client is told does not wait for the next hop.
+                        if self.flush().await.is_err() {
+                            return End::Broken;
+                        }
+                        Box::pin(self.see_to_next_hop()).await;
                     }
                     let stops = self.worker.is_stopping() && self.server.handle_shutdown();
                     if self.flush().await.is_err() {
@@ -244,14 +250,14 @@ impl Session {
                     self.drop_body();
                 }
                 Step::CheckRecipient => self.check_recipient().await,
-                Step::Store if self.is_inline() => self.pass_end().await,
+                Step::Store if self.is_inline() => Box::pin(self.pass_end()).await,
                 Step::Store => self.store().await,
                 Step::LookUp => self.look_up(),
-                Step::Authenticate => self.authenticate().await,
+                Step::Authenticate => Box::pin(self.authenticate()).await,
                 Step::CheckSender => self.check_sender(),
-                Step::StartQueue => self.start_queue().await,
+                Step::StartQueue => Box::pin(self.start_queue()).await,
                 Step::Introduce => {
-                    if let Err(end) = self.introduce().await {
+                    if let Err(end) = Box::pin(self.introduce()).await {
                         return end;
                     }
                 }
@@ -285,9 +291,13 @@ impl Session {
         let mut verdict = relay::decide(&self.worker.config, facts, path);
         self.note_haste();
         if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
+            && let (Some(client), Some(sender)) = (self.server.client(), self.server.reverse_path())
             && !is_postmaster
-            && let Err(refusal) = screening.recipient().await
+            && let Err(refusal) = screening.recipient(&client.helo, sender).await
         {
+            if refusal == Refusal::TooManyErrors {
+                return self.server.close(refusal);
+            }
             verdict = Err(refusal);
         }
         if verdict.as_ref().is_err_and(Refusal::is_of_the_edge) {
@@ -569,7 +579,7 @@ impl Session {
         self.envelope.give_back();
         let kept = result.as_ref().ok().copied();
         let durability = self.listener.listener.durability;
-        if let (Some(_), Some(screening)) = (kept, &self.screening) {
+        if let (Some(_), Some(screening)) = (kept, &mut self.screening) {
             screening.accepted(&message.envelope.reverse_path);
         }
         self.end_judged(kept, result.as_ref().err());
@@ -582,13 +592,16 @@ impl Session {
     }
 
     async fn keep(&mut self, message: &ReceivedMessage) -> Result<MessageId, Refusal> {
+        if let Some(screening) = &mut self.screening {
+            screening.whole(&message.envelope)?;
+        }
         let mut upload = self.upload.take();
         let id = upload.as_ref().map_or_else(|| self.worker.next_id(), |upload| upload.id());
         let completed = match self.listener.listener.service {
             Service::Submission => Some(&message.header),
             Service::Mx | Service::Relay => None,
         };
-        let mut trace = self.trace(id, &message.envelope, completed);
+        let mut trace = self.trace(id, &message.envelope, message.is_expanded, completed);
         let chunks = match &mut upload {
             None => None,
             Some(upload) => {
@@ -644,7 +657,13 @@ impl Session {
     }
 
     /// The trace header, and for a message of a user the fields that it lacks.
-    fn trace(&self, id: MessageId, envelope: &Envelope, completed: Option<&HeaderFacts>) -> String {
+    fn trace(
+        &self,
+        id: MessageId,
+        envelope: &Envelope,
+        is_expanded: bool,
+        completed: Option<&HeaderFacts>,
+    ) -> String {
         let client = self.server.client();
         let mut text = String::with_capacity(256);
         let received = trace::Received {
@@ -656,6 +675,7 @@ impl Session {
             authenticated: client.is_some_and(|client| client.authenticated.is_some()),
             id,
             envelope,
+            is_expanded,
             date: &self.worker.date(),
         };
         received.write(&mut text);

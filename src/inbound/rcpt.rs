@@ -51,8 +51,10 @@ impl Session {
             }
             Ok(Taken::Others(others)) => {
                 let octets = others.iter().map(|(recipient, _)| recipient_octets(recipient));
-                self.envelope.grow(octets.sum());
-                self.server.recipient_expanded(now, others);
+                let octets = octets.sum();
+                if self.server.recipient_expanded(now, others) {
+                    self.envelope.grow(octets);
+                }
             }
             Ok(Taken::Passed(route, words)) => {
                 self.envelope.grow(self.server.recipient_octets());
@@ -72,8 +74,10 @@ impl Session {
             None => Addressees::Itself(route),
         };
         if self.is_inline() {
+            // What the client has heard so far is no business of a next hop that takes its time.
+            self.flush().await.map_err(|_| Refusal::NextHopLost)?;
             // Aliases and lists are the next hop's to expand: it answers for the address as it is.
-            let passed = self.pass_recipient(route).await;
+            let passed = Box::pin(self.pass_recipient(route)).await;
             return passed.map(|words| Taken::Passed(route, words));
         }
         match placed {
@@ -86,8 +90,8 @@ impl Session {
     }
 
     /// Asks the next hop, where that is wanted, for recipients of our own domains.
-    async fn call_ahead(&self, route: RouteIndex) -> Result<(), Refusal> {
-        let worker = &self.worker;
+    async fn call_ahead(&mut self, route: RouteIndex) -> Result<(), Refusal> {
+        let worker = self.worker.clone();
         let Some(recipient) = self.server.rcpt_in_question() else { return Ok(()) };
         let Some(mailbox) = recipient.path.mailbox() else { return Ok(()) };
         let is_asked = worker.config.recipients.call_ahead
@@ -96,10 +100,13 @@ impl Session {
         let Some(parameters) = self.server.parameters().filter(|_| is_asked) else { return Ok(()) };
         let course = worker.sites.destination(route, &recipient.path, parameters).course;
         let site = worker.sites.fixed(course).filter(|site| site.reach().protocol().is_some());
-        match site {
-            Some(site) => ahead::ask(worker, site, &recipient.path).await,
-            None => Ok(()),
+        let Some(site) = site else { return Ok(()) };
+        let path = recipient.path.clone();
+        if !ahead::is_known(&worker, site, &path) {
+            // The replies before this one need not wait for the next hop.
+            self.flush().await.map_err(|_| Refusal::UnverifiedRecipient)?;
         }
+        ahead::ask(&worker, site, &path).await
     }
 
     /// Whether the file of recipients has anything against the one in question.

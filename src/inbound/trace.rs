@@ -26,6 +26,8 @@ pub struct Received<'a> {
     pub id: MessageId,
     /// Its envelope.
     pub envelope: &'a Envelope,
+    /// Others than those that the client named are in it.
+    pub is_expanded: bool,
     /// Now, as RFC 5322 writes it.
     pub date: &'a str,
 }
@@ -42,8 +44,9 @@ impl Received<'_> {
             write!(out, "from {helo} ({client})\r\n\t").expect("a string takes all text");
         }
         write!(out, "by {hostname} with {with} id {id}").expect("a string takes all text");
-        // With several recipients, naming one would tell the others of it.
-        if let [recipient] = self.envelope.recipients.as_slice() {
+        // With several recipients, naming one would tell the others of it; and whom a name stands
+        // for is nobody's business who wrote to that name.
+        if let ([recipient], false) = (self.envelope.recipients.as_slice(), self.is_expanded) {
             write!(out, "\r\n\tfor {}", recipient.path).expect("a string takes all text");
         }
         // The clause of RFC 8314 section 4.3.
@@ -123,6 +126,7 @@ mod tests {
                 authenticated: false,
                 id: MessageId(1),
                 envelope,
+                is_expanded: false,
                 date: "Sat, 21 Nov 2026 23:50:32 +0000",
             }
             .write(text);
@@ -176,6 +180,7 @@ mod tests {
             authenticated: true,
             id: MessageId(1),
             envelope: &envelope,
+            is_expanded: false,
             date: "Sat, 21 Nov 2026 23:50:32 +0000",
         };
         let mut text = String::new();

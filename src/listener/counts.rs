@@ -118,10 +118,10 @@ impl Admission {
         if !may(&counts.connections, &(), now) {
             return Err(Refusal::TooManyConnections);
         }
-        if !counts.by_address.take(address) {
+        if !counts.by_address.take(host) {
             return Err(Refusal::TooManySessionsFromAddress);
         }
-        self.address = Some(address);
+        self.address = Some(host);
         if let Some(by_network) = &counts.by_network {
             if !by_network.take(network) {
                 return Err(Refusal::TooManySessionsFromNetwork);
@@ -231,6 +231,18 @@ mod tests {
         drop((first, exempt));
         assert_eq!(counts.sessions(), 0);
         assert!(admit("192.0.2.1", false).is_ok());
+    }
+
+    /// Which of a /64's addresses it uses is an IPv6 client's own choice.
+    #[test]
+    fn the_addresses_of_a_64_are_one_client() {
+        let (counts, now) = (counts(limits(9, 1)), Instant::now());
+        let admit = |client| counts.admit(ip(client), false, now);
+        let first = admit("2001:db8::1").map_err(|_| ()).unwrap();
+        assert_eq!(admit("2001:db8::2").err(), Some(Refusal::TooManySessionsFromAddress));
+        let other = admit("2001:db8:0:1::1").map_err(|_| ()).unwrap();
+        drop((first, other));
+        assert!(admit("2001:db8::2").is_ok());
     }
 
     #[test]

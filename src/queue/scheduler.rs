@@ -317,7 +317,11 @@ impl Scheduler {
                     handle.attempts = handle.attempts.saturating_add(1);
                     handle.reason = reason;
                 }
-                self.wait(slot, State::Deferred, due_unix_ms);
+                // What waits for an operator goes on waiting for one, and for the end of its time.
+                let index = handle.destination;
+                let is_hold = matches!(self.destinations.entry(index).standing, Standing::Hold);
+                let state = if is_hold { State::Held } else { State::Deferred };
+                self.wait(slot, state, due_unix_ms);
             }
             Event::Retry { slot } => self.retry(slot, now_unix_ms),
             Event::RetryDomain { domain } => self.retry_domain(&domain, now_unix_ms),

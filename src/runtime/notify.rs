@@ -49,7 +49,8 @@ impl WaitingList {
         let turn = Rc::new(Notify::default());
         self.forget_gone();
         self.waiting.borrow_mut().push_back(turn.clone());
-        super::timeout(limit, turn.notified()).await;
+        // On the heap: a timer is large, and nearly nobody who may have to wait does.
+        Box::pin(super::timeout(limit, turn.notified())).await;
     }
 
     /// It is the turn of so many.

@@ -136,6 +136,8 @@ pub enum Refusal {
     /// The edge filter rejects because of the name behind the client's address (RFC 7372 section
     /// 3.3).
     ReverseName,
+    /// A proxy that does not know for whom it speaks.
+    UnknownClient,
     /// Nobody of this name is here.
     UnknownRecipient,
     /// The announced or the real size is over the limit.
@@ -279,6 +281,7 @@ impl Refusal {
             Refusal::SenderTakesNoMail => "sender_takes_no_mail",
             Refusal::ReverseName => "reverse_name",
             Refusal::Greylisted => "greylisted",
+            Refusal::UnknownClient => "unknown_client",
             Refusal::UnknownRecipient => "unknown_recipient",
             Refusal::UnverifiedRecipient => "unverified_recipient",
             Refusal::TooManyUnknown => "too_many_unknown",
@@ -363,6 +366,7 @@ impl From<&Refusal> for Reply {
             Refusal::Greylisted => {
                 reply(451, "4.7.1", "You are new here: please try again in a few minutes")
             }
+            Refusal::UnknownClient => reply(421, "4.3.0", "The client's address is not known"),
             Refusal::UnknownRecipient => reply(550, "5.1.1", "No such mailbox here"),
             Refusal::UnverifiedRecipient => {
                 reply(450, "4.1.1", "Cannot verify the recipient now, try later")

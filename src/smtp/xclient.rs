@@ -17,6 +17,8 @@ use crate::limits;
 pub struct Introduction {
     /// Its address; `None` if nothing was said of it, or that it is not known.
     pub address: Option<IpAddr>,
+    /// It was said that its address is not known.
+    pub is_unknown: bool,
     /// The port at its end.
     pub port: Option<u16>,
     /// What it called itself: as the argument of HELO.
@@ -44,7 +46,10 @@ impl Introduction {
 
     fn take(&mut self, name: &str, value: &str) -> Option<()> {
         match name {
-            "ADDR" => self.address = told(value, address)?,
+            "ADDR" => {
+                self.address = told(value, address)?;
+                self.is_unknown = self.address.is_none();
+            }
             "PORT" => self.port = told(value, port)?,
             "HELO" => self.helo = told(value, host)?,
             "PROTO" if value.eq_ignore_ascii_case("SMTP") => self.is_plain = true,
@@ -113,7 +118,8 @@ mod tests {
 
     fn of(address: &str, port: Option<u16>, helo: Option<&str>) -> Introduction {
         let address = (!address.is_empty()).then(|| address.parse().unwrap());
-        Introduction { address, port, helo: helo.map(Into::into), is_plain: false }
+        let helo = helo.map(Into::into);
+        Introduction { address, is_unknown: false, port, helo, is_plain: false }
     }
 
     #[test]
@@ -125,7 +131,10 @@ mod tests {
             ("ADDR=IPV6:2001:db8::7  PORT=0", of("2001:db8::7", Some(0), None)),
             ("ADDR=ipv6:::ffff:192.0.2.7", of("192.0.2.7", None, None)),
             ("ADDR=2001:db8::7", of("2001:db8::7", None, None)),
-            ("ADDR=[UNAVAILABLE] PORT=[tempunavail]", of("", None, None)),
+            (
+                "ADDR=[UNAVAILABLE] PORT=[tempunavail]",
+                Introduction { is_unknown: true, ..of("", None, None) },
+            ),
             ("NAME=[TEMPUNAVAIL]", of("", None, None)),
             ("NAME=spike.example ADDR=192.0.2.7", of("192.0.2.7", None, None)),
             ("HELO=client.example PROTO=SMTP", plain(of("", None, Some("client.example")))),

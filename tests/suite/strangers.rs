@@ -245,3 +245,37 @@ fn new_connections_come_no_faster_than_they_may() {
     }
     gateway.terminate();
 }
+
+/// Each transaction costs look-ups, so one that comes to nothing again and again ends the session.
+#[test]
+fn who_begins_a_hundred_transactions_for_nothing_is_cut_off() {
+    let mut gateway = start("greeting_wait = \"0s\"\n");
+    let (mut client, _) = connect(&gateway, 30);
+    client.command("EHLO c.test").expect("250");
+    for _ in 0..100 {
+        envelope(&mut client, "a@b.test", "user@ours.test").expect("250");
+        client.command("RSET").expect("250");
+    }
+    // The sender alone costs nothing.
+    client.command("MAIL FROM:<a@b.test>").expect("250");
+    client.command("RSET").expect("250");
+    envelope(&mut client, "a@b.test", "user@ours.test").expect("421");
+    gateway.terminate();
+}
+
+/// What is found once a recipient has been taken counts for its message all the same.
+#[test]
+fn who_is_found_out_after_a_recipient_is_refused_at_the_end() {
+    let mut gateway = start("greeting_wait = \"0s\"\n");
+    let (mut client, _) = connect(&gateway, 31);
+    client.command("HELO c.test").expect("250");
+    envelope(&mut client, "a@b.test", "user@ours.test").expect("250");
+    client.send(b"NOOP\r\nRCPT TO:<postmaster@ours.test>\r\n");
+    client.reply().expect("250");
+    client.reply().expect("250");
+    client.command("DATA").expect("354");
+    client.send(b"Subject: x\r\n\r\nx\r\n.\r\n");
+    client.reply().expect("554");
+    drop(client);
+    gateway.terminate();
+}

@@ -124,7 +124,10 @@ impl Zone {
         let Some(name) = name else { return Asked::Unaskable };
         let answer = resolver.lookup(&name, RecordType::A).await;
         let reading = query::read(&answer, &list.codes);
-        self.board.saw(&reading);
+        // A line of ours that is full is no silence of the list's.
+        if !answer.is_overloaded() {
+            self.board.saw(&reading);
+        }
         Asked::Answered(reading)
     }
 }

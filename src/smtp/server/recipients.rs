@@ -61,15 +61,25 @@ impl Server {
     /// Accepts the recipient in question and puts those that it stands for in its place.
     ///
     /// What has no room beside the recipients before it is refused for now: the client names it
-    /// again in its next transaction.
-    pub fn recipient_expanded(&mut self, now: Instant, members: Vec<(Recipient, RouteIndex)>) {
+    /// again in its next transaction.  That counts as an error, for each costs a look at the whole
+    /// list.  Tells whether they were taken.
+    pub fn recipient_expanded(
+        &mut self,
+        now: Instant,
+        members: Vec<(Recipient, RouteIndex)>,
+    ) -> bool {
         let (Phase::Recipient(_), Some(transaction)) = (&self.phase, &mut self.transaction) else {
-            return;
+            return false;
         };
         self.deadline = now + limits::SERVER_COMMAND;
         self.phase = Phase::Command;
         if transaction.recipients.len() + members.len() > limits::RECIPIENTS_MAX {
-            return self.refuse(Refusal::TooManyRecipients);
+            self.errors += 1;
+            self.refuse(Refusal::TooManyRecipients);
+            if self.errors > limits::SESSION_ERRORS {
+                self.close(Refusal::TooManyErrors);
+            }
+            return false;
         }
         let (recipients, routes): (Vec<_>, Vec<_>) = members.into_iter().unzip();
         transaction.recipients.extend(recipients);
@@ -77,6 +87,7 @@ impl Server {
         transaction.given += 1;
         transaction.is_expanded = true;
         self.replies.push(reply::RECIPIENT_OK);
+        true
     }
 
     /// Accepts the recipient in question in the words of the next hop that has taken it.

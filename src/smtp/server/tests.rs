@@ -484,7 +484,10 @@ fn a_proxy_introduces_a_client() {
 
     say(&mut server, now, b"XCLIENT ADDR=192.0.2.8\r\n");
     server.introduced(now, Err(Refusal::TooManySessionsFromAddress));
-    assert!(replies(&mut server).ends_with("421 4.7.0 Too many connections from your address\r\n"));
+    assert!(
+        replies(&mut server)
+            .ends_with("421 4.7.0 Too many connections from your address, try later\r\n")
+    );
 }
 
 #[test]
@@ -499,11 +502,31 @@ fn xclient_without_end_ends_the_session() {
     assert!(replies(&mut server).ends_with("421 4.7.0 Too many errors\r\n"));
 }
 
+/// A list that is named until nothing more fits takes no room, and not without end.
+#[test]
+fn a_list_that_has_no_room_is_an_error() {
+    let now = Instant::now();
+    let mut server = session(now, b"EHLO c\r\nMAIL FROM:<a@b.example>\r\n");
+    replies(&mut server);
+    let mut taken = Vec::new();
+    let mut ended = false;
+    while !ended {
+        let mut input = b"RCPT TO:<list@d.example>\r\n".to_vec();
+        let handled = server.handle_bytes(now, &mut input);
+        assert_eq!(handled.event, Event::CheckRecipient);
+        let member = (server.rcpt_in_question().expect("a recipient").clone(), RouteIndex(0));
+        taken.push(server.recipient_expanded(now, vec![member; 20_000]));
+        ended = replies(&mut server).contains("421 ");
+    }
+    assert!(taken[0] && taken[1..].iter().all(|taken| !taken), "{taken:?}");
+    assert_eq!(taken.len(), 2 + limits::SESSION_ERRORS as usize);
+}
+
 #[test]
 fn nobody_else_has_such_a_command() {
     let mut stranger = session(Instant::now(), b"XCLIENT ADDR=192.0.2.7\r\nEHLO c\r\n");
     let said = replies(&mut stranger);
-    assert!(said.contains("500 5.5.1") && !said.contains("XCLIENT"), "{said}");
+    assert!(said.contains("500 5.5.2 Unknown command") && !said.contains("XCLIENT"), "{said}");
 }
 
 // ---- AUTH ------------------------------------------------------------------------------------

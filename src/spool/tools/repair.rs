@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -260,7 +260,10 @@ fn replace(spool: &Path, name: &str, bytes: &[u8]) -> io::Result<String> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error),
         };
-        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        // Its owner opens it, whoever repairs it.
+        let given = fs::metadata(&path)
+            .and_then(|owner| fchown(&file, Some(owner.uid()), Some(owner.gid())));
+        let written = given.and_then(|()| file.write_all(bytes)).and_then(|()| file.sync_all());
         let exchange = || renameat_with(CWD, &copy, CWD, path, RenameFlags::EXCHANGE);
         match written.and_then(|()| Ok(exchange()?)) {
             Ok(()) => return Ok(aside),

@@ -153,7 +153,9 @@ impl Machine {
         });
         match taken {
             Ok(Addressees::Itself(route)) => self.server.recipient_checked(self.now, Ok(route)),
-            Ok(Addressees::Others(others)) => self.server.recipient_expanded(self.now, others),
+            Ok(Addressees::Others(others)) => {
+                self.server.recipient_expanded(self.now, others);
+            }
             Err(refusal) => self.server.recipient_checked(self.now, Err(refusal)),
         }
     }

@@ -380,6 +380,7 @@ impl Session {
             authenticated: false,
             id,
             envelope: &message.envelope,
+            is_expanded: false,
             date: "Mon, 1 Jun 2026 00:00:00 +0000",
         }
         .write(&mut text);
