@@ -2,7 +2,7 @@
 //! same, and a bounded number of turns.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -13,8 +13,8 @@ use crate::runtime::notify::Notify;
 /// One question that is under way; all who have it wait here.
 pub struct Flight<T = Answer> {
     answer: RefCell<Option<Rc<T>>>,
-    /// By the numbers that they were given when they came.
-    waiting: RefCell<HashMap<u64, Waker>>,
+    /// By the numbers that they were given when they came: who came first hears first.
+    waiting: RefCell<BTreeMap<u64, Waker>>,
     next: Cell<u64>,
 }
 
