@@ -35,7 +35,7 @@ use crate::message::{Envelope, MailParameters, Notify, Recipient};
 use crate::queue::site::SiteShared;
 use crate::runtime;
 use crate::smtp::address::{AddressError, ForwardPath, ReversePath, Utf8};
-use crate::smtp::reply::{Refusal, Reply};
+use crate::smtp::reply::{Refusal, refusal_text};
 use findings::{
     Addressee, Findings, Matched, Originator, PassedOver, SiteFound, Taker, Timetable, Verdict, Way,
 };
@@ -290,12 +290,7 @@ fn maildir_of(maildir: &Maildir, path: &ForwardPath) -> String {
 
 /// As the client would hear it.
 fn refused(refusal: &Refusal) -> Verdict {
-    let reply = Reply::from(refusal);
-    let text = match refusal {
-        Refusal::Rejected(words) => words,
-        _ => reply.text,
-    };
-    Verdict::Refuse { reply: format!("{} {} {text}", reply.code, reply.enhanced) }
+    Verdict::Refuse { reply: refusal_text(refusal).into() }
 }
 
 /// Routes before the one that matches, as far as they are told.

@@ -30,7 +30,7 @@ use crate::inbound::relay::{self, Facts};
 use crate::recipients::{Finding as Placed, Roster, Table};
 use crate::runtime;
 use crate::smtp::address::{ForwardPath, ReversePath, Utf8};
-use crate::smtp::reply::{Refusal, Reply};
+use crate::smtp::reply::{Refusal, refusal_text};
 
 /// Finds out and prints it.
 pub(super) fn test_client(arguments: &TestClientArgs) -> Result<ExitCode, Failure> {
@@ -168,7 +168,7 @@ async fn found<L: Lookup + 'static>(
         checks: judged.findings.iter().map(CheckFound::new).collect(),
         score: points(judged.score),
         verdict: judged.action.as_str(),
-        reply: judged.refusal().as_ref().map(heard),
+        reply: judged.refusal().as_ref().map(|refusal| refusal_text(refusal).into()),
         cause: judged.cause,
         recipient: client.to.as_ref().map(|to| recipient(&config, table, client.address, to)),
     }
@@ -251,7 +251,7 @@ fn recipient(
         route: index.map(|index| index.0 as usize + 1),
         to: index.map(|index| config.routes[index].to.to_string()),
         kind,
-        reply: decided.as_ref().err().map(heard),
+        reply: decided.as_ref().err().map(|refusal| refusal_text(refusal).into()),
         postmaster: path.is_postmaster(),
     }
 }
@@ -265,16 +265,6 @@ fn kind(placed: Placed<'_>) -> Option<&'static str> {
         Placed::Expands(expansion) if expansion.is_list() => Some("list"),
         Placed::Expands(_) => Some("alias"),
     }
-}
-
-/// A refusal as a client hears it.
-fn heard(refusal: &Refusal) -> String {
-    let reply = Reply::from(refusal);
-    let text = match refusal {
-        Refusal::Rejected(words) | Refusal::Screened(words) | Refusal::PutOff(words) => words,
-        _ => reply.text,
-    };
-    format!("{} {} {text}", reply.code, reply.enhanced)
 }
 
 impl CheckFound {

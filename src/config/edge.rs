@@ -512,6 +512,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, Environment};
+    use crate::edge::checks::{NAMES, effect_of};
 
     fn parse(text: &str) -> Result<Config, String> {
         let environment = Environment {
@@ -663,6 +664,23 @@ size = "1MiB"
             expn: true,
         };
         assert_eq!(config.recipients, recipients);
+    }
+
+    /// The names stand in several lists; a misspelt one would switch its check off without a word.
+    #[test]
+    fn every_check_is_found_by_its_name() {
+        let mut keys = super::super::keys::Section::named("edge.checks").keys.to_vec();
+        let mut names = NAMES;
+        keys.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(keys, names);
+        let quarantine = Effect::Action(Action::Quarantine);
+        for name in names {
+            let config = parse(&format!("[edge.checks]\n{name} = \"quarantine\"")).unwrap();
+            let checks = config.edge.unwrap().checks;
+            let found = names.iter().filter(|other| effect_of(other, &checks) == quarantine);
+            assert_eq!(found.collect::<Vec<_>>(), [&name]);
+        }
     }
 
     #[test]

@@ -160,7 +160,7 @@ pub(super) fn config(
 }
 
 /// Keeps the place and gives the value.
-pub(super) fn note<T>(value: Option<Spanned<T>>, mark: &mut Option<Range<usize>>) -> Option<T> {
+fn note<T>(value: Option<Spanned<T>>, mark: &mut Option<Range<usize>>) -> Option<T> {
     *mark = value.as_ref().map(Spanned::span);
     value.map(Spanned::into_inner)
 }
@@ -407,7 +407,7 @@ fn session_limits(table: &Table<'_>, default: Limits, marks: &mut Marks) -> Limi
     }
 }
 
-pub(super) fn rate(table: &Table<'_>, key: &'static str) -> Option<Rate> {
+fn rate(table: &Table<'_>, key: &'static str) -> Option<Rate> {
     table.optional(key, parsed("is not a rate")).map(Spanned::into_inner)
 }
 

@@ -131,9 +131,10 @@ impl Workers {
         };
         let all = self.ask(Request::Why(id), self.times.work, explained).await?;
         let mut all: Vec<Explanation> = all.into_iter().flatten().collect();
-        // A message's own stands in its record and is remembered; workers share its handles.
-        all.sort_by_key(|explanation| (explanation.time, explanation.message.is_none()));
-        all.dedup_by_key(|explanation| (explanation.time, explanation.session));
+        all.sort_by_key(|explanation| (explanation.time, explanation.message));
+        // A message's own stands in its record and is remembered; workers share its handles.  A
+        // session may have several without a message in one millisecond.
+        all.dedup_by(|one, other| one.message.is_some() && one.message == other.message);
         Ok(all)
     }
 

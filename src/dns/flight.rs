@@ -13,7 +13,7 @@ use crate::runtime::notify::Notify;
 /// One question that is under way; all who have it wait here.
 pub struct Flight<T = Answer> {
     answer: RefCell<Option<Rc<T>>>,
-    /// By the numbers that they were given when they came, in whose order they are woken.
+    /// By the numbers that they were given when they came: who came first hears first.
     waiting: RefCell<BTreeMap<u64, Waker>>,
     next: Cell<u64>,
 }

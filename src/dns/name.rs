@@ -44,19 +44,9 @@ impl Name {
     /// The name whose PTR records name the host of `address` (RFC 1035 section 3.5, RFC 3596
     /// section 2.5).
     pub fn reverse(address: IpAddr) -> Name {
-        let mut text = String::with_capacity(72);
-        match address.to_canonical() {
-            IpAddr::V4(address) => {
-                let [a, b, c, d] = address.octets();
-                let _ = write!(text, "{d}.{c}.{b}.{a}.in-addr.arpa");
-            }
-            IpAddr::V6(address) => {
-                for octet in address.octets().iter().rev() {
-                    let _ = write!(text, "{:x}.{:x}.", octet & 15, octet >> 4);
-                }
-                text.push_str("ip6.arpa");
-            }
-        }
+        let (address, mut text) = (address.to_canonical(), String::with_capacity(72));
+        write_backwards(&mut text, address);
+        text.push_str(if address.is_ipv4() { "in-addr.arpa" } else { "ip6.arpa" });
         Name(text.into())
     }
 
@@ -73,6 +63,23 @@ impl Name {
     /// Whether it names this machine without any DNS (RFC 6761 section 6.3).
     pub fn is_localhost(&self) -> bool {
         self.0.rsplit('.').next() == Some("localhost")
+    }
+}
+
+/// Writes the octets of an IPv4 address, or the nibbles of an IPv6 one, backwards, each with a dot
+/// behind it.
+pub fn write_backwards(out: &mut String, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            for octet in address.octets().iter().rev() {
+                let _ = write!(out, "{octet}.");
+            }
+        }
+        IpAddr::V6(address) => {
+            for octet in address.octets().iter().rev() {
+                let _ = write!(out, "{:x}.{:x}.", octet & 15, octet >> 4);
+            }
+        }
     }
 }
 

@@ -147,8 +147,7 @@ impl Explanation {
     /// What led to the verdict, in a line: `score 6.5: dnsbl.example=6, reverse_missing=0.5`.
     pub fn causes(&self) -> String {
         let causes = self.findings.iter().filter(|finding| finding.counts());
-        let causes: Vec<String> =
-            causes.map(|finding| format!("{}={}", finding.check, finding.effect)).collect();
+        let causes: Vec<String> = causes.map(Finding::to_string).collect();
         format!("score {}: {}", self.score, causes.join(", "))
     }
 

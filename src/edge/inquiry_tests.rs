@@ -338,3 +338,10 @@ fn test_entries_are_asked_for() {
         ]
     );
 }
+
+#[test]
+fn checks_that_wait_for_answers_are_checks() {
+    for check in REVERSE.iter().chain(&SENDER) {
+        assert!(checks::NAMES.contains(check), "{check}");
+    }
+}

@@ -97,8 +97,8 @@ impl Memory {
         let (sender, recipient) = (sender.to_ascii_lowercase(), recipient.to_ascii_lowercase());
         let stranger = self.key(client, &[&sender, &recipient]);
         self.is_changed.store(true, Ordering::Relaxed);
-        let window = self.window.max(self.delay).as_secs();
-        let met = self.strangers.entry(stranger).filter(|met| now.since(met.at) <= window);
+        let met = self.strangers.entry(stranger);
+        let met = met.filter(|&met| self.is_fresh(Table::Strangers, met, now));
         let Some(met) = met else {
             self.strangers.put(stranger, Entry { at: now, count: 1 });
             return Acquaintance::Stranger { wait: self.delay };

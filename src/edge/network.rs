@@ -19,11 +19,6 @@ impl Network {
         })
     }
 
-    /// Its first address, which stands for all of it.
-    pub fn first(self) -> IpAddr {
-        self.0
-    }
-
     /// Its octets, of which the first tells the family.
     pub fn octets(self) -> [u8; 17] {
         let mut octets = [0; 17];

@@ -284,9 +284,11 @@ impl Screening {
         if let Some(told) = self.end_transaction() {
             return Some(told);
         }
+        if self.is_told {
+            return None;
+        }
         let judged = self.judge();
-        let is_news = !self.is_told && judged.action >= Action::Defer;
-        is_news.then(|| (judged, Account::default()))
+        (judged.action >= Action::Defer).then(|| (judged, Account::default()))
     }
 
     fn judge(&self) -> Judged {

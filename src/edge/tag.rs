@@ -30,7 +30,7 @@ pub fn write(out: &mut String, hostname: &str, action: Action, score: Score, fin
     let mut cause = String::new();
     for finding in causes.by_ref().take(CAUSES_MAX) {
         cause.clear();
-        write!(cause, "{}={}", finding.check, finding.effect).expect("a string takes all text");
+        write!(cause, "{finding}").expect("a string takes all text");
         line.item(&cause);
     }
     if causes.next().is_some() {

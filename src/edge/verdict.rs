@@ -153,6 +153,13 @@ impl<'f> Verdict<'f> {
     }
 }
 
+/// As it is told wherever causes are: `dnsbl.example=4`.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.check, self.effect)
+    }
+}
+
 /// As in the configuration: `4`, `-1.5`.
 impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

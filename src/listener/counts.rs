@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::auth::throttle::Allowances;
+use crate::auth::throttle::{self, Allowances};
 use crate::config::Limits;
 use crate::edge::network::Network;
 use crate::smtp::reply::Refusal;
@@ -104,10 +104,7 @@ impl Admission {
     /// Which limit or rate it is over.
     pub fn claim(&mut self, client: IpAddr, now: Instant) -> Result<(), Refusal> {
         self.disclaim();
-        let address = client.to_canonical();
-        // An IPv6 client changes its address within its /64 at will.
-        let host = if address.is_ipv4() { address } else { Network::of(address).first() };
-        let network = Network::of(address);
+        let (host, network) = (throttle::network(client), Network::of(client));
         let counts = &self.counts;
         if !may(&counts.connections_by_address, &host, now) {
             return Err(Refusal::TooManyConnectionsFromAddress);

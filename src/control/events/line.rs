@@ -119,7 +119,7 @@ impl Line<'_> {
             if !std::mem::take(&mut is_first) {
                 self.0.push(b',');
             }
-            self.string(&format!("{}={}", finding.check, finding.effect));
+            self.string(&finding.to_string());
         }
         self.0.push(b']');
     }

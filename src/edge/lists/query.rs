@@ -4,10 +4,11 @@
 //! it refuses to answer, and what a domain says that is a list no more, must not count: either would
 //! refuse everybody's mail.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
+use crate::dns::name::write_backwards;
 use crate::dns::{Answer, LookupError, Name, Record};
 
 /// What an answer of a list means.
@@ -38,24 +39,18 @@ pub enum Oddity {
 /// The name to ask about an address: its octets, or the nibbles of an IPv6 address, backwards under
 /// the zone (RFC 5782 sections 2.1 and 2.4); `None` if the DNS can hold no such name.
 pub fn of_address(address: IpAddr, zone: &Name) -> Option<Name> {
-    let mut text = String::with_capacity(64 + zone.as_str().len());
-    match address.to_canonical() {
-        IpAddr::V4(address) => {
-            for octet in address.octets().iter().rev() {
-                let _ = write!(text, "{octet}.");
-            }
-        }
-        IpAddr::V6(address) => write_nibbles(&mut text, address.octets()),
-    }
-    text.push_str(zone.as_str());
-    Name::parse(&text)
+    backwards(address.to_canonical(), zone)
 }
 
 /// The same for an address that is asked about as IPv6 although it maps an IPv4 one: the test
 /// entries of RFC 5782 section 5 are such.
 pub fn of_mapped(address: Ipv4Addr, zone: &Name) -> Option<Name> {
+    backwards(address.to_ipv6_mapped().into(), zone)
+}
+
+fn backwards(address: IpAddr, zone: &Name) -> Option<Name> {
     let mut text = String::with_capacity(64 + zone.as_str().len());
-    write_nibbles(&mut text, address.to_ipv6_mapped().octets());
+    write_backwards(&mut text, address);
     text.push_str(zone.as_str());
     Name::parse(&text)
 }
@@ -95,12 +90,6 @@ fn oddity(address: Ipv4Addr) -> Option<Oddity> {
         [127, 255, 255, _] | [127, 0, 0, 1] => Some(Oddity::Refusal(address)),
         [127, ..] => None,
         _ => Some(Oddity::Foreign(address)),
-    }
-}
-
-fn write_nibbles(text: &mut String, octets: [u8; 16]) {
-    for octet in octets.iter().rev() {
-        let _ = write!(text, "{:x}.{:x}.", octet & 15, octet >> 4);
     }
 }
 
