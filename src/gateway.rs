@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::auth::{Authority, AuthorityError};
-use crate::config::{self, Config, Events, Listener, Spool};
+use crate::config::{self, Config, Events, Listener, Rspamd, Spool};
 use crate::control::admin::{self, AdminError, AdminServer, AdminSockets};
 use crate::control::events::{Event, EventKind, EventLog, EventTarget};
 use crate::control::metrics::{HistogramFigures, Metrics, Sources, WorkerMetrics};
@@ -30,6 +30,7 @@ use crate::dns::ourselves::{Ourselves, interface_addresses};
 use crate::edge::lists::Lists;
 use crate::edge::memory::Memory;
 use crate::edge::memory_file::{self, Keeper};
+use crate::edge::rspamd::office::{self, Office};
 use crate::inbound::memory::{self, Share};
 use crate::limits;
 use crate::listener::SessionCounts;
@@ -68,6 +69,8 @@ pub struct Gateway {
     roster: Arc<Roster>,
     /// Writes down whom the edge filter knows.
     keeper: Option<Keeper>,
+    /// Asks rspamd.
+    office: Option<Office>,
 }
 
 /// Where a gateway can be reached.
@@ -223,6 +226,7 @@ impl Gateway {
 
         let counts = Arc::new(SessionCounts::new(&config.limits));
         let (acquaintances, keeper) = edge_memory(&config)?.unzip();
+        let (office, rspamd) = rspamd(&config)?.unzip();
         let default_memory = || memory::default_octets(config.workers);
         let memory = config.limits.memory.map_or_else(default_memory, |memory| memory.0);
         let share = Share::of(memory, config.workers);
@@ -248,6 +252,7 @@ impl Gateway {
                 lists: lists.clone(),
                 counts: counts.clone(),
                 memory: acquaintances.clone(),
+                rspamd: rspamd.clone(),
                 share,
                 allowance: allowance.clone(),
                 sockets,
@@ -291,6 +296,7 @@ impl Gateway {
             config,
             roster,
             keeper,
+            office,
         })
     }
 
@@ -342,6 +348,9 @@ impl Gateway {
         if let Some(keeper) = self.keeper {
             keeper.stop();
         }
+        if let Some(office) = self.office {
+            office.stop();
+        }
         self.admin.stop();
         if let Err(error) = self.events.close(Instant::now() + EVENT_PATIENCE) {
             tracing::warn!(%error, "some events could not be written before the end");
@@ -367,6 +376,13 @@ fn edge_memory(config: &Config) -> Result<Option<(Arc<Memory>, Keeper)>, StartEr
     let memory = Arc::new(memory);
     let keeper = Keeper::start(state, memory.clone(), now_seconds).map_err(StartError::Thread)?;
     Ok(Some((memory, keeper)))
+}
+
+/// Who asks rspamd; nobody where it is not asked.
+fn rspamd(config: &Config) -> Result<Option<(Office, office::Handle)>, StartError> {
+    let rspamd = config.edge.as_ref().and_then(|edge| edge.rspamd.as_ref());
+    let start = |rspamd: &Rspamd| Office::start(rspamd.authority()).map_err(StartError::Thread);
+    rspamd.map(start).transpose()
 }
 
 fn tell_expiries(expiries: &[Expiry]) {

@@ -225,6 +225,18 @@ pub const EXPLANATION: usize = 8 * 1024;
 /// What a worker remembers of explanations, in octets: half of it for messages, some thousands of
 /// each.
 pub const EXPLANATIONS: usize = 4 * 1024 * 1024;
+/// Messages that rspamd is shown at a time, by all workers together, each over a connection of its
+/// own; more wait for their turn.  Of a large one there are two chunks at most: the one that is read
+/// while the end of the one before is written.
+pub const RSPAMD_AT_ONCE: usize = 128;
+/// What is written at a time of a message on its way to rspamd.
+pub const RSPAMD_PIECE: usize = 64 * 1024;
+/// Connections to rspamd that are kept for the next message.
+pub const RSPAMD_KEPT: usize = 32;
+/// What rspamd may answer; symbols and the URLs that it found are some kilobytes.
+pub const RSPAMD_ANSWER: usize = 1024 * 1024;
+/// The recipients that rspamd is told of, in octets of its request's head.
+pub const RSPAMD_RECIPIENTS: usize = 32 * 1024;
 /// Connections to an admin listener; more wait in its backlog.
 pub const ADMIN_CONNECTIONS: usize = 64;
 /// Descriptors that the process keeps below its hard limit, for admin connections alone.

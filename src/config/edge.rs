@@ -134,6 +134,13 @@ pub struct Rspamd {
     pub size: ByteSize,
 }
 
+impl Rspamd {
+    /// Its host and port.
+    pub fn authority(&self) -> &str {
+        self.url.strip_prefix("http://").unwrap_or(&self.url)
+    }
+}
+
 /// What becomes of a message that a filter does not judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {

@@ -94,6 +94,12 @@ pub struct WorkerMetrics {
     pub verdicts: LabelledCounters,
     /// What its checks found that counted, by check.
     pub findings: LabelledCounters,
+    /// What rspamd said of messages, by its advice; those that it was not shown too.
+    pub rspamd_verdicts: LabelledCounters,
+    /// Messages that rspamd did not judge, by reason.
+    pub rspamd_failures: LabelledCounters,
+    /// From the end of a message's data to what rspamd said, or did not say in time.
+    pub rspamd_wait: Histogram,
     /// Messages that got their 250.
     pub messages_accepted: Counter,
     /// Their octets.
@@ -161,6 +167,24 @@ pub const LABELS_MAX: usize = 96;
 const COMMIT_WAIT_US: &[u64] = &[
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 5_000_000, 30_000_000,
+];
+
+/// Buckets of [`WorkerMetrics::rspamd_wait`]: rspamd asks the DNS of its own, and has a deadline of
+/// a minute at most.
+const RSPAMD_WAIT_US: &[u64] = &[
+    1_000,
+    5_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    SECOND_US,
+    2 * SECOND_US,
+    5 * SECOND_US,
+    10 * SECOND_US,
+    30 * SECOND_US,
+    60 * SECOND_US,
 ];
 
 const SECOND_US: u64 = 1_000_000;
@@ -317,6 +341,9 @@ impl Default for WorkerMetrics {
             refused: LabelledCounters::new(),
             verdicts: LabelledCounters::new(),
             findings: LabelledCounters::new(),
+            rspamd_verdicts: LabelledCounters::new(),
+            rspamd_failures: LabelledCounters::new(),
+            rspamd_wait: Histogram::new(RSPAMD_WAIT_US),
             messages_accepted: Counter::default(),
             octets_accepted: Counter::default(),
             recipients_accepted: Counter::default(),

@@ -5,12 +5,13 @@
 //! which has no effect.  A question whose asker has gone goes on by itself and ends: the DNS cache
 //! will want its answer anyway.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::verdict::{Effect, Finding};
+use crate::dns::Name;
 use crate::runtime;
 use crate::runtime::notify::Notify;
 
@@ -20,6 +21,8 @@ pub struct Gathering {
     found: RefCell<Vec<Finding>>,
     /// Questions under way, in the order in which they were asked.
     open: RefCell<Vec<Rc<Asked>>>,
+    /// The name behind the client's address that leads back to it, once it is known.
+    name: OnceCell<Name>,
     /// Somebody has waited for them until the deadline.
     given_up: Cell<bool>,
     closed: Notify,
@@ -39,6 +42,7 @@ impl Gathering {
             deadline,
             found: RefCell::default(),
             open: RefCell::default(),
+            name: OnceCell::new(),
             given_up: Cell::new(false),
             closed: Notify::default(),
         })
@@ -47,6 +51,16 @@ impl Gathering {
     /// Takes a finding that needs no question.
     pub fn add(&self, finding: Finding) {
         self.found.borrow_mut().push(finding);
+    }
+
+    /// Takes the name behind the client's address that leads back to it.
+    pub fn name(&self, name: &Name) {
+        self.name.get_or_init(|| name.clone());
+    }
+
+    /// That name, if it has come.
+    pub fn client_name(&self) -> Option<&Name> {
+        self.name.get()
     }
 
     /// Asks, in a task of its own, which runs to its end in any case, what these checks want to

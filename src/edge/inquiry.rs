@@ -57,11 +57,15 @@ impl<L: Lookup + 'static> Inquiry<L> {
         self.ask_lists(gathering, ListSubject::Address, client, &Subject::Address(client));
         let checks = &self.edge().checks;
         let is_wanted = names_of(&REVERSE, checks).next().is_some()
-            || self.edge().lists.iter().any(|list| list.of == ListSubject::Reverse);
+            || self.edge().lists.iter().any(|list| list.of == ListSubject::Reverse)
+            || self.edge().rspamd.is_some();
         if is_wanted {
             let (inquiry, stage) = (self.clone(), gathering.clone());
             gathering.ask(names_of(&REVERSE, checks), async move {
                 let found = inquiry.reverse_name(client).await;
+                if let ReverseName::Confirmed(name) = &found {
+                    stage.name(name);
+                }
                 inquiry.ask_reverse_lists(&stage, client, &found);
                 checks::reverse(client, &found, &inquiry.edge().checks)
             });

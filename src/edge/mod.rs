@@ -20,6 +20,7 @@ pub mod lists;
 pub mod memory;
 pub mod memory_file;
 pub mod network;
+pub mod rspamd;
 pub mod screening;
 pub mod slots;
 pub mod tag;

@@ -15,6 +15,7 @@ use super::gathering::Gathering;
 use super::memory::Acquaintance;
 use super::verdict::{Action, Effect, Finding, Score, Thresholds, Verdict};
 use crate::config::{Edge, ListSubject, RefuseAt};
+use crate::dns::Name;
 use crate::limits;
 use crate::message::Envelope;
 use crate::smtp::address::{ForwardPath, ReversePath};
@@ -33,6 +34,8 @@ pub struct Screening {
     judged: Option<Judged>,
     /// What is told of that transaction.
     account: Account,
+    /// It has a recipient that is no postmaster.
+    has_others: bool,
     /// Transactions that were asked about since a message was accepted.
     asked: u32,
     /// A verdict of this session has been told.
@@ -73,6 +76,7 @@ impl Screening {
             sender: None,
             judged: None,
             account: Account::default(),
+            has_others: false,
             asked: 0,
             is_told: false,
         })
@@ -114,6 +118,7 @@ impl Screening {
         self.judged = None;
         self.sender = None;
         self.account = Account { from: Some(path.as_str().into()), ..Account::default() };
+        self.has_others = false;
     }
 
     /// Decides on the transaction under way, at a recipient that is not a postmaster; at the first
@@ -238,6 +243,26 @@ impl Screening {
     /// A recipient of the transaction under way was asked for, and refused with this reply, or not.
     pub fn note_recipient(&mut self, path: &ForwardPath, refusal: Option<&Refusal>) {
         self.account.note(path.as_str(), refusal.map(refusal_text));
+        self.has_others |= refusal.is_none() && !path.is_postmaster();
+    }
+
+    /// The name behind the client's address that leads back to it, if it is known by now.
+    pub fn client_name(&self) -> Option<&Name> {
+        self.connection.client_name()
+    }
+
+    /// Takes what was found of the message of the transaction under way, which has come whole.
+    ///
+    /// # Errors
+    /// The refusal, unless the message is for the postmaster alone.
+    pub fn content(&mut self, finding: Finding) -> Result<(), Refusal> {
+        self.account.waited += finding.took;
+        let judged = self.judged.take().unwrap_or_else(|| self.judge());
+        let findings = judged.findings.into_iter().chain([finding]).collect();
+        let judged = Judged::new(findings, &self.edge().thresholds);
+        let refusal = judged.refusal().filter(|_| self.has_others);
+        self.judged = Some(judged);
+        refusal.map_or(Ok(()), Err)
     }
 
     /// The transaction is over: gives how it was judged and what is told of it, if it came to a

@@ -13,6 +13,7 @@
 
 pub mod addressees;
 pub mod ahead;
+mod content;
 mod delays;
 mod inline;
 pub mod intake;
@@ -45,6 +46,7 @@ use crate::spool::{NewBody, NewMessage};
 use crate::tls::Fingerprint;
 use crate::worker::Worker;
 use crate::worker::log::{Filing, Upload};
+use content::Shown;
 use inline::Inline;
 use intake::{Intake, Room};
 use login::Login;
@@ -600,6 +602,17 @@ impl Session {
             Service::Mx | Service::Relay => None,
         };
         let mut trace = self.trace(id, &message.envelope, message.is_expanded, completed);
+        let chunks = match &mut upload {
+            None => None,
+            Some(upload) => {
+                if let Some(last) = self.intake.last_chunk() {
+                    upload.push(last).await;
+                }
+                Some(upload.places().await?)
+            }
+        };
+        let shown = Shown { id, message, chunks, trace: &trace };
+        let content = self.judge_content(shown).await?;
         let judged = self.screening.as_ref().and_then(|screening| screening.judged());
         let mark = judged.and_then(|judged| self.mark(judged, id, &mut trace));
         let extensions = mark.as_ref().map(Mark::extensions).unwrap_or_default();
@@ -609,21 +622,18 @@ impl Session {
             helo: self.server.client().map(|client| client.helo.clone()).unwrap_or_default(),
             accepted_unix_ms: self.worker.now_unix_ms(),
         };
-        let body = match &mut upload {
-            None => NewBody::Inline(self.intake.small_body()),
-            Some(upload) => {
-                if let Some(last) = self.intake.last_chunk() {
-                    upload.push(last).await;
-                }
-                NewBody::Chunks(upload.places().await?)
-            }
+        trace.push_str(&content.fields);
+        let body = match (chunks, &content.rewritten) {
+            (Some(chunks), _) => NewBody::Chunks(chunks),
+            (None, Some(rewritten)) => NewBody::Inline(&rewritten.body),
+            (None, None) => NewBody::Inline(self.intake.small_body()),
         };
         let new = NewMessage {
             id,
             durability: self.listener.listener.durability,
             envelope: &message.envelope,
             origin: &origin,
-            summary: &message.summary,
+            summary: content.summary(message),
             trace: trace.as_bytes(),
             not_before_unix_ms: None,
             extensions: &extensions,

@@ -184,6 +184,8 @@ pub enum Refusal {
     AuthLater,
     /// The edge filter puts off: the words for the client.
     PutOff(Box<str>),
+    /// Nobody could look at the message, without which it is not to be taken.
+    Unchecked,
     /// The edge filter does not know the client and wants to see that it comes again.
     Greylisted,
     /// More messages or recipients in a time than allowed.
@@ -217,7 +219,7 @@ impl Refusal {
     pub fn is_fault(&self) -> bool {
         match self {
             Refusal::TooManyRecipients | Refusal::OtherNextHop | Refusal::Greylisted => false,
-            Refusal::UnverifiedRecipient | Refusal::NextHopLost => false,
+            Refusal::UnverifiedRecipient | Refusal::NextHopLost | Refusal::Unchecked => false,
             Refusal::NextHop(passed) => !passed.is_for_now(),
             _ => true,
         }
@@ -274,6 +276,7 @@ impl Refusal {
             Refusal::Rejected(_) => "rejected_by_route",
             Refusal::Screened(_) => "screened",
             Refusal::PutOff(_) => "put_off",
+            Refusal::Unchecked => "unchecked",
             Refusal::UnknownSenderDomain => "unknown_sender_domain",
             Refusal::SenderTakesNoMail => "sender_takes_no_mail",
             Refusal::ReverseName => "reverse_name",
@@ -352,6 +355,7 @@ impl From<&Refusal> for Reply {
             // The filter's words are put in place of the text by `refuse`, here too.
             Refusal::Screened(_) => reply(554, "5.7.1", "Refused"),
             Refusal::PutOff(_) => reply(450, "4.7.1", "Try later"),
+            Refusal::Unchecked => reply(451, "4.7.1", "Cannot check the message now, try later"),
             Refusal::UnknownSenderDomain => {
                 reply(550, "5.1.8", "The sender's domain does not exist")
             }

@@ -35,6 +35,8 @@ use crate::dns::ourselves::Ourselves;
 use crate::edge::explanation::Explanations;
 use crate::edge::inquiry::Inquiry;
 use crate::edge::memory::Memory;
+use crate::edge::rspamd::desk::Desk;
+use crate::edge::rspamd::office::News;
 use crate::edge::slots::Seconds;
 use crate::inbound::ahead::Questions;
 use crate::inbound::memory::Share;
@@ -83,6 +85,8 @@ pub struct Worker {
     pub inquiry: Option<Inquiry>,
     /// What this gateway is called, and where it listens.
     pub ourselves: Arc<Ourselves>,
+    /// Where rspamd is shown messages; none where it is not asked.
+    pub rspamd: Option<Desk>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
     /// Whom the edge filter knows; `None` without it.
@@ -141,6 +145,8 @@ pub enum Letter {
     Read(ReadAnswer),
     /// Work on the blocking pool is over.
     Unblocked(u64),
+    /// rspamd has taken a piece of a message, or has judged one.
+    Rspamd(u64, News),
     /// The control thread asks.
     Asked(Request, oneshot::Sender<Answer>),
     /// A session of some worker wants the queue of some nodes started.

@@ -24,6 +24,8 @@ use crate::dns::{Resolver, ResolverConfig};
 use crate::edge::inquiry::Inquiry;
 use crate::edge::lists::{Lists, Zone, watch};
 use crate::edge::memory::Memory;
+use crate::edge::rspamd::desk::Desk;
+use crate::edge::rspamd::office::{self, Announce};
 use crate::inbound::ListenerState;
 use crate::inbound::memory::Share;
 use crate::listener::{self, SessionCounts};
@@ -67,6 +69,8 @@ pub struct Seat {
     pub counts: Arc<SessionCounts>,
     /// Whom the edge filter knows; `None` without it.
     pub memory: Option<Arc<Memory>>,
+    /// Who asks rspamd; none where it is not asked.
+    pub rspamd: Option<office::Handle>,
     /// What messages on their way in may take of its memory.
     pub share: Share,
     /// The connections to next hops that all workers may have.
@@ -116,6 +120,14 @@ async fn run(seat: Seat) -> io::Result<()> {
             own.wake();
         }
     });
+    let own = posts[index].letters.clone();
+    let told: Announce = Arc::new(move |token, news| {
+        if own.push(Letter::Rspamd(token, news)).is_ok() {
+            own.wake();
+        }
+    });
+    let workers = posts.len();
+    let rspamd = seat.rspamd.map(|office| Desk::new(office, told, workers));
     let scheduler =
         Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules()).within(seat.allowance);
     let chunks = seat.share.chunks;
@@ -133,6 +145,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         metrics: seat.metrics,
         resolver,
         inquiry,
+        rspamd,
         ourselves: seat.ourselves,
         blocking: Blocking::new(seat.blocking, announce),
         highest_recovered: seat.highest,
@@ -244,6 +257,11 @@ async fn read_letters(worker: Rc<Worker>, letters: Inbox<Letter>, stop: Rc<Notif
         }
         Letter::Read(answer) => worker.log.answered(answer),
         Letter::Unblocked(token) => worker.blocking.finished(token),
+        Letter::Rspamd(token, news) => {
+            if let Some(desk) = &worker.rspamd {
+                desk.opened(token, news);
+            }
+        }
         Letter::Asked(request, answer) => {
             runtime::spawn(super::admin::answer(worker.clone(), request, answer));
         }

@@ -40,6 +40,7 @@ mod queue;
 mod recipients;
 mod relay;
 mod route;
+mod rspamd;
 mod shutdown;
 mod simulation;
 mod sink;

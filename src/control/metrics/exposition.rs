@@ -171,6 +171,13 @@ impl Everything {
         let findings = self.by_label(|worker| &worker.findings);
         let help = "Findings of the edge filter that counted, by check";
         page.by_label("findings", help, "check", &findings)?;
+        let said = self.by_label(|worker| &worker.rspamd_verdicts);
+        page.by_label("rspamd_verdicts", "What rspamd said of messages", "advice", &said)?;
+        let failures = self.by_label(|worker| &worker.rspamd_failures);
+        let help = "Messages that rspamd did not judge, by reason";
+        page.by_label("rspamd_failures", help, "reason", &failures)?;
+        let wait = self.histogram(|worker| &worker.rspamd_wait);
+        page.histogram("rspamd", "From the end of a message's data to rspamd's word", &wait)?;
         let figures = || self.sources.lists.zones().iter().map(|zone| (zone, zone.board.figures()));
         let help = "1 while a DNS list counts, 0 while it is switched off";
         let is_on = |zone: &Zone| u64::from(zone.board.state() == State::On);

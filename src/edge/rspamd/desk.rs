@@ -1,0 +1,161 @@
+//! A worker's end of the [`office`](super::office): sessions show their messages here and wait for
+//! what rspamd says.
+//!
+//! No more messages of a worker are with rspamd than may be; others wait for their turn, the one
+//! that came first in front.  Who waits sets the deadline, and who gives up leaves nothing behind.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use hyper::body::Bytes;
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use super::office::{Announce, Errand, Handle, Message, News, Piece, Teller};
+use super::question::Question;
+use super::{Assessment, Failure};
+use crate::limits;
+use crate::runtime::notify::{Handover, Notify, WaitingList};
+
+/// See the module's text.
+pub struct Desk {
+    office: Handle,
+    announce: Announce,
+    /// Errands under way, by the number that the office has of them.
+    open: RefCell<HashMap<u64, Rc<Open>>>,
+    next: Cell<u64>,
+    at_once: usize,
+    turns: WaitingList,
+}
+
+/// One errand, as far as its session has heard.
+#[derive(Default)]
+struct Open {
+    taken: Notify,
+    is_done: Cell<bool>,
+    done: Handover<Result<Assessment, Failure>>,
+}
+
+/// A message on its way to rspamd; given up when dropped before its end.
+pub struct Showing<'d> {
+    desk: &'d Desk,
+    token: u64,
+    open: Rc<Open>,
+    pieces: Option<mpsc::Sender<Piece>>,
+}
+
+impl Desk {
+    /// The desk of one of `workers`, whose news `announce` brings to [`Desk::opened`].
+    pub fn new(office: Handle, announce: Announce, workers: usize) -> Desk {
+        Desk {
+            office,
+            announce,
+            open: RefCell::default(),
+            next: Cell::new(0),
+            at_once: (limits::RSPAMD_AT_ONCE / workers.max(1)).max(1),
+            turns: WaitingList::default(),
+        }
+    }
+
+    /// Waits until one more message may be shown.
+    pub async fn turn(&self) {
+        while self.open.borrow().len() >= self.at_once {
+            self.turns.wait(TURN_POLL).await;
+        }
+    }
+
+    /// Shows a whole message; it is this one's [`Desk::turn`].
+    pub fn show(&self, question: Question, octets: Vec<u8>, deadline: Instant) -> Showing<'_> {
+        self.begin(question, Message::Whole(octets.into()), None, deadline)
+    }
+
+    /// Begins to show a message of so many octets, if that is known; [`Showing::pass`] brings them.
+    pub fn begin_showing(
+        &self,
+        question: Question,
+        octets: Option<u64>,
+        deadline: Instant,
+    ) -> Showing<'_> {
+        let (pieces, taken) = mpsc::channel(1);
+        let message = Message::Pieces { octets, pieces: taken };
+        self.begin(question, message, Some(pieces), deadline)
+    }
+
+    fn begin(
+        &self,
+        question: Question,
+        message: Message,
+        pieces: Option<mpsc::Sender<Piece>>,
+        deadline: Instant,
+    ) -> Showing<'_> {
+        let token = self.next.replace(self.next.get() + 1);
+        let open: Rc<Open> = Rc::default();
+        self.open.borrow_mut().insert(token, open.clone());
+        let teller = Teller::new(self.announce.clone(), token);
+        self.office.send(Errand { question, message, deadline, teller });
+        Showing { desk: self, token, open, pieces }
+    }
+
+    /// Takes what the office tells of an errand; what nobody waits for any more is passed over.
+    pub fn opened(&self, token: u64, news: News) {
+        let Some(open) = self.open.borrow().get(&token).cloned() else { return };
+        if let News::Done(result) = news {
+            open.is_done.set(true);
+            open.done.give_if_empty(*result);
+        }
+        open.taken.notify();
+    }
+}
+
+impl Showing<'_> {
+    /// Passes on octets, as soon as there is room; they are for nothing once rspamd has answered.
+    pub async fn pass(&mut self, octets: Vec<u8>) {
+        if octets.is_empty() {
+            return;
+        }
+        let octets = Bytes::from(octets);
+        let mut from = 0;
+        while from < octets.len() {
+            let until = octets.len().min(from + limits::RSPAMD_PIECE);
+            self.pass_piece(Piece::Octets(octets.slice(from..until))).await;
+            from = until;
+        }
+    }
+
+    /// The message ends here: waits for what rspamd says.
+    ///
+    /// # Errors
+    /// It says nothing that could be understood.
+    pub async fn assessment(mut self) -> Result<Assessment, Failure> {
+        self.pass_piece(Piece::End).await;
+        self.open.done.take().await
+    }
+
+    async fn pass_piece(&mut self, mut piece: Piece) {
+        let Some(pieces) = &self.pieces else { return };
+        loop {
+            piece = match pieces.try_send(piece) {
+                Ok(()) => return,
+                Err(TrySendError::Full(piece)) if !self.open.is_done.get() => piece,
+                Err(TrySendError::Full(_) | TrySendError::Closed(_)) => break,
+            };
+            self.open.taken.notified().await;
+        }
+        self.pieces = None;
+    }
+}
+
+impl Drop for Showing<'_> {
+    fn drop(&mut self) {
+        self.desk.open.borrow_mut().remove(&self.token);
+        self.desk.turns.wake(1);
+    }
+}
+
+/// The longest wait for a turn before looking again.
+const TURN_POLL: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+#[path = "desk_tests.rs"]
+mod tests;

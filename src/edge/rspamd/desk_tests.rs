@@ -1,0 +1,319 @@
+//! Desk and office against a server of this file, over a real mailbox and loopback.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use super::super::office::Office;
+use super::super::question::Facts;
+use super::*;
+use crate::edge::verdict::{Action, Effect};
+use crate::message::{Envelope, MailParameters, MessageId};
+use crate::runtime;
+use crate::runtime::mailbox::mailbox;
+use crate::smtp::address::ReversePath;
+
+/// A test's patience with what is sure to come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection to the server, whose handler reads requests and writes answers as it likes.
+struct Visitor(BufReader<TcpStream>);
+
+/// What a handler was shown.
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    head: Vec<String>,
+    /// Nothing of one that was cut off.
+    body: Option<Vec<u8>>,
+}
+
+impl Visitor {
+    /// The lines of a head; none if the connection has ended.
+    fn head(&mut self) -> Option<Vec<String>> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            match line.trim_end() {
+                "" => return Some(lines),
+                line => lines.push(line.to_lowercase()),
+            }
+        }
+    }
+
+    fn body(&mut self, head: &[String]) -> Option<Vec<u8>> {
+        let length = head.iter().find_map(|line| line.strip_prefix("content-length: "));
+        if let Some(length) = length {
+            let mut body = vec![0; length.parse().expect("a number")];
+            return self.0.read_exact(&mut body).ok().map(|()| body);
+        }
+        assert!(head.iter().any(|line| line == "transfer-encoding: chunked"), "{head:?}");
+        let mut body = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line).ok()?;
+            let length = usize::from_str_radix(line.trim_end(), 16).ok()?;
+            let mut chunk = vec![0; length + 2];
+            self.0.read_exact(&mut chunk).ok()?;
+            body.extend_from_slice(&chunk[..length]);
+            if length == 0 {
+                return Some(body);
+            }
+        }
+    }
+
+    fn request(&mut self) -> Option<Request> {
+        let head = self.head()?;
+        let body = self.body(&head);
+        Some(Request { head, body })
+    }
+
+    fn answer(&mut self, status: &str, body: &str) {
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+        // Who has gone hears nothing.
+        let _ = self.0.get_mut().write_all(format!("{head}{body}").as_bytes());
+    }
+}
+
+/// A server of so many connections, one after the other; gives what its handler gave for each.
+fn serve<T: Send + 'static>(
+    connections: usize,
+    mut handle: impl FnMut(usize, Visitor) -> T + Send + 'static,
+) -> (String, JoinHandle<Vec<T>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let authority = listener.local_addr().expect("bound").to_string();
+    let thread = std::thread::spawn(move || {
+        let next = |place| {
+            let (stream, _) = listener.accept().expect("a connection");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+            handle(place, Visitor(BufReader::new(stream)))
+        };
+        (0..connections).map(next).collect()
+    });
+    (authority, thread)
+}
+
+/// Runs a test at a desk with an office behind it.
+fn at_desk<F: Future + 'static>(authority: &str, test: impl FnOnce(Rc<Desk>) -> F) -> F::Output {
+    let (office, handle) = Office::start(authority).expect("a thread");
+    let (letters, inbox) = mailbox::<(u64, News)>(None).expect("two descriptors");
+    let announce: Announce = Arc::new(move |token, news| {
+        if letters.push((token, news)).is_ok() {
+            letters.wake();
+        }
+    });
+    let done = runtime::run(async move {
+        let desk = Rc::new(Desk::new(handle, announce, 1));
+        let opener = desk.clone();
+        runtime::spawn(async move {
+            let open = |(token, news)| opener.opened(token, news);
+            let _ = inbox.open_forever(open, || ()).await;
+        });
+        runtime::timeout(PATIENCE, test(desk)).await
+    });
+    office.stop();
+    done.expect("a loop").expect("it does not hang")
+}
+
+fn question() -> Question {
+    let envelope = Envelope {
+        reverse_path: ReversePath::Null,
+        parameters: MailParameters::default(),
+        recipients: Vec::new(),
+    };
+    Question::new(&Facts {
+        id: MessageId(7),
+        client: "192.0.2.1".parse().unwrap(),
+        helo: "client.example",
+        hostname: None,
+        user: None,
+        secured: None,
+        our_name: "mx.example.com",
+        envelope: &envelope,
+    })
+}
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+const REJECT: &str = r#"{"action": "reject", "score": 20.5}"#;
+
+fn effect(result: Result<Assessment, Failure>) -> Result<Effect, Failure> {
+    result.map(|assessment| assessment.effect)
+}
+
+const REJECTED: Result<Effect, Failure> = Ok(Effect::Action(Action::Reject));
+
+/// The second message goes over the connection of the first; the third finds it closed and comes
+/// again over a new one.
+#[test]
+fn a_connection_is_kept_and_one_that_was_closed_is_replaced() {
+    let (authority, server) = serve(2, |_, mut visitor| {
+        let mut bodies = Vec::new();
+        for _ in 0..2 {
+            let Some(request) = visitor.request() else { break };
+            assert_eq!(request.head[0], "post /checkv2 http/1.1");
+            assert!(request.head.contains(&"ip: 192.0.2.1".to_owned()), "{:?}", request.head);
+            bodies.push(request.body);
+            visitor.answer("200 OK", REJECT);
+        }
+        bodies
+    });
+    at_desk(&authority, |desk| async move {
+        for message in ["one", "two", "three"] {
+            let shown = desk.show(question(), message.into(), soon());
+            assert_eq!(effect(shown.assessment().await), REJECTED, "{message}");
+        }
+        assert!(desk.open.borrow().is_empty());
+    });
+    let shown = |texts: &[&str]| -> Vec<Option<Vec<u8>>> {
+        texts.iter().map(|text| Some(text.as_bytes().to_vec())).collect()
+    };
+    assert_eq!(server.join().expect("it served"), [shown(&["one", "two"]), shown(&["three"])]);
+}
+
+#[test]
+fn a_large_message_arrives_whole_whether_its_length_is_known_or_not() {
+    let (authority, server) = serve(2, |_, mut visitor| {
+        let request = visitor.request().expect("a request");
+        visitor.answer("200 OK", REJECT);
+        request.body.expect("all of it")
+    });
+    let message: Vec<u8> = (0..1_000_000u32).map(|octet| octet as u8).collect();
+    let octets = message.clone();
+    at_desk(&authority, |desk| async move {
+        for length in [Some(octets.len() as u64), None] {
+            let mut showing = desk.begin_showing(question(), length, soon());
+            for piece in octets.chunks(300_000) {
+                showing.pass(piece.to_vec()).await;
+            }
+            assert_eq!(effect(showing.assessment().await), REJECTED);
+        }
+    });
+    for shown in server.join().expect("it served") {
+        assert!(shown == message, "{} octets", shown.len());
+    }
+}
+
+/// A message that its session has given up must not look like a shorter one.
+#[test]
+fn a_message_that_is_given_up_is_cut_off() {
+    let (authority, server) = serve(2, |_, mut visitor| {
+        let head = visitor.head().expect("a head");
+        visitor.body(&head)
+    });
+    at_desk(&authority, |desk| async move {
+        for length in [Some(200_000), None] {
+            let mut showing = desk.begin_showing(question(), length, soon());
+            showing.pass(vec![b'x'; 100_000]).await;
+            drop(showing);
+            assert!(desk.open.borrow().is_empty());
+        }
+    });
+    assert_eq!(server.join().expect("it served"), [None, None]);
+}
+
+/// The rest of it would wait for room for ever.
+#[test]
+fn an_answer_in_the_middle_of_a_message_is_taken() {
+    let (authority, server) = serve(1, |_, mut visitor| {
+        visitor.head().expect("a head");
+        visitor.answer("413 Too large", "{}");
+        // Open until the other side has heard it.
+        let mut rest = Vec::new();
+        visitor.0.read_to_end(&mut rest).is_ok()
+    });
+    let failure = at_desk(&authority, |desk| async move {
+        let mut showing = desk.begin_showing(question(), Some(1 << 30), soon());
+        for _ in 0..100 {
+            showing.pass(vec![b'x'; 1 << 20]).await;
+        }
+        showing.assessment().await
+    });
+    assert!(matches!(failure, Err(Failure::Status(413) | Failure::Broken)), "{failure:?}");
+    server.join().expect("it served");
+}
+
+#[test]
+fn every_failure_has_its_name() {
+    let long = format!("{{\"action\": \"reject\", \"x\": \"{}\"}}", "x".repeat(2 << 20));
+    let (authority, server) = serve(6, move |place, mut visitor| {
+        visitor.request().expect("a request");
+        match place {
+            0 => visitor.answer("500 Oops", REJECT),
+            1 => visitor.answer("200 OK", "<html>"),
+            2 => visitor.answer("200 OK", &long),
+            3 => drop(visitor.0.get_mut().write_all(b"250 2.0.0 Ok\r\n")),
+            4 => drop(
+                visitor.0.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"),
+            ),
+            _ => {
+                // Until the other side has had enough.
+                let _ = visitor.0.read_to_end(&mut Vec::new());
+            }
+        }
+    });
+    let (failures, unreachable) = at_desk(&authority, |desk| async move {
+        let mut failures = Vec::new();
+        for place in 0..6 {
+            let patience = if place == 5 { Duration::from_millis(300) } else { PATIENCE };
+            let shown = desk.show(question(), b"a".to_vec(), Instant::now() + patience);
+            failures.push(shown.assessment().await);
+        }
+        let closed = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = closed.local_addr().expect("bound").to_string();
+        drop(closed);
+        (failures, address)
+    });
+    let right = [
+        Failure::Status(500),
+        Failure::Strange,
+        Failure::Strange,
+        Failure::Broken,
+        Failure::Broken,
+        Failure::Late,
+    ];
+    let failures: Vec<_> = failures.into_iter().map(|failure| failure.expect_err("none")).collect();
+    assert_eq!(failures, right);
+    server.join().expect("it served");
+    let failure = at_desk(&unreachable, |desk| async move {
+        desk.show(question(), b"a".to_vec(), soon()).assessment().await
+    });
+    assert_eq!(failure, Err(Failure::Unreachable));
+}
+
+/// An office that is gone answers all the same.
+#[test]
+fn without_an_office_nobody_waits() {
+    let (office, handle) = Office::start("127.0.0.1:9").expect("a thread");
+    office.stop();
+    let (told, news) = crossbeam::channel::unbounded();
+    let announce: Announce = Arc::new(move |token, news| drop(told.send((token, news))));
+    let message = Message::Whole(Bytes::from_static(b"a"));
+    let teller = Teller::new(announce, 7);
+    handle.send(Errand { question: question(), message, deadline: soon(), teller });
+    let (token, news) = news.recv_timeout(PATIENCE).expect("news");
+    let News::Done(result) = news else { panic!("{news:?}") };
+    assert_eq!((token, *result), (7, Err(Failure::Broken)));
+}
+
+#[test]
+fn no_more_are_with_rspamd_than_may_be() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let authority = listener.local_addr().expect("bound").to_string();
+    at_desk(&authority, |desk| async move {
+        let Desk { office, announce, .. } = &*desk;
+        let desk = Desk::new(office.clone(), announce.clone(), limits::RSPAMD_AT_ONCE);
+        desk.turn().await;
+        let first = desk.show(question(), b"a".to_vec(), soon());
+        let early = runtime::timeout(Duration::from_millis(50), desk.turn()).await;
+        assert!(early.is_none(), "the first is still there");
+        drop(first);
+        desk.turn().await;
+    });
+}

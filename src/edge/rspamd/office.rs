@@ -1,0 +1,346 @@
+//! The thread that speaks HTTP with rspamd, for all workers.
+//!
+//! A worker sends an [`Errand`], and with a large message the pieces of it one by one; it hears by
+//! [`News`] when there is room for the next piece, and what rspamd says.  Each errand is a task of
+//! its own under its deadline, the connect included.  Connections that rspamd keeps open are used
+//! again; where one that was kept turns out to be closed, a small message is shown once more over a
+//! new one.  A large one, which cannot be repeated, gets a new one at once.
+//!
+//! Invariants: every errand is answered once, even if its task comes to grief; a message that its
+//! worker has given up on is cut off, and never looks whole to rspamd.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::StatusCode;
+use hyper::body::{Body, Bytes, Frame, SizeHint};
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::{timeout, timeout_at};
+
+use super::question::Question;
+use super::{Assessment, Failure, answer};
+use crate::limits;
+
+/// The thread.
+#[derive(Debug)]
+pub struct Office {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+/// How to reach it.
+#[derive(Debug, Clone)]
+pub struct Handle(mpsc::UnboundedSender<Errand>);
+
+/// One message to be shown.
+#[derive(Debug)]
+pub struct Errand {
+    /// Whose it is and for whom.
+    pub question: Question,
+    /// Its octets.
+    pub message: Message,
+    /// Nobody waits for an answer after this.
+    pub deadline: Instant,
+    /// Who waits for it.
+    pub teller: Teller,
+}
+
+/// The octets of a message.
+#[derive(Debug)]
+pub enum Message {
+    /// All of them.
+    Whole(Bytes),
+    /// They come one piece after the other.
+    Pieces {
+        /// How many there are in all, if that is known.
+        octets: Option<u64>,
+        /// The pieces; without a [`Piece::End`] it was given up.
+        pieces: mpsc::Receiver<Piece>,
+    },
+}
+
+/// A piece of a message.
+#[derive(Debug)]
+pub enum Piece {
+    /// The next octets.
+    Octets(Bytes),
+    /// There are no more.
+    End,
+}
+
+/// What a worker hears of an errand.
+#[derive(Debug)]
+pub enum News {
+    /// A piece was taken: there is room for the next one.
+    Taken,
+    /// What came of it.
+    Done(Box<Result<Assessment, Failure>>),
+}
+
+/// Takes news to a worker.  Called on the office's thread: must not block.
+pub type Announce = Arc<dyn Fn(u64, News) + Send + Sync>;
+
+/// Tells one worker of one errand; that it came to nothing if it is dropped before.
+pub struct Teller {
+    announce: Announce,
+    token: u64,
+    is_done: bool,
+}
+
+impl Office {
+    /// Starts the thread, for the rspamd at `authority`, a host and a port.
+    ///
+    /// # Errors
+    /// The system refuses a thread or an event loop.
+    pub fn start(authority: &str) -> io::Result<(Office, Handle)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (handle, mut errands) = mpsc::unbounded_channel();
+        let (stop, mut stopped) = oneshot::channel();
+        let peer = Arc::new(Peer { authority: authority.into(), kept: Mutex::default() });
+        let serving = async move {
+            loop {
+                tokio::select! {
+                    errand = errands.recv() => match errand {
+                        Some(errand) => drop(tokio::spawn(run(peer.clone(), errand))),
+                        None => return,
+                    },
+                    _ = &mut stopped => return,
+                }
+            }
+        };
+        let body = move || {
+            runtime.block_on(serving);
+            // What is under way ends here, and its teller says so.
+            runtime.shutdown_background();
+        };
+        let thread = thread::Builder::new().name("rspamd".to_owned()).spawn(body)?;
+        Ok((Office { stop, thread }, Handle(handle)))
+    }
+
+    /// Ends it.
+    pub fn stop(self) {
+        // If the thread has ended by itself there is nothing to stop.
+        let _ = self.stop.send(());
+        // A panic in it has been told by the hook.
+        let _ = self.thread.join();
+    }
+}
+
+impl Handle {
+    /// Sends an errand on its way.
+    pub fn send(&self, errand: Errand) {
+        // An office that is gone drops it, and with it the teller that says so.
+        let _ = self.0.send(errand);
+    }
+}
+
+impl Teller {
+    /// Tells of the errand that its worker calls `token`.
+    pub fn new(announce: Announce, token: u64) -> Teller {
+        Teller { announce, token, is_done: false }
+    }
+
+    fn done(mut self, result: Result<Assessment, Failure>) {
+        self.is_done = true;
+        (self.announce)(self.token, News::Done(Box::new(result)));
+    }
+}
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        if !self.is_done {
+            (self.announce)(self.token, News::Done(Box::new(Err(Failure::Broken))));
+        }
+    }
+}
+
+impl std::fmt::Debug for Teller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Teller").field(&self.token).finish()
+    }
+}
+
+/// rspamd, and the connections to it that nobody uses now.
+struct Peer {
+    authority: Box<str>,
+    kept: Mutex<Vec<Connection>>,
+}
+
+/// A connection; closed when this is dropped.
+struct Connection {
+    sender: SendRequest<Outgoing>,
+    task: AbortHandle,
+}
+
+/// What is sent of a message.
+type Outgoing = UnsyncBoxBody<Bytes, Gone>;
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(peer: Arc<Peer>, errand: Errand) {
+    let Errand { question, message, deadline, teller } = errand;
+    let announce = (teller.announce.clone(), teller.token);
+    let exchange = peer.exchange(&question, message, announce);
+    let result = timeout_at(deadline.into(), exchange).await;
+    teller.done(result.unwrap_or(Err(Failure::Late)));
+}
+
+impl Peer {
+    async fn exchange(
+        &self,
+        question: &Question,
+        message: Message,
+        (announce, token): (Announce, u64),
+    ) -> Result<Assessment, Failure> {
+        match message {
+            Message::Whole(octets) => {
+                let body = || {
+                    let never = |never: Infallible| -> Gone { match never {} };
+                    Full::new(octets.clone()).map_err(never).boxed_unsync()
+                };
+                if let Some(kept) = self.take_kept().await {
+                    let answered = self.ask(kept, question, body(), true).await;
+                    if answered != Err(Failure::Broken) {
+                        return answered;
+                    }
+                }
+                self.ask(self.connect().await?, question, body(), true).await
+            }
+            Message::Pieces { octets, pieces } => {
+                let body = Pieces { octets, pieces, is_over: false, announce, token };
+                self.ask(self.connect().await?, question, body.boxed_unsync(), false).await
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        mut connection: Connection,
+        question: &Question,
+        message: Outgoing,
+        is_to_be_kept: bool,
+    ) -> Result<Assessment, Failure> {
+        let request = question.request(&self.authority, message);
+        let answered = connection.sender.send_request(request).await;
+        let answered = answered.map_err(|_| Failure::Broken)?;
+        let status = answered.status();
+        let body = Limited::new(answered.into_body(), limits::RSPAMD_ANSWER).collect().await;
+        let body = body.map_err(|error| match error.is::<http_body_util::LengthLimitError>() {
+            true => Failure::Strange,
+            false => Failure::Broken,
+        })?;
+        // Who answers in the middle of a piece will not read the rest of it.
+        if is_to_be_kept {
+            self.keep(connection);
+        }
+        match status {
+            StatusCode::OK => answer::read(&body.to_bytes()).ok_or(Failure::Strange),
+            status => Err(Failure::Status(status.as_u16())),
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, Failure> {
+        let stream = TcpStream::connect(&*self.authority).await;
+        let stream = stream.map_err(|_| Failure::Unreachable)?;
+        // A request is written in one go, but for its pieces: each of them should go at once.
+        let _ = stream.set_nodelay(true);
+        let mut builder = Builder::new();
+        // What hyper takes of a message before rspamd has taken it, and the head of an answer.
+        builder.max_buf_size(limits::RSPAMD_PIECE);
+        let shaken = builder.handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = shaken.map_err(|_| Failure::Broken)?;
+        // Its errors show in the answer.
+        let task = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+        Ok(Connection { sender, task })
+    }
+
+    /// A connection that nobody uses and that is open as far as anybody knows.
+    async fn take_kept(&self) -> Option<Connection> {
+        loop {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            // It is a moment until one that has just been used may be used again.
+            if let Ok(Ok(())) = timeout(READY, kept.sender.ready()).await {
+                return Some(kept);
+            }
+        }
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|kept| !kept.sender.is_closed());
+        if kept.len() < limits::RSPAMD_KEPT && !connection.sender.is_closed() {
+            kept.push(connection);
+        }
+    }
+}
+
+/// A message that comes in pieces.
+struct Pieces {
+    /// Octets that are still to come, if that is known.
+    octets: Option<u64>,
+    pieces: mpsc::Receiver<Piece>,
+    is_over: bool,
+    announce: Announce,
+    token: u64,
+}
+
+/// Its worker has given a message up.
+#[derive(Debug, thiserror::Error)]
+#[error("the message was given up")]
+struct Gone;
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Gone;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Gone>>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let piece = ready!(self.pieces.poll_recv(context));
+        Poll::Ready(match piece {
+            Some(Piece::Octets(octets)) => {
+                self.octets = self.octets.map(|left| left.saturating_sub(octets.len() as u64));
+                (self.announce)(self.token, News::Taken);
+                Some(Ok(Frame::data(octets)))
+            }
+            Some(Piece::End) => {
+                self.is_over = true;
+                None
+            }
+            None => {
+                self.is_over = true;
+                Some(Err(Gone))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.octets.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// How long a connection may take to be ready for the next message.
+const READY: Duration = Duration::from_millis(100);
