@@ -146,7 +146,10 @@ impl Session {
         let begun = backend::begin(worker, site, write).await;
         let (backend, reply) = begun.map_err(|error| {
             report_lost(worker, site.name(), &error);
-            Refusal::NextHopLost
+            match error {
+                BackendError::Crowded => Refusal::NextHopsBusy,
+                BackendError::Unreachable(_) | BackendError::Lost(_) => Refusal::NextHopLost,
+            }
         })?;
         if reply.class() != ReplyClass::Success {
             return Err(Passed::of(&reply).map_or(Refusal::NextHopLost, Refusal::NextHop));

@@ -8,7 +8,8 @@
 //!
 //! Invariant: a connection on which anything went wrong, or on which a transaction is under way,
 //! is never used again: it is dropped, which closes it in the middle, so that no next hop takes
-//! half a message for a whole one.
+//! half a message for a whole one.  Each counts among the connections to next hops that there may
+//! be, from before it is dialled to its end.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,9 +21,11 @@ use std::time::{Duration, Instant};
 use super::smtp::{Security, TLS_BROKEN_MS, open};
 use super::{connect, describe_connect};
 use crate::config::Target;
+use crate::control::metrics::WorkerMetrics;
 use crate::delivery::settle;
 use crate::limits;
 use crate::pool::dial::Dialled;
+use crate::queue::allowance::{Allowance, Place};
 use crate::queue::site::{SiteId, SiteShared};
 use crate::runtime;
 use crate::runtime::buffer::{self, Account, Buffer};
@@ -44,6 +47,28 @@ pub struct Backend {
     timeouts: Timeouts,
     /// It was kept since another transaction, and may have been closed meanwhile.
     is_kept: bool,
+    _counted: Counted,
+}
+
+/// A connection's part in the counts, for as long as this lives.
+struct Counted {
+    metrics: Arc<WorkerMetrics>,
+    _place: Place,
+}
+
+impl Counted {
+    /// A connection that stands.
+    fn new(metrics: &Arc<WorkerMetrics>, place: Place) -> Counted {
+        metrics.connections_opened.count();
+        metrics.connections_open.raise();
+        Counted { metrics: metrics.clone(), _place: place }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.metrics.connections_open.lower();
+    }
 }
 
 /// Why a next hop gave no answer.
@@ -55,6 +80,9 @@ pub enum BackendError {
     /// The connection ended, or what came over it was no answer.
     #[error("{0}")]
     Lost(Box<str>),
+    /// There are as many connections to next hops as there may be.
+    #[error("there are as many connections to next hops as `[delivery] connections` allows")]
+    Crowded,
 }
 
 impl Backend {
@@ -83,6 +111,7 @@ impl Backend {
     ) -> Result<Backend, (bool, BackendError)> {
         let unreachable = |words: &str| (false, BackendError::Unreachable(words.into()));
         let reach = site.reach();
+        let place = worker.backends.place().ok_or((false, BackendError::Crowded))?;
         let (stream, peer, host) = match &reach.target {
             Target::LmtpUnix { path } => {
                 let limit = worker.config.delivery.timeouts.connect;
@@ -97,6 +126,7 @@ impl Backend {
                 (stream, Some(peer), host)
             }
         };
+        let counted = Counted::new(&worker.metrics, place);
         let security = Security::of(reach, &host);
         let config = client_config(worker, site, &security);
         let timeouts = config.timeouts;
@@ -111,6 +141,7 @@ impl Backend {
                 capabilities: client.capabilities().clone(),
                 timeouts,
                 is_kept: false,
+                _counted: counted,
             }),
             Err(None) => Err(unreachable("the connection was closed before the greeting")),
             Err(Some(failure)) => {
@@ -216,7 +247,7 @@ impl Backend {
 /// been closed meanwhile, over a new one.
 ///
 /// # Errors
-/// `Unreachable`, `Lost`.
+/// `Unreachable`, `Lost`, `Crowded`.
 pub async fn begin(
     worker: &Rc<Worker>,
     site: &Arc<SiteShared>,
@@ -285,12 +316,36 @@ fn lost(place: &str, error: &StreamError) -> BackendError {
 }
 
 /// Connections of one core that stand idle, a few for each site, each for a short time.
-#[derive(Default)]
 pub struct Backends {
+    /// The connections to next hops that all cores may have, those of the queue too.
+    allowance: Arc<Allowance>,
     kept: RefCell<HashMap<SiteId, Vec<(Instant, Backend)>>>,
 }
 
 impl Backends {
+    /// None yet; there may be no more than `allowance` has.
+    pub fn new(allowance: Arc<Allowance>) -> Backends {
+        Backends { allowance, kept: RefCell::default() }
+    }
+
+    /// A place for a new connection; one that idles makes room for it.
+    fn place(&self) -> Option<Place> {
+        self.allowance.place().or_else(|| {
+            self.close_oldest();
+            self.allowance.place()
+        })
+    }
+
+    /// Gives up the connection that has stood idle for longest.
+    fn close_oldest(&self) {
+        let mut kept = self.kept.borrow_mut();
+        let oldest = kept.values_mut().filter(|of_site| !of_site.is_empty());
+        // The last one kept stands last.
+        if let Some(of_site) = oldest.min_by_key(|of_site| of_site[0].0) {
+            of_site.remove(0);
+        }
+    }
+
     /// The one that was kept last.
     fn take(&self, site: SiteId) -> Option<Backend> {
         let mut kept = self.kept.borrow_mut();
@@ -311,7 +366,8 @@ impl Backends {
 
 /// Keeps a connection on which nothing is under way for the next who wants one.
 pub fn keep(worker: &Rc<Worker>, backend: Backend) {
-    if worker.is_stopping() {
+    // Sites that stand in line for a connection come before one that idles.
+    if worker.is_stopping() || worker.backends.allowance.is_wanted() {
         return;
     }
     let mut kept = worker.backends.kept.borrow_mut();
@@ -329,8 +385,8 @@ pub fn keep(worker: &Rc<Worker>, backend: Backend) {
 async fn sweep(worker: Rc<Worker>) {
     let idle = worker.config.delivery.idle_timeout;
     loop {
-        runtime::sleep(idle.max(SWEEP_LEAST)).await;
-        if worker.is_stopping() {
+        runtime::sleep(idle.clamp(SWEEP_LEAST, SWEEP_MOST)).await;
+        if worker.is_stopping() || worker.backends.allowance.is_wanted() {
             worker.backends.kept.borrow_mut().clear();
         }
         if !worker.backends.sweep(Instant::now(), idle) {
@@ -343,3 +399,5 @@ async fn sweep(worker: Rc<Worker>) {
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// The least time between two looks for connections that stand idle for too long.
 const SWEEP_LEAST: Duration = Duration::from_millis(200);
+/// The most: sites that stand in line for a connection wait so long for those that idle here.
+const SWEEP_MOST: Duration = Duration::from_secs(1);

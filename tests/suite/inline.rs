@@ -309,3 +309,60 @@ fn a_mail_store_answers_for_one_recipient_at_a_time() {
     // It is well all the same.
     client.envelope("a@b.example", &["b@in.test"]);
 }
+
+/// Those that idle make room; who finds none comes again.
+#[test]
+fn connections_in_line_are_among_those_that_there_may_be() {
+    let sinks = [Sink::start(Manners::default()), Sink::start(Manners::default())];
+    let [one, other] = [&sinks[0], &sinks[1]].map(|sink| sink.address());
+    let gateway = Gateway::start(&format!(
+        r#"
+workers = 1
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+[recipients]
+call_ahead = true
+[domains]
+accept = ["in.test", "out.test"]
+[[route]]
+recipient = "*@in.test"
+to = "smtp://{one}"
+[[route]]
+recipient = "*@out.test"
+to = "smtp://{other}"
+[delivery]
+connections = 1
+idle_timeout = "1h"
+"#
+    ));
+    let asks = |listener: usize, to: &str| {
+        let mut client = Client::hello(gateway.smtp(listener));
+        assert!(client.command("MAIL FROM:<a@b.example>").0.starts_with("250"));
+        (client.command(&format!("RCPT TO:<{to}>")).0, client)
+    };
+    let (said, mut first) = asks(0, "a@in.test");
+    assert_eq!(said, "250 2.1.5 Ok");
+    let (said, _second) = asks(0, "b@out.test");
+    assert_eq!(said, "451 4.4.5 Too many are served now, try later");
+    let (said, _third) = asks(1, "b@out.test");
+    assert!(said.starts_with("450 4.1.1"), "{said}");
+    assert_eq!(sinks[1].connections(), 0);
+    assert_eq!(first.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
+    // The connection idles now, and gives way: for another in-line, for a question, for the queue.
+    let (said, fourth) = asks(0, "b@out.test");
+    assert_eq!(said, "250 2.1.5 Ok");
+    drop(fourth);
+    gateway.wait_until("a recipient can be asked for", || {
+        asks(1, "a@in.test").0.starts_with("250").then_some(())
+    });
+    let mut client = Client::hello(gateway.smtp(1));
+    client.envelope("a@b.example", &["a@in.test"]);
+    client.data(b"Subject: y\r\n\r\ny\r\n").expect("250");
+    sinks[0].taken(2);
+    assert!(sinks.iter().all(|sink| sink.connections_most() <= 1));
+}
