@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use crate::client::Client;
 use crate::gateway::{Gateway, PATIENCE, wait_until};
+use crate::interop::are_here;
+use crate::nameserver::{Nsd, free_port_of};
 use crate::sink::{Manners, Sink};
 
 /// A gateway that passes mail for `in.test` on there, and mail for `out.test` elsewhere.
@@ -365,4 +367,59 @@ idle_timeout = "1h"
     client.data(b"Subject: y\r\n\r\ny\r\n").expect("250");
     sinks[0].taken(2);
     assert!(sinks.iter().all(|sink| sink.connections_most() <= 1));
+}
+
+/// One host of three is well; each of the others is waited for once, in-line and by questions alike.
+#[test]
+fn a_host_that_hangs_is_waited_for_once() {
+    if !are_here(&["dns"]) {
+        return;
+    }
+    let hosts = [1, 2, 3].map(|last| Ipv4Addr::new(127, 0, 9, last));
+    let port = free_port_of(&hosts.map(IpAddr::V4));
+    // The system takes connections for them, and nobody says a word.
+    let hung = [0, 1].map(|place| TcpListener::bind((hosts[place], port)).expect("a port"));
+    let sink = Sink::start_at(SocketAddr::from((hosts[2], port)), Manners::default());
+    let zone = "three A 127.0.9.1\nthree A 127.0.9.2\nthree A 127.0.9.3\n";
+    let nsd = Nsd::start(&[("test", zone)]);
+    let gateway = Gateway::start(&format!(
+        r#"
+workers = 1
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+[recipients]
+call_ahead = true
+[domains]
+accept = ["in.test"]
+[[route]]
+recipient = "*"
+to = "smtp://three.test:{port}"
+[dns]
+servers = ["{}"]
+[delivery]
+timeouts = {{ greeting = "1s" }}
+"#,
+        nsd.address()
+    ));
+    let mut sessions = Vec::new();
+    // Each has a connection of its own.
+    for number in 0..12 {
+        let mut client = Client::hello(gateway.smtp(number % 2));
+        client.envelope("a@b.example", &[&format!("{number}@in.test")]);
+        sessions.push(client);
+    }
+    for listener in hung {
+        listener.set_nonblocking(true).expect("a socket option");
+        let came = std::iter::from_fn(|| listener.accept().ok()).count();
+        assert!(came <= 1, "{came} connections to a host that hangs");
+    }
+    for client in sessions.iter_mut().step_by(2) {
+        assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
+    }
+    sink.taken(6);
 }
