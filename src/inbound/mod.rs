@@ -15,6 +15,7 @@ pub mod addressees;
 pub mod ahead;
 mod content;
 mod delays;
+mod exhibit;
 mod inline;
 pub mod intake;
 mod introduction;

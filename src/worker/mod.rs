@@ -86,7 +86,7 @@ pub struct Worker {
     /// What this gateway is called, and where it listens.
     pub ourselves: Arc<Ourselves>,
     /// Where rspamd is shown messages; none where it is not asked.
-    pub rspamd: Option<Desk>,
+    pub rspamd: Option<Rc<Desk>>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
     /// Whom the edge filter knows; `None` without it.

@@ -128,7 +128,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         }
     });
     let workers = posts.len();
-    let rspamd = seat.rspamd.map(|office| Desk::new(office, told, workers));
+    let rspamd = seat.rspamd.map(|office| Rc::new(Desk::new(office, told, workers)));
     let scheduler = Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules())
         .within(seat.allowance.clone());
     let chunks = seat.share.chunks;
