@@ -236,6 +236,8 @@ pub const RSPAMD_PIECE: usize = 64 * 1024;
 pub const RSPAMD_HELD: usize = 64 * 1024;
 /// Connections to rspamd that are kept for the next message.
 pub const RSPAMD_KEPT: usize = 32;
+/// How long one is kept without a message: less than what servers and what is between wait for.
+pub const RSPAMD_IDLE: Duration = Duration::from_secs(30);
 /// What rspamd may answer; symbols and the URLs that it found are some kilobytes.
 pub const RSPAMD_ANSWER: usize = 1024 * 1024;
 /// The recipients that rspamd is told of, in octets of its request's head.

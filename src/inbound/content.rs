@@ -32,6 +32,8 @@ pub(super) struct Content {
     pub(super) fields: String,
     /// The body in place of the one that came; only ever of a small message.
     pub(super) rewritten: Option<Rewritten>,
+    /// How long rspamd was waited for.
+    pub(super) waited: Duration,
 }
 
 /// A message that has come whole, as rspamd is shown it.
@@ -79,7 +81,8 @@ impl Session {
                 self.follow(assessment, shown, took)
             }
             Err(failure) => {
-                self.not_judged(failure, rspamd.on_failure, took).map(|()| Content::default())
+                self.not_judged(failure, rspamd.on_failure, took)?;
+                Ok(Content { waited: took, ..Content::default() })
             }
         }
     }
@@ -129,11 +132,11 @@ impl Session {
             }
         }
         self.weigh(fact, effect, reply, took)?;
-        Ok(self.change(&changes, shown))
+        Ok(self.change(&changes, shown, took))
     }
 
-    fn change(&self, changes: &Changes, shown: Shown<'_>) -> Content {
-        let mut content = Content::default();
+    fn change(&self, changes: &Changes, shown: Shown<'_>, waited: Duration) -> Content {
+        let mut content = Content { waited, ..Content::default() };
         changes.write(&mut content.fields);
         if shown.chunks.is_none() && changes.concern_body() {
             let flags = shown.message.summary.flags;

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -388,11 +388,14 @@ fn nothing_is_acknowledged_before_the_verdict_and_others_are_served_meanwhile() 
     let mut slow = client(&gateway);
     slow.envelope("a@there.test", &["slow@here.test"]);
     slow.command("DATA").expect("354");
+    let began = Instant::now();
     slow.send(b"Subject: slow\r\n\r\n.\r\n");
     arrival.recv_timeout(PATIENCE).expect("rspamd is asked");
     let mut quick = client(&gateway);
     quick.envelope("a@there.test", &["quick@here.test"]);
+    let quick_began = Instant::now();
     quick.data(b"Subject: quick\r\n\r\n").expect("250");
+    let mut took = quick_began.elapsed();
     delivered(&gateway, "quick");
     slow.stream().set_nonblocking(true).expect("a socket option");
     let early = slow.stream().peek(&mut [0]).expect_err("nothing yet");
@@ -400,7 +403,16 @@ fn nothing_is_acknowledged_before_the_verdict_and_others_are_served_meanwhile() 
     slow.stream().set_nonblocking(false).expect("a socket option");
     release.send(()).expect("it waits");
     slow.reply().expect("250");
+    took += began.elapsed();
     delivered(&gateway, "slow");
+    // What both clients have waited for is either rspamd's or ours, and no part of it both.
+    let page = metrics(&gateway);
+    let sum = |name: &str| {
+        let line = page.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+        line.trim().parse::<f64>().expect("a number")
+    };
+    let (theirs, ours) = (sum("mailrace_rspamd_seconds_sum"), sum("mailrace_accept_seconds_sum"));
+    assert!(theirs + ours <= took.as_secs_f64(), "{theirs} + {ours} of {took:?}");
     gateway.terminate();
 }
 
