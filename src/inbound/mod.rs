@@ -84,6 +84,8 @@ struct Session {
     listener: Rc<ListenerState>,
     stream: Stream,
     peer: SocketAddr,
+    /// It is a balancer that speaks for itself, or cannot tell for whom: its networks allow nothing.
+    is_balancer: bool,
     /// The proxy that has named it by XCLIENT.
     introducer: Option<Box<SocketAddr>>,
     /// Its place among the sessions.
@@ -133,7 +135,9 @@ pub async fn serve(
 ) {
     let peer = arrival.address;
     let mut server = Server::new(listener.server.clone(), Instant::now());
-    introduction::permit(&mut server, &worker.config, peer.ip());
+    if !arrival.is_balancer {
+        introduction::permit(&mut server, &worker.config, peer.ip());
+    }
     if listener::is_in(&listener.listener.xclient, peer) {
         server.permit_xclient();
     }
@@ -147,6 +151,7 @@ pub async fn serve(
         listener,
         stream,
         peer,
+        is_balancer: arrival.is_balancer,
         introducer: None,
         admission: arrival.admission,
         id,
@@ -284,6 +289,7 @@ impl Session {
         let facts = Facts {
             service: self.listener.listener.service,
             client: self.peer.ip(),
+            is_balancer: self.is_balancer,
             certificate: self.certificate,
             authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
         };

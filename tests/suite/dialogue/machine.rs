@@ -142,6 +142,7 @@ impl Machine {
         let facts = Facts {
             service: self.config.listeners[0].service,
             client: self.client,
+            is_balancer: false,
             certificate: None,
             authenticated: self.user.is_some(),
         };
