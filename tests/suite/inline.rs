@@ -14,6 +14,7 @@ use crate::client::Client;
 use crate::gateway::{Gateway, PATIENCE, wait_until};
 use crate::interop::are_here;
 use crate::nameserver::{Nsd, free_port_of};
+use crate::postfix::{Ports, Postfix};
 use crate::sink::{Manners, Sink};
 
 /// A gateway that passes mail for `in.test` on there, and mail for `out.test` elsewhere.
@@ -422,4 +423,46 @@ timeouts = {{ greeting = "1s" }}
         assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
     }
     sink.taken(6);
+}
+
+#[test]
+fn postfix_speaks_through_us() {
+    if !are_here(&["postfix", "unshare"]) {
+        return;
+    }
+    let (ports, others) = (Ports::choose(), Sink::start(Manners::default()));
+    let postfix = Postfix::start(ports, others.address(), others.address());
+    let ways = [("chunking.test", ports.chunking), ("data.test", ports.data)];
+    for (number, (domain, port)) in ways.into_iter().enumerate() {
+        let gateway = Gateway::start(&format!(
+            r#"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[domains]
+accept = ["{domain}"]
+[[route]]
+recipient = "*"
+to = "smtp://127.0.0.1:{port}"
+"#
+        ));
+        let mut client = Client::hello(gateway.smtp(0));
+        client.command("MAIL FROM:<a@b.example>").expect("250");
+        let said = client.command(&format!("RCPT TO:<nobody@{domain}>"));
+        let said = said.expect("550 5.1.1");
+        assert!(said.0.contains("Nobody of that name"), "{}\n{}", said.0, postfix.log());
+        client.command(&format!("RCPT TO:<somebody@{domain}>")).expect("250 2.1.5");
+        let said = client.data(b"Subject: unwanted\r\n\r\nhello\r\n");
+        assert_eq!(said.0, "550 5.7.1 Unwanted here", "{}", postfix.log());
+        // The session and its next transaction are well.
+        client.envelope("a@b.example", &[&format!("somebody@{domain}")]);
+        let body = b"Subject: wanted\r\n\r\n.dots\r\n..two\r\n";
+        let said = client.data(body);
+        let said = said.expect("250 2.0.0");
+        assert!(said.0.contains("queued as"), "{}", said.0);
+        let taken = others.taken(number + 1).pop().expect("one");
+        assert!(taken.message.ends_with(body), "{}", String::from_utf8_lossy(&taken.message));
+        assert_eq!(taken.to, [format!("somebody@{domain}")]);
+    }
 }
