@@ -70,7 +70,12 @@ impl Session {
         };
         let config = &self.worker.config;
         let placed = match self.worker.roster.table() {
-            Some(table) => addressees(config, &table, recipient, route)?,
+            Some(table) => {
+                let asks = self.server.parameters().is_some_and(|asked| asked.smtputf8);
+                // In-line nobody is put in another's place.
+                let smtputf8 = asks || self.is_inline();
+                addressees(config, &table, recipient, route, smtputf8)?
+            }
             None => Addressees::Itself(route),
         };
         if self.is_inline() {
