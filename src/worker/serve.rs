@@ -268,6 +268,7 @@ async fn read_letters(worker: Rc<Worker>, letters: Inbox<Letter>, stop: Rc<Notif
         }
         Letter::Etrn(errand) => runtime::spawn(worker.clone().run_errand(errand)),
         Letter::EtrnDone(found) => worker.errand_done(&found),
+        Letter::AnsweredAhead(answer) => worker.questions.answered(&answer.0, answer.1),
         Letter::Stop => stop.notify(),
     };
     if let Err(error) = letters.open_forever(open, rest).await {
