@@ -31,7 +31,7 @@
 //! [`ClientAction::TransactionDone`] with one outcome for each recipient; a recipient counts as
 //! delivered only by a 2xx that answers the end of a body that was sent to its end; what a peer
 //! decided about a recipient stands when the connection fails later, and the failure decides
-//! nothing.  After [`ClientAction::Close`] there is no further action but the end of a transaction
+//! nothing, but for what came behind a refusal in one flight, which is as doubtful then as the rest.  After [`ClientAction::Close`] there is no further action but the end of a transaction
 //! that is started all the same.
 //!
 //! **STARTTLS** (RFC 3207) is the driver's to do when the machine says so

@@ -116,10 +116,6 @@ impl Client {
     /// in place of those, so that what seems taken or refused since may be neither: all but the
     /// refusal itself is tried again.
     fn doubt_all(&mut self, cause: &ConnectionCause) {
-        let cause = match cause {
-            ConnectionCause::Refused(_) => ConnectionCause::Closed,
-            other => other.clone(),
-        };
         for result in &mut self.withheld {
             for outcome in &mut result.outcomes {
                 let is_sure = match outcome {
@@ -203,13 +199,14 @@ impl Client {
         let confused =
             matches!(cause, ConnectionCause::Unexpected(_) | ConnectionCause::Malformed(_))
                 || (self.suspicion.is_some() && matches!(cause, ConnectionCause::TimedOut));
-        if self.suspicion.is_some() {
-            self.doubt_all(cause);
-        }
-        self.tell_all();
+        let cause = match cause {
+            // It may be the end of another command than the one it seems to answer.
+            ConnectionCause::Refused(_) if self.suspicion.is_some() => &ConnectionCause::Closed,
+            cause => cause,
+        };
         self.state = State::Closed;
         for (place, one) in std::mem::take(&mut self.under_way).into_iter().enumerate() {
-            let result = match one {
+            let mut result = match one {
                 UnderWay::Decided(result) => result,
                 UnderWay::Waiting { id, transaction } => self.declined(id, &transaction),
                 UnderWay::Running { id, exchange } => {
@@ -222,11 +219,13 @@ impl Client {
                     result
                 }
             };
-            self.actions.push_back(ClientAction::TransactionDone(TransactionResult {
-                connection: AfterTransaction::MustClose,
-                ..result
-            }));
+            result.connection = AfterTransaction::MustClose;
+            self.withheld.push_back(result);
         }
+        if self.suspicion.is_some() {
+            self.doubt_all(cause);
+        }
+        self.tell_all();
         self.close();
     }
 
