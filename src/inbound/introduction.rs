@@ -26,6 +26,8 @@ impl Session {
         let Some(told) = self.server.introduction().cloned() else { return Ok(()) };
         self.flush().await.map_err(|_| End::Broken)?;
         self.release_next_hop().await;
+        // Under the name and the address of the client before.
+        self.end_screening();
         let changed = match (told.address, told.port) {
             // Neither the proxy's own rights nor those of the client before are its.
             _ if told.is_unknown => Err(Refusal::UnknownClient),

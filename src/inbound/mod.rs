@@ -350,8 +350,7 @@ impl Session {
 
     fn report_end(&mut self, end: End) {
         self.report_refusals();
-        let told = self.screening.as_mut().and_then(|screening| screening.end_session());
-        self.tell_verdict(told, None, None);
+        self.end_screening();
         let reason = match end {
             End::Quit => None,
             End::ClosedByPeer => Some("closed_by_peer"),
