@@ -129,15 +129,21 @@ impl Screening {
     /// The refusal; `TooManyErrors` where the session is to end.
     pub async fn recipient(&mut self, helo: &str, path: &ReversePath) -> Result<(), Refusal> {
         if self.judged.is_none() {
-            let began = Instant::now();
-            self.connection.settle().await;
-            if !self.is_lost() {
-                self.ask_about(helo, path)?.settle().await;
-            }
-            self.account.waited += began.elapsed();
-            self.judged = Some(self.judge());
+            // Once a transaction, and no part of what each session keeps room for.
+            Box::pin(self.decide(helo, path)).await?;
         }
         self.judged.as_ref().and_then(Judged::refusal).map_or(Ok(()), Err)
+    }
+
+    async fn decide(&mut self, helo: &str, path: &ReversePath) -> Result<(), Refusal> {
+        let began = Instant::now();
+        self.connection.settle().await;
+        if !self.is_lost() {
+            self.ask_about(helo, path)?.settle().await;
+        }
+        self.account.waited += began.elapsed();
+        self.judged = Some(self.judge());
+        Ok(())
     }
 
     /// Whether the client is rejected for what it is, and no answer about its sender could change

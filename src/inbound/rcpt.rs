@@ -83,20 +83,21 @@ impl Session {
         match placed {
             Addressees::Others(others) => Ok(Taken::Others(others)),
             Addressees::Itself(route) => {
-                self.call_ahead(route).await?;
+                if self.worker.config.recipients.call_ahead {
+                    Box::pin(self.call_ahead(route)).await?;
+                }
                 Ok(Taken::Itself(route))
             }
         }
     }
 
-    /// Asks the next hop, where that is wanted, for recipients of our own domains.
+    /// Asks the next hop for recipients of our own domains.
     async fn call_ahead(&mut self, route: RouteIndex) -> Result<(), Refusal> {
         let worker = self.worker.clone();
         let Some(recipient) = self.server.rcpt_in_question() else { return Ok(()) };
         let Some(mailbox) = recipient.path.mailbox() else { return Ok(()) };
-        let is_asked = worker.config.recipients.call_ahead
-            && !mailbox.is_postmaster()
-            && worker.config.domains.contains(&routing_domain(mailbox));
+        let is_asked =
+            !mailbox.is_postmaster() && worker.config.domains.contains(&routing_domain(mailbox));
         let Some(parameters) = self.server.parameters().filter(|_| is_asked) else { return Ok(()) };
         let course = worker.sites.destination(route, &recipient.path, parameters).course;
         let site = worker.sites.fixed(course).filter(|site| site.reach().protocol().is_some());
@@ -109,17 +110,21 @@ impl Session {
         ahead::ask(&worker, site, &path).await
     }
 
-    /// Whether the file of recipients has anything against the one in question.
+    /// Whether a client that the edge filter looks at has to come again for the recipient in
+    /// question; nothing is remembered for one who is not here.
     ///
     /// # Errors
-    /// `UnknownRecipient`.
-    pub(super) fn is_here(&self) -> Result<(), Refusal> {
-        let (Some(table), Some(path)) =
-            (self.worker.roster.table(), self.server.recipient_in_question())
+    /// `UnknownRecipient`, `Greylisted`.
+    pub(super) fn greylist(&mut self) -> Result<(), Refusal> {
+        let (Some(screening), Some(sender), Some(path)) =
+            (&mut self.screening, self.server.reverse_path(), self.server.recipient_in_question())
         else {
             return Ok(());
         };
-        is_here(&self.worker.config, &table, path)
+        if let Some(table) = self.worker.roster.table() {
+            is_here(&self.worker.config, &table, path)?;
+        }
+        screening.greylist(sender, path)
     }
 
     /// Slows and cuts off who asks for many that are not here, where the edge filter looks.
