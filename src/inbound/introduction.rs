@@ -67,9 +67,6 @@ impl Session {
         }
         self.certificate = None;
         self.login = Login::default();
-        self.refused_recipients = 0;
-        self.unknown_recipients = 0;
-        self.haste = None;
     }
 }
 

@@ -102,14 +102,8 @@ struct Session {
     /// What the envelope takes, as it was told to the worker.
     envelope: EnvelopeRoom,
     messages: u32,
-    /// Recipients that it asked for and that are not here.
-    unknown_recipients: u32,
     /// What is under way with a next hop, where messages are not kept.
     inline: Inline,
-    /// Recipients that the edge filter has refused.
-    refused_recipients: u32,
-    /// Whether haste has been found, once it has been looked for.
-    haste: Option<bool>,
 }
 
 /// Why a session ended, for the events.
@@ -198,10 +192,7 @@ impl Session {
             upload: None,
             pace: None,
             messages: 0,
-            unknown_recipients: 0,
             inline: Inline::default(),
-            refused_recipients: 0,
-            haste: None,
         }
     }
 
@@ -303,7 +294,9 @@ impl Session {
         let Some(path) = self.server.recipient_in_question() else { return };
         let is_postmaster = path.is_postmaster();
         let mut verdict = relay::decide(&self.worker.config, facts, path);
-        self.note_haste();
+        if let Some(screening) = &mut self.screening {
+            screening.note_haste(self.server.was_hasty());
+        }
         if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
             && let (Some(client), Some(sender)) = (self.server.client(), self.server.reverse_path())
             && !is_postmaster

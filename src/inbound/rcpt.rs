@@ -40,9 +40,6 @@ impl Session {
         {
             return self.answer_unknown(refusal.clone()).await;
         }
-        if taken.is_ok() && self.screening.is_some() {
-            self.worker.roster.harvest.known(self.peer.ip());
-        }
         let now = Instant::now();
         match taken {
             Ok(Taken::Itself(route)) => {
@@ -129,16 +126,9 @@ impl Session {
 
     /// Slows and cuts off who asks for many that are not here, where the edge filter looks.
     async fn answer_unknown(&mut self, refusal: Refusal) {
-        let edge = self.worker.config.edge.as_ref().filter(|_| self.screening.is_some());
-        let is_cut_off = edge.is_some_and(|edge| {
-            self.unknown_recipients = self.unknown_recipients.saturating_add(1);
-            let harvest = &self.worker.roster.harvest;
-            let of_address = harvest.unknown(self.peer.ip(), Instant::now());
-            self.unknown_recipients.max(of_address) >= edge.unknown_recipients
-        });
-        if self.screening.is_some() {
-            self.tarpit().await;
-        }
+        let is_cut_off =
+            self.screening.as_mut().is_some_and(|screening| screening.unknown_recipient());
+        self.tarpit().await;
         self.server.recipient_checked(Instant::now(), Err(refusal));
         if is_cut_off {
             self.server.close(Refusal::TooManyUnknown);
