@@ -96,9 +96,7 @@ impl Session {
         let is_asked =
             !mailbox.is_postmaster() && worker.config.domains.contains(&routing_domain(mailbox));
         let Some(parameters) = self.server.parameters().filter(|_| is_asked) else { return Ok(()) };
-        let course = worker.sites.destination(route, &recipient.path, parameters).course;
-        let site = worker.sites.fixed(course).filter(|site| site.reach().protocol().is_some());
-        let Some(site) = site else { return Ok(()) };
+        let Some(site) = worker.sites.next_hop(route, parameters) else { return Ok(()) };
         let path = recipient.path.clone();
         if !ahead::is_known(&worker, site, &path) {
             // The replies before this one need not wait for the next hop.
