@@ -19,8 +19,9 @@ pub const AUTH_FAILURE_WAIT: Duration = Duration::from_secs(1);
 pub const AUTH_PATIENCE: Duration = Duration::from_secs(10);
 /// Verifications that may wait or run at a time; each that runs takes some 19 MiB.
 pub const AUTH_VERIFICATIONS: usize = 64;
-/// Entries of each table of failures, logins and rates; some 100 octets each.
-pub const AUTH_TABLE: usize = 65_536;
+/// Entries of each table of what peers have done (failures, logins, rates, unknown recipients); some
+/// 100 octets each.
+pub const PEERS_REMEMBERED: usize = 65_536;
 /// A reply line that we send, with its CRLF (RFC 5321 4.5.3.1.5).
 pub const REPLY_LINE: usize = 512;
 /// A reply line that we read; more than the 512 that peers should keep to.
