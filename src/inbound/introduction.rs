@@ -31,9 +31,7 @@ impl Session {
         let changed = match (told.address, told.port) {
             // Neither the proxy's own rights nor those of the client before are its.
             _ if told.is_unknown => Err(Refusal::UnknownClient),
-            (Some(ip), port) => {
-                self.change_client(SocketAddr::new(ip.to_canonical(), port.unwrap_or(0)))
-            }
+            (Some(ip), port) => self.change_client(SocketAddr::new(ip, port.unwrap_or(0))),
             (None, Some(port)) if self.introducer.is_some() => {
                 self.peer.set_port(port);
                 Ok(())

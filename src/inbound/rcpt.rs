@@ -1,11 +1,13 @@
-//! A session's answer to RCPT, once the client may send there: whether the recipient is here, whom
-//! it stands for, and what the next hop says to it.  VRFY and EXPN too.
+//! A session's answer to RCPT: whether the client may send there, what the edge filter says,
+//! whether the recipient is here, whom it stands for, and what the next hop says to it.  VRFY and
+//! EXPN too.
 
 use std::time::Instant;
 
 use super::Session;
 use super::addressees::{Addressees, addressees, is_here};
-use super::ahead;
+use super::relay::Facts;
+use super::{ahead, relay};
 use crate::config::{ListenerDelivery, RouteIndex};
 use crate::delivery::sites::routing_domain;
 use crate::message::Recipient;
@@ -28,8 +30,68 @@ impl Session {
         self.listener.listener.delivery == ListenerDelivery::Inline
     }
 
+    /// Decides on the recipient in question, and answers.
+    pub(super) async fn check_recipient(&mut self) {
+        let Some(path) = self.server.recipient_in_question() else { return };
+        let is_postmaster = path.is_postmaster();
+        let mut verdict = relay::decide(&self.worker.config, self.facts(), path);
+        if let Some(screening) = &mut self.screening {
+            screening.note_haste(self.server.was_hasty());
+        }
+        if verdict.is_ok()
+            && !is_postmaster
+            && let Err(refusal) = self.screen().await
+        {
+            if refusal == Refusal::TooManyErrors {
+                return self.server.close(refusal);
+            }
+            verdict = Err(refusal);
+        }
+        if verdict.as_ref().is_err_and(Refusal::is_of_the_edge) {
+            self.tarpit().await;
+        }
+        let mut verdict = verdict.and_then(|route| self.has_room().map(|()| route));
+        if !is_postmaster {
+            verdict = verdict.and_then(|route| self.greylist().map(|()| route));
+        }
+        if self.server.is_first_recipient() {
+            // The envelope before it ended without a read between, by RSET for one.
+            self.envelope.give_back();
+        }
+        self.answer_recipient(verdict).await;
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            service: self.listener.listener.service,
+            client: self.peer.ip(),
+            certificate: self.certificate,
+            authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
+        }
+    }
+
+    /// What the edge filter says of the client and the transaction.
+    async fn screen(&mut self) -> Result<(), Refusal> {
+        match (&mut self.screening, self.server.client(), self.server.reverse_path()) {
+            (Some(screening), Some(client), Some(sender)) => {
+                screening.recipient(&client.helo, sender).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether one more recipient can be taken: 452 before the data is kinder than after it.
+    fn has_room(&self) -> Result<(), Refusal> {
+        let log = if self.is_inline() { None } else { self.worker.log.refusal() };
+        match log {
+            Some(refusal) => Err(refusal),
+            None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
+            None => self.counts_recipient(Instant::now()),
+        }
+    }
+
     /// Answers the recipient in question, whose own route is that of `verdict`.
-    pub(super) async fn answer_recipient(&mut self, verdict: Result<RouteIndex, Refusal>) {
+    async fn answer_recipient(&mut self, verdict: Result<RouteIndex, Refusal>) {
         let taken = match verdict {
             Ok(route) => self.take_recipient(route).await,
             Err(refusal) => Err(refusal),
@@ -110,7 +172,7 @@ impl Session {
     ///
     /// # Errors
     /// `UnknownRecipient`, `Greylisted`.
-    pub(super) fn greylist(&mut self) -> Result<(), Refusal> {
+    fn greylist(&mut self) -> Result<(), Refusal> {
         let (Some(screening), Some(sender), Some(path)) =
             (&mut self.screening, self.server.reverse_path(), self.server.recipient_in_question())
         else {
