@@ -123,6 +123,11 @@ impl Desk {
         Showing { desk: self.clone(), token, open, pieces, follows: false }
     }
 
+    /// Tells the operator that a message was not judged, once in a while.
+    pub fn warn(&self, failure: Failure) {
+        self.office.warn(failure);
+    }
+
     /// Takes what the office tells of an errand; what nobody waits for any more is passed over.
     pub fn opened(&self, token: u64, news: News) {
         let Some(open) = self.open.borrow().get(&token).cloned() else { return };

@@ -237,7 +237,7 @@ fn an_answer_in_the_middle_of_a_message_is_taken() {
 
 #[test]
 fn every_failure_has_its_name() {
-    let long = format!("{{\"action\": \"reject\", \"x\": \"{}\"}}", "x".repeat(2 << 20));
+    let long = format!("{{\"action\": \"reject\", \"x\": \"{}\"}}", "x".repeat(8 << 20));
     let (authority, server) = serve(6, move |place, mut visitor| {
         visitor.request().expect("a request");
         match place {
@@ -269,7 +269,7 @@ fn every_failure_has_its_name() {
     let right = [
         Failure::Status(500),
         Failure::Strange,
-        Failure::Strange,
+        Failure::TooLarge,
         Failure::Broken,
         Failure::Broken,
         Failure::Late,
@@ -281,6 +281,31 @@ fn every_failure_has_its_name() {
         desk.show(question(), b"a".to_vec(), soon()).assessment().await
     });
     assert_eq!(failure, Err(Failure::Unreachable));
+}
+
+/// The URLs of a message are in its answer; more of such answers than may be read at a time come
+/// one after the other.
+#[test]
+fn an_answer_full_of_urls_is_an_answer() {
+    let most = limits::RSPAMD_LARGE_ANSWERS + 2;
+    let url = format!("\"http://{}.example/\"", "x".repeat(240));
+    let urls = vec![url; 10_240].join(",");
+    let answer = format!("{{\"urls\": [{urls}], \"action\": \"reject\", \"emails\": [{urls}]}}");
+    let (authority, server) = serve(most, move |_, mut visitor| {
+        visitor.request().expect("a request");
+        let answer = answer.clone();
+        std::thread::spawn(move || visitor.answer("200 OK", &answer))
+    });
+    at_desk(&authority, |desk| async move {
+        let shown: Vec<_> =
+            (0..most).map(|_| desk.show(question(), b"a".to_vec(), soon())).collect();
+        for shown in shown {
+            assert_eq!(effect(shown.assessment().await), REJECTED);
+        }
+    });
+    for answering in server.join().expect("it served") {
+        answering.join().expect("it answered");
+    }
 }
 
 /// An office that is gone answers all the same.
