@@ -11,8 +11,9 @@
 use data_encoding::BASE64;
 
 use crate::message::{BodyFlags, BodySummary};
+use crate::smtp::body::BodyForm;
 use crate::smtp::data::{ChunkScanner, DataScanner};
-use crate::smtp::header::header_section;
+use crate::smtp::header::{header_section, is_folded, unstuffed};
 
 /// What is to be changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,13 +89,16 @@ impl Changes {
 
     /// The body with these changes; `None` if there is nothing to be changed.
     pub fn apply(&self, body: &[u8], flags: BodyFlags) -> Option<Rewritten> {
+        let form = BodyForm::kept(flags);
         let header = header_section(body);
-        let fields = fields(header);
+        let fields = fields(header, form);
         let mut goes: Vec<bool> = vec![false; fields.len()];
-        self.removed.iter().for_each(|removal| removal.mark(&fields, &mut goes));
+        self.removed.iter().for_each(|removal| removal.mark(&fields, form, &mut goes));
         let mut subject_at = None;
         if self.subject.is_some() {
-            for (place, _) in fields.iter().enumerate().filter(|(_, f)| is_named(f, "Subject")) {
+            for (place, _) in
+                fields.iter().enumerate().filter(|(_, f)| is_named(f, "Subject", form))
+            {
                 goes[place] = true;
                 subject_at.get_or_insert(place);
             }
@@ -103,16 +107,22 @@ impl Changes {
         }
         let subject = self.subject.as_ref().map_or("", |subject| &subject.0).as_bytes();
         let mut changed = Vec::with_capacity(body.len() + subject.len());
-        if subject_at.is_none() {
-            changed.extend_from_slice(subject);
-        }
+        // Lines that continue nothing stay in front: they must not continue the subject.
+        let orphans = usize::from(is_folded(header, form));
+        let subject_at = subject_at.unwrap_or(orphans);
         for (place, field) in fields.iter().enumerate() {
-            if subject_at == Some(place) {
+            if subject_at == place {
                 changed.extend_from_slice(subject);
             }
             if !goes[place] {
                 changed.extend_from_slice(field);
             }
+        }
+        if subject_at >= fields.len() && !subject.is_empty() {
+            if !changed.is_empty() && !changed.ends_with(b"\r\n") {
+                changed.extend_from_slice(b"\r\n");
+            }
+            changed.extend_from_slice(subject);
         }
         changed.extend_from_slice(&body[header.len()..]);
         let summary = summary(&changed, flags)?;
@@ -154,8 +164,8 @@ impl Removal {
     }
 
     /// Notes which of the fields go.
-    fn mark(&self, fields: &[&[u8]], goes: &mut [bool]) {
-        let is_it = |(_, field): &(usize, &&[u8])| is_named(field, &self.name);
+    fn mark(&self, fields: &[&[u8]], form: BodyForm, goes: &mut [bool]) {
+        let is_it = |(_, field): &(usize, &&[u8])| is_named(field, &self.name, form);
         let mut places = fields.iter().enumerate().filter(is_it).map(|(place, _)| place);
         let nth = self.which.unsigned_abs() as usize;
         let one = match self.which {
@@ -174,12 +184,11 @@ impl Removal {
 
 /// The fields of a header section with their continuations; a line that is no field goes with the
 /// one before it or stands alone.
-fn fields(header: &[u8]) -> Vec<&[u8]> {
+fn fields(header: &[u8], form: BodyForm) -> Vec<&[u8]> {
     let mut fields = Vec::new();
     let (mut start, mut line) = (0, 0);
     while line < header.len() {
-        let is_folded = matches!(header[line], b' ' | b'\t');
-        if line > start && !is_folded {
+        if line > start && !is_folded(&header[line..], form) {
             fields.push(&header[start..line]);
             start = line;
         }
@@ -194,7 +203,8 @@ fn fields(header: &[u8]) -> Vec<&[u8]> {
 
 /// Whether a field has this name, in any case; before the colon there may be blanks (RFC 5322
 /// section 4.5).
-fn is_named(field: &[u8], name: &str) -> bool {
+fn is_named(field: &[u8], name: &str, form: BodyForm) -> bool {
+    let field = unstuffed(field, form);
     let Some((start, rest)) = field.split_at_checked(name.len()) else { return false };
     let mut rest = rest.iter().skip_while(|octet| matches!(octet, b' ' | b'\t'));
     start.eq_ignore_ascii_case(name.as_bytes()) && rest.next() == Some(&b':')
@@ -309,6 +319,12 @@ mod tests {
             ("\r\nbody\r\n", "Subject: [spam] x\r\n\r\nbody\r\n"),
             ("", "Subject: [spam] x\r\n"),
             ("Subjects: x\r\n", "Subject: [spam] x\r\nSubjects: x\r\n"),
+            // A line that continues nothing must not continue the subject, nor hide behind a dot.
+            (" y\r\n\tz\r\nA: b\r\n\r\n", " y\r\n\tz\r\nSubject: [spam] x\r\nA: b\r\n\r\n"),
+            (". y\r\nA: b\r\n\r\n", ". y\r\nSubject: [spam] x\r\nA: b\r\n\r\n"),
+            (" y", " y\r\nSubject: [spam] x\r\n"),
+            (" y\r\n\r\nb\r\n", " y\r\nSubject: [spam] x\r\n\r\nb\r\n"),
+            (".Subject: x\r\n. y\r\nA: b\r\n\r\n", "Subject: [spam] x\r\nA: b\r\n\r\n"),
         ] {
             assert_eq!(applied(&new, body).as_deref(), Some(right), "{body:?}");
         }
@@ -381,23 +397,26 @@ mod tests {
         #[test]
         fn removal_is_by_whole_fields(
             lines in prop::collection::vec(
-                prop::sample::select(vec!["X: 1", "x :2", " 3", "\t4", "Y: 5", "", "..", "Xy: 6", "\u{e4}"]),
+                prop::sample::select(vec!["X: 1", "x :2", " 3", "\t4", "Y: 5", "", "..", "Xy: 6", "\u{e4}", ". 7", ".X: 8"]),
                 0..12,
             ),
         ) {
             let body: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
-            let (mut right, mut goes, mut is_header) = (String::new(), false, true);
-            for line in &lines {
-                is_header &= !line.is_empty();
-                let is_folded = line.starts_with([' ', '\t']);
-                let is_it = line.starts_with("X:") || line.starts_with("x :");
-                goes = is_header && (is_it || (goes && is_folded));
-                if !goes {
-                    right.push_str(line);
-                    right.push_str("\r\n");
-                }
-            }
             for flags in [BodyFlags::DATA, BodyFlags::default()] {
+                let mut right = String::new();
+                let (mut goes, mut is_header) = (false, true);
+                for line in &lines {
+                    is_header &= !line.is_empty();
+                    let read = line.strip_prefix('.').filter(|_| flags == BodyFlags::DATA);
+                    let read = read.unwrap_or(line);
+                    let is_folded = read.starts_with([' ', '\t']);
+                    let is_it = read.starts_with("X:") || read.starts_with("x :");
+                    goes = is_header && (is_it || (goes && is_folded));
+                    if !goes {
+                        right.push_str(line);
+                        right.push_str("\r\n");
+                    }
+                }
                 let changed = changes(None, &[("X", 0)]).apply(body.as_bytes(), flags);
                 let found = changed.as_ref().map_or(body.as_bytes(), |changed| &changed.body);
                 prop_assert_eq!(found, right.as_bytes());
