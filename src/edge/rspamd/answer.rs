@@ -33,7 +33,9 @@ struct Answer {
 
 /// Reads an answer to `/checkv2`; `None` if it is none.
 pub fn read(octets: &[u8]) -> Option<Assessment> {
-    let answer: Answer = serde_json::from_slice(octets).ok()?;
+    // Text of the message may be in it as its sender wrote it.
+    let text = String::from_utf8_lossy(octets);
+    let answer: Answer = serde_json::from_str(&text).ok()?;
     let action = answer.action.as_str()?;
     let mut advice = advice(action);
     let milter = &answer.milter;
@@ -250,6 +252,14 @@ mod tests {
         assert_eq!(said("a\r\n250 ok\u{7f}\u{e4}").as_deref(), Some("a  250 ok??"));
         assert_eq!(said(" \r\n"), None);
         assert_eq!(said(&"x".repeat(5_000)).map(|reply| reply.len()), Some(REPLY_CHARACTERS));
+    }
+
+    #[test]
+    fn an_octet_that_is_no_text_hides_no_verdict() {
+        let found = read(b"{\"action\": \"reject\", \"symbols\": {\"A\xff\": {\"score\": 7}}}");
+        let found = found.expect("an answer");
+        assert_eq!(found.effect, Effect::Action(Action::Reject));
+        assert_eq!(&*found.fact, "reject, score 0: A? 7");
     }
 
     #[test]
