@@ -76,10 +76,10 @@ impl Changes {
         &self.removed
     }
 
-    /// `X-Spam: Yes`, whatever the sender says of it.
+    /// `X-Spam: Yes`, whatever the sender says of it, and however much else there is.
     pub fn mark(&mut self) {
-        self.remove(Removal { name: SPAM.into(), which: 0 });
-        self.add(Field(format!("{SPAM}: Yes\r\n").into()));
+        self.removed.push(Removal { name: SPAM.into(), which: 0 });
+        self.added.push(Field(format!("{SPAM}: Yes\r\n").into()));
     }
 
     /// Writes the fields that are added.
@@ -274,9 +274,9 @@ const SPAM: &str = "X-Spam";
 const NAME_OCTETS: usize = 76;
 /// About the most octets of one field.
 const VALUE_OCTETS: usize = 8 * 1024;
-/// The most octets of all fields that are added.
+/// The most octets of all fields that are added, but for the mark.
 const ADDED_OCTETS: usize = 32 * 1024;
-/// The most fields that are removed, by name.
+/// The most fields that are removed, by name, but for the mark's.
 const REMOVALS: usize = 32;
 /// The most octets of a value on one line; with a name before it less than the 998 of RFC 5322.
 const LINE_OCTETS: usize = 900;
@@ -370,6 +370,12 @@ mod tests {
         let mut text = String::new();
         much.write(&mut text);
         assert!(text.len() <= ADDED_OCTETS && much.removed.len() == REMOVALS);
+        // The mark has room of its own.
+        much.mark();
+        text.clear();
+        much.write(&mut text);
+        assert!(text.ends_with("\r\nX-Spam: Yes\r\n"));
+        assert_eq!(much.removed.last(), Removal::new("X-Spam", 0).as_ref());
     }
 
     #[test]
