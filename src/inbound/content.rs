@@ -143,7 +143,7 @@ impl Session {
         changes.write(&mut content.fields);
         if shown.chunks.is_none() && changes.concern_body() {
             let flags = shown.message.summary.flags;
-            content.rewritten = changes.apply(self.intake.small_body(), flags);
+            content.rewritten = changes.apply(self.intake.small_body(), flags, shown.trace);
         }
         content
     }

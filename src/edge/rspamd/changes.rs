@@ -88,12 +88,19 @@ impl Changes {
     }
 
     /// The body with these changes; `None` if there is nothing to be changed.
-    pub fn apply(&self, body: &[u8], flags: BodyFlags) -> Option<Rewritten> {
+    ///
+    /// rspamd was shown it behind our `trace`, whose fields count where it removes one by number,
+    /// and stay.
+    pub fn apply(&self, body: &[u8], flags: BodyFlags, trace: &str) -> Option<Rewritten> {
         let form = BodyForm::kept(flags);
         let header = header_section(body);
         let fields = fields(header, form);
+        let ours = self::fields(trace.as_bytes(), BodyForm::Bdat);
         let mut goes: Vec<bool> = vec![false; fields.len()];
-        self.removed.iter().for_each(|removal| removal.mark(&fields, form, &mut goes));
+        for removal in &self.removed {
+            let is_ours = |field: &&&[u8]| is_named(field, &removal.name, BodyForm::Bdat);
+            removal.mark(ours.iter().filter(is_ours).count(), &fields, form, &mut goes);
+        }
         let mut subject_at = None;
         if self.subject.is_some() {
             for (place, _) in
@@ -163,14 +170,14 @@ impl Removal {
         is_name(name).then(|| Removal { name: name.into(), which })
     }
 
-    /// Notes which of the fields go.
-    fn mark(&self, fields: &[&[u8]], form: BodyForm, goes: &mut [bool]) {
+    /// Notes which of the fields go; so many of that name stand before them.
+    fn mark(&self, before: usize, fields: &[&[u8]], form: BodyForm, goes: &mut [bool]) {
         let is_it = |(_, field): &(usize, &&[u8])| is_named(field, &self.name, form);
         let mut places = fields.iter().enumerate().filter(is_it).map(|(place, _)| place);
         let nth = self.which.unsigned_abs() as usize;
         let one = match self.which {
             0 => return places.for_each(|place| goes[place] = true),
-            1.. => places.nth(nth - 1),
+            1.. => nth.checked_sub(before + 1).and_then(|nth| places.nth(nth)),
             _ => {
                 let places: Vec<usize> = places.collect();
                 places.len().checked_sub(nth).map(|at| places[at])
@@ -301,7 +308,7 @@ mod tests {
     }
 
     fn applied(changes: &Changes, body: &str) -> Option<String> {
-        let changed = changes.apply(body.as_bytes(), BodyFlags::DATA)?;
+        let changed = changes.apply(body.as_bytes(), BodyFlags::DATA, "")?;
         Some(String::from_utf8(changed.body).unwrap())
     }
 
@@ -348,6 +355,29 @@ mod tests {
             assert_eq!(applied(&changes(None, &[("X", which)]), body).as_deref(), right, "{which}");
         }
         assert_eq!(applied(&changes(None, &[("Z", 0)]), body), None);
+    }
+
+    /// rspamd counts the fields of what it was shown.
+    #[test]
+    fn fields_in_front_of_the_body_count_and_stay() {
+        let trace = "Received: ours\r\n\tby us\r\nX: ours\r\n";
+        let body = "received: 1\r\nReceived: 2\r\nX: 3\r\n\r\n";
+        for (name, which, right) in [
+            ("Received", 1, None),
+            ("Received", 2, Some("Received: 2\r\nX: 3\r\n\r\n")),
+            ("Received", 3, Some("received: 1\r\nX: 3\r\n\r\n")),
+            ("Received", 4, None),
+            ("Received", -1, Some("received: 1\r\nX: 3\r\n\r\n")),
+            ("Received", -2, Some("Received: 2\r\nX: 3\r\n\r\n")),
+            ("Received", -3, None),
+            ("Received", 0, Some("X: 3\r\n\r\n")),
+            ("X", 2, Some("received: 1\r\nReceived: 2\r\n\r\n")),
+        ] {
+            let changes = changes(None, &[(name, which)]);
+            let changed = changes.apply(body.as_bytes(), BodyFlags::DATA, trace);
+            let changed = changed.map(|changed| String::from_utf8(changed.body).unwrap());
+            assert_eq!(changed.as_deref(), right, "{name} {which}");
+        }
     }
 
     #[test]
@@ -423,7 +453,7 @@ mod tests {
                         right.push_str("\r\n");
                     }
                 }
-                let changed = changes(None, &[("X", 0)]).apply(body.as_bytes(), flags);
+                let changed = changes(None, &[("X", 0)]).apply(body.as_bytes(), flags, "");
                 let found = changed.as_ref().map_or(body.as_bytes(), |changed| &changed.body);
                 prop_assert_eq!(found, right.as_bytes());
                 if let Some(Rewritten { body, summary }) = &changed {
