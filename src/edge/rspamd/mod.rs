@@ -25,6 +25,7 @@ pub mod changes;
 pub mod desk;
 pub mod office;
 pub mod question;
+mod whereabouts;
 
 use changes::Changes;
 

@@ -30,6 +30,7 @@ use tokio::time::{interval, timeout, timeout_at};
 
 use super::alarm::Alarm;
 use super::question::Question;
+use super::whereabouts::Whereabouts;
 use super::{Assessment, Failure, answer};
 use crate::limits;
 
@@ -118,6 +119,7 @@ impl Office {
         let (stop, mut stopped) = oneshot::channel();
         let peer = Arc::new(Peer {
             authority: authority.into(),
+            whereabouts: Arc::new(Whereabouts::new(authority)),
             kept: Mutex::default(),
             idle,
             large_answers: Semaphore::new(limits::RSPAMD_LARGE_ANSWERS),
@@ -198,6 +200,7 @@ impl std::fmt::Debug for Teller {
 /// rspamd, and the connections to it that nobody uses now.
 struct Peer {
     authority: Box<str>,
+    whereabouts: Arc<Whereabouts>,
     /// With when they were kept, the last one last.
     kept: Mutex<Vec<(Instant, Connection)>>,
     /// How long a connection may idle.
@@ -300,8 +303,8 @@ impl Peer {
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {
-        let stream = TcpStream::connect(&*self.authority).await;
-        let stream = stream.map_err(|_| Failure::Unreachable)?;
+        let addresses = self.whereabouts.addresses().await.ok_or(Failure::Unreachable)?;
+        let stream = TcpStream::connect(&*addresses).await.map_err(|_| Failure::Unreachable)?;
         // A request is written in one go, but for its pieces: each of them should go at once.
         let _ = stream.set_nodelay(true);
         let mut builder = Builder::new();
