@@ -421,7 +421,8 @@ impl Session {
                     // A session that waits between messages gives its buffer back meanwhile; where
                     // memory is short, every one that waits gives back what it does not use.
                     let is_idle = self.intake.is_empty() && self.is_quiet();
-                    if is_idle || self.worker.receive_is_crowded() {
+                    let waits = is_idle || self.worker.receive_is_crowded();
+                    if waits {
                         self.intake.park();
                         self.stream.readable(deadline).await?;
                         if is_idle && self.worker.is_stopping() {
@@ -430,7 +431,11 @@ impl Session {
                         self.take_turn().await;
                         self.hurry_record();
                     }
-                    let buffer = self.intake.take_buffer();
+                    let mut buffer = self.intake.take_buffer();
+                    if waits && let Some(result) = self.stream.read_now(&mut buffer) {
+                        self.intake.put_buffer(buffer);
+                        return result;
+                    }
                     let (result, buffer) = self.stream.read(buffer, deadline).await;
                     self.intake.put_buffer(buffer);
                     return result;
