@@ -490,6 +490,10 @@ impl Session {
     /// Closes our half and reads what the client still sends, so that the last reply is not lost
     /// to a reset.
     async fn linger(&mut self, end: End) -> End {
+        if self.server.has_quit() && self.stream.is_read_out() {
+            // It awaits nothing but the end of the stream, and the close does not reset it.
+            return end;
+        }
         self.stream.close_sending();
         let deadline = Instant::now() + LINGER;
         let mut octets = 0;

@@ -221,6 +221,14 @@ impl Stream {
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write);
     }
 
+    /// Whether nothing has come that was not read, and nothing need be said before the close: the
+    /// end of TLS does.
+    pub fn is_read_out(&self) -> bool {
+        let flags = rustix::net::RecvFlags::DONTWAIT | rustix::net::RecvFlags::PEEK;
+        let come = || rustix::net::recv(self.fd(), &mut [0; 1], flags).map_or(0, |(_, come)| come);
+        self.tls.is_none() && come() == 0
+    }
+
     /// The peer's address.
     ///
     /// # Errors
