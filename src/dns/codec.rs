@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr;
 use hickory_proto::rr::RData;
 
@@ -63,29 +63,18 @@ pub enum NotAReply {
 }
 
 /// The octets of a question.  `edns` announces the datagram that we take.
-///
-/// Written by hand: a general encoder allocates for each label, and took as long as the kernel took
-/// to send the datagram.
 pub fn encode(question: &Question, id: u16, edns: bool) -> Vec<u8> {
-    let mut octets = Vec::with_capacity(QUESTION_OCTETS);
-    for word in [id, RECURSION_DESIRED | AUTHENTIC_DATA, 1, 0, 0, u16::from(edns)] {
-        octets.extend(word.to_be_bytes());
-    }
-    for label in question.name.labels() {
-        octets.push(u8::try_from(label.len()).expect("a label has at most 63 octets"));
-        octets.extend(label.as_bytes());
-    }
-    octets.push(0);
-    octets.extend(u16::from(wire_type(question.kind)).to_be_bytes());
-    octets.extend(CLASS_IN.to_be_bytes());
+    let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    // Asks for the AD bit of the answer without the signatures (RFC 6840 section 5.7).
+    message.metadata.authentic_data = true;
+    message.add_query(Query::query(wire_name(&question.name), wire_type(question.kind)));
     if edns {
-        octets.push(0);
-        // No extended code, version 0, no flags, no options.
-        for word in [TYPE_OPT, DNS_DATAGRAM as u16, 0, 0, 0] {
-            octets.extend(word.to_be_bytes());
-        }
+        let mut options = Edns::new();
+        options.set_max_payload(DNS_DATAGRAM as u16);
+        message.set_edns(options);
     }
-    octets
+    message.to_vec().expect("one name of at most 255 octets fits a message")
 }
 
 /// Reads what a server sent to the question that was encoded with `id`.
@@ -142,13 +131,6 @@ impl Head {
     }
 }
 
-/// A name, and what stands around it.
-const QUESTION_OCTETS: usize = 12 + 255 + 4 + 11;
-const RECURSION_DESIRED: u16 = 0x0100;
-/// Asks for the AD bit of the answer without the signatures (RFC 6840 section 5.7).
-const AUTHENTIC_DATA: u16 = 0x0020;
-const CLASS_IN: u16 = 1;
-const TYPE_OPT: u16 = 41;
 const CODE_NO_ERROR: u8 = 0;
 const CODE_NO_NAME: u8 = 3;
 const CODE_BAD_VERSION: u16 = 16;
@@ -169,27 +151,17 @@ fn answers(message: &Message, question: &Question) -> bool {
     message.metadata.op_code == OpCode::Query
         && query.query_type() == wire_type(question.kind)
         && query.query_class() == rr::DNSClass::IN
-        && is_named(query.name(), &question.name)
-}
-
-/// Whether the two are the same name; the case of letters does not count.
-fn is_named(name: &rr::Name, asked: &Name) -> bool {
-    let mut labels = name.iter();
-    let is_same = |label: &str| {
-        labels.next().is_some_and(|found| found.eq_ignore_ascii_case(label.as_bytes()))
-    };
-    asked.labels().all(is_same) && labels.next().is_none()
+        && *query.name() == wire_name(&question.name)
 }
 
 /// Follows the aliases within the message and takes what stands at their end.
 fn judge(message: &Message, question: &Question) -> Result<Reply, NotAReply> {
     let (kind, mut ttl) = (wire_type(question.kind), DNS_TTL_MAX);
-    let asked = message.queries.first().map(Query::name);
-    let mut owner = asked.expect("it answers the question");
+    let mut owner = wire_name(&question.name);
     let mut aliases = 0;
     let records: Vec<Record> = loop {
         let at_owner =
-            |record: &&rr::Record| record.name == *owner && record.dns_class == rr::DNSClass::IN;
+            |record: &&rr::Record| record.name == owner && record.dns_class == rr::DNSClass::IN;
         let of_kind = message.answers.iter().filter(at_owner);
         let of_kind = of_kind.filter(|record| record.record_type() == kind);
         let found = of_kind.clone().filter_map(|record| read_record(&record.data)).collect();
@@ -207,7 +179,7 @@ fn judge(message: &Message, question: &Question) -> Result<Reply, NotAReply> {
         if aliases > DNS_ALIASES {
             return Ok(Reply::Failed("too many aliases".into()));
         }
-        owner = target;
+        owner = target.clone();
     };
     let known = |outcome, ttl: Duration| {
         let authentic = message.metadata.authentic_data;
@@ -300,6 +272,10 @@ fn wire_type(kind: RecordType) -> rr::RecordType {
         RecordType::Ptr => rr::RecordType::PTR,
         RecordType::Cname => rr::RecordType::CNAME,
     }
+}
+
+fn wire_name(name: &Name) -> rr::Name {
+    rr::Name::from_labels(name.labels().map(str::as_bytes)).expect("a name's labels fit the DNS")
 }
 
 #[cfg(test)]
