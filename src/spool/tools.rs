@@ -186,11 +186,18 @@ struct Named {
     octets: u64,
     header: Result<SegmentHeader, FormatError>,
     roll: Option<Roll>,
-    /// Set aside by recovery: judged by itself.
-    is_aside: bool,
+    /// Its name says that it is set aside.
+    is_renamed: bool,
 }
 
 impl Named {
+    /// Set aside: judged by itself.  The header says so before the name does, and a crash may come
+    /// between the two.
+    fn is_aside(&self) -> bool {
+        let is_dead = |header: SegmentHeader| header.state == SegmentState::Quarantined;
+        self.is_renamed || self.header.is_ok_and(is_dead)
+    }
+
     /// Whether it says to hold this segment.
     fn is_open(&self, segment: SegmentNo) -> bool {
         self.header
@@ -235,10 +242,10 @@ impl Survey {
         let mut files = Vec::new();
         for entry in fs::read_dir(path).map_err(failed)? {
             let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
-            let is_aside = name.ends_with(".quarantined");
-            if is_aside || name.ends_with(".seg") {
+            let is_renamed = name.ends_with(".quarantined");
+            if is_renamed || name.ends_with(".seg") {
                 let file = path.join(&name);
-                let named = read_header(&file, name, is_aside);
+                let named = read_header(&file, name, is_renamed);
                 files.push(named.map_err(|source| ToolError::Io { path: file, source })?);
             }
         }
@@ -256,7 +263,7 @@ impl Survey {
 
     /// The spool to which most files belong.
     fn ours(&self) -> Option<u32> {
-        let files = self.files.iter().filter(|file| !file.is_aside);
+        let files = self.files.iter().filter(|file| !file.is_aside());
         let spools: Vec<u32> =
             files.filter_map(|file| file.roll.as_ref()).map(|roll| roll.spool).collect();
         roll::spool_of(spools.into_iter())
@@ -266,7 +273,7 @@ impl Survey {
     fn strangers(&self) -> impl Iterator<Item = &Named> {
         let ours = self.ours();
         let is_strange = move |roll: &Roll| Some(roll.spool) != ours;
-        let files = self.files.iter().filter(|file| !file.is_aside);
+        let files = self.files.iter().filter(|file| !file.is_aside());
         files.filter(move |file| file.roll.as_ref().is_some_and(is_strange))
     }
 
@@ -275,7 +282,7 @@ impl Survey {
         let ours = self.ours();
         let is_ours = |file: &&Named| {
             let is_strange = file.roll.as_ref().is_some_and(|roll| Some(roll.spool) != ours);
-            !file.is_aside && file.is_open(file.segment()) && !is_strange
+            !file.is_aside() && file.is_open(file.segment()) && !is_strange
         };
         let newest = self.files.iter().filter(is_ours).max_by_key(|file| file.segment());
         let known: BTreeSet<SegmentNo> = self.files.iter().map(Named::segment).collect();
@@ -345,16 +352,16 @@ impl Survey {
         let next = open.iter().find(|next| next.segment > header.segment);
         let sealed = scan::sealed_end(&bytes, &header);
         let (last_valid, is_end_known) = match (next, sealed) {
-            _ if file.is_aside => (u64::MAX, false),
+            _ if file.is_aside() => (u64::MAX, false),
             (None, Some(last)) => (last, true),
             (None, None) => (scanned.end_of_whole(header.first_sequence), true),
             (next, _) => scan::bound_by(header.segment, next),
         };
-        let is_indexed = sealed.is_some() && !file.is_aside;
+        let is_indexed = sealed.is_some() && !file.is_aside();
         let bounds = Bounds { last_valid, is_end_known, is_indexed };
         let look = Look::new(&file.name, header, &bytes, &scanned, bounds);
         look.describe(out)?;
-        let is_last = next.is_none() && sealed.is_none() && !file.is_aside;
+        let is_last = next.is_none() && sealed.is_none() && !file.is_aside();
         if is_last && !scanned.is_end_readable(last_valid, lost) {
             writeln!(
                 out,
@@ -374,7 +381,7 @@ impl Survey {
             )?;
         }
         verdict.segments += 1;
-        if !file.is_aside {
+        if !file.is_aside() {
             for entry in &look.entries {
                 if let Some(record) = &entry.record {
                     verdict.records += 1;
@@ -419,7 +426,7 @@ impl Survey {
     }
 
     fn file_of(&self, segment: SegmentNo) -> io::Result<File> {
-        let is_it = |file: &&Named| !file.is_aside && file.is_open(segment);
+        let is_it = |file: &&Named| !file.is_aside() && file.is_open(segment);
         let file = self.files.iter().find(is_it).ok_or(io::ErrorKind::NotFound)?;
         File::open(self.path.join(&file.name))
     }
@@ -470,7 +477,7 @@ impl Survey {
 
 /// Of the files that are not set aside.
 fn open_headers(files: &[Named]) -> impl Iterator<Item = SegmentHeader> {
-    let files = files.iter().filter(|file| !file.is_aside);
+    let files = files.iter().filter(|file| !file.is_aside());
     files.filter_map(|file| file.header.ok()).filter(|header| header.state == SegmentState::Open)
 }
 
@@ -496,7 +503,7 @@ fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
     Ok((bytes, lost))
 }
 
-fn read_header(path: &Path, name: String, is_aside: bool) -> io::Result<Named> {
+fn read_header(path: &Path, name: String, is_renamed: bool) -> io::Result<Named> {
     let file = File::open(path)?;
     let octets = file.metadata()?.len();
     let mut block = [0; BLOCK];
@@ -510,7 +517,7 @@ fn read_header(path: &Path, name: String, is_aside: bool) -> io::Result<Named> {
     let is_open = |header: &SegmentHeader| header.state == SegmentState::Open;
     let open = header.ok().filter(is_open);
     let roll = open.and_then(|header| Roll::decode(&block, header.generation));
-    Ok(Named { name, octets, header, roll, is_aside })
+    Ok(Named { name, octets, header, roll, is_renamed })
 }
 
 #[cfg(test)]

@@ -138,6 +138,43 @@ fn rot_is_found_wherever_it_is() {
     assert_eq!(verify(&bench.spool(), &mut Vec::new()).unwrap().damage, 2);
 }
 
+/// A crash may come after the header was written and before the file has its new name.
+#[test]
+fn a_segment_whose_header_says_quarantined_is_aside_under_either_name() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (0..300).map(|id| bench.accept(&Mail::new(id, 1, 20_000))).collect();
+    let dead = places[0].segment;
+    let file = bench.log.as_ref().unwrap().table().file(dead).unwrap();
+    bench.stop();
+    let spool = bench.spool();
+    let path = spool.join(format!("{:08x}.seg", file.0));
+    let whole = fs::read(&path).unwrap();
+    let header = SegmentHeader::decode(&whole).unwrap();
+    let revision = header.revision + 1;
+    // What stands there can be read, or, as [`Chore::Retire`] leaves it, belongs to another life.
+    let kept = SegmentHeader { state: SegmentState::Quarantined, revision, ..header };
+    let retired = SegmentHeader { generation: 7, predecessor: SegmentNo(0), ..kept };
+    let retired = SegmentHeader { first_sequence: 0, predecessor_last: 0, ..retired };
+    let live = places.iter().filter(|place| place.segment != dead).count() as u64;
+    for header in [kept, retired] {
+        let mut octets = whole.clone();
+        header.encode(&mut octets);
+        fs::write(&path, octets).unwrap();
+        let mut out = Vec::new();
+        let verdict = verify(&spool, &mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!((verdict.damage, verdict.live_messages), (0, live), "{out}");
+        let directory = tempfile::tempdir().unwrap();
+        let verdict = export(&spool, Export::All, directory.path(), &mut io::sink()).unwrap();
+        assert_eq!((verdict.damage, verdict.live_messages), (0, live));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count() as u64, live);
+        let mut out = Vec::new();
+        assert_eq!(repair(&spool, Repair::DryRun, &mut out).unwrap().damage, 1);
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("would be set aside: it is damaged and dead"), "{out}");
+    }
+}
+
 /// Reading address 0 of a process gives EIO, as a bad sector does.
 #[test]
 fn a_file_that_cannot_be_read_is_told_and_the_others_are_looked_at() {

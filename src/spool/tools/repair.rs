@@ -97,7 +97,7 @@ pub(super) fn repair_reading(
         let is_kept = |reason: &Reason| matches!(reason, Reason::HiddenEnd { .. });
         unusable.iter().any(|(name, reason)| *name == file.name && !is_kept(reason))
     };
-    survey.files.retain(|file| !file.is_aside && !is_unusable(file));
+    survey.files.retain(|file| !file.is_aside() && !is_unusable(file));
     let mut in_segments = Verdict::default();
     survey.each(&mut in_segments, &mut io::sink(), |look, verdict, _| {
         let hurt = look.entries.iter().filter(|entry| entry.hurt.is_some()).count();
@@ -166,7 +166,7 @@ fn unusable(survey: &Survey) -> Vec<(String, Reason)> {
     let strangers: Vec<&str> = survey.strangers().map(|file| file.name.as_str()).collect();
     let mut sizes: BTreeMap<u32, usize> = BTreeMap::new();
     let mut numbers: BTreeMap<SegmentNo, usize> = BTreeMap::new();
-    for file in files.iter().filter(|file| !file.is_aside) {
+    for file in files.iter().filter(|file| !file.is_renamed) {
         let Ok(header) = file.header else { continue };
         *sizes.entry(header.segment_bytes).or_default() += 1;
         if header.state == SegmentState::Open && !strangers.contains(&file.name.as_str()) {
@@ -191,7 +191,7 @@ fn unusable(survey: &Survey) -> Vec<(String, Reason)> {
         }
         Ok(_) => None,
     };
-    let files = files.iter().filter(|file| !file.is_aside);
+    let files = files.iter().filter(|file| !file.is_renamed);
     files.filter_map(|file| Some((file.name.clone(), reason(file)?))).collect()
 }
 
@@ -203,7 +203,7 @@ fn hidden_end(
 ) -> io::Result<Option<(String, Reason)>> {
     let is_open = |file: &&Named| {
         let is_unusable = unusable.iter().any(|(name, _)| *name == file.name);
-        !file.is_aside && !is_unusable && file.is_open(file.segment())
+        !file.is_aside() && !is_unusable && file.is_open(file.segment())
     };
     let Some(file) = survey.files.iter().filter(is_open).max_by_key(|file| file.segment()) else {
         return Ok(None);
@@ -223,7 +223,7 @@ fn hidden_end(
 /// What is to become of one of several files that say to be the same segment: of copies the first
 /// stays.
 fn twin(survey: &Survey, file: &Named, segment: SegmentNo) -> Option<Reason> {
-    let mut twins = survey.files.iter().filter(|file| !file.is_aside && file.is_open(segment));
+    let mut twins = survey.files.iter().filter(|file| !file.is_aside() && file.is_open(segment));
     let first = twins.next()?;
     let is_copy = |other: &Named| {
         let read = |file: &Named| std::fs::read(survey.path.join(&file.name));
