@@ -173,6 +173,7 @@ struct Survey {
     path: PathBuf,
     /// Held for the lock's sake.
     _lock: Option<File>,
+    reads: Reads,
     files: Vec<Named>,
     messages: BTreeMap<MessageId, Known>,
     /// Every CHUNK record that verifies.
@@ -180,6 +181,16 @@ struct Survey {
     /// Chunks that a message that is not done names.
     named_chunks: BTreeMap<MessageId, Vec<RecordPlace>>,
 }
+
+/// How the files are read.
+struct Reads {
+    read_at: ReadAt,
+    /// For all reads of one tool together.
+    patience: Patience,
+}
+
+/// Fills the octets from an offset of a file.
+type ReadAt = fn(&File, &mut [u8], u64) -> io::Result<()>;
 
 struct Named {
     name: String,
@@ -227,8 +238,45 @@ impl Known {
     }
 }
 
+impl Reads {
+    /// The whole blocks of a file, with zeros where the disk cannot read it.  Recovery, too, passes
+    /// over a block that was cut in the middle.
+    fn whole(&mut self, path: &Path) -> io::Result<(Vec<u8>, Lost)> {
+        let file = File::open(path)?;
+        let octets = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let mut bytes = vec![0; octets / BLOCK * BLOCK];
+        let mut read = |at, into: &mut [u8]| (self.read_at)(&file, into, at);
+        let lost = self.patience.salvage(0, &mut bytes, &mut read)?;
+        Ok((bytes, lost))
+    }
+
+    fn header(&mut self, path: &Path, name: String, is_renamed: bool) -> io::Result<Named> {
+        let file = File::open(path)?;
+        let octets = file.metadata()?.len();
+        let mut block = [0; BLOCK];
+        let mut read = |at, into: &mut [u8]| (self.read_at)(&file, into, at);
+        let header = match self.patience.read_header(&mut block, &mut read) {
+            Ok(lost) if lost.is_nothing() => SegmentHeader::decode(&block),
+            Ok(_) => Err(FormatError::Malformed("header, which the disk cannot read,")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(FormatError::Truncated)
+            }
+            Err(error) => return Err(error),
+        };
+        let is_open = |header: &SegmentHeader| header.state == SegmentState::Open;
+        let open = header.ok().filter(is_open);
+        let roll = open.and_then(|header| Roll::decode(&block, header.generation));
+        Ok(Named { name, octets, header, roll, is_renamed })
+    }
+}
+
 impl Survey {
     fn take(path: &Path) -> Result<Survey, ToolError> {
+        let reads = Reads { read_at: FileExt::read_exact_at, patience: Patience::default() };
+        Survey::take_by(reads, path)
+    }
+
+    fn take_by(mut reads: Reads, path: &Path) -> Result<Survey, ToolError> {
         let failed = |source| ToolError::Io { path: path.into(), source };
         let lock = match File::open(path.join("LOCK")) {
             Ok(lock) => match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -245,7 +293,7 @@ impl Survey {
             let is_renamed = name.ends_with(".quarantined");
             if is_renamed || name.ends_with(".seg") {
                 let file = path.join(&name);
-                let named = read_header(&file, name, is_renamed);
+                let named = reads.header(&file, name, is_renamed);
                 files.push(named.map_err(|source| ToolError::Io { path: file, source })?);
             }
         }
@@ -254,6 +302,7 @@ impl Survey {
         Ok(Survey {
             path: path.into(),
             _lock: lock,
+            reads,
             files,
             messages: BTreeMap::new(),
             chunks: BTreeSet::new(),
@@ -329,8 +378,9 @@ impl Survey {
         if header.state == SegmentState::Free {
             return writeln!(out, "{}: free", file.name);
         }
-        let (bytes, lost) = read_whole(&self.path.join(&file.name))
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.name)))?;
+        let read = self.reads.whole(&self.path.join(&file.name));
+        let (bytes, lost) =
+            read.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.name)))?;
         let missing = u64::from(header.segment_bytes).saturating_sub(file.octets);
         if missing > 0 {
             verdict.damage += 1;
@@ -490,34 +540,6 @@ fn is_chunk_of(id: MessageId, bytes: &[u8]) -> bool {
     RecordView::parse(bytes).is_ok_and(|record| {
         record.kind() == Kind::Chunk && record.id() == id && record.verify_body().is_ok()
     })
-}
-
-/// The whole blocks of a file, with zeros where the disk cannot read it.  Recovery, too, passes over
-/// a block that was cut in the middle.
-fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
-    let file = File::open(path)?;
-    let octets = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let mut bytes = vec![0; octets / BLOCK * BLOCK];
-    let mut read = |at, into: &mut [u8]| file.read_exact_at(into, at);
-    let lost = Patience::default().salvage(0, &mut bytes, &mut read)?;
-    Ok((bytes, lost))
-}
-
-fn read_header(path: &Path, name: String, is_renamed: bool) -> io::Result<Named> {
-    let file = File::open(path)?;
-    let octets = file.metadata()?.len();
-    let mut block = [0; BLOCK];
-    let mut read = |at, into: &mut [u8]| file.read_exact_at(into, at);
-    let header = match Patience::default().read_header(&mut block, &mut read) {
-        Ok(lost) if lost.is_nothing() => SegmentHeader::decode(&block),
-        Ok(_) => Err(FormatError::Malformed("header, which the disk cannot read,")),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(FormatError::Truncated),
-        Err(error) => return Err(error),
-    };
-    let is_open = |header: &SegmentHeader| header.state == SegmentState::Open;
-    let open = header.ok().filter(is_open);
-    let roll = open.and_then(|header| Roll::decode(&block, header.generation));
-    Ok(Named { name, octets, header, roll, is_renamed })
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::message::{BodyFlags, BodySummary};
@@ -279,13 +279,52 @@ fn a_repair_says_what_it_would_do_and_then_does_it() {
     assert!(out.is_empty(), "{}", String::from_utf8_lossy(&out));
 }
 
-/// The last batch of the file, as a disk has it that cannot read its second block.
-fn hiding_the_end(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
-    let mut bytes = std::fs::read(path)?;
-    let magic = |block: &[u8]| block.starts_with(b"MRB1");
-    let last = bytes.chunks(BLOCK).rposition(magic).expect("there is a batch") + 1;
-    bytes[last * BLOCK..][..BLOCK].fill(0);
-    Ok((bytes, Lost { octets: BLOCK, end: (last as u64 + 1) * BLOCK as u64 }))
+/// Stands where the disk cannot read.
+const BAD: &[u8] = b"A BAD SECTOR";
+
+/// A disk that fails the reads of all blocks with [`BAD`] in them, and takes its time over it.
+fn read_around_bad_sectors(file: &File, into: &mut [u8], at: u64) -> io::Result<()> {
+    file.read_exact_at(into, at)?;
+    if memchr::memmem::find(into, BAD).is_some() {
+        std::thread::sleep(Duration::from_millis(2));
+        return Err(Errno::IO.into());
+    }
+    Ok(())
+}
+
+fn survey_of_a_bad_disk(spool: &Path, patience: Patience) -> Survey {
+    let reads = Reads { read_at: read_around_bad_sectors, patience };
+    Survey::take_by(reads, spool).unwrap()
+}
+
+/// A message whose record a disk cannot read from its second block on.
+fn unreadable(id: u64) -> Mail {
+    let mut mail = Mail::new(id, 1, 6_000);
+    mail.body[5_000..][..BAD.len()].copy_from_slice(BAD);
+    mail
+}
+
+/// A bad sector in a file of 2 MiB costs ten failing reads, 20 ms, so that nine segments are too
+/// many for 100 ms.
+#[test]
+fn all_reads_of_a_tool_share_its_patience() {
+    let mut bench = Bench::new();
+    for id in 0..27 {
+        bench.accept(&unreadable(3 * id));
+        bench.accept(&Mail::new(3 * id + 1, 1, 500_000));
+        bench.accept(&Mail::new(3 * id + 2, 1, 500_000));
+    }
+    bench.stop();
+    let look = |patience| {
+        let mut survey = survey_of_a_bad_disk(&bench.spool(), patience);
+        let mut verdict = Verdict::default();
+        survey.each(&mut verdict, &mut io::sink(), |_, _, _| Ok(())).map(|()| verdict)
+    };
+    let verdict = look(Patience::default()).unwrap();
+    assert!(verdict.segments >= 9 && verdict.damage >= 9, "{verdict:?}");
+    let error = look(Patience::of(Duration::from_millis(100))).unwrap_err();
+    let ToolError::Io { source, .. } = error else { panic!("{error}") };
+    assert_eq!(source.kind(), io::ErrorKind::TimedOut);
 }
 
 /// What cannot be read at the log's end keeps a start away until the operator gives it up; what
@@ -293,8 +332,8 @@ fn hiding_the_end(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
 #[test]
 fn a_repair_replaces_what_hides_the_end_by_a_copy() {
     let mut bench = Bench::new();
-    for id in 1..=3 {
-        bench.accept(&Mail::new(id, 1, 6_000));
+    for mail in [Mail::new(1, 1, 6_000), Mail::new(2, 1, 6_000), unreadable(3)] {
+        bench.accept(&mail);
     }
     bench.stop();
     let spool = bench.spool();
@@ -307,24 +346,25 @@ fn a_repair_replaces_what_hides_the_end_by_a_copy() {
             .map(|name| (name.clone(), std::fs::read(spool.join(name)).unwrap()))
             .collect()
     };
+    let survey = || survey_of_a_bad_disk(&spool, Patience::default());
     let before = contents();
     let mut told = Vec::new();
-    let verdict = repair::repair_reading(&spool, Repair::DryRun, &mut told, hiding_the_end);
+    let verdict = repair::repair_surveyed(survey(), Repair::DryRun, &mut told);
     let told = String::from_utf8(told).unwrap();
     assert_eq!(verdict.unwrap().damage, 1, "{told}");
     assert!(told.contains("would be replaced by a copy"), "{told}");
     assert_eq!(contents(), before);
     let mut told = Vec::new();
-    let verdict = repair::repair_reading(&spool, Repair::Quarantine, &mut told, hiding_the_end);
+    let verdict = repair::repair_surveyed(survey(), Repair::Quarantine, &mut told);
     let told = String::from_utf8(told).unwrap();
     assert_eq!(verdict.unwrap().damage, 0, "{told}");
     let (name, _) = told.split_once(": set aside as").expect("it says so");
     let hurt = &before.iter().find(|(file, _)| file == name).expect("it was there").1;
     assert_eq!(&std::fs::read(spool.join(format!("{name}.quarantined"))).unwrap(), hurt);
-    assert_eq!(
-        std::fs::read(spool.join(name)).unwrap(),
-        hiding_the_end(&spool.join(format!("{name}.quarantined"))).unwrap().0
-    );
+    let lost = memchr::memmem::find(hurt, BAD).unwrap() / BLOCK;
+    let mut copy = hurt.clone();
+    copy[lost * BLOCK..][..BLOCK].fill(0);
+    assert_eq!(std::fs::read(spool.join(name)).unwrap(), copy);
     let disk = Arc::new(FileDisk::open(&spool).unwrap());
     let options = LogOptions { segment_bytes: SEGMENT, ..LogOptions::default() };
     let mut kept = Kept::default();

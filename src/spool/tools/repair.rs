@@ -18,9 +18,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::super::SegmentNo;
 use super::super::format::FormatError;
 use super::super::format::header::SegmentState;
-use super::super::salvage::Lost;
 use super::super::scan;
-use super::{Named, Survey, ToolError, Verdict, open_headers, read_whole};
+use super::{Named, Survey, ToolError, Verdict, open_headers};
 
 /// Whether to do it or only to say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,25 +36,20 @@ pub enum Repair {
 /// # Errors
 /// The directory cannot be read, a file cannot be renamed, or a mailrace runs on it.
 pub fn repair(spool: &Path, how: Repair, out: &mut impl Write) -> Result<Verdict, ToolError> {
-    repair_reading(spool, how, out, read_whole)
+    repair_surveyed(Survey::take(spool)?, how, out)
 }
 
-/// Reads a file, with zeros for what the disk cannot read.
-type ReadWhole = fn(&Path) -> io::Result<(Vec<u8>, Lost)>;
-
-/// As [`repair`], by whatever reads the end of the log.
-pub(super) fn repair_reading(
-    spool: &Path,
+pub(super) fn repair_surveyed(
+    mut survey: Survey,
     how: Repair,
     out: &mut impl Write,
-    read: ReadWhole,
 ) -> Result<Verdict, ToolError> {
-    let mut survey = Survey::take(spool)?;
+    let spool = &survey.path.clone();
     let failed = |source| ToolError::Io { path: spool.into(), source };
     let mut verdict = Verdict::default();
     let mut renamed = 0u64;
     let mut unusable = unusable(&survey);
-    unusable.extend(hidden_end(&survey, &unusable, read).map_err(failed)?);
+    unusable.extend(hidden_end(&mut survey, &unusable).map_err(failed)?);
     for (name, reason) in &unusable {
         match (reason, how) {
             (Reason::OtherVersion(error), _) => {
@@ -197,9 +191,8 @@ fn unusable(survey: &Survey) -> Vec<(String, Reason)> {
 
 /// The newest of the other files, if recovery cannot be certain of its end.
 fn hidden_end(
-    survey: &Survey,
+    survey: &mut Survey,
     unusable: &[(String, Reason)],
-    read: ReadWhole,
 ) -> io::Result<Option<(String, Reason)>> {
     let is_open = |file: &&Named| {
         let is_unusable = unusable.iter().any(|(name, _)| *name == file.name);
@@ -209,7 +202,7 @@ fn hidden_end(
         return Ok(None);
     };
     let Ok(header) = file.header else { return Ok(None) };
-    let (bytes, lost) = read(&survey.path.join(&file.name))?;
+    let (bytes, lost) = survey.reads.whole(&survey.path.join(&file.name))?;
     let voided: Vec<(u64, u64)> =
         open_headers(&survey.files).filter_map(|header| header.voided).collect();
     let Ok(scanned) = scan::scan(&bytes, &header, &voided) else { return Ok(None) };
