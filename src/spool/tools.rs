@@ -32,7 +32,7 @@ use super::format::record::{Kind, RecordView};
 use super::format::roll::{self, Roll};
 use super::salvage::{Lost, Patience};
 use super::scan;
-use super::{BLOCK, RECORD_BYTES_MAX, RecordPlace, SegmentNo};
+use super::{BLOCK, RECORD_BYTES_MAX, RecordPlace, SegmentNo, round_to_block};
 use crate::message::MessageId;
 
 /// What was met.
@@ -133,7 +133,15 @@ pub fn export(
     directory: &Path,
     out: &mut impl Write,
 ) -> Result<Verdict, ToolError> {
-    let mut survey = Survey::take(spool)?;
+    export_surveyed(Survey::take(spool)?, which, directory, out)
+}
+
+fn export_surveyed(
+    mut survey: Survey,
+    which: Export,
+    directory: &Path,
+    out: &mut impl Write,
+) -> Result<Verdict, ToolError> {
     let mut verdict = Verdict::default();
     survey.each(&mut verdict, &mut io::sink(), |_, _, _| Ok(()))?;
     verdict.live_messages = survey.live().count() as u64;
@@ -154,7 +162,7 @@ pub fn export(
         let Exported { line, damage } = match exported {
             Ok(exported) => exported,
             // The others can still be had.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(error) if is_damage(&error) => {
                 fs::remove_file(&path).map_err(failed)?;
                 tracing::error!("message {id} cannot be read: {error}");
                 verdict.damage += 1;
@@ -481,18 +489,22 @@ impl Survey {
         File::open(self.path.join(&file.name))
     }
 
-    fn record_bytes(&self, place: RecordPlace) -> io::Result<Vec<u8>> {
-        let octets = place.length as usize;
+    /// A record with zeros for what the disk cannot read.
+    fn record_bytes(&mut self, place: RecordPlace) -> io::Result<Vec<u8>> {
+        let (start, octets) = (place.offset as usize % BLOCK, place.length as usize);
         if octets > RECORD_BYTES_MAX {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let mut bytes = vec![0; octets];
-        self.file_of(place.segment)?.read_exact_at(&mut bytes, u64::from(place.offset))?;
-        Ok(bytes)
+        let file = self.file_of(place.segment)?;
+        let mut blocks = vec![0; round_to_block(start + octets)];
+        let Reads { read_at, patience } = &mut self.reads;
+        let mut read = |at, into: &mut [u8]| read_at(&file, into, at);
+        patience.salvage(u64::from(place.offset) - start as u64, &mut blocks, &mut read)?;
+        Ok(blocks[start..][..octets].to_vec())
     }
 
     fn export(
-        &self,
+        &mut self,
         id: MessageId,
         place: RecordPlace,
         file: &mut impl Write,
@@ -529,6 +541,11 @@ impl Survey {
 fn open_headers(files: &[Named]) -> impl Iterator<Item = SegmentHeader> {
     let files = files.iter().filter(|file| !file.is_aside());
     files.filter_map(|file| file.header.ok()).filter(|header| header.state == SegmentState::Open)
+}
+
+/// Whether the message is the reason: its record is none, or its place is behind the file's end.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 struct Exported {

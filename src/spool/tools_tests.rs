@@ -235,6 +235,40 @@ fn messages_are_exported_as_they_were_sent() {
     assert_eq!(lines.lines().count(), 2);
 }
 
+/// One that a disk cannot read whole costs what cannot be read, and the others nothing.
+#[test]
+fn an_export_goes_on_behind_a_bad_sector() {
+    let mut bench = Bench::new();
+    for mail in [unreadable(1), Mail::new(2, 1, 6_000)] {
+        bench.accept(&mail);
+    }
+    // The first is known by the index of its segment, which is sealed.
+    for id in 3..120 {
+        bench.accept(&Mail::new(id, 1, 20_000));
+    }
+    bench.stop();
+    let directory = bench.place.path().join("out");
+    fs::create_dir(&directory).unwrap();
+    let survey = survey_of_a_bad_disk(&bench.spool(), Patience::default());
+    let mut lines = Vec::new();
+    let verdict = export_surveyed(survey, Export::Live, &directory, &mut lines).unwrap();
+    assert_eq!((verdict.damage, verdict.live_messages), (2, 119), "the segment and the message");
+    let lines = String::from_utf8(lines).unwrap();
+    let complete = lines.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["complete"].as_bool().unwrap()
+    });
+    assert_eq!(complete.collect::<Vec<_>>(), (1..120).map(|id| id > 1).collect::<Vec<_>>());
+    let exported = |id| fs::read(directory.join(format!("{}.eml", MessageId(id)))).unwrap();
+    let trace = "Received: by test\r\n".len();
+    let (whole, hurt) = (unreadable(1).body, exported(1).split_off(trace));
+    assert_eq!(exported(2).split_off(trace), Mail::new(2, 1, 6_000).body);
+    assert_eq!(hurt.len(), whole.len());
+    let first_lost = hurt.iter().zip(&whole).position(|(hurt, whole)| hurt != whole).unwrap();
+    assert!((3_000..BLOCK).contains(&first_lost), "{first_lost}: more than a block is lost");
+    assert!(hurt[first_lost..].iter().all(|&octet| octet == 0));
+}
+
 #[test]
 fn a_dump_in_json_is_an_object_a_line() {
     let mut bench = Bench::new();
