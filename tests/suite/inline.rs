@@ -72,7 +72,7 @@ fn begin(gateway: &Gateway) -> Client {
     client
 }
 
-/// What a session says of itself in the events.
+/// No event tells of a message that was taken.
 fn nothing_was_accepted(gateway: &Gateway) {
     let kinds = gateway.events().into_iter().map(|event| event["event"].clone());
     let kept = kinds.filter(|kind| kind == "accepted" || kind == "passed_on");
