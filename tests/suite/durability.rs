@@ -2,16 +2,15 @@
 //! nothing else.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Output};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crate::bytes::behind_trace;
 use crate::client::{Client, stuffed};
-use crate::gateway::{Gateway, binary, files_in, unshared};
+use crate::gateway::{Gateway, files_in, unshared};
+use crate::overload::ask;
 use crate::sink::{Manners, Sink};
 
 const SESSIONS: usize = 20;
@@ -159,25 +158,15 @@ fn at_sink(sink: &Sink) -> HashMap<u64, usize> {
     found
 }
 
-/// A command of the binary on the gateway's configuration.
-fn mailrace(gateway: &Gateway, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg("--config").arg(gateway.config_file());
-    command.output().expect("the binary starts")
-}
-
 /// Messages in the queue, as the command counts them.
 fn queued(gateway: &Gateway) -> u64 {
-    let output = mailrace(gateway, &["queue", "count", "--json"]);
-    let text = String::from_utf8_lossy(&output.stdout);
-    let count: serde_json::Value =
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let count = gateway.said_json(&["queue", "count"]);
     count["messages"].as_u64().expect("a number of messages")
 }
 
 /// Nothing in the log of a gateway that was killed may count as damage.
 fn assert_no_damage(gateway: &Gateway) {
-    let output = mailrace(gateway, &["spool", "verify"]);
+    let output = gateway.command(&["spool", "verify"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -295,11 +284,7 @@ const SEGMENT_OCTETS: u64 = 4 << 20;
 
 /// A figure of `/metrics`.
 fn figure(gateway: &Gateway, name: &str) -> u64 {
-    let mut stream = TcpStream::connect(gateway.admin()).expect("the admin interface");
-    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).expect("it is taken");
-    let mut page = String::new();
-    stream.read_to_string(&mut page).expect("a page");
+    let page = ask(gateway, "/metrics");
     let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let value = value.unwrap_or_else(|| panic!("no {name}:\n{page}"));
     value.parse::<f64>().expect("a number") as u64
