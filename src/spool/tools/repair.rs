@@ -207,10 +207,11 @@ fn hidden_end(
         open_headers(&survey.files).filter_map(|header| header.voided).collect();
     let Ok(scanned) = scan::scan(&bytes, &header, &voided) else { return Ok(None) };
     let last_valid = scanned.end_of_whole(header.first_sequence);
-    let is_certain =
-        scan::sealed_end(&bytes, &header).is_some() || scanned.is_end_readable(last_valid, lost);
+    if scan::sealed_end(&bytes, &header).is_some() || scanned.is_end_readable(last_valid, lost) {
+        return Ok(None);
+    }
     let reason = Reason::HiddenEnd { bytes, octets: lost.octets };
-    Ok((!is_certain).then(|| (file.name.clone(), reason)))
+    Ok(Some((file.name.clone(), reason)))
 }
 
 /// What is to become of one of several files that say to be the same segment: of copies the first
