@@ -138,6 +138,34 @@ fn rot_is_found_wherever_it_is() {
     assert_eq!(verify(&bench.spool(), &mut Vec::new()).unwrap().damage, 2);
 }
 
+/// A disk that writes to the wrong place can put a sound batch over another one.  Recovery goes by
+/// the index, and so must who looks.
+#[test]
+fn a_batch_over_another_one_hides_nothing_that_the_index_knows() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (0..150).map(|id| bench.accept(&Mail::new(id, 1, 20_000))).collect();
+    bench.done(9, places[9]);
+    let [lost, moved] = [places[3], places[8]];
+    assert_eq!((lost.segment, lost.length), (moved.segment, moved.length));
+    let file = bench.log.as_ref().unwrap().table().file(lost.segment).unwrap();
+    bench.stop();
+    let path = bench.spool().join(format!("{:08x}.seg", file.0));
+    let mut octets = fs::read(&path).unwrap();
+    let start = |place: RecordPlace| place.offset as usize / BLOCK * BLOCK;
+    let batch = round_to_block(lost.length as usize);
+    octets.copy_within(start(moved)..start(moved) + batch, start(lost));
+    fs::write(&path, octets).unwrap();
+    let mut out = Vec::new();
+    let verdict = verify(&bench.spool(), &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!(verdict.live_messages, 149, "{out}");
+    let told =
+        |id: u64| format!("message {} from <> to <r0@example.org>: DAMAGED: ", MessageId(id));
+    for id in 0..150 {
+        assert_eq!(out.contains(&told(id)), id == 3, "message {id}: {out}");
+    }
+}
+
 /// A crash may come after the header was written and before the file has its new name.
 #[test]
 fn a_segment_whose_header_says_quarantined_is_aside_under_either_name() {
