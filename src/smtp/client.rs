@@ -23,13 +23,15 @@
 //! connection takes no further transaction, and the results tell the driver to remember it.  A
 //! peer that refuses something and throws away what came with it, silently, would answer the next
 //! message in place of this one: after a refusal nothing is told, and nothing started, until every
-//! reply that is owed has come.
+//! reply that is owed has come.  Where the peer was out of step since, even that proves nothing, for
+//! it may have answered the octets of a body: then the reply to QUIT shows whether all are in their
+//! places.
 //!
 //! Invariants: transactions end in the order in which they were started; every transaction that is started ends in exactly one
 //! [`ClientAction::TransactionDone`] with one outcome for each recipient; a recipient counts as
 //! delivered only by a 2xx that answers the end of a body that was sent to its end; what a peer
 //! decided about a recipient stands when the connection fails later, and the failure decides
-//! nothing.  After [`ClientAction::Close`] there is no further action but the end of a transaction
+//! nothing, but for what came behind a refusal in one flight, which is as doubtful then as the rest.  After [`ClientAction::Close`] there is no further action but the end of a transaction
 //! that is started all the same.
 //!
 //! **STARTTLS** (RFC 3207) is the driver's to do when the machine says so
@@ -161,6 +163,9 @@ enum State {
     LoginCancelled(ClientError),
     /// Between transactions, or in some.
     Serving,
+    /// QUIT is out, and results are withheld until its reply shows that those before it were in
+    /// step.
+    Confirming,
     /// QUIT is out.
     Quitting,
     /// Over.
@@ -320,7 +325,7 @@ impl Client {
                 self.state = State::Quitting;
                 self.deadline = Some(now + self.config.timeouts.command.min(limits::CLIENT_QUIT));
             }
-            State::Quitting | State::Closed => {}
+            State::Confirming | State::Quitting | State::Closed => {}
             _ => self.abandon(),
         }
     }
@@ -430,6 +435,7 @@ impl Client {
                 }
                 _ => self.fail(ConnectionCause::Unexpected(Arc::new(reply))),
             },
+            State::Confirming => self.confirmed(reply),
             // Whatever it says to QUIT, it is over.
             State::Quitting => self.close(),
             State::Closed => {}
@@ -441,6 +447,7 @@ impl Client {
         match self.state {
             State::Closed => {}
             State::Serving if !self.under_way.is_empty() => self.end(&cause, Some(0)),
+            State::Confirming => self.end(&cause, None),
             State::Quitting => self.close(),
             _ => {
                 let failure = ConnectionFailure { stage: self.stage(), cause };
@@ -465,7 +472,7 @@ impl Client {
             (State::Login(_) | State::LoginCancelled(_), _) => Stage::Login,
             (State::Serving, Some(UnderWay::Running { exchange, .. })) => exchange.stage(),
             (State::Serving | State::Closed, _) => Stage::Idle,
-            (State::Quitting, _) => Stage::Quit,
+            (State::Confirming | State::Quitting, _) => Stage::Quit,
         }
     }
 

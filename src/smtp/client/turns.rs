@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::exchange::{Exchange, Manner, Next, Terms};
 use super::{
     AfterTransaction, BrokenPromise, Client, ClientAction, ConnectionCause, ConnectionFailure,
-    Deferral, Failure, LocalRefusal, OneFlight, Protocol, RecipientOutcome, Stage, StagedReply,
-    State, Transaction, TransactionId, TransactionResult, UnderWay,
+    Deferral, Failure, LocalRefusal, OneFlight, PeerReply, Protocol, RecipientOutcome, Stage,
+    StagedReply, State, Transaction, TransactionId, TransactionResult, UnderWay,
 };
 use crate::config::EightBit;
 use crate::message::BodyFlags;
@@ -69,9 +69,40 @@ impl Client {
                     }
                     return;
                 }
+                None if matches!(self.state, State::Confirming) => return,
+                None if self.suspicion.is_some() && self.may_be_out_of_step() => {
+                    return self.confirm(now);
+                }
                 None => return self.tell_all(),
             }
         }
+    }
+
+    /// Whether the peer lost count, and can be asked whether it has found it again.
+    fn may_be_out_of_step(&self) -> bool {
+        self.is_draining && matches!(self.state, State::Serving)
+    }
+
+    /// As many replies have come as were owed, and yet they need not be those to our commands: a
+    /// peer that threw some away after its refusal may have taken octets of a body for others.
+    /// Nothing follows on this connection.  So we say good-bye now, and what has ended is told by
+    /// the reply: only one in step answers QUIT with 221 (RFC 5321 section 4.1.1.10).
+    fn confirm(&mut self, now: Instant) {
+        self.output.extend_from_slice(b"QUIT\r\n");
+        self.state = State::Confirming;
+        self.deadline = Some(now + self.config.timeouts.command);
+    }
+
+    /// The peer answers QUIT.
+    pub(super) fn confirmed(&mut self, reply: PeerReply) {
+        if reply.code.value() != 221 {
+            return self.end(&ConnectionCause::Unexpected(Arc::new(reply)), None);
+        }
+        for result in &mut self.withheld {
+            result.connection = AfterTransaction::MustClose;
+        }
+        self.tell_all();
+        self.close();
     }
 
     /// Every reply that was owed has come, or there is no doubt: what ended is told.
@@ -80,23 +111,24 @@ impl Client {
         self.actions.extend(self.withheld.drain(..).map(ClientAction::TransactionDone));
     }
 
-    /// Replies were owed after a refusal in one flight, and do not come.  A peer that threw away
-    /// what came with it (against RFC 2920 section 3.2) has answered later commands in place of
-    /// those, so that what seems taken or refused since may be neither: it is tried again.
+    /// Replies were owed after a refusal in one flight, and do not come, or not in step.  A peer
+    /// that threw away what came with it (against RFC 2920 section 3.2) has answered later commands
+    /// in place of those, so that what seems taken or refused since may be neither: all but the
+    /// refusal itself is tried again.
     fn doubt_all(&mut self, cause: &ConnectionCause) {
-        let cause = match cause {
-            ConnectionCause::Refused(_) => ConnectionCause::Closed,
-            other => other.clone(),
-        };
         for result in &mut self.withheld {
             for outcome in &mut result.outcomes {
                 let is_sure = match outcome {
-                    RecipientOutcome::Deferred(_) | RecipientOutcome::Failed(Failure::Local(_)) => {
-                        true
-                    }
-                    RecipientOutcome::Failed(Failure::Reply(StagedReply { reply, .. })) => {
-                        let suspicion = self.suspicion.as_ref();
-                        suspicion.is_some_and(|first| Arc::ptr_eq(first, reply))
+                    RecipientOutcome::Deferred(Deferral::Connection(_))
+                    | RecipientOutcome::Failed(Failure::Local(_)) => true,
+                    RecipientOutcome::Deferred(
+                        Deferral::Reply(StagedReply { reply, .. })
+                        | Deferral::TooManyRecipients(reply)
+                        | Deferral::ChunkingRefused(reply)
+                        | Deferral::OneFlightRefused(reply),
+                    )
+                    | RecipientOutcome::Failed(Failure::Reply(StagedReply { reply, .. })) => {
+                        self.suspicion.as_ref().is_some_and(|first| Arc::ptr_eq(first, reply))
                     }
                     RecipientOutcome::Delivered(_) => false,
                 };
@@ -167,13 +199,14 @@ impl Client {
         let confused =
             matches!(cause, ConnectionCause::Unexpected(_) | ConnectionCause::Malformed(_))
                 || (self.suspicion.is_some() && matches!(cause, ConnectionCause::TimedOut));
-        if self.suspicion.is_some() && !self.under_way.is_empty() {
-            self.doubt_all(cause);
-        }
-        self.tell_all();
+        let cause = match cause {
+            // It may be the end of another command than the one it seems to answer.
+            ConnectionCause::Refused(_) if self.suspicion.is_some() => &ConnectionCause::Closed,
+            cause => cause,
+        };
         self.state = State::Closed;
         for (place, one) in std::mem::take(&mut self.under_way).into_iter().enumerate() {
-            let result = match one {
+            let mut result = match one {
                 UnderWay::Decided(result) => result,
                 UnderWay::Waiting { id, transaction } => self.declined(id, &transaction),
                 UnderWay::Running { id, exchange } => {
@@ -186,11 +219,13 @@ impl Client {
                     result
                 }
             };
-            self.actions.push_back(ClientAction::TransactionDone(TransactionResult {
-                connection: AfterTransaction::MustClose,
-                ..result
-            }));
+            result.connection = AfterTransaction::MustClose;
+            self.withheld.push_back(result);
         }
+        if self.suspicion.is_some() {
+            self.doubt_all(cause);
+        }
+        self.tell_all();
         self.close();
     }
 

@@ -138,7 +138,7 @@ impl Plan {
                 is_wrong: random.u8(0..8) == 0,
                 by_mx: random.bool() && !lmtp,
                 lmtp,
-                flushes: random.u8(0..4) == 0,
+                flushes: random.u8(0..4) < 2,
             }
         });
         let offers = offers.collect();

@@ -349,7 +349,12 @@ impl Connection {
         // While a large body goes out nothing else does; only its end may come.
         while let Some(action) = self.client.poll_action() {
             match action {
-                ClientAction::Send(octets) => self.outbox.add(&octets),
+                ClientAction::Send(octets) => {
+                    if octets.starts_with(b"QUIT") && !self.jobs.is_empty() {
+                        scene.happens("replies are held against the answer to QUIT");
+                    }
+                    self.outbox.add(&octets);
+                }
                 ClientAction::SendBody { id, prefix, form, suffix } => {
                     if prefix.starts_with(b"MAIL") || prefix.starts_with(b"RSET") {
                         scene.happens("a message goes in one flight");
