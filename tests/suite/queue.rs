@@ -23,6 +23,9 @@ service = "relay"
 recipient = "*@held.test"
 to = "hold"
 [[route]]
+recipient = "*@nowhere.test"
+to = "discard"
+[[route]]
 recipient = "*@dead.test"
 to = "smtp://127.0.0.1:1"
 [[route]]
@@ -88,6 +91,20 @@ fn held_mail_is_counted_shown_released_and_deleted() {
 }
 
 /// The next hop puts it off, and only the latest record of a wait counts.
+#[test]
+fn what_is_discarded_counts_as_delivered() {
+    let sink = Sink::start(Manners::default());
+    let mut gateway = start(&sink);
+    let id = send(&gateway, &["a@nowhere.test"]);
+    gateway.wait_event("its end", |event| {
+        event["event"] == "delivered"
+            && event["message"] == *id
+            && event["to"][0] == "a@nowhere.test"
+    });
+    gateway.wait_until("nothing in the queue", || (counts(&gateway) == (0, 0)).then_some(()));
+    gateway.terminate();
+}
+
 #[test]
 fn what_was_released_and_then_deferred_is_not_held_again() {
     let replies = HashMap::from([("a@held.test".into(), "450 4.2.1 Not now".into())]);

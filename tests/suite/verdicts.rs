@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::gateway::{CHECKS_WITHOUT_DNS, Gateway};
+use crate::gateway::{CHECKS_WITHOUT_DNS, Gateway, files_in};
 use crate::overload::ask;
 
 const MESSAGE: &[u8] = b"Subject: judged\r\n\r\nSo or so.\r\n";
@@ -121,6 +121,29 @@ fn quarantined_mail_stays_so_through_a_crash_until_it_is_released() {
     let mut gateway = gateway.restart(&config);
     let list = gateway.said(&["queue", "list"]);
     assert!(list.contains(&second) && !list.contains(&first) && !list.contains(&third), "{list}");
+    gateway.terminate();
+}
+
+/// At its end the sender hears nothing: he is forged more often than not.
+#[test]
+fn quarantined_mail_ends_with_its_lifetime_and_without_a_notice() {
+    let config = format!("{}[queue]\nlifetime = \"2s\"\nretry = [\"1s\"]\n", config("quarantine"));
+    let mut gateway = Gateway::start(&config);
+    let mut client = client(&gateway);
+    client.envelope("a@here.test", &["b@here.test"]);
+    let id = client.data(MESSAGE).message_id();
+    let ended = gateway.wait_event("its end", |event| event["event"] == "expired");
+    assert_eq!((&ended["message"], &ended["reason"]), (&(&*id).into(), &"quarantined".into()));
+    // A notice would be in the queue before its cause leaves it.
+    gateway.wait_until("nothing in the queue", || {
+        (gateway.said_json(&["queue", "count"])["messages"] == 0).then_some(())
+    });
+    let kinds: Vec<Value> = gateway.events().iter().map(|event| event["event"].clone()).collect();
+    assert!(!kinds.iter().any(|kind| kind == "delivered" || kind == "bounced"), "{kinds:?}");
+    gateway.kill9();
+    let mut gateway = gateway.restart(&config);
+    assert_eq!(gateway.said_json(&["queue", "count"])["messages"], 0);
+    assert!(files_in(&gateway.dir().join("mail/here.test")).is_empty());
     gateway.terminate();
 }
 
