@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::message::{BodyFlags, BodySummary};
 use crate::spool::committer::random_generation;
+use crate::spool::format::record::RECORD_HEADER;
 use crate::spool::test_kit::{Kept, Mail};
 use crate::spool::{
     Appender, AppenderOptions, ChunkPlace, Done, FileDisk, Log, LogOptions, NewBody, Recipients,
@@ -136,6 +137,34 @@ fn rot_is_found_wherever_it_is() {
     fs::write(&path, &hurt).unwrap();
     // The header, and that no file says to be the segment.
     assert_eq!(verify(&bench.spool(), &mut Vec::new()).unwrap().damage, 2);
+}
+
+#[test]
+fn a_done_that_is_hurt_says_that_its_message_may_go_out_again() {
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    bench.done(1, place);
+    let file = bench.log.as_ref().unwrap().table().file(place.segment).unwrap();
+    // What was durable before these is no torn end.
+    bench.accept(&Mail::new(2, 1, 100));
+    bench.accept(&Mail::new(3, 1, 100));
+    bench.stop();
+    let spool = bench.spool();
+    let mut lines = Vec::new();
+    dump(&spool, Some(MessageId(1)), Form::Json, &mut lines).unwrap();
+    let lines = String::from_utf8(lines).unwrap();
+    let done: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(done["kind"], "done");
+    let path = spool.join(format!("{:08x}.seg", file.0));
+    let mut octets = fs::read(&path).unwrap();
+    octets[done["offset"].as_u64().unwrap() as usize + RECORD_HEADER] ^= 1;
+    fs::write(&path, octets).unwrap();
+    let mut out = Vec::new();
+    let verdict = verify(&spool, &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!((verdict.damage, verdict.live_messages), (1, 3), "{out}");
+    let told = format!("message {}: DAMAGED: a DONE in ", MessageId(1));
+    assert!(out.contains(&told) && out.contains("it may be sent to them again"), "{out}");
 }
 
 /// A disk that writes to the wrong place can put a sound batch over another one.  Recovery goes by

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -414,4 +415,43 @@ fn mail_is_taken_again_once_there_is_room_on_the_disk() {
     wait_for_room(&gateway, "user@hop.test");
     assert!(gateway.is_running());
     gateway.terminate();
+}
+
+/// The octets of all sources below a folder, one behind the other, and of their names.
+fn sources(folder: &Path, into: &mut String) {
+    for path in files_in(folder) {
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.file_stem().expect("it has an extension").to_string_lossy();
+            *into += &format!("mod {name};\n{}\n", std::fs::read_to_string(&path).expect("text"));
+        }
+    }
+}
+
+/// What `docs/durability.md` promises, it proves by tests that it names.
+#[test]
+fn every_test_that_the_page_names_is_there() {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut code = String::new();
+    for folder in ["src", "tests/suite"] {
+        sources(&home.join(folder), &mut code);
+    }
+    let page = std::fs::read_to_string(home.join("docs/durability.md")).expect("text");
+    let quoted = page.split('`').skip(1).step_by(2).flat_map(str::split_whitespace);
+    let is_name = |word: &&str| {
+        let is_plain = |octet| matches!(octet, b'a'..=b'z' | b'0'..=b'9' | b'_' | b':');
+        word.bytes().all(is_plain) && (word.contains("::") || word.matches('_').count() > 2)
+    };
+    let mut names = 0;
+    for name in quoted.filter(is_name) {
+        let mut parts: Vec<&str> = name.split("::").filter(|part| !part.is_empty()).collect();
+        // The last is a test, its beginning or a module; the others are modules.
+        let last = parts.pop().expect("no word is empty");
+        let has_module = |part: &str| code.contains(&format!("mod {part};"));
+        let is_there = code.contains(&format!("fn {last}")) || has_module(last);
+        assert!(is_there && parts.into_iter().all(has_module), "there is no {name}");
+        names += 1;
+    }
+    assert!(names > 40, "{names} names found");
 }
