@@ -138,14 +138,15 @@ fn a_bare_newline_ends_the_next_hops_part() {
             came
         });
         let gateway = gateway(&format!("smtp://{address}"));
-        // More than waits for its end here, so that some of it is at the next hop by then.
+        // More than waits for its end here, in front and behind: some is at the next hop when the
+        // rest comes, which goes there before the end of it is known.
         let good = b"good\r\n".repeat(20_000);
-        let smuggled = b"bad\n.\nMAIL FROM:<evil@in.test>\r\n";
+        let smuggled = [b"bad\n.\nMAIL FROM:<evil@in.test>\r\n".as_slice(), &good].concat();
         let reply = match by_bdat {
             false => {
                 let mut client = begin(&gateway);
                 client.send(&good);
-                client.send(smuggled);
+                client.send(&smuggled);
                 client.send(b".\r\n");
                 client.reply()
             }
@@ -156,7 +157,7 @@ fn a_bare_newline_ends_the_next_hops_part() {
                 client.send(&good);
                 client.reply().expect("250");
                 client.send(format!("BDAT {} LAST\r\n", smuggled.len()).as_bytes());
-                client.send(smuggled);
+                client.send(&smuggled);
                 client.reply()
             }
         };
