@@ -14,6 +14,8 @@ pub mod runtime;
 pub mod smtp;
 pub mod sync;
 
+pub mod peers;
+
 pub mod auth;
 pub mod tls;
 

@@ -19,8 +19,9 @@ pub const AUTH_FAILURE_WAIT: Duration = Duration::from_secs(1);
 pub const AUTH_PATIENCE: Duration = Duration::from_secs(10);
 /// Verifications that may wait or run at a time; each that runs takes some 19 MiB.
 pub const AUTH_VERIFICATIONS: usize = 64;
-/// Entries of each table of failures, logins and rates; some 100 octets each.
-pub const AUTH_TABLE: usize = 65_536;
+/// Entries of each table of what peers have done (failures, logins, rates, unknown recipients); some
+/// 100 octets each.
+pub const PEERS_REMEMBERED: usize = 65_536;
 /// A reply line that we send, with its CRLF (RFC 5321 4.5.3.1.5).
 pub const REPLY_LINE: usize = 512;
 /// A reply line that we read; more than the 512 that peers should keep to.
@@ -107,6 +108,8 @@ pub const CLIENT_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
 pub const CLIENT_DATA_END: Duration = Duration::from_secs(10 * 60);
 /// What a peer may take to answer QUIT: nothing depends on it any more.
 pub const CLIENT_QUIT: Duration = Duration::from_secs(5);
+/// The same where the answer shows whether those before it were in step: less than a stop waits.
+pub const CLIENT_CONFIRMATION: Duration = Duration::from_secs(10);
 /// What a client sends of an envelope before it waits for the replies to it.  RFC 2920 section
 /// 3.1: commands and replies in flight must fit the windows, or both sides wait in a write.
 /// The 100 recipients of an ordinary transaction fit.
@@ -116,10 +119,10 @@ pub const CLIENT_GROUP: usize = 16 * 1024;
 pub const ONE_FLIGHT_OCTETS: u64 = CHUNK as u64;
 /// The most recipients of such a message.
 pub const ONE_FLIGHT_RECIPIENTS: usize = 100;
-/// The same where a client of ours waits for what the next hop says (4.5.3.2.2 to .4 give it five
-/// minutes for MAIL and RCPT, and ten for the end of data).
+/// The reply of a next hop to a command, where a client of ours waits for it: less than the five
+/// minutes that 4.5.3.2.2 and .3 give to MAIL and RCPT, for the client has no more for both of us.
 pub const BACKEND_COMMAND: Duration = Duration::from_secs(60);
-/// Likewise for the reply to the end of data.
+/// Likewise to the end of data, for which 4.5.3.2.6 gives ten.
 pub const BACKEND_DATA_END: Duration = Duration::from_secs(9 * 60);
 /// Idle connections to a site that a core keeps for sessions that ask it directly.
 pub const BACKENDS_KEPT: usize = 8;

@@ -20,7 +20,6 @@ pub mod sasl;
 pub mod scram;
 mod secret;
 mod smart_host;
-pub(crate) mod table;
 pub mod throttle;
 pub mod users;
 

@@ -6,24 +6,24 @@
 //! Failures: five are free, then each one more closes the door for twice as long, to a quarter of
 //! an hour for an address and a minute for a user.  The user's door stays open to an address from
 //! which that user has logged in of late, so that a stranger cannot lock anybody out.  Rates are
-//! kept by the generic cell rate algorithm: one time stamp a key says how much of the allowance is
-//! left.
+//! [`Allowances`].
 
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::table::{Lapses, Table};
 use crate::limits;
-use crate::units::Rate;
+use crate::peers::allowances::Allowances;
+use crate::peers::lapsing::{Lapses, Table};
+use crate::peers::network::Host;
 
 /// Failed logins, for all workers.
 pub struct Failures {
-    by_address: Table<IpAddr, Strikes>,
+    by_address: Table<Host, Strikes>,
     by_user: Table<Arc<str>, Strikes>,
     /// Where users have logged in.
-    at_home: Table<(Arc<str>, IpAddr), Visit>,
+    at_home: Table<(Arc<str>, Host), Visit>,
 }
 
 struct Strikes {
@@ -60,9 +60,9 @@ const HOME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 impl Default for Failures {
     fn default() -> Failures {
         Failures {
-            by_address: Table::new(limits::AUTH_TABLE),
-            by_user: Table::new(limits::AUTH_TABLE),
-            at_home: Table::new(limits::AUTH_TABLE),
+            by_address: Table::new(limits::PEERS_REMEMBERED),
+            by_user: Table::new(limits::PEERS_REMEMBERED),
+            at_home: Table::new(limits::PEERS_REMEMBERED),
         }
     }
 }
@@ -71,7 +71,7 @@ impl Failures {
     /// Whether this address may try at all now.
     pub fn admits_address(&self, address: IpAddr, now: Instant) -> bool {
         let open = |strikes: &Strikes| strikes.closed_until <= now;
-        self.by_address.read(&network(address), open).unwrap_or(true)
+        self.by_address.read(&Host::of(address), open).unwrap_or(true)
     }
 
     /// Whether somebody at this address may try to be `user` now.
@@ -84,7 +84,7 @@ impl Failures {
 
     /// A login failed.
     pub fn failed(&self, user: Option<&str>, address: IpAddr, now: Instant) {
-        strike(&self.by_address, &network(address), ADDRESS_WAIT_MAX, now);
+        strike(&self.by_address, &Host::of(address), ADDRESS_WAIT_MAX, now);
         let Some(user) = user.map(Arc::<str>::from) else { return };
         strike(&self.by_user, &user, USER_WAIT_MAX, now);
     }
@@ -95,13 +95,13 @@ impl Failures {
         let user: Arc<str> = user.into();
         self.by_user.remove(&user);
         let until = now + HOME;
-        let key = (user, network(address));
+        let key = (user, Host::of(address));
         self.at_home.change(&key, now, || Visit(until), |visit| visit.0 = until);
     }
 
     fn is_at_home(&self, user: Arc<str>, address: IpAddr, now: Instant) -> bool {
         let known = |visit: &Visit| visit.0 > now;
-        self.at_home.read(&(user, network(address)), known).unwrap_or(false)
+        self.at_home.read(&(user, Host::of(address)), known).unwrap_or(false)
     }
 }
 
@@ -125,60 +125,12 @@ fn strike<K: Hash + Eq + Clone>(
     });
 }
 
-/// What counts as one address: an IPv6 client has its whole /64.
-pub(crate) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !0 << 64).into(),
-        v4 => v4,
-    }
-}
-
-/// Allowances of one kind, for all workers.
-pub struct Allowances<K> {
-    rate: Rate,
-    table: Table<K, Spent>,
-}
-
-/// When all that was spent will have come back (the theoretical arrival time).
-struct Spent(Instant);
-
-impl Lapses for Spent {
-    fn lapses(&self) -> Instant {
-        self.0
-    }
-}
-
-impl<K: Hash + Eq + Clone> Allowances<K> {
-    /// Nothing is spent yet.
-    pub fn new(rate: Rate) -> Allowances<K> {
-        Allowances { rate, table: Table::new(limits::AUTH_TABLE) }
-    }
-
-    /// Takes one; tells whether there was one.
-    pub fn take(&self, key: &K, now: Instant) -> bool {
-        let each = self.rate.period / self.rate.count.max(1);
-        self.table.change(
-            key,
-            now,
-            || Spent(now),
-            |spent| {
-                let next = spent.0.max(now) + each;
-                let allowed = next <= now + self.rate.period;
-                if allowed {
-                    spent.0 = next;
-                }
-                allowed
-            },
-        )
-    }
-}
-
 /// The rates of `[limits]`, as far as they are set.
 pub struct Rates {
     messages_per_user: Option<Allowances<Arc<str>>>,
     recipients_per_user: Option<Allowances<Arc<str>>>,
-    messages_per_address: Option<Allowances<IpAddr>>,
-    recipients_per_address: Option<Allowances<IpAddr>>,
+    messages_per_address: Option<Allowances<Host>>,
+    recipients_per_address: Option<Allowances<Host>>,
 }
 
 impl Rates {
@@ -208,7 +160,7 @@ impl Rates {
 
 fn take(
     users: &Option<Allowances<Arc<str>>>,
-    addresses: &Option<Allowances<IpAddr>>,
+    addresses: &Option<Allowances<Host>>,
     user: Option<&str>,
     address: Option<IpAddr>,
     now: Instant,
@@ -218,7 +170,7 @@ fn take(
         _ => true,
     };
     let of_address = || match (addresses, address) {
-        (Some(addresses), Some(address)) => addresses.take(&network(address), now),
+        (Some(addresses), Some(address)) => addresses.take(&Host::of(address), now),
         _ => true,
     };
     of_user && of_address()
@@ -288,21 +240,9 @@ mod tests {
     fn a_flood_of_names_fills_no_memory() {
         let failures = Failures::default();
         let now = Instant::now();
-        for user in 0..2 * limits::AUTH_TABLE {
+        for user in 0..2 * limits::PEERS_REMEMBERED {
             failures.failed(Some(&user.to_string()), ip("203.0.113.1"), now);
         }
-        assert!(failures.by_user.len() <= limits::AUTH_TABLE);
-    }
-
-    #[test]
-    fn an_allowance_is_spent_and_comes_back() {
-        let rate = Rate { count: 3, period: Duration::from_secs(30) };
-        let allowances: Allowances<u8> = Allowances::new(rate);
-        let now = Instant::now();
-        let take = |seconds| allowances.take(&1, now + Duration::from_secs(seconds));
-        assert_eq!([0, 0, 0, 0, 9].map(take), [true, true, true, false, false]);
-        assert_eq!([10, 10, 19, 20].map(take), [true, false, false, true]);
-        assert!(allowances.take(&2, now), "everybody has one of its own");
-        assert_eq!([100, 100, 100, 100].map(take), [true, true, true, false], "no more is saved");
+        assert!(failures.by_user.len() <= limits::PEERS_REMEMBERED);
     }
 }

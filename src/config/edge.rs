@@ -1,16 +1,15 @@
-//! `[edge]`, `[recipients]` and what belongs to them: the types, and reading them.
+//! `[edge]` and what belongs to it: the types, and reading them.
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::read::{network, path, words};
-use super::table::{Table, Wrong, choice, expected, period, size, text, truth, whole};
+use super::read::words;
+use super::table::{Table, Wrong, choice, expected, networks, period, size, text, whole};
 use crate::dns::Name;
 use crate::edge::verdict::{Action, Effect, Score, Thresholds};
 use crate::units::ByteSize;
@@ -150,44 +149,11 @@ pub enum OnFailure {
     Defer,
 }
 
-/// `[recipients]`: who is here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recipients {
-    /// The table of mailboxes, aliases and lists.
-    pub file: Option<PathBuf>,
-    /// Whether the next hop of a recipient's route is asked.
-    pub call_ahead: bool,
-    /// How long its yes is believed.
-    pub positive: Duration,
-    /// How long its no is believed.
-    pub negative: Duration,
-    /// Answers that are remembered.
-    pub entries: usize,
-    /// What divides a mailbox's name from its detail.
-    pub plus: Option<char>,
-    /// Whether VRFY is answered from the table.
-    pub vrfy: bool,
-    /// Whether EXPN is answered from the table.
-    pub expn: bool,
-}
-
-/// How a listener's messages go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ListenerDelivery {
-    /// Through the log and the queue.
-    Queue,
-    /// Straight to the next hop, whose replies become ours; nothing is kept.
-    Inline,
-}
-
-/// How a listener's messages go on, by name.
-pub(super) const LISTENER_DELIVERY: [(&str, ListenerDelivery); 2] =
-    [("queue", ListenerDelivery::Queue), ("inline", ListenerDelivery::Inline)];
-
 const DEADLINE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 const SHORT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
-const LONG: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(366 * 86_400);
-const ENTRIES: RangeInclusive<usize> = 1_000..=20_000_000;
+pub(super) const LONG: RangeInclusive<Duration> =
+    Duration::ZERO..=Duration::from_secs(366 * 86_400);
+pub(super) const ENTRIES: RangeInclusive<usize> = 1_000..=20_000_000;
 const SIZE: RangeInclusive<ByteSize> = ByteSize(1 << 10)..=ByteSize(1 << 30);
 /// No score of a configuration is larger, so that sums are far from their bounds.
 const SCORE_MAX: f64 = 1_000.0;
@@ -263,21 +229,6 @@ impl Default for Greylist {
     }
 }
 
-impl Default for Recipients {
-    fn default() -> Recipients {
-        Recipients {
-            file: None,
-            call_ahead: false,
-            positive: Duration::from_secs(4 * 3_600),
-            negative: Duration::from_secs(5 * 60),
-            entries: 100_000,
-            plus: Some('+'),
-            vrfy: false,
-            expn: false,
-        }
-    }
-}
-
 /// Reads `[edge]`; without it there is no edge filter.
 pub(super) fn edge(root: &Table<'_>) -> Option<Edge> {
     let table = root.table("edge");
@@ -304,12 +255,6 @@ pub(super) fn edge(root: &Table<'_>) -> Option<Edge> {
         rspamd: table.has("rspamd").then(|| rspamd(&table.table("rspamd"))).flatten(),
     };
     root.has("edge").then_some(edge)
-}
-
-/// Networks under a key; none if it is not there.
-pub(super) fn networks(table: &Table<'_>, key: &'static str) -> Vec<IpNet> {
-    let found = table.list(key, network).map(Spanned::into_inner);
-    found.into_iter().flatten().map(Spanned::into_inner).collect()
 }
 
 /// Where there is a table of thresholds, it is all of them.
@@ -390,21 +335,6 @@ fn rspamd(table: &Table<'_>) -> Option<Rspamd> {
     let on_failure = table.or("on_failure", OnFailure::Accept, choice(&failures));
     let size = table.or("size", ByteSize(20 << 20), size(SIZE));
     Some(Rspamd { url: url?.into_inner(), deadline, on_failure, size })
-}
-
-/// Reads `[recipients]`.
-pub(super) fn recipients(table: &Table<'_>, directory: &Path) -> Recipients {
-    let default = Recipients::default();
-    Recipients {
-        file: table.optional("file", path).map(|file| directory.join(file.into_inner())),
-        call_ahead: table.or("call_ahead", default.call_ahead, truth),
-        positive: table.or("positive", default.positive, period(LONG)),
-        negative: table.or("negative", default.negative, period(LONG)),
-        entries: table.or("entries", default.entries, whole(ENTRIES)),
-        plus: table.or("plus", default.plus, plus),
-        vrfy: table.or("vrfy", default.vrfy, truth),
-        expn: table.or("expn", default.expn, truth),
-    }
 }
 
 /// A score: a number with at most two decimals.
@@ -495,17 +425,6 @@ fn url(value: &DeValue<'_>) -> Result<Box<str>, Wrong> {
     }
 }
 
-fn plus(value: &DeValue<'_>) -> Result<Option<char>, Wrong> {
-    let mut given = text(value)?.chars();
-    match (given.next(), given.next()) {
-        (None, _) => Ok(None),
-        (Some(c), None) if c.is_ascii_punctuation() && !"@\"\\<>,.:;()[]".contains(c) => {
-            Ok(Some(c))
-        }
-        _ => Err(Wrong::new("is not a divider", "expected one character like \"+\", or \"\"")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -515,18 +434,11 @@ mod tests {
     use crate::edge::checks::{NAMES, effect_of};
 
     fn parse(text: &str) -> Result<Config, String> {
-        let environment = Environment {
-            host_name: "mx.example.net".into(),
-            cores: 1,
-            descriptors: 1_024,
-            directory: "/srv".into(),
-            user_exists: |_| true,
-        };
         let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"mx\"\n";
         let rest = "[domains]\naccept = [\"example.com\"]\n\
                     [[route]]\nrecipient = \"*\"\nto = \"hold\"\n";
         let text = format!("{listener}{rest}{text}");
-        match Config::parse(&text, Path::new("/etc/m.toml"), &environment) {
+        match Config::parse(&text, Path::new("/etc/m.toml"), &Environment::for_test()) {
             Ok(checked) => Ok(checked.config),
             Err(report) => Err(report.render(false)),
         }
@@ -542,15 +454,6 @@ mod tests {
     fn every_key_reaches_its_place() {
         let config = parse(
             r#"
-[recipients]
-file = "who"
-call_ahead = true
-positive = "1h"
-negative = "1m"
-entries = 2000
-plus = "-"
-vrfy = true
-expn = true
 [edge]
 exempt = ["192.0.2.0/24"]
 deadline = "2s"
@@ -653,17 +556,6 @@ size = "1MiB"
             }),
         };
         assert_eq!(config.edge, Some(edge));
-        let recipients = Recipients {
-            file: Some("/etc/who".into()),
-            call_ahead: true,
-            positive: seconds(3_600),
-            negative: seconds(60),
-            entries: 2_000,
-            plus: Some('-'),
-            vrfy: true,
-            expn: true,
-        };
-        assert_eq!(config.recipients, recipients);
     }
 
     /// The names stand in several lists; a misspelt one would switch its check off without a word.
@@ -697,7 +589,6 @@ size = "1MiB"
             ("[edge.rspamd]\nurl = \"127.0.0.1\"", "\"http://HOST:PORT\""),
             ("[edge.rspamd]\nurl = \"http://127.0.0.1:11333/x\"", "\"http://HOST:PORT\""),
             ("[edge.rspamd]", "has no `url`"),
-            ("[recipients]\nplus = \"++\"", "is not a divider"),
         ] {
             let report = parse(text).expect_err(text);
             assert!(report.contains(told), "{text}: {report}");

@@ -15,6 +15,7 @@ mod keys;
 mod maildir;
 mod pattern;
 mod read;
+mod recipients;
 mod report;
 mod route;
 mod schedule;
@@ -40,13 +41,11 @@ use crate::spool::SEGMENT_BYTES;
 use crate::tls::{AcceptorSettings, CertificateFiles, Fingerprint};
 use crate::units::{ByteSize, Rate};
 
-pub use edge::{
-    Checks, Edge, Greylist, List, ListSubject, ListenerDelivery, OnFailure, Recipients, RefuseAt,
-    Rspamd,
-};
+pub use edge::{Checks, Edge, Greylist, List, ListSubject, OnFailure, RefuseAt, Rspamd};
 pub use keys::{SECTIONS, Section};
 pub use maildir::Maildir;
 pub use pattern::{BadDomainPattern, BadPattern, DomainPattern, Domains, Pattern, Reach, unquoted};
+pub use recipients::{ListenerDelivery, Recipients};
 pub use report::{Problem, Report, Severity};
 pub use route::{Route, RouteIndex, Routes};
 pub use schedule::{DelayNotice, GivenSchedule, Schedule};

@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::edge;
 use super::pattern::domain_ascii_lower;
+use super::recipients;
 use super::report::{Problem, Problems};
-use super::table::{Table, Wrong, choice, expected, parsed, period, size, text, truth, whole};
+use super::table::{
+    Table, Wrong, choice, expected, network, networks, parsed, period, size, text, truth, whole,
+};
 use super::{
     Admin, Auth, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
     Environment, Events, GivenSchedule, Limits, Listener, ListenerDelivery, ListenerTls, Log,
@@ -141,7 +144,7 @@ pub(super) fn config(
         auth: auth(&table.table("auth"), directory, defaults.auth, &mut marks.auth),
         relay: relay(&table.table("relay"), defaults.relay, &mut marks),
         domains: domains(&table.table("domains"), &mut marks),
-        recipients: edge::recipients(&table.table("recipients"), directory),
+        recipients: recipients::recipients(&table.table("recipients"), directory),
         edge: edge::edge(&table),
         limits,
         routes: routes(&table, directory, &mut marks),
@@ -244,9 +247,9 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
         );
         let hide_client = table.optional("hide_client", truth);
         let delivery =
-            table.or("delivery", ListenerDelivery::Queue, choice(&edge::LISTENER_DELIVERY));
-        let proxy = edge::networks(&table, "proxy");
-        let xclient = edge::networks(&table, "xclient");
+            table.or("delivery", ListenerDelivery::Queue, choice(&recipients::LISTENER_DELIVERY));
+        let proxy = networks(&table, "proxy");
+        let xclient = networks(&table, "xclient");
         let (Some(address), Some(service)) = (address, service) else {
             continue;
         };
@@ -345,34 +348,6 @@ fn relay(table: &Table<'_>, default: Relay, marks: &mut Marks) -> Relay {
         networks: networks.map_or(default.networks, values),
         certificates: certificates.into_iter().map(Spanned::into_inner).collect(),
     }
-}
-
-/// A network, or a single address; IPv4 inside IPv6 becomes IPv4, as clients do.
-pub(super) fn network(value: &DeValue<'_>) -> Result<IpNet, Wrong> {
-    let given = text(value)?;
-    if let Ok(address) = given.parse::<IpAddr>() {
-        return Ok(address.to_canonical().into());
-    }
-    let network: IpNet = given.parse().map_err(|_| {
-        Wrong::new(
-            "has an entry that is not a network",
-            "expected a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
-        )
-    })?;
-    if network.trunc() != network {
-        let mend = format!("write \"{}\" for the network, or the address alone", network.trunc());
-        return Err(Wrong::new(
-            "has a network with an address in it",
-            format!("expected no bits set after the first {}", network.prefix_len()),
-        )
-        .mend(mend));
-    }
-    let IpNet::V6(v6) = network else {
-        return Ok(network);
-    };
-    let mapped = v6.prefix_len().checked_sub(96).zip(v6.addr().to_ipv4_mapped());
-    let v4 = mapped.and_then(|(length, address)| Ipv4Net::new(address, length).ok());
-    Ok(v4.map_or(network, IpNet::V4))
 }
 
 fn domains(table: &Table<'_>, marks: &mut Marks) -> Domains {

@@ -5,10 +5,12 @@
 //! does not fit is reported with its place and counts as absent, and reading goes on.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -326,4 +328,38 @@ pub(super) fn choice<T: Copy>(
             }
         })
     }
+}
+
+/// Networks under a key; none if it is not there.
+pub(super) fn networks(table: &Table<'_>, key: &'static str) -> Vec<IpNet> {
+    let found = table.list(key, network).map(Spanned::into_inner);
+    found.into_iter().flatten().map(Spanned::into_inner).collect()
+}
+
+/// A network, or a single address; IPv4 inside IPv6 becomes IPv4, as clients do.
+pub(super) fn network(value: &DeValue<'_>) -> Result<IpNet, Wrong> {
+    let given = text(value)?;
+    if let Ok(address) = given.parse::<IpAddr>() {
+        return Ok(address.to_canonical().into());
+    }
+    let network: IpNet = given.parse().map_err(|_| {
+        Wrong::new(
+            "has an entry that is not a network",
+            "expected a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        )
+    })?;
+    if network.trunc() != network {
+        let mend = format!("write \"{}\" for the network, or the address alone", network.trunc());
+        return Err(Wrong::new(
+            "has a network with an address in it",
+            format!("expected no bits set after the first {}", network.prefix_len()),
+        )
+        .mend(mend));
+    }
+    let IpNet::V6(v6) = network else {
+        return Ok(network);
+    };
+    let mapped = v6.prefix_len().checked_sub(96).zip(v6.addr().to_ipv4_mapped());
+    let v4 = mapped.and_then(|(length, address)| Ipv4Net::new(address, length).ok());
+    Ok(v4.map_or(network, IpNet::V4))
 }

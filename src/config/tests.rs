@@ -4,6 +4,29 @@ use proptest::prelude::*;
 
 use super::*;
 
+impl Environment {
+    /// A host for the unit tests of all modules.
+    pub(crate) fn for_test() -> Environment {
+        Environment {
+            host_name: "mx.example.net".to_owned(),
+            cores: 1,
+            descriptors: 1_024,
+            directory: PathBuf::from("/srv"),
+            user_exists: |_| true,
+        }
+    }
+}
+
+impl Config {
+    /// What a file says for that host, which must be good; it stands in /etc.
+    #[track_caller]
+    pub(crate) fn for_test(text: &str) -> Config {
+        let checked =
+            Config::parse(text, Path::new("/etc/mailrace.toml"), &Environment::for_test());
+        checked.unwrap_or_else(|report| panic!("{}", report.render(false))).config
+    }
+}
+
 fn environment() -> Environment {
     Environment {
         host_name: "mx7.example.net".to_owned(),

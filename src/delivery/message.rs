@@ -120,11 +120,6 @@ impl LoadedMessage {
         &self.stored.origin
     }
 
-    /// Whether the edge filter has kept it back, whatever an operator has done since.
-    pub fn is_quarantined(&self) -> bool {
-        self.stored.is_quarantined()
-    }
-
     /// Why the edge filter judged it as it did, where that was kept with it.
     pub fn explanation(&self) -> Option<Explanation> {
         self.stored.extension(Extension::EXPLANATION).and_then(Explanation::from_text)

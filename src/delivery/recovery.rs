@@ -243,19 +243,14 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Environment;
     use crate::queue::handle::Recipients as Places;
     use crate::spool::RecordPlace;
 
     /// Compactions and clocks put them out of order, within a segment and across segments.
     #[test]
     fn handles_come_in_the_order_of_acceptance() {
-        let config = crate::config::Config::development(&crate::config::Environment {
-            host_name: "gateway.example".to_owned(),
-            cores: 1,
-            descriptors: 1024,
-            directory: "/nowhere".into(),
-            user_exists: |_| true,
-        });
+        let config = Config::development(&Environment::for_test());
         let sites = Sites::new(&config);
         let place = RecordPlace { segment: SegmentNo(1), offset: 0, length: 0 };
         let destinations = Arc::from([sites.unrouted()]);

@@ -306,6 +306,24 @@ fn append(worker: &Worker, record: NewRecord<'_>) -> Ticket {
     }
 }
 
+/// Ends all recipients that a handle has left, without a word to their originator; gives the ticket
+/// of the record that says so.
+pub fn end_all(
+    worker: &Rc<Worker>,
+    slot: Slot,
+    handle: &Handle,
+    recipients: spool::Recipients<'_>,
+) -> Ticket {
+    let (id, segment) = (handle.id, handle.place.segment);
+    let last = handle.is_only_part();
+    let record = worker.log.append_done(&Done { id, segment, recipients, last });
+    if !last {
+        end_part(worker, handle, &[record]);
+    }
+    worker.with_queue(|queue| drop(queue.finish(slot)));
+    record
+}
+
 /// Ends a part of a message of which other parts may be under way: once the records of its end
 /// are in the log it counts no more, and if it was the last one, a DONE of its own ends the message.
 pub fn end_part(worker: &Rc<Worker>, handle: &Handle, ends: &[Ticket]) {
@@ -348,7 +366,7 @@ fn append_notice(worker: &Worker, notice: &Parcel, cause: NewRecord<'_>) -> Opti
 /// The message's lifetime is over: its sender hears of it.
 pub async fn expire(worker: Rc<Worker>, slot: Slot) {
     let Some((attempt, message)) = unattempted(&worker, slot, true).await else { return };
-    if message.is_quarantined() && worker.is_kept_back(&attempt.handle) {
+    if worker.is_kept_back(&attempt.handle) {
         return attempt.delete(&worker, &message);
     }
     let last = attempt.last_words(&worker);
@@ -412,18 +430,12 @@ impl Attempt {
     /// Nobody has released a message that the edge filter kept back: it ends, and nobody is told,
     /// since its originator is forged more often than not.
     fn delete(&self, worker: &Rc<Worker>, message: &LoadedMessage) {
-        let (id, segment) = (self.handle.id, self.handle.place.segment);
         let places = self.recipients();
         let recipients = spool_recipients(&places, message.envelope().recipients.len());
-        let last = self.handle.is_only_part();
-        let record = worker.log.append_done(&Done { id, segment, recipients, last });
-        if !last {
-            end_part(worker, &self.handle, &[record]);
-        }
-        worker.with_queue(|queue| drop(queue.finish(self.slot)));
+        end_all(worker, self.slot, &self.handle, recipients);
         worker.metrics.recipients_expired.add(places.len() as u64);
         worker.events.emit(&LogEvent {
-            message: Some(id),
+            message: Some(self.handle.id),
             from: Some(message.envelope().reverse_path.as_str()),
             to: Addressees::Some(&message.envelope().recipients, &places),
             site: Some("quarantine"),

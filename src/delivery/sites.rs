@@ -148,6 +148,16 @@ impl Sites {
         self.fixed.get(course.0 as usize)?.as_ref()
     }
 
+    /// The site of a route's next hop that speaks SMTP or LMTP, where the route names one.
+    pub fn next_hop(
+        &self,
+        route: RouteIndex,
+        parameters: &MailParameters,
+    ) -> Option<&Arc<SiteShared>> {
+        let site = self.fixed(self.course_of(route, parameters));
+        site.filter(|site| site.reach().protocol().is_some())
+    }
+
     /// What the queue has to know of each course.
     pub fn rules(&self) -> Vec<CourseRules> {
         let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -180,6 +190,13 @@ impl Sites {
 
     // ---- recipients ----------------------------------------------------------------------
 
+    fn course_of(&self, route: RouteIndex, parameters: &MailParameters) -> CourseIndex {
+        match parameters.require_tls {
+            true => self.courses.secure_of(route),
+            false => self.courses.of(route),
+        }
+    }
+
     /// The destination of a recipient by its route and what its message asks for.
     pub fn destination(
         &self,
@@ -187,10 +204,7 @@ impl Sites {
         path: &ForwardPath,
         parameters: &MailParameters,
     ) -> Destination {
-        let course = match parameters.require_tls {
-            true => self.courses.secure_of(route),
-            false => self.courses.of(route),
-        };
+        let course = self.course_of(route, parameters);
         let is_mx = self.course(course).target == Target::Mx;
         let domain = is_mx.then(|| match path {
             ForwardPath::Postmaster => self.hostname.clone(),
@@ -369,11 +383,9 @@ const SWEEP_EVERY_MS: u64 = 60_000;
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
     use std::time::Instant;
 
     use super::*;
-    use crate::config::Environment;
     use crate::message::{Notify, Recipient};
     use crate::smtp::address::{ReversePath, Utf8};
 
@@ -401,15 +413,7 @@ to = "mx"
 "#;
 
     fn config() -> Config {
-        let environment = Environment {
-            host_name: "host".into(),
-            cores: 2,
-            descriptors: 1_000,
-            directory: PathBuf::from("/"),
-            user_exists: |_| true,
-        };
-        let checked = Config::parse(ROUTES, Path::new("/mailrace.toml"), &environment);
-        checked.expect("a configuration").config
+        Config::for_test(ROUTES)
     }
 
     fn recipient(text: &str) -> Recipient {

@@ -2,11 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::config::Environment;
 use crate::dns::{Answer, Exchange};
 use crate::edge::lists::health::Check;
 use crate::edge::lists::watch;
@@ -159,15 +157,7 @@ fn inquiry() -> (Inquiry<Zone>, Rc<RefCell<Vec<String>>>) {
 }
 
 fn inquiry_by<L: Lookup + 'static>(resolver: L) -> Inquiry<L> {
-    let environment = Environment {
-        host_name: "unnamed".into(),
-        cores: 1,
-        descriptors: 1_024,
-        directory: "/srv".into(),
-        user_exists: |_| true,
-    };
-    let checked = Config::parse(CONFIG, Path::new("/etc/m.toml"), &environment);
-    let config = checked.unwrap_or_else(|report| panic!("{}", report.render(false))).config;
+    let config = Config::for_test(CONFIG);
     let lists = Lists::new(&config.edge.as_ref().expect("a filter").lists);
     let listeners: Vec<_> = config.listeners.iter().map(|listener| listener.address).collect();
     let ourselves = Ourselves::new(&config.hostname, &listeners, &[], 25);

@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 
-use super::network::Network;
 use super::slots::{Entry, Key, Seconds, Slots};
 use crate::config::Greylist;
+use crate::peers::network::Network;
 
 /// See the module's text.
 pub struct Memory {

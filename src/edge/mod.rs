@@ -19,7 +19,6 @@ pub mod inquiry;
 pub mod lists;
 pub mod memory;
 pub mod memory_file;
-pub mod network;
 pub mod rspamd;
 pub mod screening;
 pub mod slots;

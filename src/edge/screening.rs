@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::explanation::Account;
 use super::gathering::Gathering;
 use super::memory::Acquaintance;
+use super::tarpit;
 use super::verdict::{Action, Effect, Finding, Score, Thresholds, Verdict};
 use crate::config::{Edge, ListSubject, RefuseAt};
 use crate::dns::Name;
@@ -40,6 +41,12 @@ pub struct Screening {
     asked: u32,
     /// A verdict of this session has been told.
     is_told: bool,
+    /// Whether haste has been found, once it has been looked for.
+    haste: Option<bool>,
+    /// Recipients that were refused after a wait.
+    refused: u32,
+    /// Recipients that are not here.
+    unknown: u32,
 }
 
 /// What was decided on the transaction under way.
@@ -79,6 +86,9 @@ impl Screening {
             has_others: false,
             asked: 0,
             is_told: false,
+            haste: None,
+            refused: 0,
+            unknown: 0,
         })
     }
 
@@ -92,9 +102,37 @@ impl Screening {
     }
 
     /// Takes a finding of the session itself.
-    pub fn add(&mut self, finding: Finding) {
-        self.session.push(finding);
+    pub fn find(&mut self, check: &str, fact: &str, effect: Effect) {
+        let (check, fact) = (check.into(), fact.into());
+        self.session.push(Finding { check, fact, effect, reply: None, took: Duration::ZERO });
         self.judged = None;
+    }
+
+    /// Takes notice, at a recipient, of whether the client has waited for our replies so far.
+    pub fn note_haste(&mut self, was_hasty: bool) {
+        let effect = self.edge().checks.pipelining;
+        if effect == Effect::None || self.haste == Some(was_hasty) {
+            return;
+        }
+        self.haste = Some(was_hasty);
+        match was_hasty {
+            true => self.find("pipelining", "sent commands before it was told that it may", effect),
+            false => self.find("pipelining", "waited for the reply to EHLO", Effect::None),
+        }
+    }
+
+    /// One more recipient is refused, for the client's sake or because it is not here: how long the
+    /// client waits for the reply.
+    pub fn refused_recipient(&mut self, is_crowded: bool) -> Duration {
+        self.refused = self.refused.saturating_add(1);
+        tarpit::wait(self.edge().tarpit, self.refused, is_crowded)
+    }
+
+    /// One more recipient is not here: whether the session ends for it.
+    pub fn unknown_recipient(&mut self) -> bool {
+        self.unknown = self.unknown.saturating_add(1);
+        let of_address = self.worker.roster.harvest.unknown(self.client, Instant::now());
+        self.unknown.max(of_address) >= self.edge().unknown_recipients
     }
 
     /// Waits for what is known of the client, where it is to be refused in place of the greeting.
@@ -129,15 +167,21 @@ impl Screening {
     /// The refusal; `TooManyErrors` where the session is to end.
     pub async fn recipient(&mut self, helo: &str, path: &ReversePath) -> Result<(), Refusal> {
         if self.judged.is_none() {
-            let began = Instant::now();
-            self.connection.settle().await;
-            if !self.is_lost() {
-                self.ask_about(helo, path)?.settle().await;
-            }
-            self.account.waited += began.elapsed();
-            self.judged = Some(self.judge());
+            // Once a transaction, and no part of what each session keeps room for.
+            Box::pin(self.decide(helo, path)).await?;
         }
         self.judged.as_ref().and_then(Judged::refusal).map_or(Ok(()), Err)
+    }
+
+    async fn decide(&mut self, helo: &str, path: &ReversePath) -> Result<(), Refusal> {
+        let began = Instant::now();
+        self.connection.settle().await;
+        if !self.is_lost() {
+            self.ask_about(helo, path)?.settle().await;
+        }
+        self.account.waited += began.elapsed();
+        self.judged = Some(self.judge());
+        Ok(())
     }
 
     /// Whether the client is rejected for what it is, and no answer about its sender could change
@@ -242,6 +286,9 @@ impl Screening {
 
     /// A recipient of the transaction under way was asked for, and refused with this reply, or not.
     pub fn note_recipient(&mut self, path: &ForwardPath, refusal: Option<&Refusal>) {
+        if refusal.is_none() {
+            self.worker.roster.harvest.known(self.client);
+        }
         self.account.note(path.as_str(), refusal.map(refusal_text));
         self.has_others |= refusal.is_none() && !path.is_postmaster();
     }

@@ -66,10 +66,7 @@ fn find<'t>(config: &Config, table: &'t Table, path: &ForwardPath) -> Finding<'t
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::config::Environment;
     use crate::message::Notify;
     use crate::smtp::address::Utf8;
 
@@ -102,15 +99,7 @@ postmaster@example.com: alice@example.com
 ";
 
     fn said(address: &str) -> String {
-        let environment = Environment {
-            host_name: "test".into(),
-            cores: 1,
-            descriptors: 1024,
-            directory: "/".into(),
-            user_exists: |_| true,
-        };
-        let config = Config::parse(CONFIG, Path::new("/test.toml"), &environment);
-        let config = config.unwrap_or_else(|report| panic!("{}", report.render(false))).config;
+        let config = Config::for_test(CONFIG);
         let table = Table::parse(FILE, "+").expect("a good file");
         let path = ForwardPath::parse(address.as_bytes(), Utf8::Refused).expect("an address");
         let recipient = Recipient { path, notify: Notify::UNSPECIFIED, orcpt: None };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{End, Session};
 use crate::config::RefuseAt;
 use crate::edge::tarpit;
-use crate::edge::verdict::{Effect, Finding};
+use crate::edge::verdict::Effect;
 use crate::limits;
 use crate::runtime;
 use crate::runtime::socket::StreamError;
@@ -104,9 +104,9 @@ impl Session {
 
     /// Lets the client wait for the reply to one more refused recipient.
     pub(super) async fn tarpit(&mut self) {
-        let (Some(edge), Some(_)) = (&self.worker.config.edge, &self.screening) else { return };
-        self.refused_recipients = self.refused_recipients.saturating_add(1);
-        let wait = tarpit::wait(edge.tarpit, self.refused_recipients, self.is_crowded());
+        let is_crowded = self.is_crowded();
+        let Some(screening) = &mut self.screening else { return };
+        let wait = screening.refused_recipient(is_crowded);
         if wait.is_zero() || self.flush().await.is_err() {
             return;
         }
@@ -123,25 +123,9 @@ impl Session {
         }
     }
 
-    /// Looks at a recipient whether the client has waited for our replies so far.
-    pub(super) fn note_haste(&mut self) {
-        let Some(edge) = &self.worker.config.edge else { return };
-        let effect = edge.checks.pipelining;
-        let was_hasty = self.server.was_hasty();
-        if effect == Effect::None || self.haste.is_some_and(|noted| noted == was_hasty) {
-            return;
-        }
-        self.haste = Some(was_hasty);
-        match was_hasty {
-            true => self.find("pipelining", "sent commands before it was told that it may", effect),
-            false => self.find("pipelining", "waited for the reply to EHLO", Effect::None),
-        }
-    }
-
     fn find(&mut self, check: &str, fact: &str, effect: Effect) {
         if let Some(screening) = &mut self.screening {
-            let (check, fact) = (check.into(), fact.into());
-            screening.add(Finding { check, fact, effect, reply: None, took: Duration::ZERO });
+            screening.find(check, fact, effect);
         }
     }
 

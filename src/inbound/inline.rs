@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use super::Session;
 use crate::config::{EightBit, RouteIndex};
-use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, MessageId, Recipient};
+use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, MessageId};
 use crate::outbound::backend::{self, Backend, BackendError};
 use crate::smtp::address::ReversePath;
 use crate::smtp::body::{BodyForm, Reshape, data_ending};
@@ -73,12 +73,12 @@ impl Session {
             self.release_next_hop().await;
         }
         if self.inline.under_way.is_none() {
-            let begun = self.begin_passing(route, &recipient, transaction).await;
+            let begun = self.begin_passing(route, transaction).await;
             // One that did not come about is not tried again for each recipient.
             let under_way =
                 begun.unwrap_or_else(|refusal| self.none_under_way(transaction, refusal));
             self.inline.under_way = Some(Box::new(under_way));
-        } else if !self.goes_the_same_way(route, &recipient) {
+        } else if !self.goes_the_same_way(route) {
             return Err(Refusal::OtherNextHop);
         }
         let backend =
@@ -125,7 +125,6 @@ impl Session {
     async fn begin_passing(
         &self,
         route: RouteIndex,
-        recipient: &Recipient,
         transaction: u32,
     ) -> Result<UnderWay, Refusal> {
         let (Some(reverse_path), Some(parameters)) =
@@ -134,9 +133,7 @@ impl Session {
             return Err(Refusal::Internal);
         };
         let worker = &self.worker;
-        let course = worker.sites.destination(route, &recipient.path, &parameters).course;
-        let site = worker.sites.fixed(course).filter(|site| site.reach().protocol().is_some());
-        let Some(site) = site else {
+        let Some(site) = worker.sites.next_hop(route, &parameters) else {
             tracing::error!("a route leads nowhere that in-line mode can reach");
             return Err(Refusal::NextHopLost);
         };
@@ -163,12 +160,11 @@ impl Session {
     }
 
     /// Whether a further recipient fits the transaction that is under way.
-    fn goes_the_same_way(&self, route: RouteIndex, recipient: &Recipient) -> bool {
+    fn goes_the_same_way(&self, route: RouteIndex) -> bool {
         let Some(under_way) = &self.inline.under_way else { return false };
         let State::Envelope(backend) = &under_way.state else { return true };
         let parameters = &under_way.envelope.parameters;
-        let course = self.worker.sites.destination(route, &recipient.path, parameters).course;
-        let site = self.worker.sites.fixed(course);
+        let site = self.worker.sites.next_hop(route, parameters);
         let is_same = site.is_some_and(|site| site.id() == backend.site().id());
         is_same && (backend.protocol() == Protocol::Smtp || under_way.recipients == 0)
     }

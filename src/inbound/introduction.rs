@@ -26,12 +26,12 @@ impl Session {
         let Some(told) = self.server.introduction().cloned() else { return Ok(()) };
         self.flush().await.map_err(|_| End::Broken)?;
         self.release_next_hop().await;
+        // Under the name and the address of the client before.
+        self.end_screening();
         let changed = match (told.address, told.port) {
             // Neither the proxy's own rights nor those of the client before are its.
             _ if told.is_unknown => Err(Refusal::UnknownClient),
-            (Some(ip), port) => {
-                self.change_client(SocketAddr::new(ip.to_canonical(), port.unwrap_or(0)))
-            }
+            (Some(ip), port) => self.change_client(SocketAddr::new(ip, port.unwrap_or(0))),
             (None, Some(port)) if self.introducer.is_some() => {
                 self.peer.set_port(port);
                 Ok(())
@@ -65,9 +65,6 @@ impl Session {
         }
         self.certificate = None;
         self.login = Login::default();
-        self.refused_recipients = 0;
-        self.unknown_recipients = 0;
-        self.haste = None;
     }
 }
 

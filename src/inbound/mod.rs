@@ -1,10 +1,16 @@
-//! A session's driver: moves octets between the client's stream and [`smtp::server`], puts bodies
-//! into the log, and sends the final 250 when the log says that the message is durable.
+//! A session's driver: moves octets between the client's stream and [`smtp::server`], and does or
+//! asks for whatever that machine wants to be done.
 //!
-//! The thin shell around a pure machine; what it adds is where octets lie ([`intake`]), who may
-//! send where ([`relay`]) and the trace header ([`trace`]).  The session only *waits* for a
-//! commit; filing the message in the queue is the commit's own doing, so a client that vanishes
-//! after its last octet changes nothing.
+//! The thin shell around a pure machine.  [`step`](mod@step) says what comes next, and this file has
+//! the loop, TLS and the octets, which lie in [`intake`] and must come at a [`pace`].  Beside it stand: whom
+//! a proxy brings (`introduction`), who logs in (`login`), where the client waits (`delays`), who
+//! may send where ([`relay`]), who is here and whom he stands for ([`addressees`], [`ahead`], `rcpt`),
+//! what the edge filter's verdict does (`verdicts`) and rspamd's (`content`), the way of a message
+//! into the log (`store`, with the header of [`trace`]) or straight to the next hop (`inline`), and
+//! what all sessions of a worker may hold ([`memory`]).
+//!
+//! The session only *waits* for a commit; filing the message in the queue is the commit's own doing,
+//! so a client that vanishes after its last octet changes nothing.
 //!
 //! A peer can only harm its own session: every read and write has a deadline, memory is bounded
 //! (see [`intake`]), and a panic ends the session that caused it.
@@ -24,6 +30,7 @@ pub mod pace;
 mod rcpt;
 pub mod relay;
 pub mod step;
+mod store;
 pub mod trace;
 mod verdicts;
 
@@ -31,29 +38,23 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::config::{Listener, ListenerTls, Service};
+use crate::config::{Listener, ListenerTls};
 use crate::control::events::{Event as LogEvent, EventKind, SessionId};
 use crate::edge::screening::Screening;
 use crate::limits;
 use crate::listener::{self, counts::Admission};
-use crate::message::{Envelope, MessageId, Origin};
 use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
-use crate::smtp::header::HeaderFacts;
 use crate::smtp::reply::Refusal;
-use crate::smtp::server::{ReceivedMessage, Server, ServerConfig};
-use crate::spool::{NewBody, NewMessage};
+use crate::smtp::server::{Server, ServerConfig};
 use crate::tls::Fingerprint;
 use crate::worker::Worker;
-use crate::worker::log::{Filing, Upload};
-use content::Shown;
+use crate::worker::log::Upload;
 use inline::Inline;
 use intake::{Intake, Room};
 use login::Login;
 use pace::Pace;
-use relay::Facts;
-use step::{Step, step, stored};
-use verdicts::Mark;
+use step::{Step, step};
 
 /// What all sessions of a listener share.
 pub struct ListenerState {
@@ -102,14 +103,8 @@ struct Session {
     /// What the envelope takes, as it was told to the worker.
     envelope: EnvelopeRoom,
     messages: u32,
-    /// Recipients that it asked for and that are not here.
-    unknown_recipients: u32,
     /// What is under way with a next hop, where messages are not kept.
     inline: Inline,
-    /// Recipients that the edge filter has refused.
-    refused_recipients: u32,
-    /// Whether haste has been found, once it has been looked for.
-    haste: Option<bool>,
 }
 
 /// Why a session ended, for the events.
@@ -130,39 +125,7 @@ pub async fn serve(
     arrival: Arrival,
     id: SessionId,
 ) {
-    let peer = arrival.address;
-    let mut server = Server::new(listener.server.clone(), Instant::now());
-    introduction::permit(&mut server, &worker.config, peer.ip());
-    if listener::is_in(&listener.listener.xclient, peer) {
-        server.permit_xclient();
-    }
-    let intake = Intake::default();
-    let envelope = EnvelopeRoom { worker: worker.clone(), octets: 0 };
-    let is_looked_at = !arrival.is_balancer;
-    let screening =
-        is_looked_at.then(|| introduction::screening(&worker, &listener, peer)).flatten();
-    let mut session = Session {
-        worker,
-        listener,
-        stream,
-        peer,
-        introducer: None,
-        admission: arrival.admission,
-        id,
-        server,
-        intake,
-        certificate: None,
-        login: Login::default(),
-        screening,
-        upload: None,
-        pace: None,
-        envelope,
-        messages: 0,
-        unknown_recipients: 0,
-        inline: Inline::default(),
-        refused_recipients: 0,
-        haste: None,
-    };
+    let mut session = Session::new(worker, listener, stream, arrival, id);
     let end = session.run().await;
     session.report_end(end);
     session.drop_body();
@@ -193,11 +156,54 @@ impl Drop for EnvelopeRoom {
 }
 
 impl Session {
+    /// A session of a client that nothing has been said to.
+    ///
+    /// Apart from [`serve`], whose future would have a place for each part of it for as long as it
+    /// lives.
+    fn new(
+        worker: Rc<Worker>,
+        listener: Rc<ListenerState>,
+        stream: Stream,
+        arrival: Arrival,
+        id: SessionId,
+    ) -> Session {
+        let peer = arrival.address;
+        let mut server = Server::new(listener.server.clone(), Instant::now());
+        introduction::permit(&mut server, &worker.config, peer.ip());
+        if listener::is_in(&listener.listener.xclient, peer) {
+            server.permit_xclient();
+        }
+        let is_looked_at = !arrival.is_balancer;
+        let screening =
+            is_looked_at.then(|| introduction::screening(&worker, &listener, peer)).flatten();
+        Session {
+            envelope: EnvelopeRoom { worker: worker.clone(), octets: 0 },
+            worker,
+            listener,
+            stream,
+            peer,
+            introducer: None,
+            admission: arrival.admission,
+            id,
+            server,
+            intake: Intake::default(),
+            certificate: None,
+            login: Login::default(),
+            screening,
+            upload: None,
+            pace: None,
+            messages: 0,
+            inline: Inline::default(),
+        }
+    }
+
     /// The size of this future is paid by every session for as long as it lives: what is rare and
     /// large waits on the heap.
     async fn run(&mut self) -> End {
         let mut end = End::Quit;
-        if self.listener.listener.tls == ListenerTls::Implicit && !self.shake_hands().await {
+        if self.listener.listener.tls == ListenerTls::Implicit
+            && !Box::pin(self.shake_hands()).await
+        {
             return End::TlsFailed;
         }
         self.permit_binding();
@@ -265,7 +271,7 @@ impl Session {
                     if self.flush().await.is_err() {
                         return End::Broken;
                     }
-                    if !self.start_tls().await {
+                    if !Box::pin(self.start_tls()).await {
                         return End::TlsFailed;
                     }
                 }
@@ -277,55 +283,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    async fn check_recipient(&mut self) {
-        let facts = Facts {
-            service: self.listener.listener.service,
-            client: self.peer.ip(),
-            certificate: self.certificate,
-            authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
-        };
-        let Some(path) = self.server.recipient_in_question() else { return };
-        let is_postmaster = path.is_postmaster();
-        let mut verdict = relay::decide(&self.worker.config, facts, path);
-        self.note_haste();
-        if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
-            && let (Some(client), Some(sender)) = (self.server.client(), self.server.reverse_path())
-            && !is_postmaster
-            && let Err(refusal) = screening.recipient(&client.helo, sender).await
-        {
-            if refusal == Refusal::TooManyErrors {
-                return self.server.close(refusal);
-            }
-            verdict = Err(refusal);
-        }
-        if verdict.as_ref().is_err_and(Refusal::is_of_the_edge) {
-            self.tarpit().await;
-        }
-        let now = Instant::now();
-        // 452 before the data is kinder than after it.
-        let log = if self.is_inline() { None } else { self.worker.log.refusal() };
-        let mut verdict = verdict.and_then(|route| match log {
-            None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
-            None => self.counts_recipient(now).map(|()| route),
-            Some(refusal) => Err(refusal),
-        });
-        // Before the greylist, which need not remember anything for who is not here.
-        verdict = verdict.and_then(|route| self.is_here().map(|()| route));
-        if let (Ok(_), Some(screening)) = (&verdict, &mut self.screening)
-            && let (Some(sender), Some(path)) =
-                (self.server.reverse_path(), self.server.recipient_in_question())
-            && !is_postmaster
-            && let Err(refusal) = screening.greylist(sender, path)
-        {
-            verdict = Err(refusal);
-        }
-        if self.server.is_first_recipient() {
-            // The envelope before it ended without a read between, by RSET for one.
-            self.envelope.give_back();
-        }
-        self.answer_recipient(verdict).await;
     }
 
     async fn start_queue(&mut self) {
@@ -350,8 +307,7 @@ impl Session {
 
     fn report_end(&mut self, end: End) {
         self.report_refusals();
-        let told = self.screening.as_mut().and_then(|screening| screening.end_session());
-        self.tell_verdict(told, None, None);
+        self.end_screening();
         let reason = match end {
             End::Quit => None,
             End::ClosedByPeer => Some("closed_by_peer"),
@@ -545,145 +501,6 @@ impl Session {
     }
 
     // ---- storing -------------------------------------------------------------------------
-
-    /// Sends a full chunk to the log and takes an empty one.
-    async fn next_chunk(&mut self) {
-        let began = Instant::now();
-        self.change_chunk().await;
-        self.excuse_since(began);
-    }
-
-    async fn change_chunk(&mut self) {
-        let upload = match &mut self.upload {
-            Some(upload) => upload,
-            None => {
-                let id = self.worker.next_id();
-                self.upload.insert(Box::new(Upload::new(self.worker.log.clone(), id)))
-            }
-        };
-        let Some(empty) = self.worker.log.chunk_buffer().await else {
-            // Too many large messages at once: this one is told to come again.
-            self.server.refuse_body(Refusal::Busy);
-            return self.drop_body();
-        };
-        if let Some(full) = self.intake.next_chunk(empty, self.server.in_body()) {
-            upload.push(full).await;
-        }
-    }
-
-    async fn store(&mut self) {
-        let Some(message) = self.server.take_message() else { return };
-        let started = Instant::now();
-        let result = self.keep(&message).await;
-        self.drop_body();
-        self.envelope.give_back();
-        let kept = result.as_ref().ok().copied();
-        let durability = self.listener.listener.durability;
-        if let (Some(_), Some(screening)) = (kept, &mut self.screening) {
-            screening.accepted(&message.envelope.reverse_path);
-        }
-        self.end_judged(kept, result.as_ref().err());
-        let result = result.map(|id| (id, durability));
-        stored(&mut self.server, &mut self.intake, Instant::now(), result);
-        if let Some(id) = kept {
-            self.messages += 1;
-            self.worker.report_accepted(self.id, self.peer, id, &message, started.elapsed());
-        }
-    }
-
-    async fn keep(&mut self, message: &ReceivedMessage) -> Result<MessageId, Refusal> {
-        if let Some(screening) = &mut self.screening {
-            screening.whole(&message.envelope)?;
-        }
-        let mut upload = self.upload.take();
-        let id = upload.as_ref().map_or_else(|| self.worker.next_id(), |upload| upload.id());
-        let completed = match self.listener.listener.service {
-            Service::Submission => Some(&message.header),
-            Service::Mx | Service::Relay => None,
-        };
-        let mut trace = self.trace(id, &message.envelope, message.is_expanded, completed);
-        let chunks = match &mut upload {
-            None => None,
-            Some(upload) => {
-                if let Some(last) = self.intake.last_chunk() {
-                    upload.push(last).await;
-                }
-                Some(upload.places().await?)
-            }
-        };
-        let shown = Shown { id, message, chunks, trace: &trace };
-        let content = self.judge_content(shown).await?;
-        let judged = self.screening.as_ref().and_then(|screening| screening.judged());
-        let mark = judged.and_then(|judged| self.mark(judged, id, &mut trace));
-        let extensions = mark.as_ref().map(Mark::extensions).unwrap_or_default();
-        let origin = Origin {
-            client: self.peer,
-            listener: self.listener.address,
-            helo: self.server.client().map(|client| client.helo.clone()).unwrap_or_default(),
-            accepted_unix_ms: self.worker.now_unix_ms(),
-        };
-        trace.push_str(&content.fields);
-        let body = match (chunks, &content.rewritten) {
-            (Some(chunks), _) => NewBody::Chunks(chunks),
-            (None, Some(rewritten)) => NewBody::Inline(&rewritten.body),
-            (None, None) => NewBody::Inline(self.intake.small_body()),
-        };
-        let new = NewMessage {
-            id,
-            durability: self.listener.listener.durability,
-            envelope: &message.envelope,
-            origin: &origin,
-            summary: content.summary(message),
-            trace: trace.as_bytes(),
-            not_before_unix_ms: None,
-            extensions: &extensions,
-            body,
-        };
-        let groups = match mark.as_ref().is_some_and(|mark| mark.is_quarantined) {
-            true => self.worker.sites.group_quarantined(&message.routes, &message.envelope),
-            false => self.worker.sites.group(&message.routes, &message.envelope),
-        };
-        let filing = Filing { id, groups };
-        let delayed = || self.worker.metrics.appends_delayed.count();
-        let receipt = self.worker.log.append_message(&new, filing, delayed).await?;
-        // The body is in the batch; the buffer need not wait for the disk.
-        self.drop_body();
-        let settled = receipt.settled().await;
-        // Without its MESSAGE nobody needs the chunks: dropped, the upload gives them up.
-        if let (Ok(_), Some(upload)) = (&settled, upload) {
-            upload.finished();
-        }
-        settled.map(|_| id)
-    }
-
-    /// The trace header, and for a message of a user the fields that it lacks.
-    fn trace(
-        &self,
-        id: MessageId,
-        envelope: &Envelope,
-        is_expanded: bool,
-        completed: Option<&HeaderFacts>,
-    ) -> String {
-        let client = self.server.client();
-        let mut text = String::with_capacity(256);
-        let received = trace::Received {
-            helo: client.map_or("", |client| &client.helo),
-            client: (!self.listener.listener.hide_client).then_some(self.peer),
-            hostname: &self.worker.config.hostname,
-            extended: client.is_some_and(|client| client.extended),
-            secured: self.stream.secured(),
-            authenticated: client.is_some_and(|client| client.authenticated.is_some()),
-            id,
-            envelope,
-            is_expanded,
-            date: &self.worker.date(),
-        };
-        received.write(&mut text);
-        if let Some(header) = completed {
-            received.complete(header, &mut text);
-        }
-        text
-    }
 }
 
 /// From this many sessions of a worker on, all that wait do so without a buffer.
@@ -691,3 +508,21 @@ const QUIET_FROM_SESSIONS: usize = 512;
 /// How long, and how much, a client may go on sending after our last reply.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_OCTETS: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a session takes beside its connection, for as long as it lives: one more `await` in the
+    /// middle of its loop costs each of ten thousand that idle what is awaited there.
+    #[test]
+    fn a_session_takes_no_more_than_2_kib() {
+        fn octets<F>(
+            _: fn(Rc<Worker>, Rc<ListenerState>, Stream, Arrival, SessionId) -> F,
+        ) -> usize {
+            size_of::<F>()
+        }
+        let octets = octets(serve);
+        assert!(octets <= 2_048, "{octets}; box what is rare");
+    }
+}

@@ -1,11 +1,13 @@
-//! A session's answer to RCPT, once the client may send there: whether the recipient is here, whom
-//! it stands for, and what the next hop says to it.  VRFY and EXPN too.
+//! A session's answer to RCPT: whether the client may send there, what the edge filter says,
+//! whether the recipient is here, whom it stands for, and what the next hop says to it.  VRFY and
+//! EXPN too.
 
 use std::time::Instant;
 
 use super::Session;
 use super::addressees::{Addressees, addressees, is_here};
-use super::ahead;
+use super::relay::Facts;
+use super::{ahead, relay};
 use crate::config::{ListenerDelivery, RouteIndex};
 use crate::delivery::sites::routing_domain;
 use crate::message::Recipient;
@@ -28,8 +30,68 @@ impl Session {
         self.listener.listener.delivery == ListenerDelivery::Inline
     }
 
+    /// Decides on the recipient in question, and answers.
+    pub(super) async fn check_recipient(&mut self) {
+        let Some(path) = self.server.recipient_in_question() else { return };
+        let is_postmaster = path.is_postmaster();
+        let mut verdict = relay::decide(&self.worker.config, self.facts(), path);
+        if let Some(screening) = &mut self.screening {
+            screening.note_haste(self.server.was_hasty());
+        }
+        if verdict.is_ok()
+            && !is_postmaster
+            && let Err(refusal) = self.screen().await
+        {
+            if refusal == Refusal::TooManyErrors {
+                return self.server.close(refusal);
+            }
+            verdict = Err(refusal);
+        }
+        if verdict.as_ref().is_err_and(Refusal::is_of_the_edge) {
+            self.tarpit().await;
+        }
+        let mut verdict = verdict.and_then(|route| self.has_room().map(|()| route));
+        if !is_postmaster {
+            verdict = verdict.and_then(|route| self.greylist().map(|()| route));
+        }
+        if self.server.is_first_recipient() {
+            // The envelope before it ended without a read between, by RSET for one.
+            self.envelope.give_back();
+        }
+        self.answer_recipient(verdict).await;
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            service: self.listener.listener.service,
+            client: self.peer.ip(),
+            certificate: self.certificate,
+            authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
+        }
+    }
+
+    /// What the edge filter says of the client and the transaction.
+    async fn screen(&mut self) -> Result<(), Refusal> {
+        match (&mut self.screening, self.server.client(), self.server.reverse_path()) {
+            (Some(screening), Some(client), Some(sender)) => {
+                screening.recipient(&client.helo, sender).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether one more recipient can be taken: 452 before the data is kinder than after it.
+    fn has_room(&self) -> Result<(), Refusal> {
+        let log = if self.is_inline() { None } else { self.worker.log.refusal() };
+        match log {
+            Some(refusal) => Err(refusal),
+            None if self.worker.receive_is_exhausted() => Err(Refusal::Busy),
+            None => self.counts_recipient(Instant::now()),
+        }
+    }
+
     /// Answers the recipient in question, whose own route is that of `verdict`.
-    pub(super) async fn answer_recipient(&mut self, verdict: Result<RouteIndex, Refusal>) {
+    async fn answer_recipient(&mut self, verdict: Result<RouteIndex, Refusal>) {
         let taken = match verdict {
             Ok(route) => self.take_recipient(route).await,
             Err(refusal) => Err(refusal),
@@ -39,9 +101,6 @@ impl Session {
             && refusal.is_unknown_recipient()
         {
             return self.answer_unknown(refusal.clone()).await;
-        }
-        if taken.is_ok() && self.screening.is_some() {
-            self.worker.roster.harvest.known(self.peer.ip());
         }
         let now = Instant::now();
         match taken {
@@ -83,24 +142,23 @@ impl Session {
         match placed {
             Addressees::Others(others) => Ok(Taken::Others(others)),
             Addressees::Itself(route) => {
-                self.call_ahead(route).await?;
+                if self.worker.config.recipients.call_ahead {
+                    Box::pin(self.call_ahead(route)).await?;
+                }
                 Ok(Taken::Itself(route))
             }
         }
     }
 
-    /// Asks the next hop, where that is wanted, for recipients of our own domains.
+    /// Asks the next hop for recipients of our own domains.
     async fn call_ahead(&mut self, route: RouteIndex) -> Result<(), Refusal> {
         let worker = self.worker.clone();
         let Some(recipient) = self.server.rcpt_in_question() else { return Ok(()) };
         let Some(mailbox) = recipient.path.mailbox() else { return Ok(()) };
-        let is_asked = worker.config.recipients.call_ahead
-            && !mailbox.is_postmaster()
-            && worker.config.domains.contains(&routing_domain(mailbox));
+        let is_asked =
+            !mailbox.is_postmaster() && worker.config.domains.contains(&routing_domain(mailbox));
         let Some(parameters) = self.server.parameters().filter(|_| is_asked) else { return Ok(()) };
-        let course = worker.sites.destination(route, &recipient.path, parameters).course;
-        let site = worker.sites.fixed(course).filter(|site| site.reach().protocol().is_some());
-        let Some(site) = site else { return Ok(()) };
+        let Some(site) = worker.sites.next_hop(route, parameters) else { return Ok(()) };
         let path = recipient.path.clone();
         if !ahead::is_known(&worker, site, &path) {
             // The replies before this one need not wait for the next hop.
@@ -109,31 +167,28 @@ impl Session {
         ahead::ask(&worker, site, &path).await
     }
 
-    /// Whether the file of recipients has anything against the one in question.
+    /// Whether a client that the edge filter looks at has to come again for the recipient in
+    /// question; nothing is remembered for one who is not here.
     ///
     /// # Errors
-    /// `UnknownRecipient`.
-    pub(super) fn is_here(&self) -> Result<(), Refusal> {
-        let (Some(table), Some(path)) =
-            (self.worker.roster.table(), self.server.recipient_in_question())
+    /// `UnknownRecipient`, `Greylisted`.
+    fn greylist(&mut self) -> Result<(), Refusal> {
+        let (Some(screening), Some(sender), Some(path)) =
+            (&mut self.screening, self.server.reverse_path(), self.server.recipient_in_question())
         else {
             return Ok(());
         };
-        is_here(&self.worker.config, &table, path)
+        if let Some(table) = self.worker.roster.table() {
+            is_here(&self.worker.config, &table, path)?;
+        }
+        screening.greylist(sender, path)
     }
 
     /// Slows and cuts off who asks for many that are not here, where the edge filter looks.
     async fn answer_unknown(&mut self, refusal: Refusal) {
-        let edge = self.worker.config.edge.as_ref().filter(|_| self.screening.is_some());
-        let is_cut_off = edge.is_some_and(|edge| {
-            self.unknown_recipients = self.unknown_recipients.saturating_add(1);
-            let harvest = &self.worker.roster.harvest;
-            let of_address = harvest.unknown(self.peer.ip(), Instant::now());
-            self.unknown_recipients.max(of_address) >= edge.unknown_recipients
-        });
-        if self.screening.is_some() {
-            self.tarpit().await;
-        }
+        let is_cut_off =
+            self.screening.as_mut().is_some_and(|screening| screening.unknown_recipient());
+        self.tarpit().await;
         self.server.recipient_checked(Instant::now(), Err(refusal));
         if is_cut_off {
             self.server.close(Refusal::TooManyUnknown);

@@ -96,10 +96,7 @@ fn route(config: &Config, local: &str, domain: &str) -> Result<RouteIndex, Refus
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::config::Environment;
     use crate::smtp::address::Utf8;
 
     const CONFIG: &str = r#"
@@ -129,15 +126,7 @@ to = "discard"
 "#;
 
     fn decision(service: Service, client: &str, path: &str) -> Result<u32, &'static str> {
-        let environment = Environment {
-            host_name: "test".into(),
-            cores: 1,
-            descriptors: 1024,
-            directory: "/".into(),
-            user_exists: |_| true,
-        };
-        let config = Config::parse(CONFIG, Path::new("/test.toml"), &environment);
-        let config = config.unwrap_or_else(|report| panic!("{}", report.render(false))).config;
+        let config = Config::for_test(CONFIG);
         let facts = Facts {
             service,
             client: client.parse().unwrap(),

@@ -73,9 +73,16 @@ impl Session {
         self.tell_verdict(told, stored, refusal);
     }
 
+    /// The client is gone, or another one comes in its place: what was found of it is told, if it
+    /// is of interest, and forgotten.
+    pub(super) fn end_screening(&mut self) {
+        let Some(mut screening) = self.screening.take() else { return };
+        self.tell_verdict(screening.end_session(), None, None);
+    }
+
     /// Tells of a transaction that is over, of which `stored` is the message, and what the client
     /// heard of it at the end.
-    pub(super) fn tell_verdict(
+    fn tell_verdict(
         &self,
         told: Option<(Judged, Account)>,
         stored: Option<MessageId>,

@@ -12,19 +12,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::auth::throttle::{self, Allowances};
 use crate::config::Limits;
-use crate::edge::network::Network;
+use crate::peers::allowances::Allowances;
+use crate::peers::network::{Host, Network};
 use crate::smtp::reply::Refusal;
 
 /// See the module's text.
 pub struct SessionCounts {
     sessions_max: usize,
     sessions: AtomicUsize,
-    by_address: Shares<IpAddr>,
+    by_address: Shares<Host>,
     by_network: Option<Shares<Network>>,
     connections: Option<Allowances<()>>,
-    connections_by_address: Option<Allowances<IpAddr>>,
+    connections_by_address: Option<Allowances<Host>>,
     connections_by_network: Option<Allowances<Network>>,
 }
 
@@ -41,7 +41,7 @@ const SHARDS: usize = 64;
 /// One session's place in the counts; given back when dropped.
 pub struct Admission {
     counts: Arc<SessionCounts>,
-    address: Option<IpAddr>,
+    address: Option<Host>,
     network: Option<Network>,
 }
 
@@ -104,7 +104,7 @@ impl Admission {
     /// Which limit or rate it is over.
     pub fn claim(&mut self, client: IpAddr, now: Instant) -> Result<(), Refusal> {
         self.disclaim();
-        let (host, network) = (throttle::network(client), Network::of(client));
+        let (host, network) = (Host::of(client), Network::of(client));
         let counts = &self.counts;
         if !may(&counts.connections_by_address, &host, now) {
             return Err(Refusal::TooManyConnectionsFromAddress);

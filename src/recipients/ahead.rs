@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::auth::table::{Lapses, Table};
+use crate::peers::lapsing::{Lapses, Table};
 use crate::queue::site::SiteId;
 use crate::smtp::address::ForwardPath;
 

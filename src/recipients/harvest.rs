@@ -9,13 +9,13 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::auth::table::{Lapses, Table};
-use crate::auth::throttle::network;
 use crate::limits;
+use crate::peers::lapsing::{Lapses, Table};
+use crate::peers::network::Host;
 
 /// The counts of addresses, for all workers.
 pub struct Harvest {
-    by_address: Table<IpAddr, Count>,
+    by_address: Table<Host, Count>,
 }
 
 struct Count {
@@ -31,7 +31,7 @@ impl Lapses for Count {
 
 impl Default for Harvest {
     fn default() -> Harvest {
-        Harvest { by_address: Table::new(limits::AUTH_TABLE) }
+        Harvest { by_address: Table::new(limits::PEERS_REMEMBERED) }
     }
 }
 
@@ -39,7 +39,7 @@ impl Harvest {
     /// A client asked for somebody who is not here: how many of late its address did.
     pub fn unknown(&self, client: IpAddr, now: Instant) -> u32 {
         let fresh = || Count { unknown: 0, forgotten: now };
-        self.by_address.change(&network(client), now, fresh, |count| {
+        self.by_address.change(&Host::of(client), now, fresh, |count| {
             if count.forgotten <= now {
                 count.unknown = 0;
             }
@@ -51,7 +51,7 @@ impl Harvest {
 
     /// A client asked for somebody who is here.
     pub fn known(&self, client: IpAddr) {
-        self.by_address.adjust(&network(client), |count| {
+        self.by_address.adjust(&Host::of(client), |count| {
             count.unknown = count.unknown.saturating_sub(1);
         });
     }

@@ -160,7 +160,7 @@ impl Table {
         let address = Address { domain, local };
         match self.place(address) {
             Some((_, 0)) | None => None,
-            Some((_, offset)) => Address::unpack(&self.packed, offset as usize - 1).1,
+            Some((_, offset)) => Some(Address::unpack(&self.packed, offset as usize - 1).1),
         }
     }
 
@@ -236,7 +236,7 @@ impl Address<'_> {
     }
 
     /// What was packed at an offset.
-    fn unpack(packed: &[u8], offset: usize) -> (Address<'_>, Option<Entry>) {
+    fn unpack(packed: &[u8], offset: usize) -> (Address<'_>, Entry) {
         let number = |at: usize| {
             let octets = packed[at..at + 4].try_into().expect("four octets");
             u32::from_le_bytes(octets)
@@ -248,7 +248,7 @@ impl Address<'_> {
             0 => Entry::Mailbox,
             _ => Entry::Expands(number(begin + length)),
         };
-        (Address { domain: number(offset + 1), local }, Some(entry))
+        (Address { domain: number(offset + 1), local }, entry)
     }
 }
 

@@ -201,8 +201,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the edge filter has refused a recipient by it, for its client's sake or because
-    /// nobody of the name is here.
+    /// Whether the edge filter has refused a recipient by it, for its client's sake.
     pub fn is_of_the_edge(&self) -> bool {
         matches!(
             self,
@@ -210,7 +209,6 @@ impl Refusal {
                 | Refusal::UnknownSenderDomain
                 | Refusal::SenderTakesNoMail
                 | Refusal::ReverseName
-                | Refusal::UnknownRecipient
         )
     }
 

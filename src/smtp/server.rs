@@ -6,14 +6,20 @@
 //! to be done comes back as an [`Event`], what is to be sent gathers in [`Server::replies`].  The
 //! machine never holds a body: it says which octets of the input belong to one.
 //!
-//! It stops where somebody else must decide: at [`Event::CheckRecipient`] until
-//! [`Server::recipient_checked`], at [`Event::EndOfMessage`] until [`Server::stored`], at
-//! [`Event::StartQueue`] until [`Server::queue_started`], at [`Event::Introduce`] until
-//! [`Server::introduced`], at [`Event::LookUp`] until
-//! [`Server::inquiry_answered`], at [`Event::StartTls`] until
-//! [`Server::tls_started`], at [`Event::Authenticate`] until [`Server::auth_answered`], at
-//! [`Event::CheckSender`] until [`Server::sender_checked`].  Until then it must be given no input;
-//! so the replies stay in the order of the commands.
+//! It stops where somebody else must decide, until it hears:
+//!
+//! | at | until |
+//! |---|---|
+//! | [`Event::CheckSender`] | [`Server::sender_checked`] |
+//! | [`Event::CheckRecipient`] | [`Server::recipient_checked`], or, for one that is accepted, [`Server::recipient_expanded`] or [`Server::recipient_passed`] |
+//! | [`Event::EndOfMessage`] | [`Server::stored`] or [`Server::passed_on`] |
+//! | [`Event::Authenticate`] | [`Server::auth_answered`] |
+//! | [`Event::LookUp`] | [`Server::inquiry_answered`] |
+//! | [`Event::StartQueue`] | [`Server::queue_started`] |
+//! | [`Event::Introduce`] | [`Server::introduced`] |
+//! | [`Event::StartTls`] | [`Server::tls_started`] |
+//!
+//! Until then it must be given no input; so the replies stay in the order of the commands.
 //!
 //! Invariant: a message ends at CRLF.CRLF or at the last octet of BDAT LAST and nowhere else, and
 //! whatever was refused is still read to that end, so that no octet of a body is ever taken for
@@ -27,26 +33,33 @@ use std::rc::Rc;
 use std::time::Instant;
 
 mod auth;
+#[cfg(test)]
+mod auth_tests;
 mod body;
+mod commands;
+mod etrn;
 mod recipients;
+mod sender;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod xclient;
 
-use super::address::{AddressError, ForwardPath, ReversePath, Utf8};
-use super::command::{self, Command, CommandError, Extensions, Mail, Node};
+use super::address::{ForwardPath, ReversePath};
+use super::command::{Mail, Node};
 use super::data::DataScanner;
 use super::header::{HeaderFacts, HeaderWatch};
-use super::line::{LineScanner, LineStep};
-use super::reply::{self, QueueStart, Refusal, Replies};
-use super::xclient::{self, Introduction};
+use super::line::LineScanner;
+use super::reply::{Refusal, Replies};
+use super::xclient::Introduction;
 use crate::config::{BareNewline, ListenerTls, RouteIndex};
 use crate::limits;
-use crate::message::{BodySummary, Durability, Envelope, MailParameters, MessageId, Recipient};
+use crate::message::{BodySummary, Envelope, MailParameters, Recipient};
+use auth::Pending;
 use body::Chunking;
 
-use auth::Pending;
 pub use auth::{AuthAnswer, AuthOffer, Response};
-pub use recipients::{Inquiry, MayInquire};
+pub use recipients::{Inquiry, MayInquire, recipient_octets};
 
 /// What a listener tells its sessions.
 #[derive(Debug, Clone)]
@@ -85,12 +98,13 @@ pub enum Event {
     Authenticate,
     /// Decide on [`Server::sender_in_question`], then call [`Server::sender_checked`].
     CheckSender,
-    /// Decide on [`Server::recipient_in_question`], then call [`Server::recipient_checked`] or
-    /// [`Server::recipient_expanded`].
+    /// Decide on [`Server::recipient_in_question`], then call [`Server::recipient_checked`],
+    /// [`Server::recipient_expanded`] or [`Server::recipient_passed`].
     CheckRecipient,
     /// Look up who [`Server::inquiry`] asks for, then call [`Server::inquiry_answered`].
     LookUp,
-    /// The body is whole: [`Server::take_message`], keep it, then call [`Server::stored`].
+    /// The body is whole: [`Server::take_message`], keep it or pass it on, then call
+    /// [`Server::stored`] or [`Server::passed_on`].
     EndOfMessage,
     /// Start the queue for [`Server::node_in_question`], then call [`Server::queue_started`].
     StartQueue,
@@ -264,17 +278,6 @@ impl Server {
         }
     }
 
-    /// Lets the client send ETRN, which EHLO then offers (RFC 1985).  Its answer, and the
-    /// connections that it makes this host open, are not for everybody.
-    pub fn permit_etrn(&mut self) {
-        self.may_start_queues = true;
-    }
-
-    /// Lets the client send XCLIENT, which EHLO then offers, also after it has sent one.
-    pub fn permit_xclient(&mut self) {
-        self.may_introduce = true;
-    }
-
     /// Does as much with `input` as it can; call again with what it left, and with the rest of
     /// the stream behind it.
     pub fn handle_bytes(&mut self, now: Instant, input: &mut [u8]) -> Handled {
@@ -400,481 +403,6 @@ impl Server {
         self.transaction.is_some()
     }
 
-    /// The sender of the transaction under way.
-    pub fn reverse_path(&self) -> Option<&ReversePath> {
-        self.transaction.as_ref().map(|transaction| &transaction.reverse_path)
-    }
-
-    /// The sender that waits at [`Event::CheckSender`].
-    pub fn sender_in_question(&self) -> Option<&ReversePath> {
-        match &self.phase {
-            Phase::Sender(mail) => Some(&mail.path),
-            _ => None,
-        }
-    }
-
-    /// Decides on the sender in question.
-    pub fn sender_checked(&mut self, now: Instant, verdict: Result<(), Refusal>) {
-        if !matches!(self.phase, Phase::Sender(_)) {
-            return;
-        }
-        self.deadline = now + limits::SERVER_COMMAND;
-        let Phase::Sender(mail) = std::mem::replace(&mut self.phase, Phase::Command) else {
-            return;
-        };
-        match verdict {
-            Ok(()) => self.begin(*mail),
-            Err(refusal) => self.fault(refusal),
-        }
-    }
-
-    /// The recipient that waits at [`Event::CheckRecipient`].
-    pub fn recipient_in_question(&self) -> Option<&ForwardPath> {
-        self.rcpt_in_question().map(|recipient| &recipient.path)
-    }
-
-    /// The same with its parameters.
-    pub fn rcpt_in_question(&self) -> Option<&Recipient> {
-        match &self.phase {
-            Phase::Recipient(recipient) => Some(recipient),
-            _ => None,
-        }
-    }
-
-    /// Whether that recipient would be the first of its transaction.
-    pub fn is_first_recipient(&self) -> bool {
-        self.transaction.as_ref().is_none_or(|transaction| transaction.recipients.is_empty())
-    }
-
-    /// What that recipient will take of memory, in octets.
-    pub fn recipient_octets(&self) -> usize {
-        self.rcpt_in_question().map_or(0, recipient_octets)
-    }
-
-    /// Decides on the recipient in question: where its mail goes, or why not.
-    pub fn recipient_checked(&mut self, now: Instant, verdict: Result<RouteIndex, Refusal>) {
-        if !matches!(self.phase, Phase::Recipient(_)) {
-            return;
-        }
-        self.deadline = now + limits::SERVER_COMMAND;
-        let phase = std::mem::replace(&mut self.phase, Phase::Command);
-        let (Phase::Recipient(recipient), Some(transaction)) = (phase, &mut self.transaction)
-        else {
-            return;
-        };
-        match verdict {
-            Ok(route) => {
-                transaction.recipients.push(*recipient);
-                transaction.routes.push(route);
-                transaction.given += 1;
-                self.replies.push(reply::RECIPIENT_OK);
-            }
-            Err(refusal) if refusal.is_fault() => self.fault_of(refusal, Some(recipient.path)),
-            Err(refusal) => self.refuse_recipient(refusal, Some(recipient.path)),
-        }
-    }
-
-    /// The node that waits at [`Event::StartQueue`].
-    pub fn node_in_question(&self) -> Option<&Node> {
-        match &self.phase {
-            Phase::Starting(node) => Some(node),
-            _ => None,
-        }
-    }
-
-    /// What became of the node in question.
-    pub fn queue_started(&mut self, now: Instant, result: Result<QueueStart, Refusal>) {
-        if !matches!(self.phase, Phase::Starting(_)) {
-            return;
-        }
-        self.phase = Phase::Command;
-        self.deadline = now + limits::SERVER_COMMAND;
-        match result {
-            Ok(found) => self.replies.queue_started(found),
-            Err(refusal) => self.refuse(refusal),
-        }
-        self.idled();
-    }
-
-    /// What a proxy says at [`Event::Introduce`].
-    pub fn introduction(&self) -> Option<&Introduction> {
-        match &self.phase {
-            Phase::Introducing(introduction) => Some(introduction),
-            _ => None,
-        }
-    }
-
-    /// The client is another one from here on, and is greeted; or the session ends.
-    ///
-    /// Nothing is left of what was said before, but the count of commands that did nothing, or
-    /// there would be no end of them.  What a client may do is to be permitted anew.
-    pub fn introduced(&mut self, now: Instant, result: Result<(), Refusal>) {
-        if !matches!(self.phase, Phase::Introducing(_)) {
-            return;
-        }
-        self.deadline = now + limits::SERVER_COMMAND;
-        let Phase::Introducing(told) = std::mem::replace(&mut self.phase, Phase::Command) else {
-            return;
-        };
-        if let Err(refusal) = result {
-            return self.close(refusal);
-        }
-        self.client = told.helo.map(|helo| Client {
-            helo,
-            extended: !told.is_plain,
-            secured: self.is_secured,
-            authenticated: None,
-        });
-        self.haste = Haste::Forbidden;
-        self.may_start_queues = false;
-        self.auth_failures = 0;
-        self.errors = 0;
-        self.replies.greet(&self.config.hostname);
-        self.idled();
-    }
-
-    /// The handshake that [`Event::StartTls`] asked for is done: all that is known of the client
-    /// is forgotten (RFC 3207 section 4.2), because somebody else may have said it.
-    pub fn tls_started(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::StartTls) {
-            return;
-        }
-        self.phase = Phase::Command;
-        self.is_secured = true;
-        self.lines = LineScanner::default();
-        self.client = None;
-        self.can_bind = false;
-        if self.haste == Haste::Allowed {
-            self.haste = Haste::Forbidden;
-        }
-        self.transaction = None;
-        self.deadline = now + limits::SERVER_COMMAND;
-    }
-
-    /// The message that waits at [`Event::EndOfMessage`]; `None` at any other time.
-    pub fn take_message(&mut self) -> Option<ReceivedMessage> {
-        let Phase::Storing { summary } = self.phase else { return None };
-        let mut transaction = self.transaction.take()?;
-        transaction.merge();
-        let header = transaction.header.as_ref().map(HeaderWatch::facts).unwrap_or_default();
-        Some(ReceivedMessage {
-            header,
-            envelope: Envelope {
-                reverse_path: transaction.reverse_path,
-                parameters: transaction.parameters,
-                recipients: transaction.recipients,
-            },
-            routes: transaction.routes,
-            summary,
-            is_expanded: transaction.is_expanded,
-        })
-    }
-
-    /// The fate of the message that was taken.
-    pub fn stored(&mut self, now: Instant, result: Result<(MessageId, Durability), Refusal>) {
-        if !matches!(self.phase, Phase::Storing { .. }) {
-            return;
-        }
-        self.phase = Phase::Command;
-        self.transaction = None;
-        self.deadline = now + limits::SERVER_COMMAND;
-        match result {
-            Ok((id, durability)) => {
-                // A client that delivers may go on for days; only one that does not is counted.
-                self.idle_commands = 0;
-                self.errors = 0;
-                self.replies.queued(id, durability);
-            }
-            Err(refusal) => self.refuse(refusal),
-        }
-    }
-
-    // ---- commands ------------------------------------------------------------------------
-
-    fn command_bytes(&mut self, now: Instant, input: &mut [u8]) -> Handled {
-        self.lines.set_limit(self.line_limit(input));
-        match self.lines.next(input) {
-            LineStep::Incomplete => Handled { consumed: 0, event: Event::NeedInput },
-            LineStep::Discard { consumed } => {
-                self.long_line(&input[..consumed]);
-                Handled { consumed, event: Event::NeedInput }
-            }
-            LineStep::TooLong { consumed } => {
-                self.deadline = now + limits::SERVER_COMMAND;
-                self.long_line(&input[..consumed]);
-                if matches!(self.phase, Phase::LongLine) {
-                    self.phase = Phase::Command;
-                    self.fault(Refusal::LineTooLong);
-                }
-                Handled { consumed, event: Event::Continue }
-            }
-            LineStep::Line { length, consumed } => {
-                self.deadline = now + limits::SERVER_COMMAND;
-                self.watch_haste();
-                let event = match command::parse(&input[..length], &self.extensions()) {
-                    Ok(command) => self.command(now, command),
-                    Err(CommandError::Bdat { skip_octets }) => self.skip_bdat(now, skip_octets),
-                    Err(error) => self.refused(Refusal::from(&error)),
-                };
-                Handled { consumed, event }
-            }
-        }
-    }
-
-    /// A command has come; the replies that wait were not sent yet, so it was sent without them.
-    fn watch_haste(&mut self) {
-        let is_extended = self.client.as_ref().is_some_and(|client| client.extended);
-        self.haste = match self.haste {
-            Haste::Forbidden if !self.replies.is_empty() => Haste::Caught,
-            Haste::Forbidden if is_extended => Haste::Allowed,
-            haste => haste,
-        };
-    }
-
-    /// Looks at the front of a line that is over the limit, when it comes for the first time.
-    ///
-    /// The line is not obeyed, but behind two kinds of it come octets that are no commands: BDAT,
-    /// whose chunk nobody can count now, and the request of another protocol.
-    fn long_line(&mut self, octets: &[u8]) {
-        if matches!(self.phase, Phase::LongLine) {
-            return;
-        }
-        self.phase = Phase::LongLine;
-        // As much as is there in any case when a line proves too long: its last octet may wait.
-        let front = &octets[..octets.len().min(limits::COMMAND_LINE - 1)];
-        match command::parse(front, &self.extensions()) {
-            Ok(Command::Bdat { .. }) | Err(CommandError::Bdat { .. }) => {
-                self.close(Refusal::LineTooLong);
-            }
-            Ok(Command::OtherProtocol) => self.close(Refusal::OtherProtocol),
-            _ => {}
-        }
-    }
-
-    /// The table of commands: each does its own checks and says what happens next.
-    fn command(&mut self, now: Instant, command: Command<'_>) -> Event {
-        if self.lacks_tls() && !is_free_of_tls(&command) {
-            return self.refused(Refusal::NeedsTls);
-        }
-        match command {
-            Command::Helo { name } => self.hello(name, false),
-            Command::Ehlo { name } => self.hello(name, true),
-            Command::Mail(mail) => self.mail(mail),
-            Command::Rcpt(recipient) => self.rcpt(recipient),
-            Command::Data => self.data(now),
-            Command::Bdat { octets, last } => self.bdat(now, octets, last),
-            Command::Rset => self.idle(reply::OK, true),
-            Command::Noop => self.idle(reply::OK, false),
-            Command::Help => self.idle(reply::HELP, false),
-            Command::Vrfy { argument } => self.inquire(false, argument),
-            Command::Expn { argument } => self.inquire(true, argument),
-            Command::Quit => self.quit(),
-            Command::Etrn(node) => self.etrn(node),
-            Command::Xclient { arguments } => self.xclient(arguments),
-            Command::NotImplemented => self.refused(Refusal::NotImplemented),
-            Command::StartTls => self.start_tls(now),
-            Command::Auth { mechanism, initial } => self.auth(now, mechanism, initial),
-            Command::OtherProtocol => {
-                self.close(Refusal::OtherProtocol);
-                Event::Close
-            }
-            Command::Unknown => self.refused(Refusal::UnknownCommand),
-        }
-    }
-
-    fn hello(&mut self, name: &str, extended: bool) -> Event {
-        let known = self.client.take().unwrap_or_default();
-        let secured = self.is_secured;
-        self.client = Some(Client { helo: name.into(), extended, secured, ..known });
-        if extended {
-            let size = format!("SIZE {}", self.config.message_size);
-            // RFC 9422 section 4.2: who knows it splits its recipients before we refuse some.
-            let limits = format!("LIMITS RCPTMAX={}", self.config.recipients);
-            let keywords = [
-                "PIPELINING",
-                &size,
-                "8BITMIME",
-                "SMTPUTF8",
-                "ENHANCEDSTATUSCODES",
-                "DSN",
-                "CHUNKING",
-                &limits,
-            ];
-            let require_tls = self.is_secured.then_some("REQUIRETLS");
-            let etrn = self.may_start_queues.then_some("ETRN");
-            let xclient = self.may_introduce.then_some(xclient::KEYWORD);
-            let starttls = self.offers_tls().then_some("STARTTLS");
-            let auth = self.auth_keyword();
-            let keywords = keywords.into_iter().chain(etrn).chain(auth.as_deref());
-            let keywords = keywords.chain(starttls).chain(require_tls).chain(xclient);
-            let [vrfy, expn] = self.inquiry_keywords();
-            let keywords = keywords.chain(vrfy).chain(expn).chain(["HELP"]);
-            self.replies.extended_hello(&self.config.hostname, keywords);
-        } else {
-            self.replies.hello(&self.config.hostname);
-        }
-        self.idled();
-        // EHLO in a transaction ends it as RSET does (RFC 5321 section 4.1.4).
-        self.reset()
-    }
-
-    /// Whether STARTTLS can be given now: where it is configured, and once.
-    fn offers_tls(&self) -> bool {
-        let offered = matches!(self.config.tls, ListenerTls::StartTls | ListenerTls::Required);
-        offered && !self.is_secured
-    }
-
-    /// Whether the session must be encrypted first.
-    fn lacks_tls(&self) -> bool {
-        self.config.tls == ListenerTls::Required && !self.is_secured
-    }
-
-    fn start_tls(&mut self, now: Instant) -> Event {
-        if self.is_secured {
-            return self.refused(Refusal::TlsUnderWay);
-        }
-        if !self.offers_tls() {
-            return self.refused(Refusal::NotOffered);
-        }
-        if self.transaction.is_some() {
-            return self.refused(Refusal::NestedMail);
-        }
-        self.replies.push(reply::START_TLS);
-        self.phase = Phase::StartTls;
-        self.deadline = now + limits::TLS_HANDSHAKE;
-        Event::StartTls
-    }
-
-    /// What the client may use: all of it, also after HELO, for a client that knows a parameter
-    /// means it.
-    fn extensions(&self) -> Extensions {
-        let smtputf8 = self.transaction.as_ref().is_some_and(|t| t.parameters.smtputf8);
-        Extensions {
-            size: true,
-            eight_bit_mime: true,
-            smtputf8: true,
-            dsn: true,
-            auth: self.config.auth.is_some(),
-            // RFC 8689 section 2: not in clear, where the message has gone unprotected already.
-            require_tls: self.is_secured,
-            transaction: if smtputf8 { Utf8::Allowed } else { Utf8::Refused },
-        }
-    }
-
-    fn mail(&mut self, mail: Mail) -> Event {
-        if self.client.is_none() {
-            return self.refused(Refusal::NeedsHello);
-        }
-        if self.transaction.is_some() {
-            return self.refused(Refusal::NestedMail);
-        }
-        if self.lacks_auth() {
-            return self.refused(Refusal::NeedsAuth);
-        }
-        if mail.size_octets.is_some_and(|octets| octets > self.config.message_size) {
-            return self.refused(Refusal::TooLarge);
-        }
-        if self.config.checks_senders {
-            self.phase = Phase::Sender(Box::new(mail));
-            return Event::CheckSender;
-        }
-        self.begin(mail);
-        Event::Continue
-    }
-
-    fn begin(&mut self, mail: Mail) {
-        self.transactions = self.transactions.wrapping_add(1);
-        self.transaction = Some(Box::new(Transaction {
-            reverse_path: mail.path,
-            parameters: mail.parameters,
-            recipients: Vec::new(),
-            routes: Vec::new(),
-            given: 0,
-            is_expanded: false,
-            header: None,
-            chunking: None,
-        }));
-        self.replies.push(reply::SENDER_OK);
-    }
-
-    fn rcpt(&mut self, recipient: Recipient) -> Event {
-        let Some(transaction) = &self.transaction else {
-            return self.refused(Refusal::NeedsMail);
-        };
-        if transaction.chunking.is_some() {
-            return self.refused(Refusal::ChunkingUnderWay);
-        }
-        if transaction.given >= self.config.recipients {
-            // Not counted as an error: a sender with more recipients is told so once for each,
-            // and sends the rest in its next transaction.
-            self.refuse(Refusal::TooManyRecipients);
-            return Event::Continue;
-        }
-        self.phase = Phase::Recipient(Box::new(recipient));
-        Event::CheckRecipient
-    }
-
-    fn etrn(&mut self, node: Node) -> Event {
-        if self.client.is_none() {
-            return self.refused(Refusal::NeedsHello);
-        }
-        // Whoever may not send it learns nothing of our queues, not even their names.
-        if !self.may_start_queues {
-            return self.refused(Refusal::EtrnDenied);
-        }
-        if node == Node::Named {
-            return self.refused(Refusal::NoSuchQueue);
-        }
-        if self.transaction.is_some() {
-            return self.refused(Refusal::NestedMail);
-        }
-        self.phase = Phase::Starting(node);
-        Event::StartQueue
-    }
-
-    fn xclient(&mut self, arguments: &str) -> Event {
-        // For everybody else there is no such command.
-        if !self.may_introduce {
-            return self.refused(Refusal::UnknownCommand);
-        }
-        if self.transaction.is_some() {
-            return self.refused(Refusal::NestedMail);
-        }
-        let Some(introduction) = Introduction::parse(arguments) else {
-            return self.refused(Refusal::BadArgument);
-        };
-        self.phase = Phase::Introducing(Box::new(introduction));
-        Event::Introduce
-    }
-
-    fn quit(&mut self) -> Event {
-        self.replies.push(reply::BYE);
-        self.transaction = None;
-        self.phase = Phase::Closed { timed_out: false };
-        Event::Close
-    }
-
-    /// Commands that do nothing for a message.
-    fn idle(&mut self, reply: reply::Reply, resets: bool) -> Event {
-        self.replies.push(reply);
-        self.idled();
-        if resets { self.reset() } else { Event::Continue }
-    }
-
-    fn idled(&mut self) {
-        self.idle_commands += 1;
-        if self.idle_commands > limits::IDLE_COMMANDS {
-            self.close(Refusal::TooManyErrors);
-        }
-    }
-
-    fn reset(&mut self) -> Event {
-        match self.transaction.take() {
-            Some(transaction) if transaction.chunking.is_some() => Event::DropBody,
-            _ => Event::Continue,
-        }
-    }
-
     // ---- refusing ------------------------------------------------------------------------
 
     fn refused(&mut self, refusal: Refusal) -> Event {
@@ -904,45 +432,5 @@ impl Server {
     fn refuse_recipient(&mut self, refusal: Refusal, recipient: Option<ForwardPath>) {
         self.replies.refuse(&refusal);
         self.refusals.push(Refused { refusal, recipient });
-    }
-}
-
-/// What a recipient takes of memory in a transaction, in octets.
-pub fn recipient_octets(recipient: &Recipient) -> usize {
-    let text = recipient.path.as_str().len() + recipient.orcpt.as_deref().map_or(0, str::len);
-    text + size_of::<Recipient>() + size_of::<RouteIndex>()
-}
-
-/// What may be said before TLS where it is demanded (RFC 3207 section 4), and BDAT, which is
-/// refused at its end: its octets follow in any case.
-fn is_free_of_tls(command: &Command<'_>) -> bool {
-    matches!(
-        command,
-        Command::Ehlo { .. }
-            | Command::Noop
-            | Command::Quit
-            | Command::StartTls
-            | Command::Bdat { .. }
-            | Command::OtherProtocol
-            | Command::Unknown
-    )
-}
-
-impl From<&CommandError> for Refusal {
-    fn from(error: &CommandError) -> Refusal {
-        match error {
-            CommandError::TooLong => Refusal::LineTooLong,
-            CommandError::Nul | CommandError::BareNewline => Refusal::BareNewlineInCommand,
-            CommandError::ControlCharacter | CommandError::EightBit => Refusal::Syntax,
-            CommandError::Syntax { .. } | CommandError::Bdat { .. } => Refusal::BadArgument,
-            CommandError::ReversePath(AddressError::Utf8Refused)
-            | CommandError::ForwardPath(AddressError::Utf8Refused) => Refusal::NeedsSmtpUtf8,
-            CommandError::ReversePath(_) => Refusal::BadSender,
-            CommandError::ForwardPath(_) => Refusal::BadRecipient,
-            CommandError::UnknownParameter | CommandError::BinaryMime => Refusal::UnknownParameter,
-            CommandError::DuplicateParameter { .. } | CommandError::BadParameter { .. } => {
-                Refusal::BadParameter
-            }
-        }
     }
 }

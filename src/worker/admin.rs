@@ -16,7 +16,7 @@ use crate::control::events::{Addressees, Event as LogEvent, EventKind};
 use crate::control::moment::Moment;
 use crate::control::port::{Action, Answer, Entry, Filter, Page, Request, Selection, State, Tally};
 use crate::delivery::message::{LoadError, LoadedMessage};
-use crate::delivery::settle::{end_part, spool_recipients};
+use crate::delivery::settle::{end_all, spool_recipients};
 use crate::delivery::sites::route_of;
 use crate::limits;
 use crate::message::{Envelope, MessageId};
@@ -453,15 +453,13 @@ impl Target {
             (Recipients::All(_), true) => spool::Recipients::All,
             _ => spool::Recipients::Some(&self.places),
         };
-        let last = left.is_empty() && handle.is_only_part();
-        let (id, segment) = (handle.id, handle.place.segment);
-        let record = worker.log.append_done(&Done { id, segment, recipients, last });
-        if left.is_empty() && !last {
-            end_part(worker, handle, &[record]);
+        if left.is_empty() {
+            return Some(Some(end_all(worker, self.slot, handle, recipients)));
         }
-        worker.with_queue(|queue| match left.is_empty() {
-            true => drop(queue.finish(self.slot)),
-            false => queue.split(self.slot, Recipients::Some(left.into()), handle.parts.clone()),
+        let (id, segment) = (handle.id, handle.place.segment);
+        let record = worker.log.append_done(&Done { id, segment, recipients, last: false });
+        worker.with_queue(|queue| {
+            queue.split(self.slot, Recipients::Some(left.into()), handle.parts.clone());
         });
         Some(Some(record))
     }

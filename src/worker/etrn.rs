@@ -297,10 +297,8 @@ const TURN_PAUSE: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
 
     use super::*;
-    use crate::config::Environment;
 
     fn config() -> Config {
         let text = r#"
@@ -326,15 +324,7 @@ to = "smtp://192.0.2.4"
 recipient = "*"
 to = "smtp://192.0.2.5"
 "#;
-        let environment = Environment {
-            host_name: "mx.example.net".to_owned(),
-            cores: 1,
-            descriptors: 1_024,
-            directory: "/srv".into(),
-            user_exists: |_| true,
-        };
-        let checked = Config::parse(text, Path::new("etrn.toml"), &environment);
-        checked.unwrap_or_else(|report| panic!("{}", report.render(false))).config
+        Config::for_test(text)
     }
 
     fn node(text: &str) -> Node {

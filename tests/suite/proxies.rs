@@ -288,6 +288,45 @@ fn the_filter_looks_at_a_proxys_clients_anew() {
     gateway.terminate();
 }
 
+/// What was found of a client is told when another one takes its place, as if it had gone: of its
+/// transaction, or of itself where it began none.
+#[test]
+fn what_was_found_of_a_proxys_client_is_told_before_the_next_one() {
+    let more = "greeting_wait = \"1m\"\ntarpit = \"0s\"\n";
+    let mut gateway = Gateway::start(&format!("{MX}{more}"));
+    let mut client = proxy(&gateway);
+    let hasty = |client: &mut Client, address: &str| {
+        client.send(format!("XCLIENT ADDR={address} PORT=7\r\n").as_bytes());
+        assert!(first_line(client).starts_with("220-"), "a stranger waits");
+        client.send(format!("EHLO of-{address}.test\r\n").as_bytes());
+        client.reply().expect("220");
+        client.reply().expect("250");
+    };
+    hasty(&mut client, "192.0.2.7");
+    hasty(&mut client, "192.0.2.8");
+    client.command("MAIL FROM:<a@client.test>").expect("250");
+    client.command("RCPT TO:<b@ours.test>").expect("554 5.7.1");
+    client.command("RSET").expect("250");
+    hasty(&mut client, "192.0.2.9");
+    client.command("XCLIENT ADDR=[UNAVAILABLE]").expect("421");
+    client.expect_end();
+    gateway.wait_event("its end", |event| event["event"] == "disconnect");
+    let told = gateway.events().into_iter().filter(|event| event["event"] == "verdict");
+    let told: Vec<_> = told
+        .map(|event| {
+            assert!(event["causes"].to_string().contains("early_talk="), "{event}");
+            [&event["peer"], &event["helo"], &event["to"][0], &event["action"]].map(Value::clone)
+        })
+        .collect();
+    let of = |host: u8, to: Value| {
+        [format!("192.0.2.{host}:7").into(), format!("of-192.0.2.{host}.test").into(), to]
+    };
+    let expected = [of(7, Value::Null), of(8, "b@ours.test".into()), of(9, Value::Null)];
+    let expected = expected.map(|[peer, helo, to]| [peer, helo, to, "reject".into()]);
+    assert_eq!(told, expected);
+    gateway.terminate();
+}
+
 #[test]
 fn swaks_comes_through_proxies() {
     if !are_here(&["swaks"]) {

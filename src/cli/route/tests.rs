@@ -1,12 +1,10 @@
 //! What a person is told, where no name has to be looked up.  Domains of every kind, against a
 //! real name server, are in the suite.
 
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::*;
-use crate::config::Environment;
 use crate::dns::{Answer, LookupError, Name, RecordType};
 
 const CONFIG: &str = r#"
@@ -60,15 +58,7 @@ impl Lookup for Silence {
 }
 
 fn ask(address: &str, from: Option<&str>) -> Findings {
-    let environment = Environment {
-        host_name: "test".into(),
-        cores: 1,
-        descriptors: 1024,
-        directory: "/".into(),
-        user_exists: |_| true,
-    };
-    let config = Config::parse(CONFIG, Path::new("/test.toml"), &environment);
-    let config = config.unwrap_or_else(|report| panic!("{}", report.render(false))).config;
+    let config = Config::for_test(CONFIG);
     let servers = vec![SocketAddr::from(([192, 0, 2, 53], 53))];
     let ourselves = ourselves(&config);
     let inquirer = Inquirer { config: &config, servers, ourselves, resolver: Silence };

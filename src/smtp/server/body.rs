@@ -1,7 +1,8 @@
-//! The bodies of a session: what follows DATA, what follows BDAT, and what is thrown away.
+//! The bodies of a session: what follows DATA, what follows BDAT, what is thrown away, and what
+//! becomes of a message that is whole.
 //!
 //! Its place: the second half of [`Server`], entered by DATA and BDAT and left at the end of the
-//! message or of the chunk.  Here too nothing is kept: an event says which octets are the body's.
+//! chunk, or with the answer to the message.  Here too nothing is kept: an event says which octets are the body's.
 //!
 //! Invariant: every octet that a client has announced as body is consumed as body, whatever was
 //! refused meanwhile.  Two bounds end the session instead, for the client is either broken or
@@ -9,14 +10,14 @@
 
 use std::time::Instant;
 
-use super::{Event, Handled, Phase, Server, Transaction};
+use super::{Event, Handled, Phase, ReceivedMessage, Server, Transaction};
 use crate::config::BareNewline;
 use crate::limits;
-use crate::message::{BodyFlags, BodySummary};
+use crate::message::{BodyFlags, BodySummary, Durability, Envelope, MessageId};
 use crate::smtp::body::BodyForm;
 use crate::smtp::data::{ChunkScanner, Scanned};
 use crate::smtp::header::HeaderWatch;
-use crate::smtp::reply::{self, Refusal};
+use crate::smtp::reply::{self, Passed, Refusal, Replies};
 
 /// The part of a transaction that exists once BDAT was given.
 #[derive(Default)]
@@ -58,6 +59,58 @@ impl Server {
             self.deadline = data_deadline(now, started);
         } else {
             self.deadline = self.deadline.max(now + limits::SERVER_COMMAND);
+        }
+    }
+
+    /// The message that waits at [`Event::EndOfMessage`]; `None` at any other time.
+    pub fn take_message(&mut self) -> Option<ReceivedMessage> {
+        let Phase::Storing { summary } = self.phase else { return None };
+        let mut transaction = self.transaction.take()?;
+        transaction.merge();
+        let header = transaction.header.as_ref().map(HeaderWatch::facts).unwrap_or_default();
+        Some(ReceivedMessage {
+            header,
+            envelope: Envelope {
+                reverse_path: transaction.reverse_path,
+                parameters: transaction.parameters,
+                recipients: transaction.recipients,
+            },
+            routes: transaction.routes,
+            summary,
+            is_expanded: transaction.is_expanded,
+        })
+    }
+
+    /// The fate of the message that was taken.
+    pub fn stored(&mut self, now: Instant, result: Result<(MessageId, Durability), Refusal>) {
+        self.end_storing(now, result, |replies, (id, durability)| replies.queued(id, durability));
+    }
+
+    /// What the next hop said to the message that was taken.
+    pub fn passed_on(&mut self, now: Instant, result: Result<Passed, Refusal>) {
+        self.end_storing(now, result, |replies, words| replies.passed(&words));
+    }
+
+    fn end_storing<T>(
+        &mut self,
+        now: Instant,
+        result: Result<T, Refusal>,
+        tell: impl FnOnce(&mut Replies, T),
+    ) {
+        if !matches!(self.phase, Phase::Storing { .. }) {
+            return;
+        }
+        self.phase = Phase::Command;
+        self.transaction = None;
+        self.deadline = now + limits::SERVER_COMMAND;
+        match result {
+            Ok(accepted) => {
+                // A client that delivers may go on for days; only one that does not is counted.
+                self.idle_commands = 0;
+                self.errors = 0;
+                tell(&mut self.replies, accepted);
+            }
+            Err(refusal) => self.refuse(refusal),
         }
     }
 

@@ -1,9 +1,7 @@
-//! What the server says of recipients beyond yes and no: those that stand for others, VRFY and
-//! EXPN.
+//! RCPT as its server sees it: the recipient in question, and what is said to it; VRFY and EXPN too.
 //!
-//! Its place: the second half of [`Server`] that speaks of addresses.  Who is here the driver
-//! knows ([`crate::recipients`]); this part holds the question while it is asked and puts what
-//! comes of it into the transaction or a reply.
+//! Who is here the driver knows ([`crate::recipients`]); this part holds the question while it is
+//! asked and puts what comes of it into the transaction or a reply.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -11,7 +9,8 @@ use std::time::Instant;
 use super::{Event, Phase, Server, Transaction};
 use crate::config::RouteIndex;
 use crate::limits;
-use crate::message::{MailParameters, Recipient};
+use crate::message::Recipient;
+use crate::smtp::address::ForwardPath;
 use crate::smtp::reply::{self, Passed, Refusal, Verified};
 
 /// VRFY or EXPN (RFC 5321 sections 4.1.1.6 and 4.1.1.7), which waits for its answer.
@@ -33,6 +32,29 @@ pub struct MayInquire {
 }
 
 impl Server {
+    /// The recipient that waits at [`Event::CheckRecipient`].
+    pub fn recipient_in_question(&self) -> Option<&ForwardPath> {
+        self.rcpt_in_question().map(|recipient| &recipient.path)
+    }
+
+    /// The same with its parameters.
+    pub fn rcpt_in_question(&self) -> Option<&Recipient> {
+        match &self.phase {
+            Phase::Recipient(recipient) => Some(recipient),
+            _ => None,
+        }
+    }
+
+    /// Whether that recipient would be the first of its transaction.
+    pub fn is_first_recipient(&self) -> bool {
+        self.transaction.as_ref().is_none_or(|transaction| transaction.recipients.is_empty())
+    }
+
+    /// What that recipient will take of memory, in octets.
+    pub fn recipient_octets(&self) -> usize {
+        self.rcpt_in_question().map_or(0, recipient_octets)
+    }
+
     /// Lets the client ask who is here, which EHLO then offers.  The answers are what harvesters
     /// look for, so they are not for everybody.
     pub fn permit_inquiries(&mut self, may: MayInquire) {
@@ -58,6 +80,26 @@ impl Server {
         self.idled();
     }
 
+    /// Decides on the recipient in question: where its mail goes, or why not.
+    pub fn recipient_checked(&mut self, now: Instant, verdict: Result<RouteIndex, Refusal>) {
+        let Some(recipient) = self.answer_recipient(now) else { return };
+        match verdict {
+            Ok(route) => {
+                self.take_recipient(recipient, route);
+                self.replies.push(reply::RECIPIENT_OK);
+            }
+            Err(refusal) if refusal.is_fault() => self.fault_of(refusal, Some(recipient.path)),
+            Err(refusal) => self.refuse_recipient(refusal, Some(recipient.path)),
+        }
+    }
+
+    /// Accepts the recipient in question in the words of the next hop that has taken it.
+    pub fn recipient_passed(&mut self, now: Instant, route: RouteIndex, words: &Passed) {
+        let Some(recipient) = self.answer_recipient(now) else { return };
+        self.take_recipient(recipient, route);
+        self.replies.passed(words);
+    }
+
     /// Accepts the recipient in question and puts those that it stands for in its place.
     ///
     /// What has no room beside the recipients before it is refused for now: the client names it
@@ -68,11 +110,10 @@ impl Server {
         now: Instant,
         members: Vec<(Recipient, RouteIndex)>,
     ) -> bool {
-        let (Phase::Recipient(_), Some(transaction)) = (&self.phase, &mut self.transaction) else {
+        if self.answer_recipient(now).is_none() {
             return false;
-        };
-        self.deadline = now + limits::SERVER_COMMAND;
-        self.phase = Phase::Command;
+        }
+        let Some(transaction) = &mut self.transaction else { return false };
         if transaction.recipients.len() + members.len() > limits::RECIPIENTS_MAX {
             self.errors += 1;
             self.refuse(Refusal::TooManyRecipients);
@@ -90,49 +131,42 @@ impl Server {
         true
     }
 
-    /// Accepts the recipient in question in the words of the next hop that has taken it.
-    pub fn recipient_passed(&mut self, now: Instant, route: RouteIndex, words: &Passed) {
-        if !matches!(self.phase, Phase::Recipient(_)) {
-            return;
+    /// The recipient in question, which is in question no longer; `None` if there is none.
+    fn answer_recipient(&mut self, now: Instant) -> Option<Recipient> {
+        match std::mem::replace(&mut self.phase, Phase::Command) {
+            Phase::Recipient(recipient) => {
+                self.deadline = now + limits::SERVER_COMMAND;
+                Some(*recipient)
+            }
+            phase => {
+                self.phase = phase;
+                None
+            }
         }
-        let phase = std::mem::replace(&mut self.phase, Phase::Command);
-        let (Phase::Recipient(recipient), Some(transaction)) = (phase, &mut self.transaction)
-        else {
-            return;
-        };
-        self.deadline = now + limits::SERVER_COMMAND;
-        transaction.recipients.push(*recipient);
+    }
+
+    fn take_recipient(&mut self, recipient: Recipient, route: RouteIndex) {
+        let transaction = self.transaction.as_mut().expect("RCPT is asked about in a transaction");
+        transaction.recipients.push(recipient);
         transaction.routes.push(route);
         transaction.given += 1;
-        self.replies.passed(words);
     }
 
-    /// What the next hop said to the message that was taken.
-    pub fn passed_on(&mut self, now: Instant, result: Result<Passed, Refusal>) {
-        if !matches!(self.phase, Phase::Storing { .. }) {
-            return;
+    pub(super) fn rcpt(&mut self, recipient: Recipient) -> Event {
+        let Some(transaction) = &self.transaction else {
+            return self.refused(Refusal::NeedsMail);
+        };
+        if transaction.chunking.is_some() {
+            return self.refused(Refusal::ChunkingUnderWay);
         }
-        self.phase = Phase::Command;
-        self.transaction = None;
-        self.deadline = now + limits::SERVER_COMMAND;
-        match result {
-            Ok(words) => {
-                self.idle_commands = 0;
-                self.errors = 0;
-                self.replies.passed(&words);
-            }
-            Err(refusal) => self.refuse(refusal),
+        if transaction.given >= self.config.recipients {
+            // Not counted as an error: a sender with more recipients is told so once for each,
+            // and sends the rest in its next transaction.
+            self.refuse(Refusal::TooManyRecipients);
+            return Event::Continue;
         }
-    }
-
-    /// The number of the transaction under way among those of the session.
-    pub fn transaction_number(&self) -> Option<u32> {
-        self.transaction.as_ref().map(|_| self.transactions)
-    }
-
-    /// What MAIL asked for in the transaction under way.
-    pub fn parameters(&self) -> Option<&MailParameters> {
-        self.transaction.as_ref().map(|transaction| &transaction.parameters)
+        self.phase = Phase::Recipient(Box::new(recipient));
+        Event::CheckRecipient
     }
 
     pub(super) fn inquire(&mut self, expands: bool, argument: &str) -> Event {
@@ -169,4 +203,10 @@ impl Transaction {
         let mut keeps = is_first.iter();
         self.routes.retain(|_| *keeps.next().expect("one for each"));
     }
+}
+
+/// What a recipient takes of memory in a transaction, in octets.
+pub fn recipient_octets(recipient: &Recipient) -> usize {
+    let text = recipient.path.as_str().len() + recipient.orcpt.as_deref().map_or(0, str::len);
+    text + size_of::<Recipient>() + size_of::<RouteIndex>()
 }

@@ -1,4 +1,4 @@
-//! What counts as one client where a single address says too little: its network.
+//! What counts as one client: its host, and where a single one says too little, its network.
 //!
 //! Hosts of one sender share a /24, and an IPv6 client has a whole /64 of addresses for itself
 //! (RFC 6177 has it given out even to homes).
@@ -6,16 +6,30 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// A client by itself: its address, or for IPv6 the first address of its /64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Host(IpAddr);
+
+impl Host {
+    /// The host at an address; an IPv4 address that came through an IPv6 socket is one of IPv4.
+    pub fn of(address: IpAddr) -> Host {
+        Host(match address.to_canonical() {
+            IpAddr::V6(v6) => subnet(v6).into(),
+            v4 => v4,
+        })
+    }
+}
+
 /// A client's network: the first address of its /24, or of its /64 for IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network(IpAddr);
 
 impl Network {
-    /// The network of an address; an IPv4 address that came through an IPv6 socket is one of IPv4.
+    /// The network of an address, of an IPv4 address that came through an IPv6 socket likewise.
     pub fn of(address: IpAddr) -> Network {
         Network(match address.to_canonical() {
             IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & !0 << 8).into(),
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !0 << 64).into(),
+            IpAddr::V6(v6) => subnet(v6).into(),
         })
     }
 
@@ -36,6 +50,11 @@ impl Network {
     }
 }
 
+/// The first address of its /64.
+fn subnet(address: Ipv6Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(address.to_bits() & !0 << 64)
+}
+
 /// With the length of its prefix: `192.0.2.0/24`.
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,6 +66,15 @@ impl fmt::Display for Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_an_address_or_a_64() {
+        let of = |text: &str| Host::of(text.parse().unwrap());
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+        assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+    }
 
     #[test]
     fn neighbours_are_one_client() {
