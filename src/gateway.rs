@@ -153,6 +153,7 @@ impl Gateway {
         let share = Share::of(memory, config.workers);
         let allowance = Arc::new(Allowance::new(config.delivery.connections));
         let (sessions, connections) = (config.limits.sessions, config.delivery.connections);
+        let descriptors = config::descriptors_for_mail(descriptors, config.edge.as_ref());
         let queries = config::queries_for(descriptors, sessions, connections, config.workers);
         let dns = ResolverConfig { queries, ..ResolverConfig::new(&config.dns) };
         let (ready, all_ready) = mpsc::channel();

@@ -234,8 +234,13 @@ pub const EXPLANATIONS: usize = 4 * 1024 * 1024;
 pub const RSPAMD_AT_ONCE: usize = 128;
 /// What is written at a time of a message on its way to rspamd.
 pub const RSPAMD_PIECE: usize = 64 * 1024;
+/// What is kept of a message in-line until it is whole, to be shown to rspamd in one go; it counts
+/// among what messages on their way in may take.  A larger one is shown while it comes.
+pub const RSPAMD_HELD: usize = 64 * 1024;
 /// Connections to rspamd that are kept for the next message.
 pub const RSPAMD_KEPT: usize = 32;
+/// How long one is kept without a message: less than what servers and what is between wait for.
+pub const RSPAMD_IDLE: Duration = Duration::from_secs(30);
 /// What rspamd may answer; symbols and the URLs that it found are some kilobytes.
 pub const RSPAMD_ANSWER: usize = 1024 * 1024;
 /// The recipients that rspamd is told of, in octets of its request's head.

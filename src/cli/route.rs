@@ -222,7 +222,8 @@ fn sent_as(route: &Route, from: &ReversePath, to: &ForwardPath) -> String {
 /// Each listener, and from whom it takes mail for the recipient.
 fn takers(config: &Config, path: &ForwardPath) -> Vec<Taker> {
     let takes_from = |service, client| {
-        let facts = Facts { service, client, certificate: None, authenticated: false };
+        let facts =
+            Facts { service, client, is_balancer: false, certificate: None, authenticated: false };
         relay::decide(config, facts, path) != Err(Refusal::RelayDenied)
     };
     // In no network but one that holds everybody.

@@ -238,7 +238,13 @@ fn recipient(
     client: IpAddr,
     path: &ForwardPath,
 ) -> RecipientFound {
-    let facts = Facts { service: Service::Mx, client, certificate: None, authenticated: false };
+    let facts = Facts {
+        service: Service::Mx,
+        client,
+        is_balancer: false,
+        certificate: None,
+        authenticated: false,
+    };
     let placed = table.zip(path.mailbox()).map(|(table, mailbox)| table.find(mailbox));
     let kind = placed.and_then(kind);
     let decided = relay::decide(config, facts, path).and_then(|route| match placed {

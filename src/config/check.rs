@@ -39,21 +39,6 @@ pub(super) fn config(
     delivery(config, marks, problems);
     segments(config, marks, problems);
     dns(config, marks, problems);
-    rspamd(config, marks, problems);
-}
-
-/// Nobody is to believe that messages are looked at when they are not.
-fn rspamd(config: &Config, marks: &Marks, problems: &Problems) {
-    if config.edge.as_ref().is_none_or(|edge| edge.rspamd.is_none()) {
-        return;
-    }
-    for (listener, mark) in config.listeners.iter().zip(&marks.listeners) {
-        if listener.service == Service::Mx && listener.delivery == ListenerDelivery::Inline {
-            let title = "rspamd is not shown the messages of an in-line listener";
-            let help = "they have gone to the next hop when they are whole: ask rspamd there";
-            problems.push(Problem::warning(title, mark.service.clone()).help(help));
-        }
-    }
 }
 
 /// A file without a way in or out is a mistake, not a wish for the development defaults.

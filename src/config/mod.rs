@@ -382,6 +382,13 @@ const WORKERS_MAX: usize = 128;
 /// A list of all domains of a large host fits; a spool file given by mistake does not.
 const FILE_OCTETS_MAX: u64 = 16 << 20;
 
+/// The descriptors that are left for mail: connections to rspamd take theirs, where it is asked.
+pub fn descriptors_for_mail(descriptors: u64, edge: Option<&Edge>) -> u64 {
+    let asks = edge.is_some_and(|edge| edge.rspamd.is_some());
+    let taken = if asks { limits::RSPAMD_AT_ONCE + limits::RSPAMD_KEPT } else { 0 };
+    descriptors.saturating_sub(taken as u64)
+}
+
 /// The sessions that fit a limit on file descriptors: three quarters of what is left after the
 /// reserve, because deliveries and look-ups need the last quarter; at least 16, at most 20,000.
 pub fn sessions_for(descriptors: u64) -> usize {

@@ -26,7 +26,7 @@ use super::{
     Admin, Auth, BareNewline, Config, DelayNotice, Delivery, Dns, DomainPattern, Domains, EightBit,
     Environment, Events, GivenSchedule, Limits, Listener, ListenerDelivery, ListenerTls, Log,
     OAuth, Relay, Route, Routes, SESSIONS_MAX, Service, Spool, Target, Timeouts, Tls, WORKERS_MAX,
-    connections_for,
+    connections_for, descriptors_for_mail,
 };
 use crate::auth::{Issuer, SecretPlace, SmartHostLogin};
 use crate::limits;
@@ -123,14 +123,16 @@ pub(super) fn config(
     problems: &Problems,
 ) -> (Config, Marks) {
     let table = Table::root(root, problems);
-    let defaults = Config::defaults(environment);
+    let edge = edge::edge(&table);
+    let descriptors = descriptors_for_mail(environment.descriptors, edge.as_ref());
+    let defaults = Config::defaults(&Environment { descriptors, ..environment.clone() });
     let mut marks = Marks::default();
 
     let hostname = note(table.optional("hostname", hostname), &mut marks.hostname);
     let user = note(table.optional("user", user), &mut marks.user);
     let workers = table.or("workers", 0, whole(0..=WORKERS_MAX));
     let limits = session_limits(&table.table("limits"), defaults.limits, &mut marks);
-    let connections = connections_for(environment.descriptors, limits.sessions);
+    let connections = connections_for(descriptors, limits.sessions);
     let config = Config {
         hostname: hostname.unwrap_or(defaults.hostname),
         data_dir: match table.optional("data_dir", path) {
@@ -145,7 +147,7 @@ pub(super) fn config(
         relay: relay(&table.table("relay"), defaults.relay, &mut marks),
         domains: domains(&table.table("domains"), &mut marks),
         recipients: recipients::recipients(&table.table("recipients"), directory),
-        edge: edge::edge(&table),
+        edge,
         limits,
         routes: routes(&table, directory, &mut marks),
         delivery: delivery(

@@ -255,6 +255,27 @@ fn what_sessions_leave_is_for_deliveries_and_look_ups() {
 }
 
 #[test]
+fn connections_to_rspamd_are_left_room() {
+    let read = |more: &str| {
+        let text = format!("hostname = \"mx.example.com\"\n[edge]\n{more}\n");
+        let environment = Environment { descriptors: 20_000, ..environment() };
+        let text = format!(
+            "{text}[[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"relay\"\n\
+             [[route]]\nrecipient = \"*\"\nto = \"hold\"\n"
+        );
+        Config::parse(&text, Path::new("/test.toml"), &environment).expect("it is good").config
+    };
+    let without = read("");
+    let with = read("[edge.rspamd]\nurl = \"http://127.0.0.1:11333\"");
+    let taken = limits::RSPAMD_AT_ONCE + limits::RSPAMD_KEPT;
+    let of = |config: &Config| config.limits.sessions + config.delivery.connections;
+    assert_eq!(without.limits.sessions - with.limits.sessions, taken / 4 * 3);
+    assert_eq!(of(&without) - of(&with), taken / 4 * 3 + taken / 8);
+    let (descriptors, edge) = (20_000, with.edge.as_ref());
+    assert_eq!(descriptors_for_mail(descriptors, edge), descriptors - taken as u64);
+}
+
+#[test]
 fn a_host_without_a_full_name_is_localhost() {
     for (host_name, expected) in [
         ("mx.example.com", "mx.example.com"),

@@ -193,6 +193,10 @@ pub struct Entry {
     pub from: String,
     /// Recipients that are not done, without brackets.
     pub to: Vec<String>,
+    /// Whom the sender named in the place of each, as far as that is known; empty where they are
+    /// those that he named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub named: Vec<String>,
     /// Where they go: the site, or as long as it is not known, the destination.
     pub site: String,
     /// Their domain, where its mail exchangers take it.

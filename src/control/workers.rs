@@ -285,6 +285,7 @@ mod tests {
             state: State::Ready,
             from: String::new(),
             to: vec!["a@example.com".to_owned()],
+            named: Vec::new(),
             site: site.to_string(),
             domain: None,
             size: 1,

@@ -18,6 +18,8 @@ mod status;
 mod tests;
 mod text;
 
+pub use status::original_address;
+
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 

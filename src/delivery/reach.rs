@@ -153,10 +153,26 @@ impl Reach {
     /// A host has had its word on a message: not at its greeting, since one that greets and then
     /// drops every transaction is not well.  It serves until the value is dropped.
     pub fn host_succeeded(&self, address: SocketAddr) -> Serving<'_> {
+        self.begin_serving(address);
+        Serving { reach: self, address }
+    }
+
+    /// The same for a connection that says itself when it ends: [`Reach::end_serving`].
+    pub fn begin_serving(&self, address: SocketAddr) {
         self.failures.store(0, Ordering::Relaxed);
         dial::lock(&self.health).succeeded(address);
         *self.serving().entry(address).or_default() += 1;
-        Serving { reach: self, address }
+    }
+
+    /// A connection that has shown itself well ends.
+    pub fn end_serving(&self, address: SocketAddr) {
+        let mut serving = self.serving();
+        if let Some(count) = serving.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                serving.remove(&address);
+            }
+        }
     }
 
     /// Whether a connection to this address stands that has shown itself well.
@@ -178,13 +194,7 @@ pub struct Serving<'a> {
 
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
-        let mut serving = self.reach.serving();
-        if let Some(count) = serving.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                serving.remove(&self.address);
-            }
-        }
+        self.reach.end_serving(self.address);
     }
 }
 

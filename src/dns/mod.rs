@@ -135,6 +135,16 @@ pub trait Lookup {
         self.lookup(name, kind)
     }
 
+    /// The same as [`Lookup::lookup`], and whether a server was asked for it: the answer was neither
+    /// remembered nor on its way to somebody else.  Of all who hear an answer one hears that.
+    fn lookup_first(
+        &self,
+        name: &Name,
+        kind: RecordType,
+    ) -> impl Future<Output = (Rc<Answer>, bool)> {
+        async move { (self.lookup(name, kind).await, true) }
+    }
+
     /// The clock that the answers' times go by.
     fn now(&self) -> Instant {
         Instant::now()

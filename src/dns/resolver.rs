@@ -107,22 +107,23 @@ impl Resolver {
         self.shared.cache.borrow().len()
     }
 
-    /// Asks the servers, or joins those who have.
-    async fn ask(&self, question: &Question) -> Rc<Answer> {
+    /// Asks the servers, or joins those who have; whether it was the first to ask.
+    async fn ask(&self, question: &Question) -> (Rc<Answer>, bool) {
         match self.flight(question) {
-            Some(flight) => flight.landed().await,
+            Some((flight, is_first)) => (flight.landed().await, is_first),
             None => {
                 let now = Instant::now();
-                Rc::new(Answer::overloaded(now))
+                (Rc::new(Answer::overloaded(now)), false)
             }
         }
     }
 
-    /// The flight of a question, started if it is not under way; `None` when too many are.
-    fn flight(&self, question: &Question) -> Option<Rc<Flight>> {
+    /// The flight of a question, started if it is not under way, and whether it was; `None` when
+    /// too many are.
+    fn flight(&self, question: &Question) -> Option<(Rc<Flight>, bool)> {
         let mut flights = self.shared.flights.borrow_mut();
         if let Some(flight) = flights.get(question) {
-            return Some(flight.clone());
+            return Some((flight.clone(), false));
         }
         if flights.len() >= self.shared.config.queries + DNS_QUERIES_WAITING {
             return None;
@@ -135,22 +136,26 @@ impl Resolver {
             flight: flight.clone(),
         };
         crate::runtime::spawn(landing.fly());
-        Some(flight)
+        Some((flight, true))
     }
 }
 
 impl Lookup for Resolver {
     async fn lookup(&self, name: &Name, kind: RecordType) -> Rc<Answer> {
-        let question = Question { name: name.clone(), kind };
-        let cached = self.shared.cache.borrow().find(&question, Instant::now());
-        match cached {
-            Some(answer) => answer,
-            None => self.ask(&question).await,
-        }
+        self.lookup_first(name, kind).await.0
     }
 
     async fn lookup_anew(&self, name: &Name, kind: RecordType) -> Rc<Answer> {
-        self.ask(&Question { name: name.clone(), kind }).await
+        self.ask(&Question { name: name.clone(), kind }).await.0
+    }
+
+    async fn lookup_first(&self, name: &Name, kind: RecordType) -> (Rc<Answer>, bool) {
+        let question = Question { name: name.clone(), kind };
+        let cached = self.shared.cache.borrow().find(&question, Instant::now());
+        match cached {
+            Some(answer) => (answer, false),
+            None => self.ask(&question).await,
+        }
     }
 }
 

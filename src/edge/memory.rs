@@ -77,7 +77,7 @@ impl Memory {
 
     /// Whether a good sender has come from this network.
     pub fn knows(&self, client: IpAddr, now: Seconds) -> bool {
-        self.is_good(self.key(client, &[WHOLE_NETWORK]), now).is_some()
+        self.is_good(self.prints(client).key(&[WHOLE_NETWORK]), now).is_some()
     }
 
     /// Somebody writes to somebody: `sender` and `recipient` are paths without their brackets.
@@ -88,14 +88,15 @@ impl Memory {
         recipient: &str,
         now: Seconds,
     ) -> Acquaintance {
-        let network = self.key(client, &[WHOLE_NETWORK]);
-        let domain = self.key(client, &[&domain(sender)]);
+        let prints = self.prints(client);
+        let network = prints.key(&[WHOLE_NETWORK]);
+        let domain = prints.key(&[&domain(sender)]);
         let is_trusted = self.is_good(network, now).is_some_and(|seen| seen.count >= TRUSTED_FROM);
         if is_trusted || self.is_good(domain, now).is_some() {
             return Acquaintance::Known;
         }
         let (sender, recipient) = (sender.to_ascii_lowercase(), recipient.to_ascii_lowercase());
-        let stranger = self.key(client, &[&sender, &recipient]);
+        let stranger = prints.key(&[&sender, &recipient]);
         self.is_changed.store(true, Ordering::Relaxed);
         let met = self.strangers.entry(stranger);
         let met = met.filter(|&met| self.is_fresh(Table::Strangers, met, now));
@@ -116,8 +117,9 @@ impl Memory {
     /// Mail of a sender was accepted: what is known of it stays known.  Where `is_clean` says that
     /// nothing spoke against the client it is good from now on.
     pub fn accepted(&self, client: IpAddr, sender: &str, is_clean: bool, now: Seconds) {
-        let network = self.key(client, &[WHOLE_NETWORK]);
-        let domain = self.key(client, &[&domain(sender)]);
+        let prints = self.prints(client);
+        let network = prints.key(&[WHOLE_NETWORK]);
+        let domain = prints.key(&[&domain(sender)]);
         for key in [network, domain] {
             if is_clean || self.is_good(key, now).is_some() {
                 self.remember(key, now, 0);
@@ -159,16 +161,29 @@ impl Memory {
         self.good.put(key, Entry { at: now, count: count.saturating_add(more).max(1) });
     }
 
-    fn key(&self, client: IpAddr, subject: &[&str]) -> Key {
+    fn prints(&self, client: IpAddr) -> Prints {
         let network = Network::of(client).octets();
-        let mut whole = hmac::Context::with_key(&self.hasher);
-        whole.update(&network);
-        let network = first_word(hmac::sign(&self.hasher, &network).as_ref());
+        let mut begun = hmac::Context::with_key(&self.hasher);
+        begun.update(&network);
+        Prints { network: first_word(hmac::sign(&self.hasher, &network).as_ref()), begun }
+    }
+}
+
+/// Makes the keys of one client, whose network is hashed once for all of them.
+struct Prints {
+    network: u64,
+    /// The hash of a key as far as the network.
+    begun: hmac::Context,
+}
+
+impl Prints {
+    fn key(&self, subject: &[&str]) -> Key {
+        let mut whole = self.begun.clone();
         for text in subject {
             whole.update(&(text.len() as u64).to_le_bytes());
             whole.update(text.as_bytes());
         }
-        Key { network, subject: first_word(whole.sign().as_ref()) }
+        Key { network: self.network, subject: first_word(whole.sign().as_ref()) }
     }
 }
 
@@ -279,6 +294,23 @@ mod tests {
         }
         let met = meet(&memory, "192.0.2.7", "a@new.example", "b@here.example", 5 * MINUTE);
         assert_eq!(met, Acquaintance::Known);
+    }
+
+    /// They are on disk: another hash would make strangers of all.
+    #[test]
+    fn keys_stay_what_they_were() {
+        let (memory, client) = (memory(), ip("2001:db8::77"));
+        let network = Network::of(client).octets();
+        let word = |octets: &[u8]| first_word(hmac::sign(&memory.hasher, octets).as_ref());
+        for subject in [&["a@x.example", "b@y.example"][..], &[""], &[]] {
+            let mut whole = network.to_vec();
+            for text in subject {
+                whole.extend_from_slice(&(text.len() as u64).to_le_bytes());
+                whole.extend_from_slice(text.as_bytes());
+            }
+            let key = Key { network: word(&network), subject: word(&whole) };
+            assert_eq!(memory.prints(client).key(subject), key, "{subject:?}");
+        }
     }
 
     /// A flood of strangers costs good senders nothing.

@@ -327,12 +327,17 @@ impl Screening {
     }
 
     /// The session is over: the same, also if it was turned away before any transaction.
-    pub fn end_session(&mut self) -> Option<(Judged, Account)> {
+    ///
+    /// Nobody has looked yet whether one that came to no recipient has waited for our replies.
+    pub fn end_session(&mut self, was_hasty: bool) -> Option<(Judged, Account)> {
         if let Some(told) = self.end_transaction() {
             return Some(told);
         }
         if self.is_told {
             return None;
+        }
+        if was_hasty {
+            self.note_haste(true);
         }
         let judged = self.judge();
         (judged.action >= Action::Defer).then(|| (judged, Account::default()))

@@ -1,7 +1,7 @@
 //! Asks the next hop of a recipient's route whether the recipient is there, before it is accepted.
 //!
 //! MAIL FROM:<>, RCPT and RSET over a connection that is kept for the next question.  Who asks
-//! the same while the question is under way waits for the same answer; answers are remembered
+//! the same while the question is under way, on whatever core, waits for the same answer; answers are remembered
 //! ([`crate::recipients::ahead`]).  A next hop that cannot be asked is no reason to refuse for
 //! good: the client comes again, or what was known counts.
 //!
@@ -20,12 +20,13 @@ use crate::message::{MailParameters, Notify, Recipient};
 use crate::outbound::backend::{self, Backend, BackendError};
 use crate::queue::site::{SiteId, SiteShared};
 use crate::recipients::ahead::{Asked, Remembered};
+use crate::recipients::claims::Claim;
 use crate::runtime;
 use crate::smtp::address::{ForwardPath, ReversePath};
 use crate::smtp::client::{mail_command, rcpt_command};
 use crate::smtp::code::ReplyClass;
 use crate::smtp::reply::{Passed, Refusal};
-use crate::worker::Worker;
+use crate::worker::{Letter, Worker};
 
 /// The questions of one core that are under way.
 #[derive(Default)]
@@ -35,7 +36,17 @@ pub struct Questions {
 }
 
 /// What became of a question.
-type Verdict = Result<(), Refusal>;
+pub type Verdict = Result<(), Refusal>;
+
+impl Questions {
+    /// What is waited for here has been answered, to this worker or another one.
+    pub fn answered(&self, asked: &Asked, verdict: Verdict) {
+        let flight = self.flights.borrow_mut().remove(asked);
+        if let Some(flight) = flight {
+            flight.land(&Rc::new(verdict));
+        }
+    }
+}
 
 /// Whether the recipient is there, as far as the next hop or the memory of its answers can tell.
 ///
@@ -66,7 +77,7 @@ pub fn is_known(worker: &Rc<Worker>, site: &Arc<SiteShared>, path: &ForwardPath)
     matches!(known, Some(Remembered::There | Remembered::NotThere))
 }
 
-/// Starts the question.
+/// Starts the question, unless another worker asks it: that one will tell.
 fn begin(
     worker: &Rc<Worker>,
     site: &Arc<SiteShared>,
@@ -75,20 +86,38 @@ fn begin(
 ) -> Rc<Flight<Verdict>> {
     let flight = Rc::new(Flight::default());
     worker.questions.flights.borrow_mut().insert(asked.clone(), flight.clone());
-    let (worker, site, path, landing) =
-        (worker.clone(), site.clone(), path.clone(), flight.clone());
-    runtime::spawn(async move {
-        let verdict = in_turn(&worker, &site, path).await;
-        let now = Instant::now();
-        match &verdict {
-            Ok(()) => worker.roster.answers.learn(&asked, true, now),
-            Err(Refusal::UnknownRecipient) => worker.roster.answers.learn(&asked, false, now),
-            Err(_) => {}
-        }
-        worker.questions.flights.borrow_mut().remove(&asked);
-        landing.land(&Rc::new(verdict));
-    });
+    if let Some(claim) = worker.roster.claims.claim(&asked, worker.index) {
+        let (worker, site, path) = (worker.clone(), site.clone(), path.clone());
+        runtime::spawn(async move { ask_for_all(&worker, &site, path, asked, claim).await });
+    }
     flight
+}
+
+async fn ask_for_all(
+    worker: &Rc<Worker>,
+    site: &Arc<SiteShared>,
+    path: ForwardPath,
+    asked: Asked,
+    claim: Claim,
+) {
+    let answers = &worker.roster.answers;
+    // Another worker may have been told since it was looked up.
+    let verdict = match answers.recall(&asked, Instant::now()) {
+        Some(Remembered::There) => Ok(()),
+        Some(Remembered::NotThere) => Err(Refusal::UnknownRecipient),
+        Some(Remembered::WasThere) | None => in_turn(worker, site, path).await,
+    };
+    let now = Instant::now();
+    match &verdict {
+        Ok(()) => answers.learn(&asked, true, now),
+        Err(Refusal::UnknownRecipient) => answers.learn(&asked, false, now),
+        Err(_) => {}
+    }
+    for other in claim.settle() {
+        let answer = Box::new((asked.clone(), verdict.clone()));
+        worker.tell(other, Letter::AnsweredAhead(answer));
+    }
+    worker.questions.answered(&asked, verdict);
 }
 
 /// A few questions at a time for each site.

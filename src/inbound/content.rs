@@ -6,6 +6,7 @@
 //! What rspamd found is a [`Finding`] like all others, so that the thresholds, `mailrace why`, the
 //! tag and the quarantine know nothing of rspamd.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Session;
@@ -16,8 +17,9 @@ use crate::edge::rspamd::desk::Desk;
 use crate::edge::rspamd::question::{Facts, Question};
 use crate::edge::rspamd::{Assessment, Failure, NAME};
 use crate::edge::verdict::{Action, Effect, Finding};
-use crate::message::{BodySummary, MessageId};
+use crate::message::{BodySummary, Envelope, MessageId, Recipient};
 use crate::runtime;
+use crate::smtp::address::ReversePath;
 use crate::smtp::body::{BodyForm, Reshape};
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::ReceivedMessage;
@@ -30,6 +32,8 @@ pub(super) struct Content {
     pub(super) fields: String,
     /// The body in place of the one that came; only ever of a small message.
     pub(super) rewritten: Option<Rewritten>,
+    /// How long rspamd was waited for.
+    pub(super) waited: Duration,
 }
 
 /// A message that has come whole, as rspamd is shown it.
@@ -64,11 +68,7 @@ impl Session {
         };
         let octets = shown.message.summary.octets;
         if octets > rspamd.size.0 {
-            worker.metrics.rspamd_verdicts.count("not_shown");
-            let fact = format!("not shown: {octets} octets are more than `size`");
-            return self
-                .weigh(fact, Effect::None, None, Duration::ZERO)
-                .map(|()| Content::default());
+            return self.not_shown(octets).map(|()| Content::default());
         }
         let began = Instant::now();
         let asked = self.show(desk, shown, began + rspamd.deadline);
@@ -81,21 +81,39 @@ impl Session {
                 self.follow(assessment, shown, took)
             }
             Err(failure) => {
-                worker.metrics.rspamd_failures.count(failure.as_str());
-                tracing::debug!(session = %self.id, %failure, "rspamd has not judged a message");
-                let effect = match rspamd.on_failure {
-                    OnFailure::Accept => Effect::None,
-                    OnFailure::Defer => Effect::Action(Action::Defer),
-                };
-                self.weigh(format!("not judged: {failure}"), effect, None, took)
-                    .map(|()| Content::default())
-                    .map_err(|refusal| match refusal {
-                        // Put off for that alone, and not for what is known of the client.
-                        Refusal::PutOff(_) => Refusal::Unchecked,
-                        refusal => refusal,
-                    })
+                self.not_judged(failure, rspamd.on_failure, took)?;
+                Ok(Content { waited: took, ..Content::default() })
             }
         }
+    }
+
+    /// What follows where a message is too large to be shown.
+    pub(super) fn not_shown(&mut self, octets: u64) -> Result<(), Refusal> {
+        self.worker.metrics.rspamd_verdicts.count("not_shown");
+        let fact = format!("not shown: {octets} octets are more than `size`");
+        self.weigh(fact, Effect::None, None, Duration::ZERO)
+    }
+
+    /// What follows where rspamd has said nothing.
+    pub(super) fn not_judged(
+        &mut self,
+        failure: Failure,
+        on_failure: OnFailure,
+        took: Duration,
+    ) -> Result<(), Refusal> {
+        self.worker.metrics.rspamd_failures.count(failure.as_str());
+        tracing::debug!(session = %self.id, %failure, "rspamd has not judged a message");
+        let effect = match on_failure {
+            OnFailure::Accept => Effect::None,
+            OnFailure::Defer => Effect::Action(Action::Defer),
+        };
+        self.weigh(format!("not judged: {failure}"), effect, None, took).map_err(|refusal| {
+            match refusal {
+                // Put off for that alone, and not for what is known of the client.
+                Refusal::PutOff(_) => Refusal::Unchecked,
+                refusal => refusal,
+            }
+        })
     }
 
     /// Does what follows from what rspamd has said.
@@ -114,11 +132,11 @@ impl Session {
             }
         }
         self.weigh(fact, effect, reply, took)?;
-        Ok(self.change(&changes, shown))
+        Ok(self.change(&changes, shown, took))
     }
 
-    fn change(&self, changes: &Changes, shown: Shown<'_>) -> Content {
-        let mut content = Content::default();
+    fn change(&self, changes: &Changes, shown: Shown<'_>, waited: Duration) -> Content {
+        let mut content = Content { waited, ..Content::default() };
         changes.write(&mut content.fields);
         if shown.chunks.is_none() && changes.concern_body() {
             let flags = shown.message.summary.flags;
@@ -128,7 +146,7 @@ impl Session {
     }
 
     /// Takes what was found of the message.
-    fn weigh(
+    pub(super) fn weigh(
         &mut self,
         fact: String,
         effect: Effect,
@@ -144,13 +162,14 @@ impl Session {
     /// the log has it.
     async fn show(
         &self,
-        desk: &Desk,
+        desk: &Rc<Desk>,
         shown: Shown<'_>,
         deadline: Instant,
     ) -> Result<Assessment, Failure> {
         desk.turn().await;
-        let question = self.question(shown);
         let Shown { id, message, chunks, trace } = shown;
+        let Envelope { reverse_path, recipients, .. } = &message.envelope;
+        let question = self.question(id, reverse_path, recipients);
         let mut reshape = Reshape::new(message.summary.flags, BodyForm::Bdat);
         let Some(chunks) = chunks else {
             let body = self.intake.small_body();
@@ -175,18 +194,24 @@ impl Session {
         showing.assessment().await
     }
 
-    fn question(&self, shown: Shown<'_>) -> Question {
+    pub(super) fn question(
+        &self,
+        id: MessageId,
+        reverse_path: &ReversePath,
+        recipients: &[Recipient],
+    ) -> Question {
         let client = self.server.client();
         let screening = self.screening.as_deref();
         Question::new(&Facts {
-            id: shown.id,
+            id,
             client: self.peer.ip(),
             helo: client.map_or("", |client| &client.helo),
             hostname: screening.and_then(|screening| screening.client_name()).map(Name::as_str),
             user: client.and_then(|client| client.authenticated.as_deref()),
             secured: self.stream.secured(),
             our_name: &self.worker.config.hostname,
-            envelope: &shown.message.envelope,
+            reverse_path,
+            recipients,
         })
     }
 }

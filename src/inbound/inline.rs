@@ -11,7 +11,7 @@
 //! is a 4xx.  The client is not read while the next hop does not take what came, so a session
 //! holds one receive buffer and one copy of it.  Nothing with a bare CR or LF in it is passed on
 //! (RFC 5321 section 2.3.8; a lax next hop could find an end of data in it), nor is the end of the
-//! data of a message that we refuse: its connection is closed in the middle.
+//! data of a message that we refuse, or rspamd (`exhibit`): its connection is closed in the middle.
 //!
 //! Not here: aliases and lists, which the next hop expands; notices for a next hop without DSN.
 
@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::Session;
+use super::exhibit::Exhibit;
 use crate::config::{EightBit, RouteIndex};
 use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, MessageId};
 use crate::outbound::backend::{self, Backend, BackendError};
@@ -28,6 +29,7 @@ use crate::smtp::capabilities::Capabilities;
 use crate::smtp::client::{Protocol, mail_command, rcpt_command};
 use crate::smtp::code::ReplyClass;
 use crate::smtp::reply::{Passed, Refusal};
+use crate::smtp::server::ReceivedMessage;
 use crate::worker::{PassedOn, Worker};
 
 /// What a session has under way with a next hop.
@@ -46,6 +48,8 @@ struct UnderWay {
     envelope: Envelope,
     recipients: usize,
     state: State,
+    /// What goes to rspamd of it, once the body has begun.
+    exhibit: Option<Exhibit>,
 }
 
 enum State {
@@ -118,6 +122,7 @@ impl Session {
             },
             recipients: 0,
             state: State::Over(refusal),
+            exhibit: None,
         }
     }
 
@@ -143,7 +148,10 @@ impl Session {
         let begun = backend::begin(worker, site, write).await;
         let (backend, reply) = begun.map_err(|error| {
             report_lost(worker, site.name(), &error);
-            Refusal::NextHopLost
+            match error {
+                BackendError::Crowded => Refusal::NextHopsBusy,
+                BackendError::Unreachable(_) | BackendError::Lost(_) => Refusal::NextHopLost,
+            }
         })?;
         if reply.class() != ReplyClass::Success {
             return Err(Passed::of(&reply).map_or(Refusal::NextHopLost, Refusal::NextHop));
@@ -156,6 +164,7 @@ impl Session {
             envelope: Envelope { reverse_path, parameters, recipients: Vec::new() },
             recipients: 0,
             state: State::Envelope(backend),
+            exhibit: None,
         })
     }
 
@@ -191,7 +200,7 @@ impl Session {
     pub(super) async fn pass_end(&mut self) {
         let Some(message) = self.server.take_message() else { return };
         let started = Instant::now();
-        let result = self.pass_rest(message.summary.flags).await;
+        let result = self.pass_rest(&message).await;
         self.drop_body();
         self.envelope.give_back();
         let under_way = self.inline.under_way.take();
@@ -219,15 +228,21 @@ impl Session {
         self.server.passed_on(Instant::now(), answer);
     }
 
-    async fn pass_rest(&mut self, flags: BodyFlags) -> Result<(Passed, Backend), Refusal> {
+    async fn pass_rest(&mut self, message: &ReceivedMessage) -> Result<(Passed, Backend), Refusal> {
+        let flags = message.summary.flags;
         self.pass_piece(flags).await;
         let Some(under_way) = &mut self.inline.under_way else { return Err(Refusal::NextHopLost) };
+        let exhibit = under_way.exhibit.take();
         let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
         let mut backend = match state {
             State::Body(backend, _) => backend,
             State::Over(refusal) => return Err(refusal),
             State::Envelope(_) => return Err(Refusal::NextHopLost),
         };
+        if let Some(exhibit) = exhibit {
+            // Refused, it goes with the connection, in the middle.
+            self.judge_exhibit(exhibit, &message.envelope).await?;
+        }
         let site = backend.site().clone();
         let ended = match backend.send(data_ending(flags).to_vec()).await {
             Ok(()) => backend.last_reply().await,
@@ -252,17 +267,25 @@ impl Session {
     async fn pass_piece(&mut self, flags: BodyFlags) {
         self.begin_body(flags).await;
         let Some(under_way) = &mut self.inline.under_way else { return };
-        let State::Body(backend, reshape) = &mut under_way.state else { return };
+        if !matches!(under_way.state, State::Body(..)) {
+            return;
+        }
         let bare = [BodyFlags::BARE_CR, BodyFlags::BARE_LF];
         if bare.iter().any(|&flag| flags.contains(flag)) {
             // The client hears of it at the end of its data; the next hop hears nothing more.
             under_way.state = State::Over(Refusal::BareNewline);
             return;
         }
-        let piece = self.intake.small_body();
-        if piece.is_empty() {
+        if self.intake.small_body().is_empty() {
             return;
         }
+        if let Some(mut exhibit) = under_way.exhibit.take() {
+            self.exhibit(&mut exhibit).await;
+            self.inline.under_way.as_deref_mut().expect("it was there").exhibit = Some(exhibit);
+        }
+        let piece = self.intake.small_body();
+        let Some(under_way) = &mut self.inline.under_way else { return };
+        let State::Body(backend, reshape) = &mut under_way.state else { return };
         let mut octets = Vec::with_capacity(piece.len());
         reshape.write(piece, &mut octets);
         if let Err(error) = backend.send(octets).await {
@@ -277,10 +300,16 @@ impl Session {
             self.inline.under_way = Some(under_way);
             return;
         };
+        // As if it began many lines with dots: nobody knows yet.
+        let kept = match BodyForm::kept(flags) {
+            BodyForm::Data => BodyFlags::DATA | BodyFlags::LEADING_DOTS,
+            BodyForm::Bdat => BodyFlags::LEADING_DOTS,
+        };
         let begun = match backend.say(b"DATA\r\n".to_vec()).await {
             Ok(reply) if reply.class() == ReplyClass::Intermediate => {
                 let mut trace = self.trace(under_way.id, &under_way.envelope, false, None);
                 self.tag(&mut trace);
+                under_way.exhibit = self.begin_exhibit(under_way.id, &trace, kept);
                 backend.send(trace.into_bytes()).await.map_err(|error| {
                     report_lost(&self.worker, backend.site().name(), &error);
                     Refusal::NextHopLost
@@ -294,11 +323,6 @@ impl Session {
                 report_lost(&self.worker, backend.site().name(), &error);
                 Err(Refusal::NextHopLost)
             }
-        };
-        // As if it began many lines with dots: nobody knows yet.
-        let kept = match BodyForm::kept(flags) {
-            BodyForm::Data => BodyFlags::DATA | BodyFlags::LEADING_DOTS,
-            BodyForm::Bdat => BodyFlags::LEADING_DOTS,
         };
         under_way.state = match begun {
             Ok(()) => State::Body(backend, Reshape::new(kept, BodyForm::Data)),

@@ -44,7 +44,9 @@ impl Session {
         }
         self.begin_anew();
         self.server.introduced(Instant::now(), Ok(()));
-        permit(&mut self.server, &self.worker.config, self.peer.ip());
+        if !self.is_balancer {
+            permit(&mut self.server, &self.worker.config, self.peer.ip());
+        }
         self.greet().await
     }
 
@@ -55,6 +57,7 @@ impl Session {
         }
         let introducer = **self.introducer.get_or_insert_with(|| Box::new(self.peer));
         self.peer = client;
+        self.is_balancer = false;
         self.worker.report_client(self.id, client, Some(introducer), &self.listener);
         Ok(())
     }

@@ -21,6 +21,7 @@ pub mod addressees;
 pub mod ahead;
 mod content;
 mod delays;
+mod exhibit;
 mod inline;
 pub mod intake;
 mod introduction;
@@ -84,6 +85,8 @@ struct Session {
     listener: Rc<ListenerState>,
     stream: Stream,
     peer: SocketAddr,
+    /// It is a balancer that speaks for itself, or cannot tell for whom: its networks allow nothing.
+    is_balancer: bool,
     /// The proxy that has named it by XCLIENT.
     introducer: Option<Box<SocketAddr>>,
     /// Its place among the sessions.
@@ -169,7 +172,9 @@ impl Session {
     ) -> Session {
         let peer = arrival.address;
         let mut server = Server::new(listener.server.clone(), Instant::now());
-        introduction::permit(&mut server, &worker.config, peer.ip());
+        if !arrival.is_balancer {
+            introduction::permit(&mut server, &worker.config, peer.ip());
+        }
         if listener::is_in(&listener.listener.xclient, peer) {
             server.permit_xclient();
         }
@@ -182,6 +187,7 @@ impl Session {
             listener,
             stream,
             peer,
+            is_balancer: arrival.is_balancer,
             introducer: None,
             admission: arrival.admission,
             id,

@@ -65,6 +65,7 @@ impl Session {
         Facts {
             service: self.listener.listener.service,
             client: self.peer.ip(),
+            is_balancer: self.is_balancer,
             certificate: self.certificate,
             authenticated: self.server.client().is_some_and(|c| c.authenticated.is_some()),
         }
@@ -129,7 +130,12 @@ impl Session {
         };
         let config = &self.worker.config;
         let placed = match self.worker.roster.table() {
-            Some(table) => addressees(config, &table, recipient, route)?,
+            Some(table) => {
+                let asks = self.server.parameters().is_some_and(|asked| asked.smtputf8);
+                // In-line nobody is put in another's place.
+                let smtputf8 = asks || self.is_inline();
+                addressees(config, &table, recipient, route, smtputf8)?
+            }
             None => Addressees::Itself(route),
         };
         if self.is_inline() {

@@ -20,6 +20,8 @@ pub struct Facts {
     pub service: Service,
     /// The client's address.
     pub client: IpAddr,
+    /// It is the address of a balancer that cannot tell for whom it speaks, and proves nothing.
+    pub is_balancer: bool,
     /// The certificate that it has proved to hold the key of.
     pub certificate: Option<Fingerprint>,
     /// Whether the client has proved who it is.
@@ -79,7 +81,8 @@ fn may_send(config: &Config, facts: Facts, to: &Mailbox, domain: &str) -> Result
         Service::Mx => is_ours && !to.has_routing_characters(),
         Service::Relay => {
             let is_known = |certificate| config.relay.certificates.contains(&certificate);
-            config.relay.contains(facts.client) || facts.certificate.is_some_and(is_known)
+            let is_near = !facts.is_balancer && config.relay.contains(facts.client);
+            is_near || facts.certificate.is_some_and(is_known)
         }
         Service::Submission => facts.authenticated,
     };
@@ -130,6 +133,7 @@ to = "discard"
         let facts = Facts {
             service,
             client: client.parse().unwrap(),
+            is_balancer: false,
             certificate: None,
             authenticated: false,
         };

@@ -3,7 +3,7 @@
 //! What the client hears is the log's word.  Between the last octet and the record come the edge
 //! filter's last look, rspamd, and the fields that go before the body.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::content::{Content, Shown};
 use super::step::stored;
@@ -49,6 +49,9 @@ impl Session {
         let result = self.keep(&message).await;
         self.drop_body();
         self.envelope.give_back();
+        // What rspamd takes is its own figure.
+        let waited = result.as_ref().map_or(Duration::ZERO, |(_, waited)| *waited);
+        let result = result.map(|(id, _)| id);
         let kept = result.as_ref().ok().copied();
         let durability = self.listener.listener.durability;
         if let (Some(_), Some(screening)) = (kept, &mut self.screening) {
@@ -59,11 +62,14 @@ impl Session {
         stored(&mut self.server, &mut self.intake, Instant::now(), result);
         if let Some(id) = kept {
             self.messages += 1;
-            self.worker.report_accepted(self.id, self.peer, id, &message, started.elapsed());
+            let took = started.elapsed();
+            let ours = took.saturating_sub(waited);
+            self.worker.report_accepted(self.id, self.peer, id, &message, took, ours);
         }
     }
 
-    async fn keep(&mut self, message: &ReceivedMessage) -> Result<MessageId, Refusal> {
+    /// Gives the message's id and how long rspamd was waited for.
+    async fn keep(&mut self, message: &ReceivedMessage) -> Result<(MessageId, Duration), Refusal> {
         if let Some(screening) = &mut self.screening {
             screening.whole(&message.envelope)?;
         }
@@ -130,7 +136,7 @@ impl Session {
         if let (Ok(_), Some(upload)) = (&settled, upload) {
             upload.finished();
         }
-        settled.map(|_| id)
+        settled.map(|_| (id, content.waited))
     }
 
     /// The trace header, and for a message of a user the fields that it lacks.

@@ -77,7 +77,7 @@ impl Session {
     /// is of interest, and forgotten.
     pub(super) fn end_screening(&mut self) {
         let Some(mut screening) = self.screening.take() else { return };
-        self.tell_verdict(screening.end_session(), None, None);
+        self.tell_verdict(screening.end_session(self.server.was_hasty()), None, None);
     }
 
     /// Tells of a transaction that is over, of which `stored` is the message, and what the client

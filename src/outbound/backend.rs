@@ -8,7 +8,9 @@
 //!
 //! Invariant: a connection on which anything went wrong, or on which a transaction is under way,
 //! is never used again: it is dropped, which closes it in the middle, so that no next hop takes
-//! half a message for a whole one.
+//! half a message for a whole one.  Each counts among the connections to next hops that there may
+//! be, from before it is dialled to its end.  A host that fails is avoided for a while, by the queue
+//! too, and another one tried at once, as the queue does.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,9 +22,11 @@ use std::time::{Duration, Instant};
 use super::smtp::{Security, TLS_BROKEN_MS, open};
 use super::{connect, describe_connect};
 use crate::config::Target;
+use crate::control::metrics::WorkerMetrics;
 use crate::delivery::settle;
 use crate::limits;
 use crate::pool::dial::Dialled;
+use crate::queue::allowance::{Allowance, Place};
 use crate::queue::site::{SiteId, SiteShared};
 use crate::runtime;
 use crate::runtime::buffer::{self, Account, Buffer};
@@ -30,8 +34,10 @@ use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::capabilities::Capabilities;
 use crate::smtp::client::{
-    Client, ClientConfig, ConnectionCause, ConnectionFailure, Login, OneFlight, Protocol, Timeouts,
+    Client, ClientConfig, ConnectionCause, ConnectionFailure, Login, LoginTrouble, OneFlight,
+    Protocol, Timeouts,
 };
+use crate::smtp::code::ReplyClass;
 use crate::smtp::reply_reader::{PeerReply, ReplyReader};
 use crate::worker::Worker;
 
@@ -42,8 +48,44 @@ pub struct Backend {
     peer: Option<SocketAddr>,
     capabilities: Capabilities,
     timeouts: Timeouts,
-    /// It was kept since another transaction, and may have been closed meanwhile.
+    /// It was kept since another transaction, and has said nothing since: it may have been closed.
     is_kept: bool,
+    /// It has shown itself well, which speaks for its host as long as it stands.
+    serving: Option<Serving>,
+    _counted: Counted,
+}
+
+/// A connection whose host has had its word on a transaction.
+struct Serving {
+    site: Arc<SiteShared>,
+    peer: SocketAddr,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.site.reach().end_serving(self.peer);
+    }
+}
+
+/// A connection's part in the counts, for as long as this lives.
+struct Counted {
+    metrics: Arc<WorkerMetrics>,
+    _place: Place,
+}
+
+impl Counted {
+    /// A connection that stands.
+    fn new(metrics: &Arc<WorkerMetrics>, place: Place) -> Counted {
+        metrics.connections_opened.count();
+        metrics.connections_open.raise();
+        Counted { metrics: metrics.clone(), _place: place }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.metrics.connections_open.lower();
+    }
 }
 
 /// Why a next hop gave no answer.
@@ -55,6 +97,9 @@ pub enum BackendError {
     /// The connection ended, or what came over it was no answer.
     #[error("{0}")]
     Lost(Box<str>),
+    /// There are as many connections to next hops as there may be.
+    #[error("there are as many connections to next hops as `[delivery] connections` allows")]
+    Crowded,
 }
 
 impl Backend {
@@ -66,23 +111,25 @@ impl Backend {
         }
     }
 
-    /// A new connection.
+    /// A new connection, to the first host that takes us.
     async fn fresh(worker: &Rc<Worker>, site: &Arc<SiteShared>) -> Result<Backend, BackendError> {
-        match Backend::dial(worker, site).await {
-            Ok(backend) => Ok(backend),
-            // Only TLS has failed: now mail may go there in clear, where the route allows it.
-            Err((true, _)) => Backend::dial(worker, site).await.map_err(|(_, error)| error),
-            Err((false, error)) => Err(error),
+        let began = Instant::now();
+        loop {
+            match Backend::dial(worker, site).await {
+                Err((Next::TryOn, _)) if began.elapsed() < HOSTS_TRIED_FOR => {}
+                dialled => return dialled.map_err(|(_, error)| error),
+            }
         }
     }
 
-    /// One attempt; an error comes with whether another one is worth while at once.
+    /// One attempt.
     async fn dial(
         worker: &Rc<Worker>,
         site: &Arc<SiteShared>,
-    ) -> Result<Backend, (bool, BackendError)> {
-        let unreachable = |words: &str| (false, BackendError::Unreachable(words.into()));
+    ) -> Result<Backend, (Next, BackendError)> {
+        let unreachable = |words: &str| (Next::GiveUp, BackendError::Unreachable(words.into()));
         let reach = site.reach();
+        let place = worker.backends.place().ok_or((Next::GiveUp, BackendError::Crowded))?;
         let (stream, peer, host) = match &reach.target {
             Target::LmtpUnix { path } => {
                 let limit = worker.config.delivery.timeouts.connect;
@@ -97,6 +144,7 @@ impl Backend {
                 (stream, Some(peer), host)
             }
         };
+        let counted = Counted::new(&worker.metrics, place);
         let security = Security::of(reach, &host);
         let config = client_config(worker, site, &security);
         let timeouts = config.timeouts;
@@ -111,13 +159,10 @@ impl Backend {
                 capabilities: client.capabilities().clone(),
                 timeouts,
                 is_kept: false,
+                serving: None,
+                _counted: counted,
             }),
-            Err(None) => Err(unreachable("the connection was closed before the greeting")),
-            Err(Some(failure)) => {
-                let words = settle::words_of_failure(&failure);
-                let goes_on = forgets_tls(worker, site, peer, &security, &failure, &words);
-                Err((goes_on, BackendError::Unreachable(words.into())))
-            }
+            Err(failure) => Err(not_opened(worker, site, peer, &security, failure.as_ref())),
         }
     }
 
@@ -153,8 +198,11 @@ impl Backend {
     pub async fn say(&mut self, command: Vec<u8>) -> Result<PeerReply, BackendError> {
         let deadline = Instant::now() + self.timeouts.command;
         let (written, _) = self.stream.write_all(command, deadline).await;
-        written.map_err(|error| lost("while a command was sent", &error))?;
-        self.reply(deadline).await
+        let reply = match written {
+            Ok(()) => self.reply(deadline).await,
+            Err(error) => Err(lost("while a command was sent", &error)),
+        };
+        self.blame(reply)
     }
 
     /// Sends a piece of a body.
@@ -168,7 +216,7 @@ impl Backend {
         let deadline = now + limits::CLIENT_DATA_BLOCK;
         let (written, _) = self.stream.write_all(octets, deadline).await;
         self.stream.give_way_at(None);
-        written.map_err(|error| lost("in the middle of the message", &error))
+        self.blame(written.map_err(|error| lost("in the middle of the message", &error)))
     }
 
     /// The reply to the end of the data.
@@ -176,12 +224,33 @@ impl Backend {
     /// # Errors
     /// `Lost`: the next hop may have taken the message or not.
     pub async fn last_reply(&mut self) -> Result<PeerReply, BackendError> {
-        self.reply(Instant::now() + self.timeouts.data).await
+        let reply = self.reply(Instant::now() + self.timeouts.data).await;
+        self.blame(reply)
     }
 
     /// What a peer that takes no more says before it closes; it was not asked for.
     pub async fn last_word(&mut self) -> Option<PeerReply> {
         self.reply(Instant::now() + LAST_WORD).await.ok()
+    }
+
+    /// A host whose connection fails comes last for a while, unless others to it are well.  One that
+    /// was kept may end at any time.
+    fn blame<T>(&mut self, result: Result<T, BackendError>) -> Result<T, BackendError> {
+        if result.is_err() && !self.is_kept {
+            self.serving = None;
+            if let Some(peer) = self.peer {
+                self.site.reach().host_refused(peer, Instant::now());
+            }
+        }
+        result
+    }
+
+    /// Its host has had its word on a transaction.
+    fn is_well(&mut self) {
+        if let (Some(peer), None) = (self.peer, &self.serving) {
+            self.site.reach().begin_serving(peer);
+            self.serving = Some(Serving { site: self.site.clone(), peer });
+        }
     }
 
     async fn reply(&mut self, deadline: Instant) -> Result<PeerReply, BackendError> {
@@ -216,21 +285,33 @@ impl Backend {
 /// been closed meanwhile, over a new one.
 ///
 /// # Errors
-/// `Unreachable`, `Lost`.
+/// `Unreachable`, `Lost`, `Crowded`.
 pub async fn begin(
     worker: &Rc<Worker>,
     site: &Arc<SiteShared>,
     write: impl Fn(&mut Vec<u8>, &Capabilities),
 ) -> Result<(Backend, PeerReply), BackendError> {
+    let began = Instant::now();
     let mut backend = Backend::to(worker, site).await?;
     loop {
         let mut mail = Vec::with_capacity(limits::COMMAND_LINE);
         write(&mut mail, &backend.capabilities);
-        match backend.say(mail).await {
-            Ok(reply) => return Ok((backend, reply)),
-            Err(_) if backend.is_kept => backend = Backend::fresh(worker, site).await?,
-            Err(error) => return Err(error),
+        let error = match backend.say(mail).await {
+            Ok(reply) => {
+                backend.is_kept = false;
+                return Ok((backend, reply));
+            }
+            Err(error) => error,
+        };
+        let (is_kept, peer) = (backend.is_kept, backend.peer);
+        drop(backend);
+        let goes_on = is_kept
+            || matches!(next_host(worker, site, peer, &error.to_string()), Next::TryOn)
+                && began.elapsed() < HOSTS_TRIED_FOR;
+        if !goes_on {
+            return Err(error);
         }
+        backend = Backend::fresh(worker, site).await?;
     }
 }
 
@@ -256,18 +337,63 @@ fn client_config(worker: &Worker, site: &SiteShared, security: &Security) -> Cli
     }
 }
 
-/// Whether TLS alone has failed and mail may go there in clear; that is remembered then.
+/// What follows a connection on which the peer takes no mail, as for those of the queue.
+enum Next {
+    /// Another attempt is worth while at once.
+    TryOn,
+    GiveUp,
+}
+
+fn not_opened(
+    worker: &Worker,
+    site: &SiteShared,
+    peer: Option<SocketAddr>,
+    security: &Security,
+    failure: Option<&ConnectionFailure>,
+) -> (Next, BackendError) {
+    let words = match failure {
+        Some(failure) => settle::words_of_failure(failure),
+        None => "the connection was closed before the greeting".to_owned(),
+    };
+    let next = match failure.map(|failure| &failure.cause) {
+        Some(ConnectionCause::Tls(_)) if forgets_tls(worker, site, peer, security, &words) => {
+            Next::TryOn
+        }
+        Some(ConnectionCause::Login(trouble)) => {
+            worker.metrics.smart_host_logins_failed.count();
+            match trouble {
+                LoginTrouble::Refused(reply) if reply.class() == ReplyClass::TransientFailure => {
+                    next_host(worker, site, peer, &words)
+                }
+                // The other hosts say the same, and each attempt is a strike against us.
+                _ => Next::GiveUp,
+            }
+        }
+        _ => next_host(worker, site, peer, &words),
+    };
+    (next, BackendError::Unreachable(words.into()))
+}
+
+/// A host has connected and then not taken us: it is avoided for a while, and another one is tried,
+/// if there is one.  Not if other connections to it are well: then it has enough of them.
+fn next_host(worker: &Worker, site: &SiteShared, peer: Option<SocketAddr>, words: &str) -> Next {
+    worker.metrics.connections_failed.count();
+    let Some(peer) = peer.filter(|peer| !site.reach().serves(*peer)) else { return Next::GiveUp };
+    if !site.reach().host_failed(peer, Instant::now()) {
+        return Next::GiveUp;
+    }
+    tracing::info!(site = site.name(), %peer, words, "the next host is tried");
+    Next::TryOn
+}
+
+/// TLS has failed: whether mail may go there in clear; that is remembered then.
 fn forgets_tls(
     worker: &Worker,
     site: &SiteShared,
     peer: Option<SocketAddr>,
     security: &Security,
-    failure: &ConnectionFailure,
     words: &str,
 ) -> bool {
-    if !matches!(failure.cause, ConnectionCause::Tls(_)) {
-        return false;
-    }
     let goes_on = security.policy.allows_clear() && !security.is_implicit;
     worker.report_tls_failed_at(site.name(), peer, goes_on, words);
     if goes_on {
@@ -285,12 +411,36 @@ fn lost(place: &str, error: &StreamError) -> BackendError {
 }
 
 /// Connections of one core that stand idle, a few for each site, each for a short time.
-#[derive(Default)]
 pub struct Backends {
+    /// The connections to next hops that all cores may have, those of the queue too.
+    allowance: Arc<Allowance>,
     kept: RefCell<HashMap<SiteId, Vec<(Instant, Backend)>>>,
 }
 
 impl Backends {
+    /// None yet; there may be no more than `allowance` has.
+    pub fn new(allowance: Arc<Allowance>) -> Backends {
+        Backends { allowance, kept: RefCell::default() }
+    }
+
+    /// A place for a new connection; one that idles makes room for it.
+    fn place(&self) -> Option<Place> {
+        self.allowance.place().or_else(|| {
+            self.close_oldest();
+            self.allowance.place()
+        })
+    }
+
+    /// Gives up the connection that has stood idle for longest.
+    fn close_oldest(&self) {
+        let mut kept = self.kept.borrow_mut();
+        let oldest = kept.values_mut().filter(|of_site| !of_site.is_empty());
+        // The last one kept stands last.
+        if let Some(of_site) = oldest.min_by_key(|of_site| of_site[0].0) {
+            of_site.remove(0);
+        }
+    }
+
     /// The one that was kept last.
     fn take(&self, site: SiteId) -> Option<Backend> {
         let mut kept = self.kept.borrow_mut();
@@ -310,8 +460,10 @@ impl Backends {
 }
 
 /// Keeps a connection on which nothing is under way for the next who wants one.
-pub fn keep(worker: &Rc<Worker>, backend: Backend) {
-    if worker.is_stopping() {
+pub fn keep(worker: &Rc<Worker>, mut backend: Backend) {
+    backend.is_well();
+    // Sites that stand in line for a connection come before one that idles.
+    if worker.is_stopping() || worker.backends.allowance.is_wanted() {
         return;
     }
     let mut kept = worker.backends.kept.borrow_mut();
@@ -329,8 +481,8 @@ pub fn keep(worker: &Rc<Worker>, backend: Backend) {
 async fn sweep(worker: Rc<Worker>) {
     let idle = worker.config.delivery.idle_timeout;
     loop {
-        runtime::sleep(idle.max(SWEEP_LEAST)).await;
-        if worker.is_stopping() {
+        runtime::sleep(idle.clamp(SWEEP_LEAST, SWEEP_MOST)).await;
+        if worker.is_stopping() || worker.backends.allowance.is_wanted() {
             worker.backends.kept.borrow_mut().clear();
         }
         if !worker.backends.sweep(Instant::now(), idle) {
@@ -339,7 +491,12 @@ async fn sweep(worker: Rc<Worker>) {
     }
 }
 
+/// How long after the first attempt another host is tried: whoever waits has its own deadline for
+/// RCPT, of 5 minutes (RFC 5321 section 4.5.3.2.3), and an attempt may take two of them.
+const HOSTS_TRIED_FOR: Duration = Duration::from_secs(60);
 /// What a peer may take to say why it closed.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// The least time between two looks for connections that stand idle for too long.
 const SWEEP_LEAST: Duration = Duration::from_millis(200);
+/// The most: sites that stand in line for a connection wait so long for those that idle here.
+const SWEEP_MOST: Duration = Duration::from_secs(1);

@@ -5,7 +5,11 @@
 //!
 //! A core may use all of them while no other one needs any.  Once sites of another core stand in
 //! line, a core that has its even share or more takes none.
+//!
+//! Connections that a client waits for, which belong to no queue, have a [`Place`]: they take what
+//! there is and stand in no line, since whoever waits for them can be told to come again.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crossbeam::utils::CachePadded;
@@ -41,6 +45,15 @@ impl Allowance {
         if !self.has_room(own, cores, has_line) {
             return false;
         }
+        self.take()
+    }
+
+    /// One for a connection that is in no queue, if there is one.
+    pub fn place(self: &Arc<Allowance>) -> Option<Place> {
+        self.take().then(|| Place(self.clone()))
+    }
+
+    fn take(&self) -> bool {
         let taken = self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
             (used < self.most).then_some(used + 1)
         });
@@ -65,7 +78,7 @@ impl Allowance {
     }
 
     /// Whether somebody waits for one.
-    pub(super) fn is_wanted(&self) -> bool {
+    pub fn is_wanted(&self) -> bool {
         self.lines.load(Ordering::Acquire) > 0
     }
 
@@ -80,9 +93,36 @@ impl Allowance {
     }
 }
 
+/// One connection among those that may be open, for as long as this lives.
+#[derive(Debug)]
+pub struct Place(Arc<Allowance>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
 impl Default for Allowance {
     /// As many as there are numbers.
     fn default() -> Allowance {
         Allowance::new(usize::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_one_of_those_that_there_are() {
+        let allowance = Arc::new(Allowance::new(2));
+        assert!(allowance.acquire(0, 1, false));
+        let place = allowance.place();
+        assert!(place.is_some() && allowance.is_full());
+        assert!(allowance.place().is_none() && !allowance.acquire(1, 1, false));
+        drop(place);
+        assert!(allowance.place().is_some(), "it was given back");
+        assert_eq!(allowance.used(), 1);
     }
 }

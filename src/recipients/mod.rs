@@ -8,6 +8,7 @@
 //! A file that cannot be used stops the start and `check`; at a reload it changes nothing.
 
 pub mod ahead;
+pub mod claims;
 mod forward;
 pub mod harvest;
 mod inquiry;
@@ -28,6 +29,7 @@ use crate::config::Config;
 use crate::inbound::relay;
 use crate::smtp::address::ForwardPath;
 use ahead::Answers;
+use claims::Claims;
 use harvest::Harvest;
 
 pub use forward::forwarded;
@@ -41,6 +43,8 @@ pub struct Roster {
     pub harvest: Harvest,
     /// What next hops have said.
     pub answers: Answers,
+    /// What they are being asked.
+    pub claims: Arc<Claims>,
 }
 
 /// Why the file cannot be used.
@@ -94,6 +98,7 @@ impl Roster {
             table: ArcSwapOption::new(read_table(config)?.map(Arc::new)),
             harvest: Harvest::default(),
             answers: Answers::new(settings.entries, settings.positive, settings.negative),
+            claims: Arc::default(),
         })
     }
 

@@ -158,6 +158,8 @@ pub enum Refusal {
     NextHop(Passed),
     /// In-line: the next hop cannot be reached, or its connection ended.
     NextHopLost,
+    /// In-line: there are as many connections to next hops as there may be.
+    NextHopsBusy,
     /// In-line: the recipient's mail goes another way than that of those before it.
     OtherNextHop,
     /// More messages are on their way in than there is memory for, or than the disk can follow.
@@ -217,7 +219,8 @@ impl Refusal {
     pub fn is_fault(&self) -> bool {
         match self {
             Refusal::TooManyRecipients | Refusal::OtherNextHop | Refusal::Greylisted => false,
-            Refusal::UnverifiedRecipient | Refusal::NextHopLost | Refusal::Unchecked => false,
+            Refusal::UnverifiedRecipient | Refusal::Unchecked => false,
+            Refusal::NextHopLost | Refusal::NextHopsBusy => false,
             Refusal::NextHop(passed) => !passed.is_for_now(),
             _ => true,
         }
@@ -285,6 +288,7 @@ impl Refusal {
             Refusal::TooManyUnknown => "too_many_unknown",
             Refusal::NextHop(_) => "next_hop",
             Refusal::NextHopLost => "next_hop_lost",
+            Refusal::NextHopsBusy => "next_hops_busy",
             Refusal::OtherNextHop => "other_next_hop",
             Refusal::TooLarge => "too_large",
             Refusal::BareNewline => "bare_newline",
@@ -373,6 +377,7 @@ impl From<&Refusal> for Reply {
             // The next hop's own words are put in place of all of it by `refuse`.
             Refusal::NextHop(_) => reply(451, "4.4.0", "Refused"),
             Refusal::NextHopLost => reply(451, "4.4.1", "The next hop does not answer, try later"),
+            Refusal::NextHopsBusy => reply(451, "4.4.5", "Too many are served now, try later"),
             Refusal::OtherNextHop => {
                 reply(452, "4.5.3", "This recipient needs a transaction of its own")
             }

@@ -16,10 +16,11 @@ use crate::control::events::{Addressees, Event as LogEvent, EventKind};
 use crate::control::moment::Moment;
 use crate::control::port::{Action, Answer, Entry, Filter, Page, Request, Selection, State, Tally};
 use crate::delivery::message::{LoadError, LoadedMessage};
+use crate::delivery::notice::original_address;
 use crate::delivery::settle::{end_all, spool_recipients};
 use crate::delivery::sites::route_of;
 use crate::limits;
-use crate::message::{Envelope, MessageId};
+use crate::message::{Envelope, MessageId, Recipient};
 use crate::queue::arena::Slot;
 use crate::queue::handle::{Handle, Recipients, State as Waits};
 use crate::queue::scheduler::{Event, Scheduler};
@@ -236,16 +237,15 @@ fn entry_of(worker: &Worker, handle: &Handle, message: &LoadedMessage) -> Entry 
         _ => (None, handle.reason.as_ref().map(|reason| reason.to_string())),
     };
     let recipients = &message.envelope().recipients;
-    let to = handle.recipients.places();
+    let places = handle.recipients.places();
+    let to = || places.iter().map(|&place| &recipients[usize::from(place)]);
     let (site, domain) = worker.names_of(handle);
     Entry {
         id: handle.id,
         state,
         from: message.envelope().reverse_path.as_str().to_owned(),
-        to: to
-            .iter()
-            .map(|&place| recipients[usize::from(place)].path.as_str().to_owned())
-            .collect(),
+        to: to().map(|recipient| recipient.path.as_str().to_owned()).collect(),
+        named: named(to()),
         site,
         domain: domain.map(|domain| domain.to_string()),
         size: message.summary().octets,
@@ -258,6 +258,20 @@ fn entry_of(worker: &Worker, handle: &Handle, message: &LoadedMessage) -> Entry 
         parts: handle.parts.as_ref().map_or(1, |parts| parts.left()),
         verdict: None,
     }
+}
+
+/// Whom the sender named, where he named others: those that a list or an alias stands for.
+fn named<'a>(recipients: impl Iterator<Item = &'a Recipient>) -> Vec<String> {
+    let mut has_others = false;
+    let name = |recipient: &Recipient| {
+        let path = recipient.path.as_str();
+        let named = recipient.orcpt.as_deref().and_then(original_address);
+        let named = named.unwrap_or_else(|| path.to_owned());
+        has_others |= !named.eq_ignore_ascii_case(path);
+        named
+    };
+    let named: Vec<String> = recipients.map(name).collect();
+    if has_others { named } else { Vec::new() }
 }
 
 /// What people should know of the encryption at a handle's site.

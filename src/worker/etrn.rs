@@ -167,7 +167,7 @@ impl Worker {
         });
     }
 
-    fn tell(&self, to: usize, letter: Letter) {
+    pub(crate) fn tell(&self, to: usize, letter: Letter) {
         let letters = &self.posts[to].letters;
         // The mailbox is unbounded: an errand is under way once a worker, and answered once.
         if letters.push(letter).is_ok() {

@@ -38,7 +38,7 @@ use crate::edge::memory::Memory;
 use crate::edge::rspamd::desk::Desk;
 use crate::edge::rspamd::office::News;
 use crate::edge::slots::Seconds;
-use crate::inbound::ahead::Questions;
+use crate::inbound::ahead::{Questions, Verdict};
 use crate::inbound::memory::Share;
 use crate::listener::SessionCounts;
 use crate::message::{MessageId, MessageIds};
@@ -49,6 +49,7 @@ use crate::queue::destination::Destination;
 use crate::queue::handle::{Handle, Reason, Reasons, Recipients};
 use crate::queue::scheduler::{Action, Event, Scheduler};
 use crate::recipients::Roster;
+use crate::recipients::ahead::Asked;
 use crate::runtime;
 use crate::runtime::blocking::Blocking;
 use crate::runtime::mailbox::Mailbox;
@@ -86,7 +87,7 @@ pub struct Worker {
     /// What this gateway is called, and where it listens.
     pub ourselves: Arc<Ourselves>,
     /// Where rspamd is shown messages; none where it is not asked.
-    pub rspamd: Option<Desk>,
+    pub rspamd: Option<Rc<Desk>>,
     /// Sessions of all workers.
     pub counts: Arc<SessionCounts>,
     /// Whom the edge filter knows; `None` without it.
@@ -153,6 +154,8 @@ pub enum Letter {
     Etrn(etrn::Errand),
     /// What another worker found for those that this one sent.
     EtrnDone(Box<[etrn::Found]>),
+    /// What a next hop has said to another worker's question whether a recipient is there.
+    AnsweredAhead(Box<(Asked, Verdict)>),
     /// The service stops.
     Stop,
 }

@@ -189,11 +189,12 @@ impl Worker {
         id: MessageId,
         message: &ReceivedMessage,
         waited: Duration,
+        ours: Duration,
     ) {
         self.metrics.messages_accepted.count();
         self.metrics.octets_accepted.add(message.summary.octets);
         self.metrics.recipients_accepted.add(message.envelope.recipients.len() as u64);
-        self.metrics.commit_wait.observe(waited);
+        self.metrics.commit_wait.observe(ours);
         self.events.emit(&Event {
             session: Some(session),
             message: Some(id),

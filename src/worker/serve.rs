@@ -30,6 +30,7 @@ use crate::inbound::ListenerState;
 use crate::inbound::memory::Share;
 use crate::listener::{self, SessionCounts};
 use crate::message::{MessageId, MessageIds};
+use crate::outbound::backend::Backends;
 use crate::pool::Pool;
 use crate::queue::allowance::Allowance;
 use crate::queue::scheduler::{Event, Scheduler};
@@ -127,9 +128,9 @@ async fn run(seat: Seat) -> io::Result<()> {
         }
     });
     let workers = posts.len();
-    let rspamd = seat.rspamd.map(|office| Desk::new(office, told, workers));
-    let scheduler =
-        Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules()).within(seat.allowance);
+    let rspamd = seat.rspamd.map(|office| Rc::new(Desk::new(office, told, workers)));
+    let scheduler = Scheduler::new(index as u32, posts.len() as u32, seat.sites.rules())
+        .within(seat.allowance.clone());
     let chunks = seat.share.chunks;
     let resolver = Resolver::new(seat.dns);
     let (config, ourselves) = (seat.config.clone(), seat.ourselves.clone());
@@ -140,7 +141,7 @@ async fn run(seat: Seat) -> io::Result<()> {
         memory: seat.memory,
         log: Rc::new(LocalLog::new(index, chunks, seat.committer, seat.reader, seat.spool)),
         pool: Pool::default(),
-        backends: Default::default(),
+        backends: Backends::new(seat.allowance),
         events: seat.events,
         metrics: seat.metrics,
         resolver,
@@ -267,6 +268,7 @@ async fn read_letters(worker: Rc<Worker>, letters: Inbox<Letter>, stop: Rc<Notif
         }
         Letter::Etrn(errand) => runtime::spawn(worker.clone().run_errand(errand)),
         Letter::EtrnDone(found) => worker.errand_done(&found),
+        Letter::AnsweredAhead(answer) => worker.questions.answered(&answer.0, answer.1),
         Letter::Stop => stop.notify(),
     };
     if let Err(error) = letters.open_forever(open, rest).await {

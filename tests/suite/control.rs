@@ -143,6 +143,7 @@ fn entry(id: u64, state: State, to: &[&str], site: &str, parts: u32) -> Entry {
         state,
         from: if id.is_multiple_of(2) { String::new() } else { "sender@example.com".to_owned() },
         to: to.iter().map(ToString::to_string).collect(),
+        named: Vec::new(),
         site: site.to_owned(),
         size: 10_240,
         attempts: u32::from(state == State::Deferred),

@@ -361,10 +361,12 @@ fn a_failure_is_remembered_and_says_who_failed() {
     let why = in_loop(async {
         let resolver = Resolver::new(servers(&[&server]));
         let name = Name::parse("a.test").expect("a name");
-        let first = resolver.lookup(&name, RecordType::A).await;
+        let (first, is_first) = resolver.lookup_first(&name, RecordType::A).await;
+        assert!(is_first);
         let left = first.expires.saturating_duration_since(Instant::now());
         assert!(left > Duration::from_secs(4) && left <= Duration::from_secs(5), "{left:?}");
         assert_eq!(resolver.lookup(&name, RecordType::A).await, first);
+        assert_eq!(resolver.lookup_first(&name, RecordType::A).await, (first.clone(), false));
         first.result.clone()
     });
     assert_eq!(why, Err(LookupError::Temporary { why: format!("REFUSED ({address})").into() }));

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use crate::client::Client;
 use crate::gateway::{Gateway, PATIENCE, wait_until};
+use crate::interop::are_here;
+use crate::nameserver::{Nsd, free_port_of};
+use crate::postfix::{Ports, Postfix};
 use crate::sink::{Manners, Sink};
 
 /// A gateway that passes mail for `in.test` on there, and mail for `out.test` elsewhere.
@@ -314,4 +317,158 @@ fn a_mail_store_answers_for_one_recipient_at_a_time() {
     nothing_was_accepted(&gateway);
     // It is well all the same.
     client.envelope("a@b.example", &["b@in.test"]);
+}
+
+/// Those that idle make room; who finds none comes again.
+#[test]
+fn connections_in_line_are_among_those_that_there_may_be() {
+    let sinks = [Sink::start(Manners::default()), Sink::start(Manners::default())];
+    let [one, other] = [&sinks[0], &sinks[1]].map(|sink| sink.address());
+    let gateway = Gateway::start(&format!(
+        r#"
+workers = 1
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+[recipients]
+call_ahead = true
+[domains]
+accept = ["in.test", "out.test"]
+[[route]]
+recipient = "*@in.test"
+to = "smtp://{one}"
+[[route]]
+recipient = "*@out.test"
+to = "smtp://{other}"
+[delivery]
+connections = 1
+idle_timeout = "1h"
+"#
+    ));
+    let asks = |listener: usize, to: &str| {
+        let mut client = Client::hello(gateway.smtp(listener));
+        assert!(client.command("MAIL FROM:<a@b.example>").0.starts_with("250"));
+        (client.command(&format!("RCPT TO:<{to}>")).0, client)
+    };
+    let (said, mut first) = asks(0, "a@in.test");
+    assert_eq!(said, "250 2.1.5 Ok");
+    let (said, _second) = asks(0, "b@out.test");
+    assert_eq!(said, "451 4.4.5 Too many are served now, try later");
+    let (said, _third) = asks(1, "b@out.test");
+    assert!(said.starts_with("450 4.1.1"), "{said}");
+    assert_eq!(sinks[1].connections(), 0);
+    assert_eq!(first.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
+    // The connection idles now, and gives way: for another in-line, for a question, for the queue.
+    let (said, fourth) = asks(0, "b@out.test");
+    assert_eq!(said, "250 2.1.5 Ok");
+    drop(fourth);
+    gateway.wait_until("a recipient can be asked for", || {
+        asks(1, "a@in.test").0.starts_with("250").then_some(())
+    });
+    let mut client = Client::hello(gateway.smtp(1));
+    client.envelope("a@b.example", &["a@in.test"]);
+    client.data(b"Subject: y\r\n\r\ny\r\n").expect("250");
+    sinks[0].taken(2);
+    assert!(sinks.iter().all(|sink| sink.connections_most() <= 1));
+}
+
+/// One host of three is well; each of the others is waited for once, in-line and by questions alike.
+#[test]
+fn a_host_that_hangs_is_waited_for_once() {
+    if !are_here(&["dns"]) {
+        return;
+    }
+    let hosts = [1, 2, 3].map(|last| Ipv4Addr::new(127, 0, 9, last));
+    let port = free_port_of(&hosts.map(IpAddr::V4));
+    // The system takes connections for them, and nobody says a word.
+    let hung = [0, 1].map(|place| TcpListener::bind((hosts[place], port)).expect("a port"));
+    let sink = Sink::start_at(SocketAddr::from((hosts[2], port)), Manners::default());
+    let zone = "three A 127.0.9.1\nthree A 127.0.9.2\nthree A 127.0.9.3\n";
+    let nsd = Nsd::start(&[("test", zone)]);
+    let gateway = Gateway::start(&format!(
+        r#"
+workers = 1
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+[recipients]
+call_ahead = true
+[domains]
+accept = ["in.test"]
+[[route]]
+recipient = "*"
+to = "smtp://three.test:{port}"
+[dns]
+servers = ["{}"]
+[delivery]
+timeouts = {{ greeting = "1s" }}
+"#,
+        nsd.address()
+    ));
+    let mut sessions = Vec::new();
+    // Each has a connection of its own.
+    for number in 0..12 {
+        let mut client = Client::hello(gateway.smtp(number % 2));
+        client.envelope("a@b.example", &[&format!("{number}@in.test")]);
+        sessions.push(client);
+    }
+    for listener in hung {
+        listener.set_nonblocking(true).expect("a socket option");
+        let came = std::iter::from_fn(|| listener.accept().ok()).count();
+        assert!(came <= 1, "{came} connections to a host that hangs");
+    }
+    for client in sessions.iter_mut().step_by(2) {
+        assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
+    }
+    sink.taken(6);
+}
+
+#[test]
+fn postfix_speaks_through_us() {
+    if !are_here(&["postfix", "unshare"]) {
+        return;
+    }
+    let (ports, others) = (Ports::choose(), Sink::start(Manners::default()));
+    let postfix = Postfix::start(ports, others.address(), others.address());
+    let ways = [("chunking.test", ports.chunking), ("data.test", ports.data)];
+    for (number, (domain, port)) in ways.into_iter().enumerate() {
+        let gateway = Gateway::start(&format!(
+            r#"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[domains]
+accept = ["{domain}"]
+[[route]]
+recipient = "*"
+to = "smtp://127.0.0.1:{port}"
+"#
+        ));
+        let mut client = Client::hello(gateway.smtp(0));
+        client.command("MAIL FROM:<a@b.example>").expect("250");
+        let said = client.command(&format!("RCPT TO:<nobody@{domain}>"));
+        let said = said.expect("550 5.1.1");
+        assert!(said.0.contains("Nobody of that name"), "{}\n{}", said.0, postfix.log());
+        client.command(&format!("RCPT TO:<somebody@{domain}>")).expect("250 2.1.5");
+        let said = client.data(b"Subject: unwanted\r\n\r\nhello\r\n");
+        assert_eq!(said.0, "550 5.7.1 Unwanted here", "{}", postfix.log());
+        // The session and its next transaction are well.
+        client.envelope("a@b.example", &[&format!("somebody@{domain}")]);
+        let body = b"Subject: wanted\r\n\r\n.dots\r\n..two\r\n";
+        let said = client.data(body);
+        let said = said.expect("250 2.0.0");
+        assert!(said.0.contains("queued as"), "{}", said.0);
+        let taken = others.taken(number + 1).pop().expect("one");
+        assert!(taken.message.ends_with(body), "{}", String::from_utf8_lossy(&taken.message));
+        assert_eq!(taken.to, [format!("somebody@{domain}")]);
+    }
 }

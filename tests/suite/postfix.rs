@@ -23,7 +23,8 @@ pub struct Ports {
     pub ten: u16,
 }
 
-/// A Postfix that runs.  It takes mail for anybody; `nobody@...` gets 550.
+/// A Postfix that runs.  It takes mail for anybody; `nobody@...` gets 550, and so does a message with
+/// the subject `unwanted`.
 pub struct Postfix {
     home: TempDir,
     child: Child,
@@ -151,6 +152,7 @@ local_header_rewrite_clients =
 smtp_line_length_limit = 0
 line_length_limit = 10000
 message_size_limit = 60000000
+header_checks = regexp:/etc/postfix/header_checks
 smtputf8_enable = yes
 maillog_file = /var/log/mail.log
 alias_maps =
@@ -222,6 +224,7 @@ fn write_etc(
     for (file, text) in [
         ("postfix/main.cf", main),
         ("postfix/master.cf", master),
+        ("postfix/header_checks", "/^Subject: unwanted$/ REJECT Unwanted here\n".into()),
         ("passwd", accounts("/etc/passwd", &user("postfix", POSTFIX_ID))),
         (
             "group",

@@ -260,6 +260,61 @@ fn a_proxys_clients_have_their_own_rights() {
     gateway.terminate();
 }
 
+/// An address in `[relay] networks` is worth what it proves: nothing where the balancer speaks for
+/// somebody whom it does not name.
+#[test]
+fn who_is_not_named_does_not_relay_by_the_balancers_address() {
+    let mut gateway = Gateway::start(
+        r#"
+[[listener]]
+address = "127.0.0.1:0"
+service = "relay"
+proxy = ["127.0.9.1/32"]
+xclient = ["127.0.9.1/32"]
+[relay]
+networks = ["127.0.9.0/24"]
+[[route]]
+recipient = "*"
+to = "maildir:{dir}/mail"
+"#,
+    );
+    let introduced = |header: &[u8]| {
+        let mut client = balancer(&gateway);
+        client.send(header);
+        client.reply().expect("220");
+        client.command("EHLO client.test").expect("250");
+        client
+    };
+    let relay = |client: &mut Client| {
+        client.command("MAIL FROM:<a@client.test>").expect("250");
+        client.command("RCPT TO:<b@elsewhere.test>")
+    };
+    for header in [&b"PROXY UNKNOWN\r\n"[..], &v2(0x20, 0, b""), &v2(0x21, 0x31, &[0; 216])] {
+        let mut client = introduced(header);
+        relay(&mut client).expect("550 5.7.1");
+        client.command("RSET").expect("250");
+        client.command("ETRN elsewhere.test").expect("550 5.7.1");
+        // Its HELO alone names nobody either.
+        client.command("XCLIENT HELO=told.test").expect("220");
+        client.command("EHLO client.test").expect("250");
+        relay(&mut client).expect("550 5.7.1");
+        client.command("XCLIENT ADDR=127.0.9.7").expect("503");
+        client.command("RSET").expect("250");
+        client.command("XCLIENT ADDR=127.0.9.7").expect("220");
+        client.command("EHLO client.test").expect("250");
+        relay(&mut client).expect("250");
+    }
+    let mut named = introduced(b"PROXY TCP4 127.0.9.7 127.0.0.1 4321 25\r\n");
+    relay(&mut named).expect("250");
+    // Who is no balancer is who he is.
+    let mut other = from(&gateway, [127, 0, 9, 2]);
+    other.reply().expect("220");
+    other.command("EHLO client.test").expect("250");
+    relay(&mut other).expect("250");
+    drop((named, other));
+    gateway.terminate();
+}
+
 #[test]
 fn the_filter_looks_at_a_proxys_clients_anew() {
     let more = "greeting_wait = \"1m\"\ntarpit = \"0s\"\n";

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -17,6 +17,7 @@ use crate::interop::are_here;
 use crate::nameserver::free_port;
 use crate::overload::ask;
 use crate::postfix::cache;
+use crate::sink::{Manners, Sink};
 
 const CONFIG: &str = r#"
 [[listener]]
@@ -367,11 +368,14 @@ fn nothing_is_acknowledged_before_the_verdict_and_others_are_served_meanwhile() 
     let mut slow = client(&gateway);
     slow.envelope("a@there.test", &["slow@here.test"]);
     slow.command("DATA").expect("354");
+    let began = Instant::now();
     slow.send(b"Subject: slow\r\n\r\n.\r\n");
     arrival.recv_timeout(PATIENCE).expect("rspamd is asked");
     let mut quick = client(&gateway);
     quick.envelope("a@there.test", &["quick@here.test"]);
+    let quick_began = Instant::now();
     quick.data(b"Subject: quick\r\n\r\n").expect("250");
+    let mut took = quick_began.elapsed();
     delivered(&gateway, "quick");
     slow.stream().set_nonblocking(true).expect("a socket option");
     let early = slow.stream().peek(&mut [0]).expect_err("nothing yet");
@@ -379,7 +383,82 @@ fn nothing_is_acknowledged_before_the_verdict_and_others_are_served_meanwhile() 
     slow.stream().set_nonblocking(false).expect("a socket option");
     release.send(()).expect("it waits");
     slow.reply().expect("250");
+    took += began.elapsed();
     delivered(&gateway, "slow");
+    // What both clients have waited for is either rspamd's or ours, and no part of it both.
+    let page = ask(&gateway, "/metrics");
+    let sum = |name: &str| {
+        let line = page.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+        line.trim().parse::<f64>().expect("a number")
+    };
+    let (theirs, ours) = (sum("mailrace_rspamd_seconds_sum"), sum("mailrace_accept_seconds_sum"));
+    assert!(theirs + ours <= took.as_secs_f64(), "{theirs} + {ours} of {took:?}");
+    gateway.terminate();
+}
+
+/// The next hop sees the end of those alone that rspamd lets through, small and large.
+#[test]
+fn messages_in_line_wait_for_the_verdict_before_their_end() {
+    let fake = Fake::start(|shown| {
+        let answer = match shown.values("rcpt")[0].split('@').next().expect("a local part") {
+            "fine" => json!({"action": "rewrite subject", "score": 9, "subject": "*** x"}),
+            "later" => json!({"action": "soft reject"}),
+            "never" => json!({
+                "action": "reject", "messages": {"smtp_message": "Gtube pattern"},
+            }),
+            _ => return Some((500, "{}".to_owned())),
+        };
+        Some((200, answer.to_string()))
+    });
+    // Of those that are refused it sees no end.
+    let sink = Sink::start(Manners { forgives_ends: true, ..Manners::default() });
+    let config = CONFIG.replace("{rspamd}", &fake.authority);
+    let config = config.replace("service = \"mx\"", "service = \"mx\"\ndelivery = \"inline\"");
+    let config = config.replace("maildir:{dir}/mail", &format!("smtp://{}", sink.address()));
+    let more = "size = \"3MiB\"\ndeadline = \"60s\"\non_failure = \"defer\"";
+    let mut gateway = Gateway::start(&format!("{config}{more}"));
+    let mut client = client(&gateway);
+    let dots = ".a line that begins with a dot, as one in a thousand does\r\n";
+    let plain = "a line as most are, with nothing special in it at all\r\n";
+    let mut taken = 0;
+    for lines in [plain.to_owned(), dots.to_owned(), plain.repeat(20_000), dots.repeat(20_000)] {
+        let message = format!("{SUBJECT}\r\n{lines}");
+        for (to, expected) in [
+            ("fine", "250 2.0.0 Taken"),
+            ("later", "450 4.7.1 Not now, try later"),
+            ("never", "554 5.7.1 Gtube pattern"),
+            ("broken", "451 4.7.1 Cannot check the message now, try later"),
+            ("postmaster", "250 2.0.0 Taken"),
+        ] {
+            client.envelope("a@there.test", &[&format!("{to}@here.test")]);
+            assert_eq!(client.data(message.as_bytes()).0, expected, "{to}, {}", lines.len());
+            let shown = fake.shown().pop().expect("it was asked");
+            assert!(shown.message.starts_with(b"Received: "));
+            assert!(shown.message.ends_with(message.as_bytes()), "{} octets", shown.message.len());
+            if expected.starts_with("250") {
+                taken += 1;
+                let last = sink.taken(taken).pop().expect("one");
+                assert!(last.message.ends_with(message.as_bytes()), "{to}, {}", lines.len());
+            }
+        }
+    }
+    // By chunks, and too large to be shown.
+    client.envelope("a@there.test", &["never@here.test"]);
+    assert_eq!(client.bdat(plain.as_bytes(), &[7, 20]).0, "554 5.7.1 Gtube pattern");
+    let asked = fake.shown().len();
+    client.envelope("a@there.test", &["never@here.test"]);
+    client.data(format!("{SUBJECT}\r\n{}", plain.repeat(80_000)).as_bytes()).expect("250");
+    assert_eq!(fake.shown().len(), asked);
+    sink.taken(taken + 1);
+    let page = ask(&gateway, "/metrics");
+    for line in [
+        "mailrace_rspamd_verdicts_total{advice=\"rewrite_subject\"} 4\n",
+        "mailrace_rspamd_verdicts_total{advice=\"reject\"} 5\n",
+        "mailrace_rspamd_verdicts_total{advice=\"not_shown\"} 1\n",
+        "mailrace_rspamd_failures_total{reason=\"status\"} 8\n",
+    ] {
+        assert!(page.contains(line), "{line}{page}");
+    }
     gateway.terminate();
 }
 

@@ -33,6 +33,8 @@ pub struct Manners {
     pub farewell: Option<String>,
     /// How long it takes for each message.
     pub pause: Duration,
+    /// A connection may end in the middle of a message.
+    pub forgives_ends: bool,
 }
 
 /// A next hop that runs until it is dropped.
@@ -404,6 +406,9 @@ impl Session<'_> {
         loop {
             line.clear();
             self.input.read_until(b'\n', &mut line)?;
+            if !line.ends_with(b"\n") && self.shared.manners.forgives_ends {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
             if !line.ends_with(b"\r\n") || line[..line.len() - 2].contains(&b'\r') {
                 return Err(wrong("a bare newline in DATA, or an end within it"));
             }

@@ -4,6 +4,8 @@
 use std::fs;
 use std::net::IpAddr;
 
+use serde_json::Value;
+
 use crate::client::{Client, Reply};
 use crate::gateway::{CHECKS_WITHOUT_DNS, Gateway, PATIENCE};
 
@@ -174,6 +176,15 @@ fn who_pipelines_before_it_may_is_refused() {
     for code in ["250", "554 5.7.1"] {
         client.reply().expect(code);
     }
+    drop(client);
+    // It is told also of one that leaves before there is anything to refuse.
+    let (mut client, _) = connect(&gateway, 3);
+    client.send(b"EHLO c\r\nQUIT\r\n");
+    client.reply().expect("250");
+    client.reply().expect("221");
+    let of_it = |e: &Value| e["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.3."));
+    let verdict = gateway.wait_event("it is told", |e| e["event"] == "verdict" && of_it(e));
+    assert_eq!(verdict["action"], "reject");
     drop(client);
     // After the reply to EHLO it may.
     let (mut client, _) = connect(&gateway, 1);

@@ -81,11 +81,14 @@ fn tagged_mail_says_why_and_so_does_the_gateway() {
 fn quarantined_mail_stays_so_through_a_crash_until_it_is_released() {
     let mut gateway = start("quarantine");
     let mut client = client(&gateway);
+    client.envelope("a@there.test", &["b@here.test"]);
+    client.command("RCPT TO:<c@held.test> ORCPT=rfc822;team@held.test").expect("250");
+    let first = client.data(MESSAGE).message_id();
     let mut send = |to: &[&str]| {
         client.envelope("a@there.test", to);
         client.data(MESSAGE).message_id()
     };
-    let (first, second) = (send(&["b@here.test", "c@held.test"]), send(&["d@here.test"]));
+    let second = send(&["d@here.test"]);
     // The postmaster hears whatever comes for him.
     let third = send(&["e@here.test", "postmaster@here.test"]);
     gateway.maildir("here.test", "postmaster", 1);
@@ -100,6 +103,7 @@ fn quarantined_mail_stays_so_through_a_crash_until_it_is_released() {
         assert!(list.contains(&first) && list.contains("quarantine: score 0: "), "{list}");
         let shown = gateway.said(&["queue", "show", &first]);
         assert!(shown.contains("state     quarantined\n"), "{shown}");
+        assert!(shown.contains("to        c@held.test (team@held.test)\n"), "{shown}");
         assert!(shown.contains("verdict   quarantine, score 0"), "{shown}");
         let why = gateway.said(&["why", &first]);
         assert!(why.contains("kept back until an operator releases it"), "{why}");

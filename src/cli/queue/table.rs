@@ -81,8 +81,8 @@ fn sgr(state: State) -> Option<&'static str> {
 fn row(entry: &Entry) -> [Cow<'_, str>; COLUMNS] {
     let to = match entry.to.as_slice() {
         [] => Cow::Borrowed("-"),
-        [one] => plain(one),
-        [first, others @ ..] => format!("{} +{}", plain(first), others.len()).into(),
+        [_] => recipient(entry, 0),
+        [_, others @ ..] => format!("{} +{}", recipient(entry, 0), others.len()).into(),
     };
     let site = match &entry.reason {
         Some(reason) => format!("{}: {}", plain(&entry.site), plain(reason)).into(),
@@ -128,14 +128,23 @@ impl fmt::Display for Details<'_> {
             if let Some(tls) = &entry.tls {
                 writeln!(f, "tls       {}", plain(tls))?;
             }
-            for recipient in &entry.to {
-                writeln!(f, "to        {}", plain(recipient))?;
+            for place in 0..entry.to.len() {
+                writeln!(f, "to        {}", recipient(entry, place))?;
             }
         }
         if let Some(explanation) = &message.verdict {
             write!(f, "\n{}", Why(explanation))?;
         }
         Ok(())
+    }
+}
+
+/// A recipient, and whom the sender named in its place.
+fn recipient(entry: &Entry, place: usize) -> Cow<'_, str> {
+    let to = &entry.to[place];
+    match entry.named.get(place).filter(|named| !named.eq_ignore_ascii_case(to)) {
+        Some(named) => format!("{} ({})", plain(to), plain(named)).into(),
+        None => plain(to),
     }
 }
 
@@ -186,6 +195,7 @@ mod tests {
             state: State::Deferred,
             from: "a@example.com".to_owned(),
             to: vec!["b@example.org".to_owned(), "c@example.org".to_owned()],
+            named: Vec::new(),
             site: "10.0.0.5:25".to_owned(),
             domain: None,
             size: 10_240,
@@ -246,6 +256,15 @@ ID             AGE  SIZE  STATE     TRIES  FROM           TO                SITE
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn whom_the_sender_named_stands_beside_who_gets_it() {
+        let named = vec!["B@example.org".to_owned(), "team@example.org".to_owned()];
+        let entry = Entry { named, ..entry() };
+        let text = Details(&[entry]).to_string();
+        assert!(text.contains("to        b@example.org\n"), "{text}");
+        assert!(text.contains("to        c@example.org (team@example.org)\n"), "{text}");
     }
 
     #[test]

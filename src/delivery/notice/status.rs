@@ -89,6 +89,12 @@ fn original_recipient(orcpt: &str) -> Option<String> {
     Some(format!("{kind}; {address}"))
 }
 
+/// The address of an ORCPT, for people.
+pub fn original_address(orcpt: &str) -> Option<String> {
+    let (_, address) = orcpt.split_once(';')?;
+    Some(readable_xtext(address))
+}
+
 /// Decodes xtext (RFC 3461 section 4), unless something would come out that a field cannot hold:
 /// `+0D+0A` would begin a field of the sender's choice.
 fn readable_xtext(text: &str) -> String {

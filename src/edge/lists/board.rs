@@ -55,8 +55,8 @@ impl Board {
         self.state.store(encode(state), Ordering::Relaxed);
     }
 
-    /// A question has come to its end.
-    pub fn saw(&self, reading: &Reading) {
+    /// A question has come to its end, by an answer that was remembered or not.
+    pub fn count(&self, reading: &Reading) {
         let add = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         add(&self.figures.asked);
         match reading {
@@ -64,17 +64,21 @@ impl Board {
                 add(&self.figures.listed);
             }
             Reading::NotListed => {}
-            Reading::Odd(oddity) => {
+            Reading::Odd(_) => {
                 add(&self.figures.odd);
-                match oddity {
-                    Oddity::Refusal(_) => self.odd.store(1, Ordering::Relaxed),
-                    Oddity::Foreign(_) => self.odd.store(2, Ordering::Relaxed),
-                    Oddity::Unnamed(_) => {}
-                }
             }
             Reading::Unanswered(_) => {
                 add(&self.figures.unanswered);
             }
+        }
+    }
+
+    /// What the list, and no memory of ours, has said or not: what its health is judged by.
+    pub fn saw(&self, reading: &Reading) {
+        match reading {
+            Reading::Odd(Oddity::Refusal(_)) => self.odd.store(1, Ordering::Relaxed),
+            Reading::Odd(Oddity::Foreign(_)) => self.odd.store(2, Ordering::Relaxed),
+            _ => {}
         }
         match reading {
             Reading::Unanswered(_) => {
@@ -172,19 +176,23 @@ mod tests {
     fn what_was_seen_is_counted_and_taken_notice_of_once() {
         let board = Board::default();
         let code = Ipv4Addr::new(127, 255, 255, 254);
-        board.saw(&Reading::Unanswered("".into()));
-        board.saw(&Reading::Unanswered("".into()));
+        let seen = |reading: Reading| {
+            board.count(&reading);
+            board.saw(&reading);
+        };
+        seen(Reading::Unanswered("".into()));
+        seen(Reading::Unanswered("".into()));
         assert_eq!((board.silence(), board.take_odd()), (2, None));
-        board.saw(&Reading::Odd(Oddity::Unnamed(code)));
+        seen(Reading::Odd(Oddity::Unnamed(code)));
         assert_eq!((board.silence(), board.take_odd()), (0, None));
-        board.saw(&Reading::Odd(Oddity::Refusal(code)));
+        seen(Reading::Odd(Oddity::Refusal(code)));
         assert_eq!(board.take_odd(), Some(Trouble::Refuses));
         assert_eq!(board.take_odd(), None);
-        board.saw(&Reading::Odd(Oddity::Foreign(code)));
+        seen(Reading::Odd(Oddity::Foreign(code)));
         board.forget();
         assert_eq!(board.take_odd(), None);
-        board.saw(&Reading::Listed(vec![code]));
-        board.saw(&Reading::NotListed);
+        seen(Reading::Listed(vec![code]));
+        seen(Reading::NotListed);
         let figures = Figures { asked: 7, listed: 1, odd: 3, unanswered: 2 };
         assert_eq!(board.figures(), figures);
     }

@@ -122,10 +122,14 @@ impl Zone {
             Subject::Domain(domain) => query::of_domain(domain, &self.name),
         };
         let Some(name) = name else { return Asked::Unaskable };
-        let answer = resolver.lookup(&name, RecordType::A).await;
+        let (answer, is_first) = resolver.lookup_first(&name, RecordType::A).await;
         let reading = query::read(&answer, &list.codes);
         // A line of ours that is full is no silence of the list's.
         if !answer.is_overloaded() {
+            self.board.count(&reading);
+        }
+        // One failure that many hear of is one failure.
+        if is_first {
             self.board.saw(&reading);
         }
         Asked::Answered(reading)
@@ -151,7 +155,11 @@ impl Kind {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+    use std::time::Instant;
+
     use super::*;
+    use crate::dns::Answer;
     use crate::edge::verdict::Score;
 
     fn list(zone: &str, of: ListSubject, seconds: u64) -> List {
@@ -163,6 +171,36 @@ mod tests {
             reply: "".into(),
             self_check: Duration::from_secs(seconds),
         }
+    }
+
+    /// A server that has failed once, as many hear.
+    struct Failed;
+
+    impl Lookup for Failed {
+        async fn lookup(&self, _: &Name, _: RecordType) -> Rc<Answer> {
+            Rc::new(Answer::temporary("SERVFAIL", Instant::now(), Duration::from_secs(5)))
+        }
+
+        async fn lookup_first(&self, name: &Name, kind: RecordType) -> (Rc<Answer>, bool) {
+            let is_first = name.as_str().starts_with("1.");
+            (self.lookup(name, kind).await, is_first)
+        }
+    }
+
+    #[test]
+    fn a_failure_that_is_remembered_is_held_against_a_list_once() {
+        let list = list("a.example", ListSubject::Address, 0);
+        let lists = Lists::new(std::slice::from_ref(&list));
+        let zone = lists.zone(0);
+        let asked = crate::runtime::run(async {
+            for last in [1, 2, 3, 4] {
+                let subject = Subject::Address(IpAddr::from([192, 0, 2, last]));
+                let asked = zone.ask(&Failed, &list, &subject).await;
+                assert!(matches!(asked, Asked::Answered(Reading::Unanswered(_))));
+            }
+        });
+        assert!(asked.is_ok());
+        assert_eq!((zone.board.silence(), zone.board.figures().unanswered), (1, 4));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! what rspamd says.
 //!
 //! No more messages of a worker are with rspamd than may be; others wait for their turn, the one
-//! that came first in front.  Who waits sets the deadline, and who gives up leaves nothing behind.
+//! that came first in front.  Of those that are shown while they come, and may take their time, there
+//! are half as many at most.  Who waits sets the deadline, and who gives up leaves nothing behind.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -26,6 +27,8 @@ pub struct Desk {
     open: RefCell<HashMap<u64, Rc<Open>>>,
     next: Cell<u64>,
     at_once: usize,
+    /// Of those under way, the ones that are shown while they come.
+    following: Cell<usize>,
     turns: WaitingList,
 }
 
@@ -38,11 +41,12 @@ struct Open {
 }
 
 /// A message on its way to rspamd; given up when dropped before its end.
-pub struct Showing<'d> {
-    desk: &'d Desk,
+pub struct Showing {
+    desk: Rc<Desk>,
     token: u64,
     open: Rc<Open>,
     pieces: Option<mpsc::Sender<Piece>>,
+    follows: bool,
 }
 
 impl Desk {
@@ -54,6 +58,7 @@ impl Desk {
             open: RefCell::default(),
             next: Cell::new(0),
             at_once: (limits::RSPAMD_AT_ONCE / workers.max(1)).max(1),
+            following: Cell::new(0),
             turns: WaitingList::default(),
         }
     }
@@ -65,36 +70,57 @@ impl Desk {
         }
     }
 
+    /// Waits until one more message may be shown while it comes.
+    pub async fn turn_to_follow(&self) {
+        let most = (self.at_once / 2).max(1);
+        while self.following.get() >= most || self.open.borrow().len() >= self.at_once {
+            self.turns.wait(TURN_POLL).await;
+        }
+    }
+
     /// Shows a whole message; it is this one's [`Desk::turn`].
-    pub fn show(&self, question: Question, octets: Vec<u8>, deadline: Instant) -> Showing<'_> {
+    pub fn show(
+        self: &Rc<Desk>,
+        question: Question,
+        octets: Vec<u8>,
+        deadline: Instant,
+    ) -> Showing {
         self.begin(question, Message::Whole(octets.into()), None, deadline)
     }
 
     /// Begins to show a message of so many octets, if that is known; [`Showing::pass`] brings them.
     pub fn begin_showing(
-        &self,
+        self: &Rc<Desk>,
         question: Question,
         octets: Option<u64>,
         deadline: Instant,
-    ) -> Showing<'_> {
+    ) -> Showing {
         let (pieces, taken) = mpsc::channel(1);
         let message = Message::Pieces { octets, pieces: taken };
         self.begin(question, message, Some(pieces), deadline)
     }
 
+    /// Begins to show a message that has not come whole; it is its [`Desk::turn_to_follow`].
+    pub fn begin_following(self: &Rc<Desk>, question: Question, deadline: Instant) -> Showing {
+        let mut showing = self.begin_showing(question, None, deadline);
+        self.following.update(|following| following + 1);
+        showing.follows = true;
+        showing
+    }
+
     fn begin(
-        &self,
+        self: &Rc<Desk>,
         question: Question,
         message: Message,
         pieces: Option<mpsc::Sender<Piece>>,
         deadline: Instant,
-    ) -> Showing<'_> {
+    ) -> Showing {
         let token = self.next.replace(self.next.get() + 1);
         let open: Rc<Open> = Rc::default();
         self.open.borrow_mut().insert(token, open.clone());
         let teller = Teller::new(self.announce.clone(), token);
         self.office.send(Errand { question, message, deadline, teller });
-        Showing { desk: self, token, open, pieces }
+        Showing { desk: self.clone(), token, open, pieces, follows: false }
     }
 
     /// Takes what the office tells of an errand; what nobody waits for any more is passed over.
@@ -108,7 +134,7 @@ impl Desk {
     }
 }
 
-impl Showing<'_> {
+impl Showing {
     /// Passes on octets, as soon as there is room; they are for nothing once rspamd has answered.
     pub async fn pass(&mut self, octets: Vec<u8>) {
         if octets.is_empty() {
@@ -146,9 +172,12 @@ impl Showing<'_> {
     }
 }
 
-impl Drop for Showing<'_> {
+impl Drop for Showing {
     fn drop(&mut self) {
         self.desk.open.borrow_mut().remove(&self.token);
+        if self.follows {
+            self.desk.following.update(|following| following - 1);
+        }
         self.desk.turns.wake(1);
     }
 }

@@ -10,7 +10,7 @@ use super::super::office::Office;
 use super::super::question::Facts;
 use super::*;
 use crate::edge::verdict::{Action, Effect};
-use crate::message::{Envelope, MailParameters, MessageId};
+use crate::message::MessageId;
 use crate::runtime;
 use crate::runtime::mailbox::mailbox;
 use crate::smtp::address::ReversePath;
@@ -120,11 +120,6 @@ fn at_desk<F: Future + 'static>(authority: &str, test: impl FnOnce(Rc<Desk>) -> 
 }
 
 fn question() -> Question {
-    let envelope = Envelope {
-        reverse_path: ReversePath::Null,
-        parameters: MailParameters::default(),
-        recipients: Vec::new(),
-    };
     Question::new(&Facts {
         id: MessageId(7),
         client: "192.0.2.1".parse().unwrap(),
@@ -133,7 +128,8 @@ fn question() -> Question {
         user: None,
         secured: None,
         our_name: "mx.example.com",
-        envelope: &envelope,
+        reverse_path: &ReversePath::Null,
+        recipients: &[],
     })
 }
 
@@ -308,12 +304,22 @@ fn no_more_are_with_rspamd_than_may_be() {
     let authority = listener.local_addr().expect("bound").to_string();
     at_desk(&authority, |desk| async move {
         let Desk { office, announce, .. } = &*desk;
-        let desk = Desk::new(office.clone(), announce.clone(), limits::RSPAMD_AT_ONCE);
+        let new = |workers| Rc::new(Desk::new(office.clone(), announce.clone(), workers));
+        let desk = new(limits::RSPAMD_AT_ONCE);
         desk.turn().await;
         let first = desk.show(question(), b"a".to_vec(), soon());
         let early = runtime::timeout(Duration::from_millis(50), desk.turn()).await;
         assert!(early.is_none(), "the first is still there");
         drop(first);
         desk.turn().await;
+        // Those that come slowly leave half of it to the others.
+        let desk = new(limits::RSPAMD_AT_ONCE / 2);
+        desk.turn_to_follow().await;
+        let first = desk.begin_following(question(), soon());
+        let early = runtime::timeout(Duration::from_millis(50), desk.turn_to_follow()).await;
+        assert!(early.is_none(), "the first is still there");
+        desk.turn().await;
+        drop(first);
+        desk.turn_to_follow().await;
     });
 }

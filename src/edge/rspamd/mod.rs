@@ -11,9 +11,10 @@
 //!
 //! A message is shown once it is whole, and a large one is read back from the log for that: a
 //! sender that trickles would else hold a connection to rspamd for as long as it likes, and use up
-//! the deadline that is meant for rspamd.
+//! the deadline that is meant for rspamd.  Large ones in-line, of which nothing is kept, are shown
+//! while they come, and are few at a time for that reason.
 //!
-//! Not here: messages in-line, which have gone to the next hop by then; signatures of rspamd's.
+//! Not here: signatures of rspamd's.
 //!
 //! [`limits::RSPAMD_AT_ONCE`]: crate::limits::RSPAMD_AT_ONCE
 

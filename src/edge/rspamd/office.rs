@@ -3,8 +3,8 @@
 //! A worker sends an [`Errand`], and with a large message the pieces of it one by one; it hears by
 //! [`News`] when there is room for the next piece, and what rspamd says.  Each errand is a task of
 //! its own under its deadline, the connect included.  Connections that rspamd keeps open are used
-//! again; where one that was kept turns out to be closed, a small message is shown once more over a
-//! new one.  A large one, which cannot be repeated, gets a new one at once.
+//! again, unless they have idled for long; where one that was kept turns out to be closed, a small
+//! message is shown once more over a new one.  A large one, which cannot be repeated, gets a new one at once.
 //!
 //! Invariants: every errand is answered once, even if its task comes to grief; a message that its
 //! worker has given up on is cut off, and never looks whole to rspamd.
@@ -12,7 +12,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{interval, timeout, timeout_at};
 
 use super::question::Question;
 use super::{Assessment, Failure, answer};
@@ -104,17 +104,24 @@ impl Office {
     /// # Errors
     /// The system refuses a thread or an event loop.
     pub fn start(authority: &str) -> io::Result<(Office, Handle)> {
+        Office::keeping_for(limits::RSPAMD_IDLE, authority)
+    }
+
+    /// The same with connections that are kept for so long.
+    fn keeping_for(idle: Duration, authority: &str) -> io::Result<(Office, Handle)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (handle, mut errands) = mpsc::unbounded_channel();
         let (stop, mut stopped) = oneshot::channel();
-        let peer = Arc::new(Peer { authority: authority.into(), kept: Mutex::default() });
+        let peer = Arc::new(Peer { authority: authority.into(), kept: Mutex::default(), idle });
         let serving = async move {
+            let mut looks = interval(idle / 2);
             loop {
                 tokio::select! {
                     errand = errands.recv() => match errand {
                         Some(errand) => drop(tokio::spawn(run(peer.clone(), errand))),
                         None => return,
                     },
+                    _ = looks.tick() => peer.close_idle(),
                     _ = &mut stopped => return,
                 }
             }
@@ -174,7 +181,10 @@ impl std::fmt::Debug for Teller {
 /// rspamd, and the connections to it that nobody uses now.
 struct Peer {
     authority: Box<str>,
-    kept: Mutex<Vec<Connection>>,
+    /// With when they were kept, the last one last.
+    kept: Mutex<Vec<(Instant, Connection)>>,
+    /// How long a connection may idle.
+    idle: Duration,
 }
 
 /// A connection; closed when this is dropped.
@@ -272,7 +282,10 @@ impl Peer {
     /// A connection that nobody uses and that is open as far as anybody knows.
     async fn take_kept(&self) -> Option<Connection> {
         loop {
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            let (since, mut kept) = self.kept().pop()?;
+            if since.elapsed() >= self.idle {
+                continue;
+            }
             // It is a moment until one that has just been used may be used again.
             if let Ok(Ok(())) = timeout(READY, kept.sender.ready()).await {
                 return Some(kept);
@@ -281,11 +294,23 @@ impl Peer {
     }
 
     fn keep(&self, connection: Connection) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|kept| !kept.sender.is_closed());
+        self.close_idle();
+        let mut kept = self.kept();
         if kept.len() < limits::RSPAMD_KEPT && !connection.sender.is_closed() {
-            kept.push(connection);
+            kept.push((Instant::now(), connection));
         }
+    }
+
+    /// Closes those that have idled for long, and lets go of those that rspamd has closed.
+    fn close_idle(&self) {
+        let is_of_use = |(since, kept): &(Instant, Connection)| {
+            since.elapsed() < self.idle && !kept.sender.is_closed()
+        };
+        self.kept().retain(is_of_use);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<(Instant, Connection)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -344,3 +369,56 @@ impl Body for Pieces {
 
 /// How long a connection may take to be ready for the next message.
 const READY: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::edge::rspamd::question::Facts;
+    use crate::message::MessageId;
+    use crate::smtp::address::ReversePath;
+
+    /// It is we who close it: else one that rspamd closes meanwhile would be used once more.
+    #[test]
+    fn a_connection_that_idles_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let authority = listener.local_addr().expect("bound").to_string();
+        let idle = Duration::from_millis(20);
+        let (office, handle) = Office::keeping_for(idle, &authority).expect("a thread");
+        let question = Question::new(&Facts {
+            id: MessageId(7),
+            client: "192.0.2.1".parse().expect("an address"),
+            helo: "client.example",
+            hostname: None,
+            user: None,
+            secured: None,
+            our_name: "mx.example.com",
+            reverse_path: &ReversePath::Null,
+            recipients: &[],
+        });
+        handle.send(Errand {
+            question,
+            message: Message::Whole(Bytes::from_static(b"the end")),
+            deadline: Instant::now() + Duration::from_secs(30),
+            teller: Teller::new(Arc::new(|_, _| ()), 1),
+        });
+        let (mut stream, _) = listener.accept().expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket option");
+        read_to_the_end_of_the_message(&mut stream);
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").expect("it listens");
+        assert_eq!(stream.read(&mut [0]).expect("it is closed"), 0);
+        office.stop();
+    }
+
+    fn read_to_the_end_of_the_message(stream: &mut TcpStream) {
+        let mut came = Vec::new();
+        while !came.ends_with(b"the end") {
+            let mut octets = [0; 512];
+            let read = stream.read(&mut octets).expect("a question");
+            assert!(read > 0, "it ended early");
+            came.extend_from_slice(&octets[..read]);
+        }
+    }
+}

@@ -9,8 +9,9 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER
 use hyper::{Method, Request, Uri};
 
 use crate::limits;
-use crate::message::{Envelope, MessageId};
+use crate::message::{MessageId, Recipient};
 use crate::runtime::tls::Secured;
+use crate::smtp::address::ReversePath;
 
 /// What is known of a message beside its octets.
 #[derive(Debug, Clone, Copy)]
@@ -29,8 +30,10 @@ pub struct Facts<'a> {
     pub secured: Option<Secured>,
     /// Our name.
     pub our_name: &'a str,
-    /// Who sends it to whom.
-    pub envelope: &'a Envelope,
+    /// Who sends it.
+    pub reverse_path: &'a ReversePath,
+    /// To whom.
+    pub recipients: &'a [Recipient],
 }
 
 /// The head of a question.
@@ -47,7 +50,7 @@ impl Question {
         if let Some(hostname) = facts.hostname {
             head.add("hostname", hostname);
         }
-        head.add("from", facts.envelope.reverse_path.as_str());
+        head.add("from", facts.reverse_path.as_str());
         head.add("queue-id", &facts.id.to_string());
         head.add("mta-name", facts.our_name);
         if let Some(user) = facts.user {
@@ -57,8 +60,8 @@ impl Question {
             head.add("tls-version", version);
             head.add("tls-cipher", cipher);
         }
-        let recipients = &facts.envelope.recipients;
-        if let [recipient] = recipients.as_slice() {
+        let recipients = facts.recipients;
+        if let [recipient] = recipients {
             head.add("deliver-to", recipient.path.as_str());
         }
         let mut room = limits::RSPAMD_RECIPIENTS;
@@ -97,14 +100,14 @@ impl Question {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{MailParameters, Notify, Recipient};
-    use crate::smtp::address::{ForwardPath, ReversePath};
+    use crate::message::Notify;
+    use crate::smtp::address::ForwardPath;
 
     fn recipient() -> Recipient {
         Recipient { path: ForwardPath::Postmaster, notify: Notify::UNSPECIFIED, orcpt: None }
     }
 
-    fn facts(envelope: &Envelope) -> Facts<'_> {
+    fn facts(recipients: &[Recipient]) -> Facts<'_> {
         Facts {
             id: MessageId(7),
             client: "::ffff:192.0.2.1".parse().unwrap(),
@@ -113,7 +116,8 @@ mod tests {
             user: None,
             secured: None,
             our_name: "mx.example.com",
-            envelope,
+            reverse_path: &ReversePath::Null,
+            recipients,
         }
     }
 
@@ -124,18 +128,13 @@ mod tests {
 
     #[test]
     fn the_headers_say_who_sends_to_whom() {
-        let mut envelope = Envelope {
-            reverse_path: ReversePath::Null,
-            parameters: MailParameters::default(),
-            recipients: vec![recipient()],
-        };
         let secured =
             Secured { version: "TLSv1.3", cipher: "TLS_X", resumed: false, binding: None };
         let question = Question::new(&Facts {
             hostname: Some("mail.client.example"),
             user: Some("u\u{e4}"),
             secured: Some(secured),
-            ..facts(&envelope)
+            ..facts(&[recipient()])
         });
         for (name, value) in [
             ("ip", "192.0.2.1"),
@@ -152,8 +151,8 @@ mod tests {
         ] {
             assert_eq!(values(&question, name), [value], "{name}");
         }
-        envelope.recipients = vec![recipient(); 100_000];
-        let question = Question::new(&facts(&envelope));
+        let recipients = vec![recipient(); 100_000];
+        let question = Question::new(&facts(&recipients));
         let octets = values(&question, "rcpt").len() * "rcpt: Postmaster\r\n".len();
         let room = limits::RSPAMD_RECIPIENTS;
         assert!(octets <= room && octets > room - 20, "{octets}");
@@ -163,12 +162,7 @@ mod tests {
 
     #[test]
     fn what_would_end_a_line_does_not_get_into_a_header() {
-        let envelope = Envelope {
-            reverse_path: ReversePath::Null,
-            parameters: MailParameters::default(),
-            recipients: Vec::new(),
-        };
-        let question = Question::new(&Facts { helo: "a\r\nip: 127.0.0.1", ..facts(&envelope) });
+        let question = Question::new(&Facts { helo: "a\r\nip: 127.0.0.1", ..facts(&[]) });
         assert!(values(&question, "helo").is_empty());
         assert_eq!(values(&question, "ip"), ["192.0.2.1"]);
         let request = question.request("[::1]:11333", ());

@@ -169,6 +169,11 @@ impl Server {
         Event::CheckRecipient
     }
 
+    /// The recipients of the transaction under way.
+    pub fn recipients(&self) -> &[Recipient] {
+        self.transaction.as_ref().map_or(&[], |transaction| &transaction.recipients)
+    }
+
     pub(super) fn inquire(&mut self, expands: bool, argument: &str) -> Event {
         let may = if expands { self.may_inquire.expand } else { self.may_inquire.verify };
         match (may, expands) {

@@ -142,13 +142,17 @@ impl Machine {
         let facts = Facts {
             service: self.config.listeners[0].service,
             client: self.client,
+            is_balancer: false,
             certificate: None,
             authenticated: self.user.is_some(),
         };
         let recipient = self.server.rcpt_in_question().expect("there is one");
         let route = relay::decide(&self.config, facts, &recipient.path);
         let taken = route.and_then(|route| match &self.table {
-            Some(table) => addressees(&self.config, table, recipient, route),
+            Some(table) => {
+                let smtputf8 = self.server.parameters().is_some_and(|asked| asked.smtputf8);
+                addressees(&self.config, table, recipient, route, smtputf8)
+            }
             None => Ok(Addressees::Itself(route)),
         });
         match taken {

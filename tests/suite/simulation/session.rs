@@ -239,6 +239,7 @@ impl Session {
         let facts = Facts {
             service: Service::Relay,
             client: client.ip(),
+            is_balancer: false,
             certificate: None,
             authenticated: false,
         };
