@@ -11,86 +11,18 @@
 #            which is held: in Postfix postscreen hands over to smtpd, which hands over to cleanup
 # Counted is the CPU time (user and system) of all of the server's processes, ended ones too.
 # Postfix has no log here (no syslog listens), mailrace writes its events into a file.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+#
+# The more come in a second, the more of them each look of a server at its sockets finds, and the
+# less each of them costs either server.  So the refused come as in the attack of benches/attack.sh,
+# and the clean as fast as Postfix can take them here (at 833 a second it says that it is busy);
+# REFUSED_RATE and CLEAN_RATE change that.
+. "$(dirname "$0")/edge-kit.sh"
 rounds=${1:-5}
 connections=${2:-2048}
+declare -A rates=([refused]=${REFUSED_RATE:-833} [clean]=${CLEAN_RATE:-400})
 [ "$connections" -le 2048 ] && [ "$rounds" -le 16 ] || { echo "too many for the addresses"; exit 2; }
-bin=$(realpath "${CARGO_TARGET_DIR:-target}/release")
-peers=$(realpath "${MAILRACE_TEST_CACHE:-target/peers}")
-home=$(mktemp -d)
-chmod 755 "$home"
-started=()
-finish() {
-  if [ ${#started[@]} -gt 0 ]; then kill "${started[@]}" 2>/dev/null || true; fi
-  wait
-  rm -rf "$home"
-}
-trap finish EXIT
-
-port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 median() { sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
-greets() {  # greets PORT: waits until something listens there
-  for _ in $(seq 300); do
-    if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then return; fi
-    sleep 0.1
-  done
-  echo "nothing listens at $1" >&2
-  exit 1
-}
-# CPU ticks of a process and all below it; those of ended children are in their parents' sums.
-cpu_ticks() {
-  local sum=0 todo=("$1") pid line
-  while [ ${#todo[@]} -gt 0 ]; do
-    pid=${todo[0]}
-    todo=("${todo[@]:1}")
-    line=$(cat "/proc/$pid/stat" 2>/dev/null) || continue
-    # shellcheck disable=SC2086
-    set -- ${line##*) }
-    sum=$((sum + ${12} + ${13} + ${14} + ${15}))
-    # shellcheck disable=SC2207
-    todo+=($(cat "/proc/$pid/task/"*/children 2>/dev/null || true))
-  done
-  echo "$sum"
-}
-
-# --- names -----------------------------------------------------------------------------------
-resolver=127.53.0.1
-list=$(port)
-mkdir "$home/dns"
-printf '$SOA 300 ns.block.test x.block.test 1 600 300 86400 300\n$NS 300 ns.block.test\n$TTL 300
-127.0.0.2 :127.0.0.2:test\n127.20.0.0/16 :127.0.0.4:listed\n' >"$home/dns/block"
-chown -R 65534:65534 "$home/dns"
-"$peers/lists/root/usr/sbin/rbldnsd" -n -a -u 65534:65534 -b "127.0.0.1/$list" -w "$home/dns" \
-  block.test:ip4set:block >/dev/null 2>&1 &
-started+=($!)
-cat >"$home/unbound.conf" <<EOF
-server:
- interface: $resolver@53
- username: ""
- chroot: ""
- directory: "$home"
- pidfile: ""
- use-syslog: no
- do-daemonize: no
- do-not-query-localhost: no
- do-ip6: no
- module-config: "iterator"
- local-zone: "." static
- local-zone: "block.test." transparent
- local-zone: "firm.test." static
- local-data: "firm.test. MX 10 mail.firm.test."
- local-data: "mail.firm.test. A 127.0.0.1"
-remote-control:
- control-enable: no
-stub-zone:
- name: block.test
- stub-addr: 127.0.0.1@$list
-EOF
-libraries=$(printf '%s:' "$peers"/dns/root/usr/lib/*)
-LD_LIBRARY_PATH=$libraries "$peers/dns/root/usr/sbin/unbound" -d -c "$home/unbound.conf" \
-  >/dev/null 2>&1 &
-started+=($!)
+start_names 127.20.0.0/16
 
 # --- mailrace --------------------------------------------------------------------------------
 ours=$(port)
@@ -189,7 +121,8 @@ postfix check
 exec /usr/lib/postfix/sbin/master -d' postfix "$home" "$peers/postfix/root" \
   </dev/null >"$home/postfix.said" 2>&1 &
 postfix=$!
-started+=("$postfix")
+# unshare takes no TERM; killed, it takes all of Postfix along.
+stubborn+=("$postfix")
 greets "$ours"
 greets "$theirs"
 
@@ -201,7 +134,7 @@ run() {
   local before after pid=$1 to=$2 net=$3 what=$4 code=0
   before=$(cpu_ticks "$pid")
   "$bin/mailrace-loadtest" send --to "127.0.0.1:$to" --quiet --json --one --messages "$connections" \
-    --rate 200 --sessions 1000 --source "127.$net.$((slice * 8)).0/21" --helo mail.firm.test \
+    --rate "${rates[${what%.*}]}" --sessions 5000 --source "127.$net.$((slice * 8)).0/21" --helo mail.firm.test \
     --from 'person{n}@firm.test' --rcpt 'user{n}@target.test' --timeout 30s "${@:5}" \
     >"$home/sent.json" || code=$?
   # What Postfix does behind its reply is done by then.

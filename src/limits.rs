@@ -108,6 +108,8 @@ pub const CLIENT_DATA_BLOCK: Duration = Duration::from_secs(3 * 60);
 pub const CLIENT_DATA_END: Duration = Duration::from_secs(10 * 60);
 /// What a peer may take to answer QUIT: nothing depends on it any more.
 pub const CLIENT_QUIT: Duration = Duration::from_secs(5);
+/// The same where the answer shows whether those before it were in step: less than a stop waits.
+pub const CLIENT_CONFIRMATION: Duration = Duration::from_secs(10);
 /// What a client sends of an envelope before it waits for the replies to it.  RFC 2920 section
 /// 3.1: commands and replies in flight must fit the windows, or both sides wait in a write.
 /// The 100 recipients of an ordinary transaction fit.

@@ -215,6 +215,13 @@ impl Checks {
         ];
         of_transaction.iter().any(|effect| effect.score() < Score(0))
     }
+
+    /// Whether any check could speak for a client.
+    pub fn any_may_lift(&self) -> bool {
+        let others =
+            [self.early_talk, self.pipelining, self.reverse_missing, self.reverse_unconfirmed];
+        self.may_lift() || others.iter().any(|effect| effect.score() < Score(0))
+    }
 }
 
 impl Default for Greylist {

@@ -28,7 +28,7 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    async fn take(&self, server: SocketAddr) -> io::Result<Datagram> {
+    fn take(&self, server: SocketAddr) -> io::Result<Datagram> {
         let idle = {
             let mut idle = self.idle.borrow_mut();
             let place = idle.iter().rposition(|(peer, _)| *peer == server);
@@ -36,7 +36,7 @@ impl Sockets {
         };
         match idle {
             Some(socket) => Ok(socket),
-            None => Datagram::connect(server).await,
+            None => Datagram::connect(server),
         }
     }
 
@@ -77,7 +77,7 @@ async fn by_datagram(
     deadline: Instant,
 ) -> io::Result<Reply> {
     let id = random_id()?;
-    let mut socket = sockets.take(server).await?;
+    let mut socket = sockets.take(server)?;
     socket.send(codec::encode(question, id, edns)).await?;
     // Without EDNS a server keeps to 512 octets; with it to what the question announced.
     let mut octets = Vec::with_capacity(DNS_DATAGRAM);

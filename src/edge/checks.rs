@@ -39,6 +39,8 @@ pub enum ReverseName {
     Missing,
     /// Nobody could say: why.
     Untold(Box<str>),
+    /// Nobody has asked: the client is refused whatever the answer.
+    Unasked,
 }
 
 /// What is known of a HELO name.
@@ -227,6 +229,7 @@ pub fn reverse(client: IpAddr, reverse: &ReverseName, checks: &Checks) -> Vec<Fi
         }
         ReverseName::Missing => (true, false, format!("{client} has no name")),
         ReverseName::Untold(why) => (false, false, untold(why)),
+        ReverseName::Unasked => (false, false, "not asked for: refused as it is".to_owned()),
     };
     let missing = check("reverse_missing", checks.reverse_missing, is_missing)
         .because(fact.clone())

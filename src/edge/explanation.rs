@@ -130,6 +130,26 @@ impl Explanation {
     /// The explanation as JSON, within [`limits::EXPLANATION`]: what does not count is left out
     /// first.
     pub fn to_text(&self) -> Box<str> {
+        let is_terse = self.texts().all(|text| text.len() <= TEXT_MAX);
+        let text = is_terse.then(|| self.to_json());
+        match text.filter(|text| text.len() <= limits::EXPLANATION) {
+            Some(text) => text.into(),
+            None => self.to_text_cut(),
+        }
+    }
+
+    /// What is as long as others have made it.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let of_findings =
+            self.findings.iter().flat_map(|finding| [&*finding.check, &*finding.fact]);
+        of_findings.chain([&*self.helo])
+    }
+
+    fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("an explanation is JSON")
+    }
+
+    fn to_text_cut(&self) -> Box<str> {
         let mut fitting = self.clone();
         for finding in &mut fitting.findings {
             finding.check = cut(&finding.check, TEXT_MAX);
@@ -137,7 +157,7 @@ impl Explanation {
         }
         fitting.helo = cut(&fitting.helo, TEXT_MAX);
         loop {
-            let text = serde_json::to_string(&fitting).expect("an explanation is JSON");
+            let text = fitting.to_json();
             if text.len() <= limits::EXPLANATION || !fitting.shorten() {
                 return text.into();
             }

@@ -26,6 +26,8 @@ pub struct Gathering {
     /// Somebody has waited for them until the deadline.
     given_up: Cell<bool>,
     closed: Notify,
+    /// One question is left at most.
+    last: Notify,
 }
 
 /// One question under way.
@@ -45,6 +47,7 @@ impl Gathering {
             name: OnceCell::new(),
             given_up: Cell::new(false),
             closed: Notify::default(),
+            last: Notify::default(),
         })
     }
 
@@ -93,6 +96,13 @@ impl Gathering {
         }
     }
 
+    /// Waits, within a question, until all others have come.
+    pub async fn others(&self) {
+        while self.open.borrow().len() > 1 {
+            self.last.notified().await;
+        }
+    }
+
     /// What has come so far, in the order in which it came, and what [`Gathering::settle`] has
     /// given up on.
     pub fn found(&self) -> Vec<Finding> {
@@ -128,8 +138,10 @@ impl Drop for Question {
     fn drop(&mut self) {
         let mut open = self.gathering.open.borrow_mut();
         open.retain(|asked| !Rc::ptr_eq(asked, &self.asked));
-        if open.is_empty() {
-            self.gathering.closed.notify();
+        match open.len() {
+            0 => self.gathering.closed.notify(),
+            1 => self.gathering.last.notify(),
+            _ => {}
         }
     }
 }

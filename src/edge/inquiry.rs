@@ -7,15 +7,17 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::checks::{self, Existence, Helo, ReverseName, SenderDomain, Taken};
 use super::gathering::Gathering;
 use super::lists::{Lists, Subject};
-use super::verdict::{Effect, Finding};
+use super::verdict::{Action, Effect, Finding, Score, Verdict};
 use crate::config::{Checks, Config, Edge, List, ListSubject};
 use crate::dns::ourselves::Ourselves;
 use crate::dns::{Lookup, LookupError, Name, Record, RecordType, Resolver, join};
 use crate::limits::REVERSE_NAMES;
+use crate::runtime;
 use crate::smtp::address::{Mailbox, ReversePath};
 
 /// Who asks; its clones are the same one.
@@ -51,8 +53,30 @@ impl<L: Lookup + 'static> Inquiry<L> {
         &self.0.lists
     }
 
-    /// Asks about a client that has connected.
+    /// Asks about a client that has connected, for nothing that could change nothing any more.
+    ///
+    /// Most clients of an attack are listed.  The name servers of their networks are the slowest of
+    /// all, so the lists have a head start; whom they reject is not asked about further.
+    pub fn arrival(&self, gathering: &Rc<Gathering>, client: IpAddr) {
+        let (inquiry, stage) = (self.clone(), gathering.clone());
+        let is_lost = async move {
+            Box::pin(runtime::timeout(HEAD_START, stage.others())).await;
+            inquiry.is_lost(&stage)
+        };
+        self.connection_unless(gathering, client, is_lost);
+    }
+
+    /// Asks for all that there is to know about a client.
     pub fn connection(&self, gathering: &Rc<Gathering>, client: IpAddr) {
+        self.connection_unless(gathering, client, std::future::ready(false));
+    }
+
+    fn connection_unless(
+        &self,
+        gathering: &Rc<Gathering>,
+        client: IpAddr,
+        is_lost: impl Future<Output = bool> + 'static,
+    ) {
         let client = client.to_canonical();
         self.ask_lists(gathering, ListSubject::Address, client, &Subject::Address(client));
         let checks = &self.edge().checks;
@@ -62,6 +86,9 @@ impl<L: Lookup + 'static> Inquiry<L> {
         if is_wanted {
             let (inquiry, stage) = (self.clone(), gathering.clone());
             gathering.ask(names_of(&REVERSE, checks), async move {
+                if is_lost.await {
+                    return checks::reverse(client, &ReverseName::Unasked, &inquiry.edge().checks);
+                }
                 let found = inquiry.reverse_name(client).await;
                 if let ReverseName::Confirmed(name) = &found {
                     stage.name(name);
@@ -70,6 +97,16 @@ impl<L: Lookup + 'static> Inquiry<L> {
                 checks::reverse(client, &found, &inquiry.edge().checks)
             });
         }
+    }
+
+    /// Whether a client is rejected for what its address is, and nothing that is asked later could
+    /// change that.
+    fn is_lost(&self, connection: &Gathering) -> bool {
+        let edge = self.edge();
+        let may_lift = |list: &List| list.of != ListSubject::Address && list.weight < Score(0);
+        !edge.lists.iter().any(may_lift)
+            && !edge.checks.any_may_lift()
+            && Verdict::of(&connection.found(), &edge.thresholds).action == Action::Reject
     }
 
     /// Asks about what a client calls itself, and about the sender of its transaction.
@@ -177,7 +214,7 @@ impl<L: Lookup + 'static> Inquiry<L> {
         let (name, is_confirmed) = match found {
             ReverseName::Confirmed(name) => (name, true),
             ReverseName::Unconfirmed(name) | ReverseName::Unsettled(name) => (name, false),
-            ReverseName::Missing | ReverseName::Untold(_) => return,
+            ReverseName::Missing | ReverseName::Untold(_) | ReverseName::Unasked => return,
         };
         let subject = Subject::Domain(name.clone());
         self.ask_lists_if(stage, ListSubject::Reverse, client, &subject, |list| {
@@ -293,6 +330,8 @@ fn name_of(record: &Record) -> Option<&Name> {
     }
 }
 
+/// What the lists have to answer in before the name behind an address is asked for too.
+const HEAD_START: Duration = Duration::from_millis(250);
 /// Checks that wait for the name behind the address.
 const REVERSE: [&str; 2] = ["reverse_missing", "reverse_unconfirmed"];
 /// Checks that wait for the records of the sender's domain.

@@ -150,14 +150,12 @@ impl Lookup for Silence {
     }
 }
 
-fn inquiry() -> (Inquiry<Zone>, Rc<RefCell<Vec<String>>>) {
-    let zone = Zone::new(ZONE);
-    let asked = zone.asked.clone();
-    (inquiry_by(zone), asked)
+fn inquiry_by<L: Lookup + 'static>(resolver: L) -> Inquiry<L> {
+    inquiry_of(CONFIG, resolver)
 }
 
-fn inquiry_by<L: Lookup + 'static>(resolver: L) -> Inquiry<L> {
-    let config = Config::for_test(CONFIG);
+fn inquiry_of<L: Lookup + 'static>(config: &str, resolver: L) -> Inquiry<L> {
+    let config = Config::for_test(config);
     let lists = Lists::new(&config.edge.as_ref().expect("a filter").lists);
     let listeners: Vec<_> = config.listeners.iter().map(|listener| listener.address).collect();
     let ourselves = Ourselves::new(&config.hostname, &listeners, &[], 25);
@@ -167,7 +165,16 @@ fn inquiry_by<L: Lookup + 'static>(resolver: L) -> Inquiry<L> {
 
 /// What was found, with an effect: `check score-or-action`.
 fn found(ask: impl FnOnce(&Inquiry<Zone>, &Rc<Gathering>)) -> (BTreeSet<String>, Vec<String>) {
-    let (inquiry, asked) = inquiry();
+    found_by(CONFIG, ask)
+}
+
+fn found_by(
+    config: &str,
+    ask: impl FnOnce(&Inquiry<Zone>, &Rc<Gathering>),
+) -> (BTreeSet<String>, Vec<String>) {
+    let zone = Zone::new(ZONE);
+    let asked = zone.asked.clone();
+    let inquiry = inquiry_of(config, zone);
     let findings = runtime::run(async {
         let gathering = Gathering::new(Instant::now() + Duration::from_secs(30));
         ask(&inquiry, &gathering);
@@ -207,6 +214,29 @@ fn a_client_is_looked_up() {
         let address = client.parse().expect("an address");
         let (findings, _) = found(|inquiry, stage| inquiry.connection(stage, address));
         assert_eq!(findings, set(expected), "{client}");
+    }
+}
+
+/// One that the lists reject, score 2: its name is not asked for, unless something that is asked
+/// later may speak for it.
+#[test]
+fn nobody_is_asked_for_the_name_of_a_client_that_is_rejected_whatever_it_is() {
+    let ask = |inquiry: &Inquiry<Zone>, stage: &Rc<Gathering>| {
+        inquiry.arrival(stage, "192.0.2.9".parse().expect("an address"));
+    };
+    let never_lifts = CONFIG.replace("weight = -2", "weight = 2");
+    for (config, reject, checks, is_asked) in [
+        (&*never_lifts, 2, "", false),
+        (&never_lifts, 3, "", true),
+        (&never_lifts, 2, "reverse_missing = -1", true),
+        (&never_lifts, 2, "helo_bare = -1", true),
+        (CONFIG, 2, "", true),
+    ] {
+        let edge =
+            format!("[edge]\nthresholds = {{ reject = {reject} }}\n[edge.checks]\n{checks}\n");
+        let (_, asked) = found_by(&config.replacen("[edge]\n", &edge, 1), ask);
+        let about_name = asked.iter().any(|question| *question == "9.2.0.192.in-addr.arpa Ptr");
+        assert_eq!(about_name, is_asked, "{reject} {checks}");
     }
 }
 

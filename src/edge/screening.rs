@@ -74,7 +74,7 @@ impl Screening {
             return None;
         }
         let connection = Gathering::new(Instant::now() + edge.deadline);
-        worker.inquiry.as_ref()?.connection(&connection, client);
+        worker.inquiry.as_ref()?.arrival(&connection, client);
         Some(Screening {
             worker: worker.clone(),
             client,

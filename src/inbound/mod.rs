@@ -427,7 +427,8 @@ impl Session {
                     // A session that waits between messages gives its buffer back meanwhile; where
                     // memory is short, every one that waits gives back what it does not use.
                     let is_idle = self.intake.is_empty() && self.is_quiet();
-                    if is_idle || self.worker.receive_is_crowded() {
+                    let waits = is_idle || self.worker.receive_is_crowded();
+                    if waits {
                         self.intake.park();
                         self.stream.readable(deadline).await?;
                         if is_idle && self.worker.is_stopping() {
@@ -436,7 +437,11 @@ impl Session {
                         self.take_turn().await;
                         self.hurry_record();
                     }
-                    let buffer = self.intake.take_buffer();
+                    let mut buffer = self.intake.take_buffer();
+                    if waits && let Some(result) = self.stream.read_now(&mut buffer) {
+                        self.intake.put_buffer(buffer);
+                        return result;
+                    }
                     let (result, buffer) = self.stream.read(buffer, deadline).await;
                     self.intake.put_buffer(buffer);
                     return result;
@@ -491,6 +496,10 @@ impl Session {
     /// Closes our half and reads what the client still sends, so that the last reply is not lost
     /// to a reset.
     async fn linger(&mut self, end: End) -> End {
+        if self.server.has_quit() && self.stream.is_read_out() {
+            // It awaits nothing but the end of the stream, and the close does not reset it.
+            return end;
+        }
         self.stream.close_sending();
         let deadline = Instant::now() + LINGER;
         let mut octets = 0;

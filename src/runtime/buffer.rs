@@ -10,8 +10,12 @@
 #![allow(unsafe_code)] // Owned buffers are lent to the kernel by pointer.
 
 use std::cell::{Cell, RefCell};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 
 use monoio::buf::{IoBuf, IoBufMut};
+use rustix::net::RecvFlags;
 
 use crate::spool::{ChunkBuffer, ReadRecord};
 
@@ -243,6 +247,19 @@ unsafe impl IoBuf for Buffer {
     fn bytes_init(&self) -> usize {
         self.bytes.len()
     }
+}
+
+/// Receives what has come at `socket` and waits for nothing: `WouldBlock` if that is nothing.
+pub(super) fn receive_now<B: Fill>(socket: BorrowedFd<'_>, buffer: &mut B) -> io::Result<usize> {
+    let (start, length) = buffer.spare();
+    // SAFETY: `Fill` promises so many octets at this place, which nobody else has while `buffer` is
+    // borrowed.
+    let room = unsafe { std::slice::from_raw_parts_mut(start.cast::<MaybeUninit<u8>>(), length) };
+    let ((written, _), _) = rustix::net::recv(socket, room, RecvFlags::DONTWAIT)?;
+    let octets = written.len();
+    // SAFETY: the kernel has written so many octets of the room.
+    unsafe { buffer.filled(octets) };
+    Ok(octets)
 }
 
 /// What a buffer to be written holds.

@@ -10,6 +10,10 @@ use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use monoio::net::udp::UdpSocket;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
+use super::deadline::borrow;
 
 /// A socket that hears one peer only.
 pub struct Datagram {
@@ -21,13 +25,14 @@ impl Datagram {
     ///
     /// # Errors
     /// As socket(2), bind(2) and connect(2): no descriptor left, no route to the peer.
-    pub async fn connect(peer: SocketAddr) -> io::Result<Datagram> {
+    pub fn connect(peer: SocketAddr) -> io::Result<Datagram> {
         let any: IpAddr = match peer {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let socket = UdpSocket::bind((any, 0))?;
-        socket.connect(peer).await?;
+        // Nothing is sent, so there is nothing to wait for.
+        rustix::net::connect(borrow(socket.as_raw_fd(), &socket), &peer)?;
         Ok(Datagram { socket })
     }
 
@@ -36,10 +41,15 @@ impl Datagram {
     /// # Errors
     /// As send(2); `ConnectionRefused` if it is known at once that nobody listens.
     pub async fn send(&self, octets: Vec<u8>) -> io::Result<()> {
-        self.socket.send(octets).await.0?;
+        let socket = borrow(self.socket.as_raw_fd(), self);
+        let now = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match rustix::net::send(socket, &octets, now) {
+            // So much is on its way out that this one has to wait.
+            Err(Errno::AGAIN) => drop(self.socket.send(octets).await.0?),
+            result => drop(result?),
+        }
         // On this machine the refusal is there already.  With epoll no read would tell of it: the
         // loop waits until there is something to read, and an error alone is nothing.
-        let socket = super::deadline::borrow(self.socket.as_raw_fd(), self);
         Ok(rustix::net::sockopt::socket_error(socket)??)
     }
 

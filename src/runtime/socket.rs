@@ -36,7 +36,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 pub use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpStream, UnixStream};
 
-use super::buffer::{Fill, Spare, octets};
+use super::buffer::{Fill, Spare, octets, receive_now};
 use super::deadline::{Cut, Shortage, Watch, watch};
 use super::tls::link::Link;
 
@@ -127,6 +127,22 @@ impl Stream {
         self.read_socket(buffer, deadline, Cut::Receiving).await
     }
 
+    /// Adds what has come to `buffer` and waits for nothing; `None` if the stream has to be
+    /// [read](Stream::read), since nothing has come or what comes is encrypted.
+    ///
+    /// For when the stream has just become [readable](Stream::readable), once after each wait: the
+    /// wait is what gives the loop's other tasks their turn.  A future of its own would be paid for
+    /// by every session that idles.
+    pub fn read_now<B: Fill>(&self, buffer: &mut B) -> Option<Result<usize, StreamError>> {
+        if self.tls.is_some() {
+            return None;
+        }
+        match receive_now(self.fd(), buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            result => Some(result.map_err(StreamError::Io)),
+        }
+    }
+
     /// Waits until there is something to read, holding no buffer meanwhile.
     ///
     /// # Errors
@@ -205,6 +221,14 @@ impl Stream {
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Write);
     }
 
+    /// Whether nothing has come that was not read, and nothing need be said before the close: the
+    /// end of TLS does.
+    pub fn is_read_out(&self) -> bool {
+        let flags = rustix::net::RecvFlags::DONTWAIT | rustix::net::RecvFlags::PEEK;
+        let come = || rustix::net::recv(self.fd(), &mut [0; 1], flags).map_or(0, |(_, come)| come);
+        self.tls.is_none() && come() == 0
+    }
+
     /// The peer's address.
     ///
     /// # Errors
@@ -233,18 +257,44 @@ impl Stream {
         bytes: B,
         deadline: Instant,
     ) -> (Result<(), StreamError>, B) {
+        // Replies fit the kernel's buffer nearly always.  Through the loop a write would end in the
+        // loop's next turn, so that each command would take one turn more.
+        let written = match self.send_what_fits(octets(&bytes)) {
+            Ok(written) if written == octets(&bytes).len() => return (Ok(()), bytes),
+            Ok(written) => written,
+            Err(error) => return (Err(StreamError::Io(error)), bytes),
+        };
+        // On the heap, since it is rare: every session pays for the size of its future.
+        Box::pin(self.write_rest(bytes, written, deadline)).await
+    }
+
+    async fn write_rest<B: IoBuf>(
+        &mut self,
+        bytes: B,
+        written: usize,
+        deadline: Instant,
+    ) -> (Result<(), StreamError>, B) {
         self.watch.set(deadline, Cut::Both);
-        let (result, bytes) =
-            either!(Socket, &mut self.socket, socket => socket.write_all(bytes).await);
-        (self.judge(result.map(|_| ())), bytes)
+        let rest = bytes.slice(written..);
+        let (result, rest) =
+            either!(Socket, &mut self.socket, socket => socket.write_all(rest).await);
+        (self.judge(result.map(|_| ())), rest.into_inner())
+    }
+
+    /// Sends as many octets as the kernel takes now, which may be none.
+    fn send_what_fits(&self, octets: &[u8]) -> io::Result<usize> {
+        let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
+        match rustix::net::send(self.fd(), octets, flags) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(0),
+            result => Ok(result?),
+        }
     }
 
     /// Sends a few octets that nothing waits for, as far as the kernel takes them now.
     fn send_now(&self, octets: &[u8]) {
         if !octets.is_empty() {
-            let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
             // A peer that takes nothing, or has gone, misses a good-bye.
-            let _ = rustix::net::send(self.fd(), octets, flags);
+            let _ = self.send_what_fits(octets);
         }
     }
 
@@ -291,3 +341,6 @@ async fn connect_from(source: IpAddr, peer: SocketAddr) -> io::Result<TcpStream>
 
 /// A file descriptor's number, for the deadline sweep.
 pub(super) type Fd = RawFd;
+
+#[cfg(test)]
+mod tests;

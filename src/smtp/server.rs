@@ -222,7 +222,18 @@ enum Phase {
     /// Nothing, until the message is stored.
     Storing { summary: BodySummary },
     /// Nothing any more.
-    Closed { timed_out: bool },
+    Closed(Closing),
+}
+
+/// Why a session is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// Its client asked for it.
+    Quit,
+    /// Its client was silent for too long.
+    TimedOut,
+    /// Its client was told why.
+    Refused,
 }
 
 /// Whether the client may send commands without waiting for the replies (RFC 2920 section 3.1).
@@ -301,14 +312,14 @@ impl Server {
                 Phase::Introducing(_) => Handled { consumed: 0, event: Event::Introduce },
                 Phase::Inquiry(_) => Handled { consumed: 0, event: Event::LookUp },
                 Phase::StartTls => Handled { consumed: 0, event: Event::StartTls },
-                Phase::Closed { .. } => Handled { consumed: rest.len(), event: Event::Close },
+                Phase::Closed(_) => Handled { consumed: rest.len(), event: Event::Close },
             };
             consumed += step.consumed;
             let goes_on = matches!(self.phase, Phase::Command | Phase::Response(_))
                 && step.event == Event::Continue
                 && self.replies.len() < limits::REPLIES_WAITING;
             if !goes_on {
-                let closed = matches!(self.phase, Phase::Closed { .. });
+                let closed = matches!(self.phase, Phase::Closed(_));
                 return Handled { consumed, event: if closed { Event::Close } else { step.event } };
             }
         }
@@ -342,17 +353,23 @@ impl Server {
 
     /// Ends the session and tells the client why; nothing if it has ended already.
     pub fn close(&mut self, refusal: Refusal) {
-        if matches!(self.phase, Phase::Closed { .. }) {
+        if matches!(self.phase, Phase::Closed(_)) {
             return;
         }
-        self.phase = Phase::Closed { timed_out: refusal == Refusal::TimedOut };
+        let timed_out = refusal == Refusal::TimedOut;
+        self.phase = Phase::Closed(if timed_out { Closing::TimedOut } else { Closing::Refused });
         self.transaction = None;
         self.refuse(refusal);
     }
 
     /// Whether the session ended because its client was silent for too long.
     pub fn has_timed_out(&self) -> bool {
-        matches!(self.phase, Phase::Closed { timed_out: true })
+        matches!(self.phase, Phase::Closed(Closing::TimedOut))
+    }
+
+    /// Whether the session ended because its client said QUIT.
+    pub fn has_quit(&self) -> bool {
+        matches!(self.phase, Phase::Closed(Closing::Quit))
     }
 
     /// When the next octets must have come.

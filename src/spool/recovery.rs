@@ -18,8 +18,9 @@
 //!
 //! It fails, and touches nothing, when a file is foreign, of another format version or holds
 //! something that must not be passed over, and when the disk cannot read a header or the end of the
-//! log: on a disk that has healed the next start finds everything.  Otherwise a fresh segment is open when it returns, and
-//! its header says what was cut, so that a second recovery comes to the same end.
+//! log: on a disk that has healed the next start finds everything.  Otherwise a fresh segment is
+//! open when it returns, and its header says what was cut, so that a second recovery comes to the
+//! same end.
 
 mod headers;
 mod report;

@@ -139,10 +139,16 @@ impl Patience {
             _ => Ok(()),
         }
     }
+
+    /// One that puts up with less.
+    #[cfg(test)]
+    pub(crate) fn of(left: Duration) -> Patience {
+        Patience { left, has_told: false }
+    }
 }
 
-const GIVEN_UP: &str = "the disk keeps failing reads, and each takes long; nothing was changed: copy \
-                        the spool to a good disk (zeros for what cannot be read) and start there";
+const GIVEN_UP: &str = "the disk keeps failing reads, and each takes long: copy the spool to a good \
+                        disk (zeros for what cannot be read) and start there";
 
 /// Whether the disk says that it cannot read what stands there.
 fn is_unreadable(error: &io::Error) -> bool {
@@ -198,7 +204,7 @@ mod tests {
     /// Each read takes a millisecond at least, and the patience is for ten over all pieces.
     #[test]
     fn a_slow_disk_that_fails_is_given_up() {
-        let mut patience = Patience { left: Duration::from_millis(10), has_told: false };
+        let mut patience = Patience::of(Duration::from_millis(10));
         let mut reads = 0;
         let mut pieces = 0;
         let error = loop {

@@ -32,7 +32,7 @@ use super::format::record::{Kind, RecordView};
 use super::format::roll::{self, Roll};
 use super::salvage::{Lost, Patience};
 use super::scan;
-use super::{BLOCK, RECORD_BYTES_MAX, RecordPlace, SegmentNo};
+use super::{BLOCK, RECORD_BYTES_MAX, RecordPlace, SegmentNo, round_to_block};
 use crate::message::MessageId;
 
 /// What was met.
@@ -133,7 +133,15 @@ pub fn export(
     directory: &Path,
     out: &mut impl Write,
 ) -> Result<Verdict, ToolError> {
-    let mut survey = Survey::take(spool)?;
+    export_surveyed(Survey::take(spool)?, which, directory, out)
+}
+
+fn export_surveyed(
+    mut survey: Survey,
+    which: Export,
+    directory: &Path,
+    out: &mut impl Write,
+) -> Result<Verdict, ToolError> {
     let mut verdict = Verdict::default();
     survey.each(&mut verdict, &mut io::sink(), |_, _, _| Ok(()))?;
     verdict.live_messages = survey.live().count() as u64;
@@ -154,7 +162,7 @@ pub fn export(
         let Exported { line, damage } = match exported {
             Ok(exported) => exported,
             // The others can still be had.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(error) if is_damage(&error) => {
                 fs::remove_file(&path).map_err(failed)?;
                 tracing::error!("message {id} cannot be read: {error}");
                 verdict.damage += 1;
@@ -173,6 +181,7 @@ struct Survey {
     path: PathBuf,
     /// Held for the lock's sake.
     _lock: Option<File>,
+    reads: Reads,
     files: Vec<Named>,
     messages: BTreeMap<MessageId, Known>,
     /// Every CHUNK record that verifies.
@@ -181,16 +190,33 @@ struct Survey {
     named_chunks: BTreeMap<MessageId, Vec<RecordPlace>>,
 }
 
+/// How the files are read.
+struct Reads {
+    read_at: ReadAt,
+    /// For all reads of one tool together.
+    patience: Patience,
+}
+
+/// Fills the octets from an offset of a file.
+type ReadAt = fn(&File, &mut [u8], u64) -> io::Result<()>;
+
 struct Named {
     name: String,
     octets: u64,
     header: Result<SegmentHeader, FormatError>,
     roll: Option<Roll>,
-    /// Set aside by recovery: judged by itself.
-    is_aside: bool,
+    /// Its name says that it is set aside.
+    is_renamed: bool,
 }
 
 impl Named {
+    /// Set aside: judged by itself.  The header says so before the name does, and a crash may come
+    /// between the two.
+    fn is_aside(&self) -> bool {
+        let is_dead = |header: SegmentHeader| header.state == SegmentState::Quarantined;
+        self.is_renamed || self.header.is_ok_and(is_dead)
+    }
+
     /// Whether it says to hold this segment.
     fn is_open(&self, segment: SegmentNo) -> bool {
         self.header
@@ -220,8 +246,45 @@ impl Known {
     }
 }
 
+impl Reads {
+    /// The whole blocks of a file, with zeros where the disk cannot read it.  Recovery, too, passes
+    /// over a block that was cut in the middle.
+    fn whole(&mut self, path: &Path) -> io::Result<(Vec<u8>, Lost)> {
+        let file = File::open(path)?;
+        let octets = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let mut bytes = vec![0; octets / BLOCK * BLOCK];
+        let mut read = |at, into: &mut [u8]| (self.read_at)(&file, into, at);
+        let lost = self.patience.salvage(0, &mut bytes, &mut read)?;
+        Ok((bytes, lost))
+    }
+
+    fn header(&mut self, path: &Path, name: String, is_renamed: bool) -> io::Result<Named> {
+        let file = File::open(path)?;
+        let octets = file.metadata()?.len();
+        let mut block = [0; BLOCK];
+        let mut read = |at, into: &mut [u8]| (self.read_at)(&file, into, at);
+        let header = match self.patience.read_header(&mut block, &mut read) {
+            Ok(lost) if lost.is_nothing() => SegmentHeader::decode(&block),
+            Ok(_) => Err(FormatError::Malformed("header, which the disk cannot read,")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(FormatError::Truncated)
+            }
+            Err(error) => return Err(error),
+        };
+        let is_open = |header: &SegmentHeader| header.state == SegmentState::Open;
+        let open = header.ok().filter(is_open);
+        let roll = open.and_then(|header| Roll::decode(&block, header.generation));
+        Ok(Named { name, octets, header, roll, is_renamed })
+    }
+}
+
 impl Survey {
     fn take(path: &Path) -> Result<Survey, ToolError> {
+        let reads = Reads { read_at: FileExt::read_exact_at, patience: Patience::default() };
+        Survey::take_by(reads, path)
+    }
+
+    fn take_by(mut reads: Reads, path: &Path) -> Result<Survey, ToolError> {
         let failed = |source| ToolError::Io { path: path.into(), source };
         let lock = match File::open(path.join("LOCK")) {
             Ok(lock) => match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -235,10 +298,10 @@ impl Survey {
         let mut files = Vec::new();
         for entry in fs::read_dir(path).map_err(failed)? {
             let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
-            let is_aside = name.ends_with(".quarantined");
-            if is_aside || name.ends_with(".seg") {
+            let is_renamed = name.ends_with(".quarantined");
+            if is_renamed || name.ends_with(".seg") {
                 let file = path.join(&name);
-                let named = read_header(&file, name, is_aside);
+                let named = reads.header(&file, name, is_renamed);
                 files.push(named.map_err(|source| ToolError::Io { path: file, source })?);
             }
         }
@@ -247,6 +310,7 @@ impl Survey {
         Ok(Survey {
             path: path.into(),
             _lock: lock,
+            reads,
             files,
             messages: BTreeMap::new(),
             chunks: BTreeSet::new(),
@@ -256,7 +320,7 @@ impl Survey {
 
     /// The spool to which most files belong.
     fn ours(&self) -> Option<u32> {
-        let files = self.files.iter().filter(|file| !file.is_aside);
+        let files = self.files.iter().filter(|file| !file.is_aside());
         let spools: Vec<u32> =
             files.filter_map(|file| file.roll.as_ref()).map(|roll| roll.spool).collect();
         roll::spool_of(spools.into_iter())
@@ -266,7 +330,7 @@ impl Survey {
     fn strangers(&self) -> impl Iterator<Item = &Named> {
         let ours = self.ours();
         let is_strange = move |roll: &Roll| Some(roll.spool) != ours;
-        let files = self.files.iter().filter(|file| !file.is_aside);
+        let files = self.files.iter().filter(|file| !file.is_aside());
         files.filter(move |file| file.roll.as_ref().is_some_and(is_strange))
     }
 
@@ -275,7 +339,7 @@ impl Survey {
         let ours = self.ours();
         let is_ours = |file: &&Named| {
             let is_strange = file.roll.as_ref().is_some_and(|roll| Some(roll.spool) != ours);
-            !file.is_aside && file.is_open(file.segment()) && !is_strange
+            !file.is_aside() && file.is_open(file.segment()) && !is_strange
         };
         let newest = self.files.iter().filter(is_ours).max_by_key(|file| file.segment());
         let known: BTreeSet<SegmentNo> = self.files.iter().map(Named::segment).collect();
@@ -322,8 +386,9 @@ impl Survey {
         if header.state == SegmentState::Free {
             return writeln!(out, "{}: free", file.name);
         }
-        let (bytes, lost) = read_whole(&self.path.join(&file.name))
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.name)))?;
+        let read = self.reads.whole(&self.path.join(&file.name));
+        let (bytes, lost) =
+            read.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.name)))?;
         let missing = u64::from(header.segment_bytes).saturating_sub(file.octets);
         if missing > 0 {
             verdict.damage += 1;
@@ -345,16 +410,16 @@ impl Survey {
         let next = open.iter().find(|next| next.segment > header.segment);
         let sealed = scan::sealed_end(&bytes, &header);
         let (last_valid, is_end_known) = match (next, sealed) {
-            _ if file.is_aside => (u64::MAX, false),
+            _ if file.is_aside() => (u64::MAX, false),
             (None, Some(last)) => (last, true),
             (None, None) => (scanned.end_of_whole(header.first_sequence), true),
             (next, _) => scan::bound_by(header.segment, next),
         };
-        let is_indexed = sealed.is_some() && !file.is_aside;
+        let is_indexed = sealed.is_some() && !file.is_aside();
         let bounds = Bounds { last_valid, is_end_known, is_indexed };
         let look = Look::new(&file.name, header, &bytes, &scanned, bounds);
         look.describe(out)?;
-        let is_last = next.is_none() && sealed.is_none() && !file.is_aside;
+        let is_last = next.is_none() && sealed.is_none() && !file.is_aside();
         if is_last && !scanned.is_end_readable(last_valid, lost) {
             writeln!(
                 out,
@@ -374,7 +439,7 @@ impl Survey {
             )?;
         }
         verdict.segments += 1;
-        if !file.is_aside {
+        if !file.is_aside() {
             for entry in &look.entries {
                 if let Some(record) = &entry.record {
                     verdict.records += 1;
@@ -419,23 +484,27 @@ impl Survey {
     }
 
     fn file_of(&self, segment: SegmentNo) -> io::Result<File> {
-        let is_it = |file: &&Named| !file.is_aside && file.is_open(segment);
+        let is_it = |file: &&Named| !file.is_aside() && file.is_open(segment);
         let file = self.files.iter().find(is_it).ok_or(io::ErrorKind::NotFound)?;
         File::open(self.path.join(&file.name))
     }
 
-    fn record_bytes(&self, place: RecordPlace) -> io::Result<Vec<u8>> {
-        let octets = place.length as usize;
+    /// A record with zeros for what the disk cannot read.
+    fn record_bytes(&mut self, place: RecordPlace) -> io::Result<Vec<u8>> {
+        let (start, octets) = (place.offset as usize % BLOCK, place.length as usize);
         if octets > RECORD_BYTES_MAX {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let mut bytes = vec![0; octets];
-        self.file_of(place.segment)?.read_exact_at(&mut bytes, u64::from(place.offset))?;
-        Ok(bytes)
+        let file = self.file_of(place.segment)?;
+        let mut blocks = vec![0; round_to_block(start + octets)];
+        let Reads { read_at, patience } = &mut self.reads;
+        let mut read = |at, into: &mut [u8]| read_at(&file, into, at);
+        patience.salvage(u64::from(place.offset) - start as u64, &mut blocks, &mut read)?;
+        Ok(blocks[start..][..octets].to_vec())
     }
 
     fn export(
-        &self,
+        &mut self,
         id: MessageId,
         place: RecordPlace,
         file: &mut impl Write,
@@ -470,8 +539,13 @@ impl Survey {
 
 /// Of the files that are not set aside.
 fn open_headers(files: &[Named]) -> impl Iterator<Item = SegmentHeader> {
-    let files = files.iter().filter(|file| !file.is_aside);
+    let files = files.iter().filter(|file| !file.is_aside());
     files.filter_map(|file| file.header.ok()).filter(|header| header.state == SegmentState::Open)
+}
+
+/// Whether the message is the reason: its record is none, or its place is behind the file's end.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 struct Exported {
@@ -483,34 +557,6 @@ fn is_chunk_of(id: MessageId, bytes: &[u8]) -> bool {
     RecordView::parse(bytes).is_ok_and(|record| {
         record.kind() == Kind::Chunk && record.id() == id && record.verify_body().is_ok()
     })
-}
-
-/// The whole blocks of a file, with zeros where the disk cannot read it.  Recovery, too, passes over
-/// a block that was cut in the middle.
-fn read_whole(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
-    let file = File::open(path)?;
-    let octets = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let mut bytes = vec![0; octets / BLOCK * BLOCK];
-    let mut read = |at, into: &mut [u8]| file.read_exact_at(into, at);
-    let lost = Patience::default().salvage(0, &mut bytes, &mut read)?;
-    Ok((bytes, lost))
-}
-
-fn read_header(path: &Path, name: String, is_aside: bool) -> io::Result<Named> {
-    let file = File::open(path)?;
-    let octets = file.metadata()?.len();
-    let mut block = [0; BLOCK];
-    let mut read = |at, into: &mut [u8]| file.read_exact_at(into, at);
-    let header = match Patience::default().read_header(&mut block, &mut read) {
-        Ok(lost) if lost.is_nothing() => SegmentHeader::decode(&block),
-        Ok(_) => Err(FormatError::Malformed("header, which the disk cannot read,")),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(FormatError::Truncated),
-        Err(error) => return Err(error),
-    };
-    let is_open = |header: &SegmentHeader| header.state == SegmentState::Open;
-    let open = header.ok().filter(is_open);
-    let roll = open.and_then(|header| Roll::decode(&block, header.generation));
-    Ok(Named { name, octets, header, roll, is_aside })
 }
 
 #[cfg(test)]

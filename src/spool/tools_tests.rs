@@ -1,9 +1,10 @@
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::message::{BodyFlags, BodySummary};
 use crate::spool::committer::random_generation;
+use crate::spool::format::record::RECORD_HEADER;
 use crate::spool::test_kit::{Kept, Mail};
 use crate::spool::{
     Appender, AppenderOptions, ChunkPlace, Done, FileDisk, Log, LogOptions, NewBody, Recipients,
@@ -138,6 +139,99 @@ fn rot_is_found_wherever_it_is() {
     assert_eq!(verify(&bench.spool(), &mut Vec::new()).unwrap().damage, 2);
 }
 
+#[test]
+fn a_done_that_is_hurt_says_that_its_message_may_go_out_again() {
+    let mut bench = Bench::new();
+    let place = bench.accept(&Mail::new(1, 1, 100));
+    bench.done(1, place);
+    let file = bench.log.as_ref().unwrap().table().file(place.segment).unwrap();
+    // What was durable before these is no torn end.
+    bench.accept(&Mail::new(2, 1, 100));
+    bench.accept(&Mail::new(3, 1, 100));
+    bench.stop();
+    let spool = bench.spool();
+    let mut lines = Vec::new();
+    dump(&spool, Some(MessageId(1)), Form::Json, &mut lines).unwrap();
+    let lines = String::from_utf8(lines).unwrap();
+    let done: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(done["kind"], "done");
+    let path = spool.join(format!("{:08x}.seg", file.0));
+    let mut octets = fs::read(&path).unwrap();
+    octets[done["offset"].as_u64().unwrap() as usize + RECORD_HEADER] ^= 1;
+    fs::write(&path, octets).unwrap();
+    let mut out = Vec::new();
+    let verdict = verify(&spool, &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!((verdict.damage, verdict.live_messages), (1, 3), "{out}");
+    let told = format!("message {}: DAMAGED: a DONE in ", MessageId(1));
+    assert!(out.contains(&told) && out.contains("it may be sent to them again"), "{out}");
+}
+
+/// A disk that writes to the wrong place can put a sound batch over another one.  Recovery goes by
+/// the index, and so must who looks.
+#[test]
+fn a_batch_over_another_one_hides_nothing_that_the_index_knows() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (0..150).map(|id| bench.accept(&Mail::new(id, 1, 20_000))).collect();
+    bench.done(9, places[9]);
+    let [lost, moved] = [places[3], places[8]];
+    assert_eq!((lost.segment, lost.length), (moved.segment, moved.length));
+    let file = bench.log.as_ref().unwrap().table().file(lost.segment).unwrap();
+    bench.stop();
+    let path = bench.spool().join(format!("{:08x}.seg", file.0));
+    let mut octets = fs::read(&path).unwrap();
+    let start = |place: RecordPlace| place.offset as usize / BLOCK * BLOCK;
+    let batch = round_to_block(lost.length as usize);
+    octets.copy_within(start(moved)..start(moved) + batch, start(lost));
+    fs::write(&path, octets).unwrap();
+    let mut out = Vec::new();
+    let verdict = verify(&bench.spool(), &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!(verdict.live_messages, 149, "{out}");
+    let told =
+        |id: u64| format!("message {} from <> to <r0@example.org>: DAMAGED: ", MessageId(id));
+    for id in 0..150 {
+        assert_eq!(out.contains(&told(id)), id == 3, "message {id}: {out}");
+    }
+}
+
+/// A crash may come after the header was written and before the file has its new name.
+#[test]
+fn a_segment_whose_header_says_quarantined_is_aside_under_either_name() {
+    let mut bench = Bench::new();
+    let places: Vec<_> = (0..300).map(|id| bench.accept(&Mail::new(id, 1, 20_000))).collect();
+    let dead = places[0].segment;
+    let file = bench.log.as_ref().unwrap().table().file(dead).unwrap();
+    bench.stop();
+    let spool = bench.spool();
+    let path = spool.join(format!("{:08x}.seg", file.0));
+    let whole = fs::read(&path).unwrap();
+    let header = SegmentHeader::decode(&whole).unwrap();
+    let revision = header.revision + 1;
+    // What stands there can be read, or, as [`Chore::Retire`] leaves it, belongs to another life.
+    let kept = SegmentHeader { state: SegmentState::Quarantined, revision, ..header };
+    let retired = SegmentHeader { generation: 7, predecessor: SegmentNo(0), ..kept };
+    let retired = SegmentHeader { first_sequence: 0, predecessor_last: 0, ..retired };
+    let live = places.iter().filter(|place| place.segment != dead).count() as u64;
+    for header in [kept, retired] {
+        let mut octets = whole.clone();
+        header.encode(&mut octets);
+        fs::write(&path, octets).unwrap();
+        let mut out = Vec::new();
+        let verdict = verify(&spool, &mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!((verdict.damage, verdict.live_messages), (0, live), "{out}");
+        let directory = tempfile::tempdir().unwrap();
+        let verdict = export(&spool, Export::All, directory.path(), &mut io::sink()).unwrap();
+        assert_eq!((verdict.damage, verdict.live_messages), (0, live));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count() as u64, live);
+        let mut out = Vec::new();
+        assert_eq!(repair(&spool, Repair::DryRun, &mut out).unwrap().damage, 1);
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("would be set aside: it is damaged and dead"), "{out}");
+    }
+}
+
 /// Reading address 0 of a process gives EIO, as a bad sector does.
 #[test]
 fn a_file_that_cannot_be_read_is_told_and_the_others_are_looked_at() {
@@ -198,6 +292,40 @@ fn messages_are_exported_as_they_were_sent() {
     assert_eq!(lines.lines().count(), 2);
 }
 
+/// One that a disk cannot read whole costs what cannot be read, and the others nothing.
+#[test]
+fn an_export_goes_on_behind_a_bad_sector() {
+    let mut bench = Bench::new();
+    for mail in [unreadable(1), Mail::new(2, 1, 6_000)] {
+        bench.accept(&mail);
+    }
+    // The first is known by the index of its segment, which is sealed.
+    for id in 3..120 {
+        bench.accept(&Mail::new(id, 1, 20_000));
+    }
+    bench.stop();
+    let directory = bench.place.path().join("out");
+    fs::create_dir(&directory).unwrap();
+    let survey = survey_of_a_bad_disk(&bench.spool(), Patience::default());
+    let mut lines = Vec::new();
+    let verdict = export_surveyed(survey, Export::Live, &directory, &mut lines).unwrap();
+    assert_eq!((verdict.damage, verdict.live_messages), (2, 119), "the segment and the message");
+    let lines = String::from_utf8(lines).unwrap();
+    let complete = lines.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["complete"].as_bool().unwrap()
+    });
+    assert_eq!(complete.collect::<Vec<_>>(), (1..120).map(|id| id > 1).collect::<Vec<_>>());
+    let exported = |id| fs::read(directory.join(format!("{}.eml", MessageId(id)))).unwrap();
+    let trace = "Received: by test\r\n".len();
+    let (whole, hurt) = (unreadable(1).body, exported(1).split_off(trace));
+    assert_eq!(exported(2).split_off(trace), Mail::new(2, 1, 6_000).body);
+    assert_eq!(hurt.len(), whole.len());
+    let first_lost = hurt.iter().zip(&whole).position(|(hurt, whole)| hurt != whole).unwrap();
+    assert!((3_000..BLOCK).contains(&first_lost), "{first_lost}: more than a block is lost");
+    assert!(hurt[first_lost..].iter().all(|&octet| octet == 0));
+}
+
 #[test]
 fn a_dump_in_json_is_an_object_a_line() {
     let mut bench = Bench::new();
@@ -242,13 +370,52 @@ fn a_repair_says_what_it_would_do_and_then_does_it() {
     assert!(out.is_empty(), "{}", String::from_utf8_lossy(&out));
 }
 
-/// The last batch of the file, as a disk has it that cannot read its second block.
-fn hiding_the_end(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
-    let mut bytes = std::fs::read(path)?;
-    let magic = |block: &[u8]| block.starts_with(b"MRB1");
-    let last = bytes.chunks(BLOCK).rposition(magic).expect("there is a batch") + 1;
-    bytes[last * BLOCK..][..BLOCK].fill(0);
-    Ok((bytes, Lost { octets: BLOCK, end: (last as u64 + 1) * BLOCK as u64 }))
+/// Stands where the disk cannot read.
+const BAD: &[u8] = b"A BAD SECTOR";
+
+/// A disk that fails the reads of all blocks with [`BAD`] in them, and takes its time over it.
+fn read_around_bad_sectors(file: &File, into: &mut [u8], at: u64) -> io::Result<()> {
+    file.read_exact_at(into, at)?;
+    if memchr::memmem::find(into, BAD).is_some() {
+        std::thread::sleep(Duration::from_millis(2));
+        return Err(Errno::IO.into());
+    }
+    Ok(())
+}
+
+fn survey_of_a_bad_disk(spool: &Path, patience: Patience) -> Survey {
+    let reads = Reads { read_at: read_around_bad_sectors, patience };
+    Survey::take_by(reads, spool).unwrap()
+}
+
+/// A message whose record a disk cannot read from its second block on.
+fn unreadable(id: u64) -> Mail {
+    let mut mail = Mail::new(id, 1, 6_000);
+    mail.body[5_000..][..BAD.len()].copy_from_slice(BAD);
+    mail
+}
+
+/// A bad sector in a file of 2 MiB costs ten failing reads, 20 ms, so that nine segments are too
+/// many for 100 ms.
+#[test]
+fn all_reads_of_a_tool_share_its_patience() {
+    let mut bench = Bench::new();
+    for id in 0..27 {
+        bench.accept(&unreadable(3 * id));
+        bench.accept(&Mail::new(3 * id + 1, 1, 500_000));
+        bench.accept(&Mail::new(3 * id + 2, 1, 500_000));
+    }
+    bench.stop();
+    let look = |patience| {
+        let mut survey = survey_of_a_bad_disk(&bench.spool(), patience);
+        let mut verdict = Verdict::default();
+        survey.each(&mut verdict, &mut io::sink(), |_, _, _| Ok(())).map(|()| verdict)
+    };
+    let verdict = look(Patience::default()).unwrap();
+    assert!(verdict.segments >= 9 && verdict.damage >= 9, "{verdict:?}");
+    let error = look(Patience::of(Duration::from_millis(100))).unwrap_err();
+    let ToolError::Io { source, .. } = error else { panic!("{error}") };
+    assert_eq!(source.kind(), io::ErrorKind::TimedOut);
 }
 
 /// What cannot be read at the log's end keeps a start away until the operator gives it up; what
@@ -256,8 +423,8 @@ fn hiding_the_end(path: &Path) -> io::Result<(Vec<u8>, Lost)> {
 #[test]
 fn a_repair_replaces_what_hides_the_end_by_a_copy() {
     let mut bench = Bench::new();
-    for id in 1..=3 {
-        bench.accept(&Mail::new(id, 1, 6_000));
+    for mail in [Mail::new(1, 1, 6_000), Mail::new(2, 1, 6_000), unreadable(3)] {
+        bench.accept(&mail);
     }
     bench.stop();
     let spool = bench.spool();
@@ -270,24 +437,25 @@ fn a_repair_replaces_what_hides_the_end_by_a_copy() {
             .map(|name| (name.clone(), std::fs::read(spool.join(name)).unwrap()))
             .collect()
     };
+    let survey = || survey_of_a_bad_disk(&spool, Patience::default());
     let before = contents();
     let mut told = Vec::new();
-    let verdict = repair::repair_reading(&spool, Repair::DryRun, &mut told, hiding_the_end);
+    let verdict = repair::repair_surveyed(survey(), Repair::DryRun, &mut told);
     let told = String::from_utf8(told).unwrap();
     assert_eq!(verdict.unwrap().damage, 1, "{told}");
     assert!(told.contains("would be replaced by a copy"), "{told}");
     assert_eq!(contents(), before);
     let mut told = Vec::new();
-    let verdict = repair::repair_reading(&spool, Repair::Quarantine, &mut told, hiding_the_end);
+    let verdict = repair::repair_surveyed(survey(), Repair::Quarantine, &mut told);
     let told = String::from_utf8(told).unwrap();
     assert_eq!(verdict.unwrap().damage, 0, "{told}");
     let (name, _) = told.split_once(": set aside as").expect("it says so");
     let hurt = &before.iter().find(|(file, _)| file == name).expect("it was there").1;
     assert_eq!(&std::fs::read(spool.join(format!("{name}.quarantined"))).unwrap(), hurt);
-    assert_eq!(
-        std::fs::read(spool.join(name)).unwrap(),
-        hiding_the_end(&spool.join(format!("{name}.quarantined"))).unwrap().0
-    );
+    let lost = memchr::memmem::find(hurt, BAD).unwrap() / BLOCK;
+    let mut copy = hurt.clone();
+    copy[lost * BLOCK..][..BLOCK].fill(0);
+    assert_eq!(std::fs::read(spool.join(name)).unwrap(), copy);
     let disk = Arc::new(FileDisk::open(&spool).unwrap());
     let options = LogOptions { segment_bytes: SEGMENT, ..LogOptions::default() };
     let mut kept = Kept::default();

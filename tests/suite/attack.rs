@@ -1,10 +1,10 @@
 //! The edge filter under attack: listed addresses by the thousand, a dictionary of names, clients
 //! of an octet a second, and beside them a sender whose mail is wanted.
 //!
-//! The sender is not refused and does not wait for the attackers, memory stays within bounds, and
-//! the lists' server is asked each question once.  A short form runs in the suite; the
-//! long one, on a release build, judges times too and is run by hand: `--ignored attack::` with
-//! `MAILRACE_TEST_BINARY`.
+//! The sender is not refused, memory stays within bounds, and the lists' server is asked each
+//! question once.  This is the short form; `benches/attack.sh` runs 50,000 clients in a minute
+//! against a release build and judges times too, with a generator that is one: a debug build of it
+//! takes more of the machine than the gateway does.
 
 use std::collections::HashMap;
 use std::fs;
@@ -41,7 +41,7 @@ impl Edge {
         fs::write(&recipients, "user@target.test\n").expect("a file");
         // Beyond the end of any run, so that a question asked twice is one too many.
         let ttl_seconds = 3_600;
-        let entries = "127.20.0.0/14 :127.0.0.4:listed\n";
+        let entries = "127.20.0.0/16 :127.0.0.4:listed\n";
         let lists =
             Lists::start(&[List { ttl_seconds, ..List::of_addresses("block.test", entries) }]);
         let recursor = Recursor::start_patient(&[("block.test", lists.address())]);
@@ -121,7 +121,7 @@ sessions = 5000
 rate = {rate}
 one = true
 no_data = true
-source = "127.{network}.0.0/16"
+source = "127.20.0.0/16"
 helo = "host.listed.test"
 from = ["{1..99999999}@{1..999999}.spam.test"]
 rcpt = ["user@target.test", "3 {1..9999}@target.test"]
@@ -158,17 +158,15 @@ struct Force {
     rate: u64,
     /// Clients of an octet a second.
     slow: u64,
-    /// The second octet of the listed addresses: 20 to 23.
-    network: u64,
 }
 
 /// The sender alone and beside all the others, for the same time; the two tallies.
 fn attack(edge: &Edge, force: Force) -> (Tally, Tally) {
-    let Force { seconds, rate, slow, network } = force;
+    let Force { seconds, rate, slow } = force;
     let head = format!("time = \"{seconds}s\"\nthreads = 1\n");
     let alone = edge.send(&format!("{head}{CLEAN}")).remove("clean").expect("a party");
     let mut attackers = ATTACKERS.to_owned();
-    for (name, value) in [("{rate}", rate), ("{slow}", slow), ("{network}", network)] {
+    for (name, value) in [("{rate}", rate), ("{slow}", slow)] {
         attackers = attackers.replace(name, &value.to_string());
     }
     let before = edge.gateway.memory_bytes();
@@ -226,32 +224,9 @@ fn an_attack_costs_a_clean_sender_no_message() {
     let _alone = alone(12_000);
     let mut edge = Edge::start();
     become_known(&edge);
-    let force = Force { seconds: 4, rate: 250, slow: 300, network: 20 };
+    let force = Force { seconds: 4, rate: 250, slow: 300 };
     let (alone, beside) = attack(&edge, force);
     println!("p99 to the final reply: {} us alone, {} us beside", p99_us(&alone), p99_us(&beside));
     asked_once(&edge.lists, force.seconds * force.rate);
-    edge.gateway.terminate();
-}
-
-#[test]
-#[ignore = "needs the whole machine, and judges times"]
-fn fifty_thousand_listed_clients_a_minute_beside_a_clean_sender() {
-    if !are_here(&["dns", "lists"]) {
-        return;
-    }
-    let _alone = alone(18_000);
-    let mut edge = Edge::start();
-    become_known(&edge);
-    // What else the machine does shows in one of them, and hardly in the middle one.
-    let (seconds, rate, slow) = (4, 833, 1_000);
-    let mut ratios = [20, 21, 22].map(|network| {
-        let (alone, beside) = attack(&edge, Force { seconds, rate, slow, network });
-        let (alone_us, beside_us) = (p99_us(&alone), p99_us(&beside));
-        println!("p99 to the final reply: {alone_us} us alone, {beside_us} us beside");
-        beside_us as f64 / alone_us as f64
-    });
-    asked_once(&edge.lists, 3 * seconds * rate);
-    ratios.sort_by(f64::total_cmp);
-    assert!(ratios[1] < 3.0, "p99 beside the attack, by that without: {ratios:?}");
     edge.gateway.terminate();
 }

@@ -99,6 +99,13 @@ impl Client {
         }
     }
 
+    /// What of a greeting has come, which may not be all of its lines; it stays to be read.
+    pub fn first_line(&self) -> String {
+        let mut octets = [0; 256];
+        let count = self.stream.peek(&mut octets).expect("a first line");
+        String::from_utf8_lossy(&octets[..count]).into_owned()
+    }
+
     fn line(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.input.windows(2).position(|pair| pair == b"\r\n") {

@@ -4,12 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::gateway::{Gateway, binary, files_in};
+use crate::gateway::{Gateway, files_in};
 
 /// Segments small enough that there are several.
 const HOLD: &str = r#"
@@ -93,9 +92,7 @@ impl Spool {
 
     /// A command of `mailrace spool`: its exit code, and all that it says.
     fn tool(&self, arguments: &[&str]) -> (i32, String) {
-        let mut command = Command::new(binary());
-        command.arg("spool").args(arguments).arg("--config").arg(self.gateway.config_file());
-        let output = command.output().expect("the binary starts");
+        let output = self.gateway.command(&[&["spool"], arguments].concat());
         let told = [output.stdout, output.stderr].concat();
         (output.status.code().expect("an exit code"), String::from_utf8(told).expect("text"))
     }

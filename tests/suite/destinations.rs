@@ -2,7 +2,6 @@
 //! are passed over, domains with the same hosts share a site, and what nobody takes goes back.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::process::Command;
 use std::thread;
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -11,7 +10,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::gateway::{Gateway, binary};
+use crate::gateway::Gateway;
 use crate::sink::{Manners, Sink};
 
 const MESSAGE: &[u8] = b"Subject: abroad\r\n\r\nFar and wide.\r\n";
@@ -113,10 +112,8 @@ fn send(gateway: &Gateway, from: &str, to: &[&str]) {
 }
 
 fn entries(gateway: &Gateway, filter: &[&str]) -> Vec<Value> {
-    let mut command = Command::new(binary());
-    command.args(["queue", "list", "--json"]).args(filter);
-    let output = command.arg("--config").arg(gateway.config_file()).output().expect("it runs");
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    let list = gateway.said_json(&[&["queue", "list"], filter].concat());
+    list.as_array().expect("a list").clone()
 }
 
 fn event(gateway: &Gateway, kind: &str, to: &str) -> Value {

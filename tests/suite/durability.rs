@@ -2,16 +2,16 @@
 //! nothing else.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Output};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crate::bytes::behind_trace;
 use crate::client::{Client, stuffed};
-use crate::gateway::{Gateway, binary, files_in, unshared};
+use crate::gateway::{Gateway, files_in, unshared};
+use crate::overload::ask;
 use crate::sink::{Manners, Sink};
 
 const SESSIONS: usize = 20;
@@ -159,25 +159,15 @@ fn at_sink(sink: &Sink) -> HashMap<u64, usize> {
     found
 }
 
-/// A command of the binary on the gateway's configuration.
-fn mailrace(gateway: &Gateway, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg("--config").arg(gateway.config_file());
-    command.output().expect("the binary starts")
-}
-
 /// Messages in the queue, as the command counts them.
 fn queued(gateway: &Gateway) -> u64 {
-    let output = mailrace(gateway, &["queue", "count", "--json"]);
-    let text = String::from_utf8_lossy(&output.stdout);
-    let count: serde_json::Value =
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let count = gateway.said_json(&["queue", "count"]);
     count["messages"].as_u64().expect("a number of messages")
 }
 
 /// Nothing in the log of a gateway that was killed may count as damage.
 fn assert_no_damage(gateway: &Gateway) {
-    let output = mailrace(gateway, &["spool", "verify"]);
+    let output = gateway.command(&["spool", "verify"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -295,11 +285,7 @@ const SEGMENT_OCTETS: u64 = 4 << 20;
 
 /// A figure of `/metrics`.
 fn figure(gateway: &Gateway, name: &str) -> u64 {
-    let mut stream = TcpStream::connect(gateway.admin()).expect("the admin interface");
-    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).expect("it is taken");
-    let mut page = String::new();
-    stream.read_to_string(&mut page).expect("a page");
+    let page = ask(gateway, "/metrics");
     let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let value = value.unwrap_or_else(|| panic!("no {name}:\n{page}"));
     value.parse::<f64>().expect("a number") as u64
@@ -429,4 +415,43 @@ fn mail_is_taken_again_once_there_is_room_on_the_disk() {
     wait_for_room(&gateway, "user@hop.test");
     assert!(gateway.is_running());
     gateway.terminate();
+}
+
+/// The octets of all sources below a folder, one behind the other, and of their names.
+fn sources(folder: &Path, into: &mut String) {
+    for path in files_in(folder) {
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.file_stem().expect("it has an extension").to_string_lossy();
+            *into += &format!("mod {name};\n{}\n", std::fs::read_to_string(&path).expect("text"));
+        }
+    }
+}
+
+/// What `docs/durability.md` promises, it proves by tests that it names.
+#[test]
+fn every_test_that_the_page_names_is_there() {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut code = String::new();
+    for folder in ["src", "tests/suite"] {
+        sources(&home.join(folder), &mut code);
+    }
+    let page = std::fs::read_to_string(home.join("docs/durability.md")).expect("text");
+    let quoted = page.split('`').skip(1).step_by(2).flat_map(str::split_whitespace);
+    let is_name = |word: &&str| {
+        let is_plain = |octet| matches!(octet, b'a'..=b'z' | b'0'..=b'9' | b'_' | b':');
+        word.bytes().all(is_plain) && (word.contains("::") || word.matches('_').count() > 2)
+    };
+    let mut names = 0;
+    for name in quoted.filter(is_name) {
+        let mut parts: Vec<&str> = name.split("::").filter(|part| !part.is_empty()).collect();
+        // The last is a test, its beginning or a module; the others are modules.
+        let last = parts.pop().expect("no word is empty");
+        let has_module = |part: &str| code.contains(&format!("mod {part};"));
+        let is_there = code.contains(&format!("fn {last}")) || has_module(last);
+        assert!(is_there && parts.into_iter().all(has_module), "there is no {name}");
+        names += 1;
+    }
+    assert!(names > 40, "{names} names found");
 }

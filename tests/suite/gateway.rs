@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -30,6 +30,15 @@ service = "relay"
 [[route]]
 recipient = "*"
 to = "maildir:{dir}/mail"
+"#;
+
+/// Lines of `[edge]`: nothing is asked of the DNS of whatever host the tests run on.
+pub const CHECKS_WITHOUT_DNS: &str = r#"
+checks.helo_unknown = "off"
+checks.reverse_missing = "off"
+checks.reverse_unconfirmed = "off"
+checks.sender_unknown = "off"
+checks.sender_null_mx = "off"
 "#;
 
 /// The binary under test; a release build can be put in its place where figures count.
@@ -260,6 +269,29 @@ impl Gateway {
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kib = line.and_then(|rest| rest.split_whitespace().next()).expect("a figure");
         kib.parse::<u64>().expect("a number of KiB") * 1024
+    }
+
+    /// Runs a command of the binary, with the configuration that this gateway has.
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(binary());
+        command.args(arguments).arg("--config").arg(self.config_file());
+        command.output().expect("the binary is there")
+    }
+
+    /// What such a command prints; it must succeed.
+    #[track_caller]
+    pub fn said(&self, arguments: &[&str]) -> String {
+        let Output { status, stdout, stderr } = self.command(arguments);
+        let text = String::from_utf8(stdout).expect("text");
+        let errors = String::from_utf8_lossy(&stderr);
+        assert!(status.success(), "{arguments:?}: {text}{errors}{}", self.errors());
+        text
+    }
+
+    /// The same with `--json`.
+    #[track_caller]
+    pub fn said_json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.said(&[arguments, &["--json"]].concat())).expect("JSON")
     }
 
     /// What it has said on standard error.

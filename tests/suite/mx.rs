@@ -2,11 +2,10 @@
 //! at several loopback addresses, all at the port that `[delivery]` names.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::gateway::{Gateway, binary};
+use crate::gateway::Gateway;
 use crate::interop::are_here;
 use crate::nameserver::{Nsd, free_port_of};
 use crate::sink::{Manners, Sink};
@@ -111,9 +110,7 @@ port = {port}
 
     /// What `mailrace route` says of a recipient, and its exit code.
     fn route(&self, to: &str) -> (String, i32) {
-        let mut command = Command::new(binary());
-        command.arg("route").arg(to).arg("--config").arg(self.gateway.config_file());
-        let output = command.output().expect("the binary is there");
+        let output = self.gateway.command(&["route", to]);
         let told = String::from_utf8(output.stdout).expect("text");
         (told, output.status.code().expect("an exit code"))
     }

@@ -8,7 +8,6 @@
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -28,7 +27,7 @@ use mailrace_loadtest::units::Span;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::gateway::{Gateway, binary, wait_until};
+use crate::gateway::{Gateway, wait_until};
 use crate::nameserver::free_port_of;
 
 /// Connections that a site may have; the world's hosts turn none away, so what they saw counts.
@@ -184,10 +183,7 @@ fn send(world: &World, gateway: SocketAddr, group: &str, domains: u64, messages:
 
 /// What is in the queue.
 fn queued(gateway: &Gateway) -> Value {
-    let mut command = Command::new(binary());
-    command.args(["queue", "count", "--json", "--config"]).arg(gateway.config_file());
-    let output = command.output().expect("it runs");
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    gateway.said_json(&["queue", "count"])
 }
 
 /// Messages that bounced so far, each of which had one recipient.

@@ -7,10 +7,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::gateway::Gateway;
+use crate::gateway::{CHECKS_WITHOUT_DNS, Gateway};
 use crate::interop::{are_here, run};
 
-/// Nothing is asked of the DNS of whatever host the tests run on.
 const MX: &str = r#"
 [[listener]]
 address = "127.0.0.1:0"
@@ -27,11 +26,10 @@ networks = ["198.51.100.0/24"]
 [edge]
 deadline = "100ms"
 thresholds = { reject = 9 }
-checks = { helo_unknown = "off", reverse_missing = "off", reverse_unconfirmed = "off", sender_unknown = "off", sender_null_mx = "off" }
 "#;
 
 fn start(more: &str) -> Gateway {
-    Gateway::start(&format!("{MX}greeting_wait = \"0s\"\n{more}"))
+    Gateway::start(&format!("{MX}{CHECKS_WITHOUT_DNS}greeting_wait = \"0s\"\n{more}"))
 }
 
 /// A connection from a balancer's address, which has said nothing yet.
@@ -173,7 +171,7 @@ fn nobody_else_can_say_who_he_is() {
 #[test]
 fn clients_behind_a_balancer_count_by_themselves() {
     let more = "greeting_wait = \"1m\"\n[limits]\nsessions_per_address = 1\n";
-    let mut gateway = Gateway::start(&format!("{MX}{more}"));
+    let mut gateway = Gateway::start(&format!("{MX}{CHECKS_WITHOUT_DNS}{more}"));
     let introduced = |header: &[u8]| {
         let mut client = balancer(&gateway);
         client.send(header);
@@ -182,9 +180,9 @@ fn clients_behind_a_balancer_count_by_themselves() {
     let of =
         |address: &str| introduced(format!("PROXY TCP4 {address} 127.0.0.1 43 25\r\n").as_bytes());
     let first = of("192.0.2.7");
-    assert!(first_line(&first).starts_with("220-"), "a stranger waits");
+    assert!(first.first_line().starts_with("220-"), "a stranger waits");
     of("192.0.2.7").reply().expect("421 4.7.0");
-    assert!(first_line(&of("192.0.2.8")).starts_with("220-"));
+    assert!(of("192.0.2.8").first_line().starts_with("220-"));
     for _ in 0..2 {
         introduced(&v2(0x20, 0, b"")).reply().expect("220");
     }
@@ -192,15 +190,8 @@ fn clients_behind_a_balancer_count_by_themselves() {
     gateway.wait_event("its end", |event| {
         event["event"] == "disconnect" && event["peer"] == "192.0.2.7:43"
     });
-    assert!(first_line(&of("192.0.2.7")).starts_with("220-"), "there is room again");
+    assert!(of("192.0.2.7").first_line().starts_with("220-"), "there is room again");
     gateway.terminate();
-}
-
-/// The greeting's first line, while the last one may not be there yet.
-fn first_line(client: &Client) -> String {
-    let mut octets = [0; 256];
-    let count = client.stream().peek(&mut octets).expect("a first line");
-    String::from_utf8_lossy(&octets[..count]).into_owned()
 }
 
 /// A connection of somebody who may send XCLIENT, greeted.
@@ -327,13 +318,13 @@ to = "maildir:{dir}/mail"
 #[test]
 fn the_filter_looks_at_a_proxys_clients_anew() {
     let more = "greeting_wait = \"1m\"\ntarpit = \"0s\"\n";
-    let mut gateway = Gateway::start(&format!("{MX}{more}"));
+    let mut gateway = Gateway::start(&format!("{MX}{CHECKS_WITHOUT_DNS}{more}"));
     let mut client = proxy(&gateway);
     client.command("MAIL FROM:<a@client.test>").expect("250");
     client.command("RCPT TO:<b@ours.test>").expect("250");
     client.command("RSET").expect("250");
     client.send(b"XCLIENT ADDR=192.0.2.7\r\n");
-    assert!(first_line(&client).starts_with("220-"), "a stranger waits");
+    assert!(client.first_line().starts_with("220-"), "a stranger waits");
     client.send(b"EHLO client.test\r\n");
     client.reply().expect("220");
     client.reply().expect("250");
@@ -348,11 +339,11 @@ fn the_filter_looks_at_a_proxys_clients_anew() {
 #[test]
 fn what_was_found_of_a_proxys_client_is_told_before_the_next_one() {
     let more = "greeting_wait = \"1m\"\ntarpit = \"0s\"\n";
-    let mut gateway = Gateway::start(&format!("{MX}{more}"));
+    let mut gateway = Gateway::start(&format!("{MX}{CHECKS_WITHOUT_DNS}{more}"));
     let mut client = proxy(&gateway);
     let hasty = |client: &mut Client, address: &str| {
         client.send(format!("XCLIENT ADDR={address} PORT=7\r\n").as_bytes());
-        assert!(first_line(client).starts_with("220-"), "a stranger waits");
+        assert!(client.first_line().starts_with("220-"), "a stranger waits");
         client.send(format!("EHLO of-{address}.test\r\n").as_bytes());
         client.reply().expect("220");
         client.reply().expect("250");

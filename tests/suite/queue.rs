@@ -2,14 +2,12 @@
 //! `mailrace queue` while the gateway runs; connections that are used again.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::gateway::{Gateway, binary};
+use crate::gateway::Gateway;
+use crate::overload::ask;
 use crate::sink::{Manners, Sink};
 
 const MESSAGE: &[u8] = b"Subject: queued\r\n\r\nBy and by.\r\n";
@@ -24,6 +22,9 @@ service = "relay"
 [[route]]
 recipient = "*@held.test"
 to = "hold"
+[[route]]
+recipient = "*@nowhere.test"
+to = "discard"
 [[route]]
 recipient = "*@dead.test"
 to = "smtp://127.0.0.1:1"
@@ -41,26 +42,14 @@ retry = ["1h"]
     Gateway::start(&config)
 }
 
-fn queue(gateway: &Gateway, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary());
-    command.arg("queue").args(arguments).arg("--config").arg(gateway.config_file());
-    command.output().expect("the binary is there")
-}
-
+/// What a command of `mailrace queue` prints.
+#[track_caller]
 fn said(gateway: &Gateway, arguments: &[&str]) -> String {
-    let output = queue(gateway, arguments);
-    let text = String::from_utf8(output.stdout).expect("text");
-    assert!(
-        output.status.success(),
-        "{arguments:?}: {text}{}{}",
-        String::from_utf8_lossy(&output.stderr),
-        gateway.errors()
-    );
-    text
+    gateway.said(&[&["queue"], arguments].concat())
 }
 
 fn counts(gateway: &Gateway) -> (u64, u64) {
-    let count: Value = serde_json::from_str(&said(gateway, &["count", "--json"])).expect("JSON");
+    let count = gateway.said_json(&["queue", "count"]);
     let figure = |name: &str| count[name].as_u64().expect("a number");
     (figure("messages"), figure("recipients"))
 }
@@ -102,6 +91,20 @@ fn held_mail_is_counted_shown_released_and_deleted() {
 }
 
 /// The next hop puts it off, and only the latest record of a wait counts.
+#[test]
+fn what_is_discarded_counts_as_delivered() {
+    let sink = Sink::start(Manners::default());
+    let mut gateway = start(&sink);
+    let id = send(&gateway, &["a@nowhere.test"]);
+    gateway.wait_event("its end", |event| {
+        event["event"] == "delivered"
+            && event["message"] == *id
+            && event["to"][0] == "a@nowhere.test"
+    });
+    gateway.wait_until("nothing in the queue", || (counts(&gateway) == (0, 0)).then_some(()));
+    gateway.terminate();
+}
+
 #[test]
 fn what_was_released_and_then_deferred_is_not_held_again() {
     let replies = HashMap::from([("a@held.test".into(), "450 4.2.1 Not now".into())]);
@@ -186,21 +189,12 @@ fn the_admin_interface_says_how_it_is() {
     let sink = Sink::start(Manners::default());
     let mut gateway = start(&sink);
     send(&gateway, &["a@held.test"]);
-    let get = |path: &str| {
-        let mut stream = TcpStream::connect(gateway.admin()).expect("it listens");
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).expect("a small request");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        answer
-    };
-    assert!(get("/health").starts_with("HTTP/1.1 200"));
-    assert!(get("/ready").starts_with("HTTP/1.1 200"));
-    let metrics = get("/metrics");
+    assert!(ask(&gateway, "/health").starts_with("HTTP/1.1 200"));
+    assert!(ask(&gateway, "/ready").starts_with("HTTP/1.1 200"));
+    let metrics = ask(&gateway, "/metrics");
     assert!(metrics.contains("\nmailrace_messages_accepted_total 1\n"), "{metrics}");
     gateway.terminate();
-    let said = queue(&gateway, &["count"]);
+    let said = gateway.command(&["queue", "count"]);
     assert_eq!(said.status.code(), Some(1));
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(said.contains("is mailrace running"), "{said}");

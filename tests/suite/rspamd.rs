@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::Client;
-use crate::gateway::{Gateway, PATIENCE, binary, wait_until};
+use crate::gateway::{CHECKS_WITHOUT_DNS, Gateway, PATIENCE, wait_until};
 use crate::interop::are_here;
 use crate::nameserver::free_port;
+use crate::overload::ask;
 use crate::postfix::cache;
 use crate::sink::{Manners, Sink};
 
@@ -32,23 +33,16 @@ to = "maildir:{dir}/mail"
 [edge]
 greeting_wait = "0s"
 tarpit = "0s"
-[edge.checks]
-pipelining = "off"
-helo_bare = "off"
-helo_forged = "off"
-helo_literal = "off"
-helo_unknown = "off"
-reverse_missing = "off"
-reverse_unconfirmed = "off"
-sender_unknown = "off"
-sender_null_mx = "off"
-[edge.rspamd]
-url = "http://{rspamd}"
+checks.pipelining = "off"
+checks.helo_bare = "off"
+checks.helo_forged = "off"
+checks.helo_literal = "off"
 "#;
 
 /// A gateway that asks the rspamd at this address; `more` goes into `[edge.rspamd]`.
 fn start(rspamd: &str, more: &str) -> Gateway {
-    Gateway::start(&format!("{}{more}", CONFIG.replace("{rspamd}", rspamd)))
+    let asked = format!("[edge.rspamd]\nurl = \"http://{rspamd}\"\n");
+    Gateway::start(&format!("{CONFIG}{CHECKS_WITHOUT_DNS}{asked}{more}"))
 }
 
 // ---- a server that says what a test wants to hear ------------------------------------------
@@ -167,24 +161,6 @@ fn client(gateway: &Gateway) -> Client {
     client
 }
 
-/// What the admin interface answers.
-fn metrics(gateway: &Gateway) -> String {
-    let mut stream = TcpStream::connect(gateway.admin()).expect("a connection");
-    write!(stream, "GET /metrics HTTP/1.0\r\n\r\n").expect("it listens");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    answer
-}
-
-fn said(gateway: &Gateway, arguments: &[&str]) -> String {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg("--config").arg(gateway.config_file());
-    let output = command.output().expect("the binary is there");
-    let text = String::from_utf8(output.stdout).expect("text");
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    text
-}
-
 /// The one message in a Maildir of `here.test`.
 fn delivered(gateway: &Gateway, local: &str) -> String {
     String::from_utf8(gateway.maildir("here.test", local, 1).remove(0)).expect("text")
@@ -247,7 +223,7 @@ fn what_rspamd_advises_is_done() {
     assert!(
         shown.message.starts_with(b"Received: ") && shown.message.ends_with(message.as_bytes())
     );
-    let why = said(&gateway, &["why", &id]);
+    let why = gateway.said(&["why", &id]);
     assert!(why.contains("rspamd") && why.contains("no action, score 0.5 of 15"), "{why}");
 
     send("grey").expect("250");
@@ -261,7 +237,7 @@ fn what_rspamd_advises_is_done() {
         assert!(marked.contains(field), "{field}{marked}");
     }
     assert!(!marked.contains("X-Spam: No"), "{marked}");
-    let why = said(&gateway, &["why", &id]);
+    let why = gateway.said(&["why", &id]);
     assert!(why.contains("add header, score 7.25 of 15: BAD_THING 7.25"), "{why}");
 
     send("subject").expect("250");
@@ -276,10 +252,10 @@ fn what_rspamd_advises_is_done() {
     send("postmaster").expect("250");
     assert!(delivered(&gateway, "postmaster").contains("; rspamd=reject\r\n"));
     let id = send("kept").message_id();
-    let list = said(&gateway, &["queue", "list", "--state", "quarantined"]);
+    let list = gateway.said(&["queue", "list", "--state", "quarantined"]);
     assert!(list.contains(&id), "{list}");
 
-    let page = metrics(&gateway);
+    let page = ask(&gateway, "/metrics");
     for line in [
         "mailrace_rspamd_verdicts_total{advice=\"no_action\"} 1\n",
         "mailrace_rspamd_verdicts_total{advice=\"reject\"} 2\n",
@@ -305,7 +281,7 @@ fn a_large_message_is_shown_whole_and_marked_in_front() {
         let message = format!("Subject: cheap\r\n\r\n{}", lines.repeat(40_000));
         client.envelope("a@there.test", &[&format!("{to}@here.test")]);
         let id = client.data(message.as_bytes()).message_id();
-        let why = said(&gateway, &["why", &id]);
+        let why = gateway.said(&["why", &id]);
         assert!(why.contains("too large for its fields to be changed"), "{why}");
         let shown = fake.shown().pop().expect("it was asked");
         assert!(shown.message.starts_with(b"Received: "));
@@ -320,7 +296,10 @@ fn a_large_message_is_shown_whole_and_marked_in_front() {
     client.data(message.as_bytes()).expect("250");
     assert!(!delivered(&gateway, "huge").contains("X-Spam"));
     assert_eq!(fake.shown().len(), 2);
-    assert!(metrics(&gateway).contains("mailrace_rspamd_verdicts_total{advice=\"not_shown\"} 1\n"));
+    assert!(
+        ask(&gateway, "/metrics")
+            .contains("mailrace_rspamd_verdicts_total{advice=\"not_shown\"} 1\n")
+    );
     gateway.terminate();
 }
 
@@ -367,7 +346,7 @@ fn a_failure_is_no_verdict() {
             sender.envelope("a@there.test", &[&format!("{to}@here.test")]);
             sender.data(format!("Subject: {to}\r\n\r\n").as_bytes()).expect("250");
             assert!(!delivered(&taking, to).contains("X-Mailrace-Verdict"));
-            let page = metrics(&taking);
+            let page = ask(&taking, "/metrics");
             let line = format!("mailrace_rspamd_failures_total{{reason=\"{reason}\"}} 1\n");
             assert!(page.contains(&line), "{line}{page}");
         }
@@ -394,7 +373,8 @@ fn a_failure_is_no_verdict() {
     sender.data(b"Subject: alone\r\n\r\n").expect("250");
     delivered(&alone, "alone");
     let line = "mailrace_rspamd_failures_total{reason=\"unreachable\"} 1\n";
-    assert!(metrics(&alone).contains(line), "{}", metrics(&alone));
+    let page = ask(&alone, "/metrics");
+    assert!(page.contains(line), "{page}");
     alone.terminate();
 }
 
@@ -432,7 +412,7 @@ fn nothing_is_acknowledged_before_the_verdict_and_others_are_served_meanwhile() 
     took += began.elapsed();
     delivered(&gateway, "slow");
     // What both clients have waited for is either rspamd's or ours, and no part of it both.
-    let page = metrics(&gateway);
+    let page = ask(&gateway, "/metrics");
     let sum = |name: &str| {
         let line = page.lines().find_map(|line| line.strip_prefix(name)).expect(name);
         line.trim().parse::<f64>().expect("a number")
@@ -496,7 +476,7 @@ fn messages_in_line_wait_for_the_verdict_before_their_end() {
     client.data(format!("{SUBJECT}\r\n{}", plain.repeat(80_000)).as_bytes()).expect("250");
     assert_eq!(fake.shown().len(), asked);
     sink.taken(taken + 1);
-    let page = metrics(&gateway);
+    let page = ask(&gateway, "/metrics");
     for line in [
         "mailrace_rspamd_verdicts_total{advice=\"rewrite_subject\"} 4\n",
         "mailrace_rspamd_verdicts_total{advice=\"reject\"} 5\n",
@@ -629,7 +609,7 @@ fn the_real_rspamd_rejects_marks_and_lets_through() {
         delivered(&gateway, to);
         send("never", &parts(&gtube('X'))).expect("554 5.7.1");
     }
-    let page = metrics(&gateway);
+    let page = ask(&gateway, "/metrics");
     for line in [
         "mailrace_rspamd_verdicts_total{advice=\"no_action\"} 4\n",
         "mailrace_rspamd_verdicts_total{advice=\"reject\"} 3\n",

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use crate::client::{Client, Reply};
-use crate::gateway::{Gateway, PATIENCE};
+use crate::gateway::{CHECKS_WITHOUT_DNS, Gateway, PATIENCE};
 
 const MX: &str = r#"
 [[listener]]
@@ -22,16 +22,19 @@ recipient = "*"
 to = "discard"
 "#;
 
-/// Nothing is asked of the DNS of whatever host the tests run on.
 const EDGE: &str = r#"
 [edge]
 deadline = "100ms"
 thresholds = { reject = 9 }
-checks = { helo_unknown = "off", reverse_missing = "off", reverse_unconfirmed = "off", sender_unknown = "off", sender_null_mx = "off" }
 "#;
 
+/// An `mx` listener and its filter.
+fn config(more: &str) -> String {
+    format!("{MX}{EDGE}{CHECKS_WITHOUT_DNS}{more}")
+}
+
 fn start(more: &str) -> Gateway {
-    Gateway::start(&format!("{MX}{EDGE}{more}"))
+    Gateway::start(&config(more))
 }
 
 /// The client's address: a network of its own for each number.
@@ -43,13 +46,6 @@ fn connect(gateway: &Gateway, number: u8) -> (Client, Reply) {
     let mut client = Client::connect_silently(gateway.smtp(0), stranger(number));
     let greeting = client.reply();
     (client, greeting)
-}
-
-/// The greeting's first line of two, while the last one is not there yet.
-fn first_line(client: &Client) -> String {
-    let mut octets = [0; 256];
-    let count = client.stream().peek(&mut octets).expect("a first line");
-    String::from_utf8_lossy(&octets[..count]).into_owned()
 }
 
 /// MAIL and one RCPT of a session that has said EHLO; the reply to RCPT.
@@ -71,7 +67,7 @@ fn send(gateway: &Gateway, number: u8) -> Reply {
 fn who_talks_into_the_greeting_is_refused_and_obeyed_in_order() {
     let mut gateway = start("greeting_wait = \"1m\"\n");
     let mut client = Client::connect_silently(gateway.smtp(0), stranger(1));
-    assert!(first_line(&client).starts_with("220-"), "and no more for a minute");
+    assert!(client.first_line().starts_with("220-"), "and no more for a minute");
     client.send(b"EHLO client.test\r\nMAIL FROM:<a@client.test>\r\n");
     assert_eq!(client.reply().expect("220").0.lines().count(), 2);
     client.reply().expect("250");
@@ -95,7 +91,7 @@ fn who_talks_into_the_greeting_can_be_turned_away_there() {
     let edge = "greeting_wait = \"1m\"\nrefuse_at = \"greeting\"\n";
     let mut gateway = start(edge);
     let mut client = Client::connect_silently(gateway.smtp(0), stranger(1));
-    assert!(first_line(&client).starts_with("220-"));
+    assert!(client.first_line().starts_with("220-"));
     client.send(b"EHLO client.test\r\n");
     let greeting = client.reply();
     assert!(greeting.0.lines().last().is_some_and(|l| l.starts_with("554 5.7.1")), "{greeting:?}");
@@ -105,7 +101,7 @@ fn who_talks_into_the_greeting_can_be_turned_away_there() {
 
 #[test]
 fn good_senders_wait_once_also_after_a_restart() {
-    let config = format!("{MX}{EDGE}greeting_wait = \"200ms\"\n");
+    let config = config("greeting_wait = \"200ms\"\n");
     let mut gateway = Gateway::start(&config);
     let lines = |greeting: Reply| greeting.expect("220").0.lines().count();
     assert_eq!(lines(send(&gateway, 1)), 2, "a stranger");
@@ -130,7 +126,7 @@ fn good_senders_wait_once_also_after_a_restart() {
 #[test]
 fn strangers_come_again_and_are_known_from_then_on() {
     let edge = "greeting_wait = \"0s\"\n[edge.greylist]\nfrom = 0\ndelay = \"1s\"\n";
-    let config = format!("{MX}{EDGE}{edge}");
+    let config = config(edge);
     let mut gateway = Gateway::start(&config);
     let hello = |gateway: &Gateway, number| {
         let (mut client, _) = connect(gateway, number);
@@ -206,9 +202,9 @@ fn a_stop_ends_every_wait() {
     let edge = "greeting_wait = \"1m\"\ntarpit = \"1m\"\n";
     let mut gateway = start(edge);
     let mut silent = Client::connect_silently(gateway.smtp(0), stranger(1));
-    assert!(first_line(&silent).starts_with("220-"));
+    assert!(silent.first_line().starts_with("220-"));
     let mut trapped = Client::connect_silently(gateway.smtp(0), stranger(2));
-    assert!(first_line(&trapped).starts_with("220-"));
+    assert!(trapped.first_line().starts_with("220-"));
     trapped.send(b"EHLO c\r\nMAIL FROM:<a@client.test>\r\nRCPT TO:<b@ours.test>\r\n");
     trapped.reply().expect("220");
     trapped.reply().expect("250");

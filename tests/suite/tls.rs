@@ -15,7 +15,7 @@ use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::client::Client;
-use crate::gateway::{Gateway, PATIENCE, binary};
+use crate::gateway::{Gateway, PATIENCE};
 use crate::overload::{alone, metric, tries_to_get_through};
 use crate::sink::{Manners, Sink};
 
@@ -342,11 +342,7 @@ fn send_through(gateway: &Gateway) {
 
 /// What `queue list` says of the one message that waits.
 fn shown_by_queue(gateway: &Gateway) -> serde_json::Value {
-    let mut command = Command::new(binary());
-    command.args(["queue", "list", "--json", "--config"]).arg(gateway.config_file());
-    let output = command.output().expect("the binary is there");
-    let listing: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    listing[0].clone()
+    gateway.said_json(&["queue", "list"])[0].clone()
 }
 
 fn route(to: &str, tls: &str) -> String {

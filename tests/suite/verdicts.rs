@@ -1,14 +1,11 @@
 //! What becomes of mail that the edge filter does not simply let through, and how an operator finds
 //! out why.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::process::{Command, Output};
-
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::gateway::{Gateway, binary};
+use crate::gateway::{CHECKS_WITHOUT_DNS, Gateway, files_in};
+use crate::overload::ask;
 
 const MESSAGE: &[u8] = b"Subject: judged\r\n\r\nSo or so.\r\n";
 
@@ -29,39 +26,20 @@ to = "maildir:{dir}/mail"
 [edge]
 greeting_wait = "0s"
 tarpit = "0s"
-[edge.checks]
-pipelining = "off"
-helo_bare = "{action}"
-helo_forged = "off"
-helo_literal = "off"
-helo_unknown = "off"
-reverse_missing = "off"
-reverse_unconfirmed = "off"
-sender_unknown = "off"
-sender_null_mx = "off"
+checks.pipelining = "off"
+checks.helo_bare = "{action}"
+checks.helo_forged = "off"
+checks.helo_literal = "off"
 "#;
 
-fn run(gateway: &Gateway, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg("--config").arg(gateway.config_file());
-    command.output().expect("the binary is there")
-}
-
-fn said(gateway: &Gateway, arguments: &[&str]) -> String {
-    let output = run(gateway, arguments);
-    let text = String::from_utf8(output.stdout).expect("text");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {text}{errors}{}", gateway.errors());
-    text
-}
-
-fn json(gateway: &Gateway, arguments: &[&str]) -> Value {
-    serde_json::from_str(&said(gateway, &[arguments, &["--json"]].concat())).expect("JSON")
+/// The configuration of a filter that does this to clients that are not called by a full name.
+fn config(action: &str) -> String {
+    format!("{}{CHECKS_WITHOUT_DNS}", CONFIG.replace("{action}", action))
 }
 
 /// A gateway whose filter does this to clients that are not called by a full name.
 fn start(action: &str) -> Gateway {
-    Gateway::start(&CONFIG.replace("{action}", action))
+    Gateway::start(&config(action))
 }
 
 /// A client that is not.
@@ -69,15 +47,6 @@ fn client(gateway: &Gateway) -> Client {
     let mut client = Client::connect(gateway.smtp(0));
     client.command("EHLO bare").expect("250");
     client
-}
-
-/// What the admin interface answers.
-fn page(gateway: &Gateway, path: &str) -> String {
-    let mut stream = TcpStream::connect(gateway.admin()).expect("a connection");
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("it listens");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    answer
 }
 
 #[test]
@@ -96,12 +65,12 @@ fn tagged_mail_says_why_and_so_does_the_gateway() {
     assert_eq!((&event["action"], &event["message"]), (&"tag".into(), &(&*id).into()), "{event}");
     let session = event["session"].as_str().expect("an id");
     for name in [&id, session] {
-        let why = said(&gateway, &["why", name]);
+        let why = gateway.said(&["why", name]);
         for part in [session, &id, "a@there.test", "b@here.test: accepted", "verdict   tag"] {
             assert!(why.contains(part), "{part}:\n{why}");
         }
     }
-    let unknown = run(&gateway, &["why", "0000000000001"]);
+    let unknown = gateway.command(&["why", "0000000000001"]);
     assert_eq!(unknown.status.code(), Some(1));
     let told = String::from_utf8_lossy(&unknown.stderr);
     assert!(told.contains("`verdict` event"), "{told}");
@@ -126,36 +95,59 @@ fn quarantined_mail_stays_so_through_a_crash_until_it_is_released() {
     let config = std::fs::read_to_string(gateway.config_file()).expect("as it was started");
     for _ in 0..2 {
         gateway.wait_until("all quarantined", || {
-            let count = json(&gateway, &["queue", "count", "--state", "quarantined"]);
+            let count = gateway.said_json(&["queue", "count", "--state", "quarantined"]);
             let found = (&count["messages"], &count["recipients"], &count["by_state"]["held"]);
             (found == (&3.into(), &4.into(), &0.into())).then_some(())
         });
-        let list = said(&gateway, &["queue", "list", "--state", "quarantined"]);
+        let list = gateway.said(&["queue", "list", "--state", "quarantined"]);
         assert!(list.contains(&first) && list.contains("quarantine: score 0: "), "{list}");
-        let shown = said(&gateway, &["queue", "show", &first]);
+        let shown = gateway.said(&["queue", "show", &first]);
         assert!(shown.contains("state     quarantined\n"), "{shown}");
         assert!(shown.contains("to        c@held.test (team@held.test)\n"), "{shown}");
         assert!(shown.contains("verdict   quarantine, score 0"), "{shown}");
-        let why = said(&gateway, &["why", &first]);
+        let why = gateway.said(&["why", &first]);
         assert!(why.contains("kept back until an operator releases it"), "{why}");
         gateway.kill9();
         gateway = gateway.restart(&config);
     }
-    said(&gateway, &["queue", "release", &first]);
-    said(&gateway, &["queue", "delete", "--state", "quarantined", "--to", "e@here.test"]);
+    gateway.said(&["queue", "release", &first]);
+    gateway.said(&["queue", "delete", "--state", "quarantined", "--to", "e@here.test"]);
     // Past a route that holds, too.
     for (domain, local) in [("here.test", "b"), ("held.test", "c")] {
         let released = gateway.maildir(domain, local, 1).remove(0);
         assert!(released.ends_with(MESSAGE));
     }
     gateway.wait_until("one is left", || {
-        let count = json(&gateway, &["queue", "count"]);
+        let count = gateway.said_json(&["queue", "count"]);
         (count["by_state"]["quarantined"] == 1 && count["messages"] == 1).then_some(())
     });
     gateway.kill9();
     let mut gateway = gateway.restart(&config);
-    let list = said(&gateway, &["queue", "list"]);
+    let list = gateway.said(&["queue", "list"]);
     assert!(list.contains(&second) && !list.contains(&first) && !list.contains(&third), "{list}");
+    gateway.terminate();
+}
+
+/// At its end the sender hears nothing: he is forged more often than not.
+#[test]
+fn quarantined_mail_ends_with_its_lifetime_and_without_a_notice() {
+    let config = format!("{}[queue]\nlifetime = \"2s\"\nretry = [\"1s\"]\n", config("quarantine"));
+    let mut gateway = Gateway::start(&config);
+    let mut client = client(&gateway);
+    client.envelope("a@here.test", &["b@here.test"]);
+    let id = client.data(MESSAGE).message_id();
+    let ended = gateway.wait_event("its end", |event| event["event"] == "expired");
+    assert_eq!((&ended["message"], &ended["reason"]), (&(&*id).into(), &"quarantined".into()));
+    // A notice would be in the queue before its cause leaves it.
+    gateway.wait_until("nothing in the queue", || {
+        (gateway.said_json(&["queue", "count"])["messages"] == 0).then_some(())
+    });
+    let kinds: Vec<Value> = gateway.events().iter().map(|event| event["event"].clone()).collect();
+    assert!(!kinds.iter().any(|kind| kind == "delivered" || kind == "bounced"), "{kinds:?}");
+    gateway.kill9();
+    let mut gateway = gateway.restart(&config);
+    assert_eq!(gateway.said_json(&["queue", "count"])["messages"], 0);
+    assert!(files_in(&gateway.dir().join("mail/here.test")).is_empty());
     gateway.terminate();
 }
 
@@ -163,7 +155,7 @@ fn quarantined_mail_stays_so_through_a_crash_until_it_is_released() {
 /// file, after a restart too.
 #[test]
 fn a_refused_session_is_explained_by_its_name() {
-    let config = CONFIG.replace("{action}", "reject");
+    let config = config("reject");
     let config = format!("{config}[log]\nevents = \"{{dir}}/events\"\n");
     let mut gateway = Gateway::start(&config);
     let mut client = client(&gateway);
@@ -177,12 +169,12 @@ fn a_refused_session_is_explained_by_its_name() {
         let event: Value = serde_json::from_str(line).ok()?;
         Some(event["session"].as_str()?.to_owned())
     });
-    let why = said(&gateway, &["why", &session]);
+    let why = gateway.said(&["why", &session]);
     for part in ["b@here.test: 554 5.7.1", "c@elsewhere.test: 550 5.7.1", "verdict   reject"] {
         assert!(why.contains(part), "{part}:\n{why}");
     }
     assert!(why.contains("refused at its recipients\n"), "{why}");
-    let page = page(&gateway, "/metrics");
+    let page = ask(&gateway, "/metrics");
     for line in [
         "mailrace_verdicts_total{action=\"reject\"} 1\n",
         "mailrace_findings_total{check=\"helo_bare\"} 1\n",
@@ -190,6 +182,6 @@ fn a_refused_session_is_explained_by_its_name() {
         assert!(page.contains(line), "{line}{page}");
     }
     gateway.terminate();
-    let why = said(&gateway, &["why", &session]);
+    let why = gateway.said(&["why", &session]);
     assert!(why.contains("causes    helo_bare=reject"), "{why}");
 }

@@ -311,19 +311,24 @@ pub async fn sweep_forever() {
 
 /// Cuts every connection of this thread that is late at `now`.
 fn cut_late(now: Instant) {
-    WATCHED.with_borrow(|watched| {
-        for watch in watched.iter().filter(|watch| watch.deadline.get() <= now) {
-            watch.late.set(true);
-            // The peer may be gone already: then the operation is ending anyway.
-            let _ = rustix::net::shutdown(borrow(watch.fd, watch), rustix::net::Shutdown::Both);
-        }
-    });
+    cut(|watch| watch.deadline.get() <= now);
 }
 
 /// Shuts down all connections of this thread.  Tasks that sleep when their loop ends are never
 /// dropped, and the connections that they own would stay open until the process ends.
 pub fn cut_all() {
-    cut_late(Instant::now() + Duration::from_secs(1 << 30));
+    cut(|_| true);
+}
+
+/// Shuts down the connections of this thread that are `chosen`, and says so to who waits for them.
+fn cut(chosen: impl Fn(&Watch) -> bool) {
+    WATCHED.with_borrow(|watched| {
+        for watch in watched.iter().filter(|watch| chosen(watch)) {
+            watch.late.set(true);
+            // The peer may be gone already: then the operation is ending anyway.
+            let _ = rustix::net::shutdown(borrow(watch.fd, watch), rustix::net::Shutdown::Both);
+        }
+    });
 }
 
 /// The descriptor of a socket that `_owner` keeps open.

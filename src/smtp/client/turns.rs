@@ -11,6 +11,7 @@ use super::{
     StagedReply, State, Transaction, TransactionId, TransactionResult, UnderWay,
 };
 use crate::config::EightBit;
+use crate::limits;
 use crate::message::BodyFlags;
 use crate::smtp::body::BodyForm;
 use crate::smtp::capabilities::SizeOffer;
@@ -90,7 +91,7 @@ impl Client {
     fn confirm(&mut self, now: Instant) {
         self.output.extend_from_slice(b"QUIT\r\n");
         self.state = State::Confirming;
-        self.deadline = Some(now + self.config.timeouts.command);
+        self.deadline = Some(now + self.config.timeouts.command.min(limits::CLIENT_CONFIRMATION));
     }
 
     /// The peer answers QUIT.
@@ -199,9 +200,14 @@ impl Client {
         let confused =
             matches!(cause, ConnectionCause::Unexpected(_) | ConnectionCause::Malformed(_))
                 || (self.suspicion.is_some() && matches!(cause, ConnectionCause::TimedOut));
+        // A last verdict in step vouches for those before it.
+        let is_doubtful =
+            self.suspicion.is_some() && (self.is_draining || !self.under_way.is_empty());
         let cause = match cause {
-            // It may be the end of another command than the one it seems to answer.
-            ConnectionCause::Refused(_) if self.suspicion.is_some() => &ConnectionCause::Closed,
+            // It may be the answer to another command than the one whose turn it is.
+            ConnectionCause::Refused(reply) if is_doubtful => {
+                &ConnectionCause::Unexpected(reply.clone())
+            }
             cause => cause,
         };
         self.state = State::Closed;
@@ -222,7 +228,7 @@ impl Client {
             result.connection = AfterTransaction::MustClose;
             self.withheld.push_back(result);
         }
-        if self.suspicion.is_some() {
+        if is_doubtful {
             self.doubt_all(cause);
         }
         self.tell_all();

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use super::tls::is_free_of_tls;
-use super::{Client, Event, Handled, Haste, Phase, Refusal, Server};
+use super::{Client, Closing, Event, Handled, Haste, Phase, Refusal, Server};
 use crate::limits;
 use crate::smtp::address::{AddressError, Utf8};
 use crate::smtp::command::{self, Command, CommandError, Extensions};
@@ -161,7 +161,7 @@ impl Server {
     fn quit(&mut self) -> Event {
         self.replies.push(reply::BYE);
         self.transaction = None;
-        self.phase = Phase::Closed { timed_out: false };
+        self.phase = Phase::Closed(Closing::Quit);
         Event::Close
     }
 

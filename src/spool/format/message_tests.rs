@@ -125,16 +125,9 @@ fn what_is_quarantined_stays_so_with_its_explanation() {
     let (envelope, origin, summary) = (envelope(), origin(), summary(b""));
     let explanation = Extension { kind: Extension::EXPLANATION, value: b"{}" };
     let quarantined = Extension { kind: Extension::QUARANTINED, value: b"" };
-    let message = |extensions| NewMessage {
-        id: MessageId(1),
-        durability: Durability::Fsync,
-        envelope: &envelope,
-        origin: &origin,
-        summary: &summary,
-        trace: b"",
-        not_before_unix_ms: None,
-        extensions,
-        body: NewBody::Inline(b""),
+    let message = |extensions| {
+        let body = NewBody::Inline(b"");
+        NewMessage { extensions, ..plain(&envelope, &origin, &summary, body) }
     };
     let both = [explanation, quarantined];
     let (stored, _) = round_trip(&message(&both));

@@ -4,7 +4,7 @@
 //! What counts is what counts for recovery: a sealed segment goes by its index where that is
 //! sound, any other by what its batches hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::ops::Range;
 
@@ -46,6 +46,15 @@ pub(super) struct Entry<'a> {
     pub(super) record: Option<RecordView<'a>>,
     /// What is wrong with it on the disk.
     pub(super) hurt: Option<FormatError>,
+}
+
+impl Entry<'_> {
+    /// Whether this is the record that the index names here, as far as it is left.
+    fn is_of(&self, named: &RecordView<'_>) -> bool {
+        let has_its_head =
+            |record: &RecordView<'_>| record.header_and_head() == named.header_and_head();
+        self.name == (named.kind(), named.id()) && self.record.as_ref().is_none_or(has_its_head)
+    }
 }
 
 /// Batches that are gone.
@@ -124,39 +133,59 @@ impl<'a> Look<'a> {
         is_indexed: bool,
     ) -> bool {
         let mut disagrees = false;
-        let mut named = 0;
+        let mut named = BTreeSet::new();
         for entry in index {
             let Ok((offset, record)) = entry else {
                 disagrees = true;
                 continue;
             };
-            named += 1;
+            named.insert(offset);
             let gap = self.gaps.iter().find(|gap| gap.octets.contains(&(offset as usize)));
-            match (entries.get_mut(&offset), gap) {
-                (Some(entry), _) => {
-                    disagrees |= entry.name != (record.kind(), record.id());
+            match entries.get_mut(&offset) {
+                Some(entry) if entry.is_of(&record) => {
                     if is_indexed && entry.record.is_none() {
                         entry.record = Some(record);
                     }
                 }
-                (None, gap) if is_indexed || gap.is_some() => {
+                // A batch, sound by itself, has been written over the one that stood here.
+                Some(entry) => {
+                    disagrees = true;
+                    if is_indexed {
+                        *entry = self.named(offset, record, entry.sequence, is_indexed);
+                    }
+                }
+                None if is_indexed || gap.is_some() => {
                     // Outside of every gap: behind the last batch that is left, where the next
                     // segment is missing too and nothing tells how many there were.
                     disagrees |= gap.is_none();
-                    let length = record.total_length() as u32;
-                    let entry = Entry {
-                        sequence: gap.map_or(self.last_valid, |gap| gap.sequences.start),
-                        place: RecordPlace { segment: self.header.segment, offset, length },
-                        name: (record.kind(), record.id()),
-                        record: is_indexed.then_some(record),
-                        hurt: Some(FormatError::Checksum("batch")),
-                    };
-                    entries.insert(offset, entry);
+                    let sequence = gap.map_or(self.last_valid, |gap| gap.sequences.start);
+                    entries.insert(offset, self.named(offset, record, sequence, is_indexed));
                 }
-                (None, _) => disagrees = true,
+                None => disagrees = true,
             }
         }
-        disagrees || named != entries.len()
+        disagrees |= named.len() != entries.len();
+        if is_indexed {
+            entries.retain(|offset, _| named.contains(offset));
+        }
+        disagrees
+    }
+
+    /// A record that only the index still knows, or, where the batch around it is gone, that is
+    /// whole all the same: who reads it goes by its place.
+    fn named(&self, offset: u32, record: RecordView<'a>, sequence: u64, counts: bool) -> Entry<'a> {
+        let rest = self.bytes.get(offset as usize..).unwrap_or_default();
+        let is_whole = RecordView::parse(rest).is_ok_and(|there| {
+            there.header_and_head() == record.header_and_head() && there.verify_body().is_ok()
+        });
+        let length = record.total_length() as u32;
+        Entry {
+            sequence,
+            place: RecordPlace { segment: self.header.segment, offset, length },
+            name: (record.kind(), record.id()),
+            record: counts.then_some(record),
+            hurt: (!is_whole || !counts).then_some(FormatError::Checksum("batch")),
+        }
     }
 
     /// Records that seem to stand in a gap that no index tells of.

@@ -18,9 +18,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::super::SegmentNo;
 use super::super::format::FormatError;
 use super::super::format::header::SegmentState;
-use super::super::salvage::Lost;
 use super::super::scan;
-use super::{Named, Survey, ToolError, Verdict, open_headers, read_whole};
+use super::{Named, Survey, ToolError, Verdict, open_headers};
 
 /// Whether to do it or only to say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,25 +36,20 @@ pub enum Repair {
 /// # Errors
 /// The directory cannot be read, a file cannot be renamed, or a mailrace runs on it.
 pub fn repair(spool: &Path, how: Repair, out: &mut impl Write) -> Result<Verdict, ToolError> {
-    repair_reading(spool, how, out, read_whole)
+    repair_surveyed(Survey::take(spool)?, how, out)
 }
 
-/// Reads a file, with zeros for what the disk cannot read.
-type ReadWhole = fn(&Path) -> io::Result<(Vec<u8>, Lost)>;
-
-/// As [`repair`], by whatever reads the end of the log.
-pub(super) fn repair_reading(
-    spool: &Path,
+pub(super) fn repair_surveyed(
+    mut survey: Survey,
     how: Repair,
     out: &mut impl Write,
-    read: ReadWhole,
 ) -> Result<Verdict, ToolError> {
-    let mut survey = Survey::take(spool)?;
+    let spool = &survey.path.clone();
     let failed = |source| ToolError::Io { path: spool.into(), source };
     let mut verdict = Verdict::default();
     let mut renamed = 0u64;
     let mut unusable = unusable(&survey);
-    unusable.extend(hidden_end(&survey, &unusable, read).map_err(failed)?);
+    unusable.extend(hidden_end(&mut survey, &unusable).map_err(failed)?);
     for (name, reason) in &unusable {
         match (reason, how) {
             (Reason::OtherVersion(error), _) => {
@@ -97,7 +91,7 @@ pub(super) fn repair_reading(
         let is_kept = |reason: &Reason| matches!(reason, Reason::HiddenEnd { .. });
         unusable.iter().any(|(name, reason)| *name == file.name && !is_kept(reason))
     };
-    survey.files.retain(|file| !file.is_aside && !is_unusable(file));
+    survey.files.retain(|file| !file.is_aside() && !is_unusable(file));
     let mut in_segments = Verdict::default();
     survey.each(&mut in_segments, &mut io::sink(), |look, verdict, _| {
         let hurt = look.entries.iter().filter(|entry| entry.hurt.is_some()).count();
@@ -166,7 +160,7 @@ fn unusable(survey: &Survey) -> Vec<(String, Reason)> {
     let strangers: Vec<&str> = survey.strangers().map(|file| file.name.as_str()).collect();
     let mut sizes: BTreeMap<u32, usize> = BTreeMap::new();
     let mut numbers: BTreeMap<SegmentNo, usize> = BTreeMap::new();
-    for file in files.iter().filter(|file| !file.is_aside) {
+    for file in files.iter().filter(|file| !file.is_renamed) {
         let Ok(header) = file.header else { continue };
         *sizes.entry(header.segment_bytes).or_default() += 1;
         if header.state == SegmentState::Open && !strangers.contains(&file.name.as_str()) {
@@ -191,39 +185,39 @@ fn unusable(survey: &Survey) -> Vec<(String, Reason)> {
         }
         Ok(_) => None,
     };
-    let files = files.iter().filter(|file| !file.is_aside);
+    let files = files.iter().filter(|file| !file.is_renamed);
     files.filter_map(|file| Some((file.name.clone(), reason(file)?))).collect()
 }
 
 /// The newest of the other files, if recovery cannot be certain of its end.
 fn hidden_end(
-    survey: &Survey,
+    survey: &mut Survey,
     unusable: &[(String, Reason)],
-    read: ReadWhole,
 ) -> io::Result<Option<(String, Reason)>> {
     let is_open = |file: &&Named| {
         let is_unusable = unusable.iter().any(|(name, _)| *name == file.name);
-        !file.is_aside && !is_unusable && file.is_open(file.segment())
+        !file.is_aside() && !is_unusable && file.is_open(file.segment())
     };
     let Some(file) = survey.files.iter().filter(is_open).max_by_key(|file| file.segment()) else {
         return Ok(None);
     };
     let Ok(header) = file.header else { return Ok(None) };
-    let (bytes, lost) = read(&survey.path.join(&file.name))?;
+    let (bytes, lost) = survey.reads.whole(&survey.path.join(&file.name))?;
     let voided: Vec<(u64, u64)> =
         open_headers(&survey.files).filter_map(|header| header.voided).collect();
     let Ok(scanned) = scan::scan(&bytes, &header, &voided) else { return Ok(None) };
     let last_valid = scanned.end_of_whole(header.first_sequence);
-    let is_certain =
-        scan::sealed_end(&bytes, &header).is_some() || scanned.is_end_readable(last_valid, lost);
+    if scan::sealed_end(&bytes, &header).is_some() || scanned.is_end_readable(last_valid, lost) {
+        return Ok(None);
+    }
     let reason = Reason::HiddenEnd { bytes, octets: lost.octets };
-    Ok((!is_certain).then(|| (file.name.clone(), reason)))
+    Ok(Some((file.name.clone(), reason)))
 }
 
 /// What is to become of one of several files that say to be the same segment: of copies the first
 /// stays.
 fn twin(survey: &Survey, file: &Named, segment: SegmentNo) -> Option<Reason> {
-    let mut twins = survey.files.iter().filter(|file| !file.is_aside && file.is_open(segment));
+    let mut twins = survey.files.iter().filter(|file| !file.is_aside() && file.is_open(segment));
     let first = twins.next()?;
     let is_copy = |other: &Named| {
         let read = |file: &Named| std::fs::read(survey.path.join(&file.name));

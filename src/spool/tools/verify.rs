@@ -176,7 +176,7 @@ fn conclude(
     for pair in survey.files.windows(2) {
         let [one, other] = pair else { continue };
         let segment = one.header.map(|header| header.segment).ok();
-        let is_twin = |file: &Named| !file.is_aside && segment.is_some_and(|no| file.is_open(no));
+        let is_twin = |file: &Named| !file.is_aside() && segment.is_some_and(|no| file.is_open(no));
         if is_twin(one) && is_twin(other) {
             verdict.damage += 1;
             writeln!(

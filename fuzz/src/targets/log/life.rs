@@ -66,16 +66,23 @@ impl Life {
         Life::with(disk, BTreeMap::new())
     }
 
-    fn with(disk: &SimDisk, accepted: BTreeMap<u64, Accepted>) -> Life {
+    fn with(disk: &SimDisk, mut accepted: BTreeMap<u64, Accepted>) -> Life {
         let mut random = disk.operations().wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut kept = Kept::default();
         let (log, _) = mailrace::spool::recover(
             Arc::new(disk.clone()),
             OPTIONS,
             Arc::default(),
             &mut || draw(&mut random),
-            &mut Kept::default(),
+            &mut kept,
         )
         .expect("a sound log");
+        // Where a message stood before it was moved is known to the log that moved it, and no more
+        // to the next one.
+        for found in kept.0 {
+            let mail = accepted.get_mut(&found.message.id.0).expect("nobody sent it");
+            mail.segment = found.place.segment;
+        }
         let options = AppenderOptions {
             batch_bytes: 32 * 1024,
             buffers: 3,

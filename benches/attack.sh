@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# The edge filter under attack: benches/attack.sh [SECONDS [RATE]].  Wants the release builds of
+# mailrace and mailrace-loadtest, what `.ci/setup` unpacks, root (for port 53 of 127.53.0.1),
+# 20,000 open files (`ulimit -Hn`), and nothing else on the machine: it judges times.
+#
+# RATE (833) connections a second from as many listed addresses for SECONDS (60), so 50,000 in a
+# minute, beside a dictionary of names, 1,000 clients of an octet a second, and a sender whose mail
+# is wanted, 40 messages a second on a connection each.  Told, and held to what is promised:
+#   - every listed client is refused, every message of the wanted sender is taken;
+#   - its p99 from connect to final reply, against the same sender without the attack before and
+#     after it: under three times that;
+#   - memory of the gateway, and its CPU time;
+#   - the questions that reached the list: one for each address, none twice.
+# The generator shares the machine's cores with what it measures.  So the same sender is measured
+# beside the same attack at a server that is not attacked too (`mailrace-loadtest sink`): what it
+# waits longer there, it waits for a core.
+. "$(dirname "$0")/edge-kit.sh"
+seconds=${1:-60}
+rate=${2:-833}
+alone_seconds=$((seconds < 25 ? seconds : 25))
+start_names 127.20.0.0/14
+ulimit -n "$(ulimit -Hn)"
+echo user@target.test >"$home/recipients"
+mx=$(port)
+cat >"$home/mailrace.toml" <<CONF
+hostname = "mx.target.test"
+data_dir = "$home/data"
+[[listener]]
+address = "127.0.0.1:$mx"
+service = "mx"
+[relay]
+networks = []
+[domains]
+accept = ["target.test"]
+[[route]]
+recipient = "*"
+to = "discard"
+[dns]
+servers = ["$resolver:53"]
+[limits]
+sessions = 16000
+[recipients]
+file = "$home/recipients"
+[edge]
+greeting_wait = "1s"
+tarpit = "1s"
+thresholds = { tag = 4, reject = 5 }
+[edge.checks]
+sender_unknown = "off"
+[[edge.list]]
+zone = "block.test"
+weight = 5
+[admin]
+address = "127.0.0.1:$(port)"
+CONF
+"$bin/mailrace" --config "$home/mailrace.toml" >"$home/events" 2>"$home/said" &
+mailrace=$!
+started+=("$mailrace")
+sink=$(port)
+"$bin/mailrace-loadtest" sink --listen "127.0.0.1:$sink" >/dev/null 2>&1 &
+started+=($!)
+greets "$mx"
+greets "$sink"
+
+cat >"$home/attack.toml" <<CONF
+time = "${seconds}s"
+threads = 1
+[[party]]
+name = "listed"
+grace = "15s"
+sessions = 5000
+rate = $rate
+one = true
+no_data = true
+source = "127.NETWORK.0.0/16"
+helo = "host.listed.test"
+from = ["{1..99999999}@{1..999999}.spam.test"]
+rcpt = ["user@target.test", "3 {1..9999}@target.test"]
+[[party]]
+name = "dictionary"
+grace = "0s"
+sessions = 20
+per_connection = 4
+no_data = true
+recipients = 50
+source = "127.0.10.1-127.0.10.4"
+from = [""]
+rcpt = ["a{1..100000}@target.test", "info{1..100}@target.test"]
+[[party]]
+name = "slow"
+grace = "0s"
+sessions = 1000
+messages = 1000
+one = true
+size = ["1KiB"]
+trickle = "1B"
+trickle_every = "1s"
+trickle_all = true
+source = "127.0.12.0/24"
+CONF
+# clean FILE PORT OPTION...: the sender whose mail is wanted; what came of it as JSON.
+clean() {
+  "$bin/mailrace-loadtest" send --to "127.0.0.1:$2" --quiet --json --one --threads 1 --sessions 40 \
+    --size 4KiB-40KiB --source 127.0.13.1-127.0.13.20 --helo mail.firm.test \
+    --from 'person{1..200}@firm.test' --rcpt user@target.test "${@:3}" >"$home/$1.json" ||
+    true # The report says what went wrong.
+}
+# attack FILE NETWORK PORT SECONDS: the others, against the gateway, and beside them the sender to PORT.
+attack() {
+  sed "s/NETWORK/$2/; s/^time = .*/time = \"$4s\"/" "$home/attack.toml" >"$home/attack.$2.toml"
+  "$bin/mailrace-loadtest" send --scenario "$home/attack.$2.toml" --to "127.0.0.1:$mx" --quiet \
+    --json >"$home/attack.$1.json" &
+  local attackers=$!
+  clean "$1" "$3" --rate 40 --time "$4s"
+  # The dictionary and the slow are never through.
+  wait "$attackers" || true
+}
+memory() { awk '/^RssAnon:/ { print $2 }' "/proc/$mailrace/status"; }
+
+# Its addresses get a good record first: the wait before the greeting is for strangers.
+clean known "$mx" --messages 200 --rate 100
+clean before "$mx" --rate 40 --time "${alone_seconds}s"
+attack elsewhere 21 "$sink" "$alone_seconds"
+start_kib=$(memory)
+(peak=0; while sleep 0.05; do now=$(memory); [ "$now" -gt "$peak" ] && echo "$((peak = now))"; done) \
+  >"$home/peaks" 2>/dev/null &
+watcher=$!
+started+=("$watcher")
+start_ticks=$(cpu_ticks "$mailrace")
+attack beside 20 "$mx" "$seconds"
+ticks=$(($(cpu_ticks "$mailrace") - start_ticks))
+kill "$watcher"
+clean after "$mx" --rate 40 --time "${alone_seconds}s"
+python3 - "$home" "$questions" "$seconds" "$rate" "$alone_seconds" "$start_kib" "$ticks" <<'REPORT'
+import collections, json, os, sys
+home, questions = sys.argv[1:3]
+seconds, rate, alone_seconds, start_kib, ticks = map(int, sys.argv[3:8])
+load = lambda name: json.load(open(f"{home}/{name}.json"))
+faults = []
+def must(holds, what):
+    if not holds:
+        faults.append(what)
+def whole(name):
+    sent = load(name)
+    total = sent["acknowledged"] + sent["refused_for_now"] + sent["refused_for_good"] \
+        + sent["broken"] + sent["unfinished"]
+    must(sent["acknowledged"] == total > 0, f"{name}: {sent['acknowledged']} of {total} taken: {sent['texts']}")
+    times = next(step for step in sent["latencies_us"] if step["step"] == "whole")
+    print(f"clean, {name}: {sent['acknowledged']} of {total} taken; p50 {times['p50']} us,"
+          f" p99 {times['p99']} us, p99.9 {times['p999']} us")
+    return times["p99"]
+before, elsewhere, beside, after = map(whole, ["before", "elsewhere", "beside", "after"])
+alone = (before + after) / 2
+print(f"p99 beside the attack by that without: {beside / alone:.2f}"
+      f" (of a server that is not attacked: {elsewhere / alone:.2f})")
+must(beside < 3 * alone, f"p99 {beside} us, {alone} us alone")
+parties = load("attack.beside")
+parties = parties.get("parties", parties)
+for party in parties if isinstance(parties, list) else [dict(v, name=k) for k, v in parties.items()]:
+    refused = max(party["recipients_refused"], sum(r["count"] for r in party["refusals"]))
+    print(f"{party['name']}: {party['acknowledged']} taken, {refused} refused on"
+          f" {party['connections']} connections, {party['connect_failures']} failed to connect")
+    if party["name"] == "listed":
+        listed = party["connections"]
+        must(party["acknowledged"] + party["abandoned"] == 0, "a listed client was let in")
+        must(listed >= 0.99 * seconds * rate and refused >= 0.99 * listed, f"{refused} of {listed} refused")
+peak_kib = max([start_kib] + [int(line) for line in open(f"{home}/peaks")])
+print(f"memory: {start_kib >> 10} MiB before, {peak_kib >> 10} MiB at most")
+must(peak_kib - start_kib < 192 << 10, "memory")
+us = ticks * 1e6 / os.sysconf("SC_CLK_TCK")
+print(f"CPU of the gateway: {us / seconds / 1e4:.0f} % of one core, {us / listed:.0f} us for each"
+      " listed connection if all of it is theirs")
+asked = collections.Counter(line.split()[2].lower() for line in open(questions))
+listed_asked = {name: n for name, n in asked.items() if name.endswith(".20.127.block.test")}
+twice = [name for name, n in listed_asked.items() if n > 1]
+print(f"questions to the list about them: {sum(listed_asked.values())}, about"
+      f" {len(listed_asked)} addresses, {len(twice)} more than once")
+must(not twice, f"asked twice: {twice[:3]}")
+must(len(listed_asked) >= 0.99 * min(seconds * rate, 65536), "addresses that nobody asked about")
+for fault in faults:
+    print("NOT AS PROMISED:", fault)
+sys.exit(bool(faults))
+REPORT
