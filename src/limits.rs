@@ -241,8 +241,16 @@ pub const RSPAMD_HELD: usize = 64 * 1024;
 pub const RSPAMD_KEPT: usize = 32;
 /// How long one is kept without a message: less than what servers and what is between wait for.
 pub const RSPAMD_IDLE: Duration = Duration::from_secs(30);
-/// What rspamd may answer; symbols and the URLs that it found are some kilobytes.
-pub const RSPAMD_ANSWER: usize = 1024 * 1024;
+/// What rspamd may answer.  Nearly always it is some kilobytes; but every URL and address of the
+/// message is in it, and so its sender has a say in its size: 10,240 URLs, the most that rspamd 3.4
+/// tells of, can make 2.6 MB, and its operator can raise that number.
+pub const RSPAMD_ANSWER: usize = 8 * 1024 * 1024;
+/// What an answer may take without being among the large ones.
+pub const RSPAMD_SMALL_ANSWER: usize = 256 * 1024;
+/// Answers that may grow beyond that at a time; others wait for their turn, in their deadline.
+/// Answers so take 64 MiB at most: 32 MiB of small ones, as many of large ones.  They are read
+/// one at a time, and nothing is kept of what is not used.
+pub const RSPAMD_LARGE_ANSWERS: usize = 4;
 /// The recipients that rspamd is told of, in octets of its request's head.
 pub const RSPAMD_RECIPIENTS: usize = 32 * 1024;
 /// Connections to an admin listener; more wait in its backlog.
@@ -266,6 +274,9 @@ pub const WORKER_ANSWER: Duration = Duration::from_secs(5);
 pub const WORKER_WORK: Duration = Duration::from_secs(30);
 
 const _: () = assert!(PATH >= LOCAL_PART + 1 + 2);
+const _: () = assert!(
+    RSPAMD_AT_ONCE * RSPAMD_SMALL_ANSWER + RSPAMD_LARGE_ANSWERS * RSPAMD_ANSWER <= 64 * 1024 * 1024
+);
 // A list fits a message, and an envelope's indices fit 16 bits.
 const _: () = assert!(EXPANDED_RECIPIENTS <= RECIPIENTS_MAX / 2);
 const _: () = assert!(COMMAND_LINE >= 512 + ENVID + ORCPT + 26 + 17 + 10);

@@ -103,6 +103,9 @@ impl Session {
     ) -> Result<(), Refusal> {
         self.worker.metrics.rspamd_failures.count(failure.as_str());
         tracing::debug!(session = %self.id, %failure, "rspamd has not judged a message");
+        if let Some(desk) = &self.worker.rspamd {
+            desk.warn(failure);
+        }
         let effect = match on_failure {
             OnFailure::Accept => Effect::None,
             OnFailure::Defer => Effect::Action(Action::Defer),
@@ -140,7 +143,7 @@ impl Session {
         changes.write(&mut content.fields);
         if shown.chunks.is_none() && changes.concern_body() {
             let flags = shown.message.summary.flags;
-            content.rewritten = changes.apply(self.intake.small_body(), flags);
+            content.rewritten = changes.apply(self.intake.small_body(), flags, shown.trace);
         }
         content
     }

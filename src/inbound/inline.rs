@@ -18,8 +18,8 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::Session;
 use super::exhibit::Exhibit;
+use super::{Session, trace};
 use crate::config::{EightBit, RouteIndex};
 use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, MessageId};
 use crate::outbound::backend::{self, Backend, BackendError};
@@ -307,8 +307,11 @@ impl Session {
         };
         let begun = match backend.say(b"DATA\r\n".to_vec()).await {
             Ok(reply) if reply.class() == ReplyClass::Intermediate => {
-                let mut trace = self.trace(under_way.id, &under_way.envelope, false, None);
-                self.tag(&mut trace);
+                let trace = self.trace(under_way.id, &under_way.envelope, false, None);
+                let mut fields = String::new();
+                self.tag(&mut fields);
+                // Nobody knows yet how the body begins.
+                let trace = trace::with_fields(trace, fields, true);
                 under_way.exhibit = self.begin_exhibit(under_way.id, &trace, kept);
                 backend.send(trace.into_bytes()).await.map_err(|error| {
                     report_lost(&self.worker, backend.site().name(), &error);

@@ -79,7 +79,7 @@ impl Session {
             Service::Submission => Some(&message.header),
             Service::Mx | Service::Relay => None,
         };
-        let mut trace = self.trace(id, &message.envelope, message.is_expanded, completed);
+        let trace = self.trace(id, &message.envelope, message.is_expanded, completed);
         let chunks = match &mut upload {
             None => None,
             Some(upload) => {
@@ -97,7 +97,8 @@ impl Session {
             None => Content::default(),
         };
         let judged = self.screening.as_ref().and_then(|screening| screening.judged());
-        let mark = judged.and_then(|judged| self.mark(judged, id, &mut trace));
+        let mut fields = String::new();
+        let mark = judged.and_then(|judged| self.mark(judged, id, &mut fields));
         let extensions = mark.as_ref().map(Mark::extensions).unwrap_or_default();
         let origin = Origin {
             client: self.peer,
@@ -105,7 +106,8 @@ impl Session {
             helo: self.server.client().map(|client| client.helo.clone()).unwrap_or_default(),
             accepted_unix_ms: self.worker.now_unix_ms(),
         };
-        trace.push_str(&content.fields);
+        fields.push_str(&content.fields);
+        let trace = trace::with_fields(trace, fields, message.header.begins_folded);
         let body = match (chunks, &content.rewritten) {
             (Some(chunks), _) => NewBody::Chunks(chunks),
             (None, Some(rewritten)) => NewBody::Inline(&rewritten.body),

@@ -88,6 +88,18 @@ impl Received<'_> {
     }
 }
 
+/// What goes before a body: the trace header, and other fields of ours behind it.
+///
+/// Before a body that begins with white space they come first: its first line continues the field
+/// in front of it, and a stranger is to add nothing to a verdict.
+pub fn with_fields(trace: String, fields: String, begins_folded: bool) -> String {
+    match (fields.is_empty(), begins_folded) {
+        (true, _) => trace,
+        (false, false) => trace + &fields,
+        (false, true) => fields + &trace,
+    }
+}
+
 /// An address as RFC 5321 section 4.1.3 writes it.
 struct AddressLiteral(IpAddr);
 
@@ -162,6 +174,17 @@ mod tests {
              \tby mx.example.com with UTF8SMTP id 0000000000001;\r\n\
              \tSat, 21 Nov 2026 23:50:32 +0000\r\n"
         );
+    }
+
+    #[test]
+    fn a_body_continues_no_field_but_the_trace_header() {
+        let joined = |fields: &str, begins_folded| {
+            with_fields("Received: a\r\n".to_owned(), fields.to_owned(), begins_folded)
+        };
+        assert_eq!(joined("", false), "Received: a\r\n");
+        assert_eq!(joined("", true), "Received: a\r\n");
+        assert_eq!(joined("X: b\r\n", false), "Received: a\r\nX: b\r\n");
+        assert_eq!(joined("X: b\r\n", true), "X: b\r\nReceived: a\r\n");
     }
 
     #[test]

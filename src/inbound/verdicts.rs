@@ -31,15 +31,14 @@ impl Mark {
 }
 
 impl Session {
-    /// Adds the header field of a message that is suspect behind its trace header; gives what is
-    /// kept with it.
+    /// Adds the header field of a message that is suspect; gives what is kept with it.
     ///
     /// One that is to be refused comes here too: the postmaster's.
-    pub(super) fn mark(&self, judged: &Judged, id: MessageId, trace: &mut String) -> Option<Mark> {
+    pub(super) fn mark(&self, judged: &Judged, id: MessageId, fields: &mut String) -> Option<Mark> {
         if judged.action == Action::Accept {
             return None;
         }
-        self.tag(trace);
+        self.tag(fields);
         let account = self.screening.as_ref().map(|screening| screening.account().clone());
         let explanation = self.explain(judged.clone(), account.unwrap_or_default(), Some(id), None);
         Some(Mark {
@@ -50,11 +49,11 @@ impl Session {
 
     /// Adds the header field of a message that is suspect, if it is.  All that is done for one that
     /// is passed on in-line, where nothing can be kept back.
-    pub(super) fn tag(&self, trace: &mut String) {
+    pub(super) fn tag(&self, fields: &mut String) {
         let judged = self.screening.as_ref().and_then(|screening| screening.judged());
         if let Some(judged) = judged.filter(|judged| judged.action > Action::Accept) {
             let hostname = &self.worker.config.hostname;
-            tag::write(trace, hostname, judged.action, judged.score, &judged.findings);
+            tag::write(fields, hostname, judged.action, judged.score, &judged.findings);
         }
     }
 

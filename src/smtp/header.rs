@@ -35,6 +35,8 @@ pub struct HeaderFacts {
     pub message_id: Occurrence,
     /// `From:`
     pub from: Occurrence,
+    /// The first line begins with white space: it continues whatever is put in front of it.
+    pub begins_folded: bool,
 }
 
 /// Looks for the fields of [`HeaderFacts`] in the octets of a body, piece by piece.
@@ -44,6 +46,7 @@ pub struct HeaderWatch {
     state: State,
     form: BodyForm,
     octets_left: usize,
+    is_first_line: bool,
 }
 
 /// Where in the header section the next octet stands.
@@ -76,6 +79,7 @@ impl HeaderWatch {
             state: State::Head(Head::default()),
             form,
             octets_left: limits::HEADER_LOOK,
+            is_first_line: true,
         }
     }
 
@@ -103,11 +107,23 @@ impl HeaderWatch {
 
     /// What was found so far.
     pub fn facts(&self) -> HeaderFacts {
-        let mut facts = self.facts;
-        if let State::Head(head) = self.state {
-            facts.add_line(head.as_bytes(), self.form);
+        match self.state {
+            State::Head(head) => self.facts_with(head.as_bytes()),
+            State::Passing { .. } | State::Done => self.facts,
         }
+    }
+
+    /// The facts with one more line.
+    fn facts_with(&self, head: &[u8]) -> HeaderFacts {
+        let mut facts = self.facts;
+        facts.add_line(head, self.form);
+        facts.begins_folded |= self.is_first_line && is_folded(head, self.form);
         facts
+    }
+
+    fn add_line(&mut self, head: &[u8]) {
+        self.facts = self.facts_with(head);
+        self.is_first_line = false;
     }
 
     /// Goes on in the head of a line; gives what is left of the piece.
@@ -120,7 +136,7 @@ impl HeaderWatch {
             }
             // A CRLF within it does no harm: no name has one, and the line is passed from its
             // start.
-            self.facts.add_line(whole, self.form);
+            self.add_line(whole);
             return self.pass(false, rest);
         }
         let (&octet, rest) = rest.split_first().expect("the piece is not empty");
@@ -129,11 +145,11 @@ impl HeaderWatch {
         self.state = match line {
             b"\r\n" => State::Done,
             _ if line.ends_with(b"\r\n") => {
-                self.facts.add_line(line, self.form);
+                self.add_line(line);
                 State::Head(Head::default())
             }
             _ if line.len() == HEAD_MAX => {
-                self.facts.add_line(line, self.form);
+                self.add_line(line);
                 State::Passing { after_cr: octet == b'\r' }
             }
             _ => State::Head(head),
@@ -176,11 +192,7 @@ impl Head {
 impl HeaderFacts {
     /// Counts the field that a line with this head is, if it is one of those looked for.
     fn add_line(&mut self, head: &[u8], form: BodyForm) {
-        let line = match head {
-            // A stuffed dot, or one that should have been: the line begins behind it.
-            [b'.', line @ ..] if form == BodyForm::Data => line,
-            line => line,
-        };
+        let line = unstuffed(head, form);
         match line.first() {
             // The look is bounded, so the count is too.
             Some(b'R' | b'r') if is_field(line, b"Received") => self.received += 1,
@@ -190,6 +202,20 @@ impl HeaderFacts {
             _ => {}
         }
     }
+}
+
+/// A line of a body in this form as its reader has it: a stuffed dot, or one that should have been,
+/// is gone.
+pub fn unstuffed(line: &[u8], form: BodyForm) -> &[u8] {
+    match line {
+        [b'.', line @ ..] if form == BodyForm::Data => line,
+        line => line,
+    }
+}
+
+/// Whether a line continues the field before it (RFC 5322 section 2.2.3), in a body of this form.
+pub fn is_folded(line: &[u8], form: BodyForm) -> bool {
+    matches!(unstuffed(line, form), [b' ' | b'\t', ..])
 }
 
 /// Whether the line is a field of this name, in any case, by RFC 5322 sections 2.2 and 4.5.8.
@@ -237,7 +263,7 @@ mod tests {
     }
 
     fn facts(received: u32, date: Occurrence, id: Occurrence, from: Occurrence) -> HeaderFacts {
-        HeaderFacts { received, date, message_id: id, from }
+        HeaderFacts { received, date, message_id: id, from, begins_folded: false }
     }
 
     #[test]
@@ -294,6 +320,30 @@ mod tests {
         assert_eq!(found, facts(1, Once, Absent, Absent));
         let (found, _) = watch(BodyForm::Bdat, &[body]);
         assert_eq!(found, facts(0, Absent, Absent, Absent));
+    }
+
+    #[test]
+    fn a_first_line_that_continues_nothing_is_noticed_at_every_cut() {
+        use BodyForm::{Bdat, Data};
+        let table: &[(&[u8], BodyForm, bool)] = &[
+            (b" a\r\nX: b\r\n\r\n", Bdat, true),
+            (b"\ta", Data, true),
+            (b" ", Bdat, true),
+            // The dot is taken away from it on its way.
+            (b". a, and this goes on for a while\r\n\r\n", Data, true),
+            (b". a, and this goes on for a while\r\n\r\n", Bdat, false),
+            (b".. a\r\n\r\n", Data, false),
+            (b"X: a\r\n b\r\n\r\n", Data, false),
+            (b"\r\n a\r\n", Data, false),
+            (b"", Data, false),
+        ];
+        for (body, form, right) in table {
+            for cut in 0..=body.len() {
+                let (one, two) = body.split_at(cut);
+                let (found, _) = watch(*form, &[one, two]);
+                assert_eq!(found.begins_folded, *right, "{cut} {}", body.escape_ascii());
+            }
+        }
     }
 
     #[test]

@@ -303,6 +303,32 @@ fn a_large_message_is_shown_whole_and_marked_in_front() {
     gateway.terminate();
 }
 
+/// A message that begins with white space continues the field in front of it: never one of ours.
+#[test]
+fn a_sender_adds_nothing_to_what_marks_its_message() {
+    let fake = Fake::saying(json!({"action": "add header", "score": 9}));
+    let mut gateway = start(&fake.authority, "");
+    let mut client = client(&gateway);
+    let plain = "a line as most are, with nothing special in it at all\r\n";
+    for (to, begin) in [("blank", " No, it is not\r\n"), ("dot", ".\tNo, it is not\r\n")] {
+        for (size, lines) in [("small", 1), ("large", 2_000)] {
+            let to = format!("{to}{size}");
+            let message = format!("{begin}Subject: cheap\r\n\r\n{}", plain.repeat(lines));
+            client.envelope("a@there.test", &[&format!("{to}@here.test")]);
+            // As it is: the dot is one that its reader takes away.
+            client.command("DATA").expect("354");
+            client.send(format!("{message}.\r\n").as_bytes());
+            client.reply().expect("250");
+            let marked = delivered(&gateway, &to);
+            assert!(marked.contains("X-Spam: Yes\r\nReceived: "), "{to}{marked}");
+            let received = marked.find("\r\nReceived: ").expect("it is there");
+            assert!(marked.find("No, it is not") > Some(received), "{to}{marked}");
+            assert!(marked.find("X-Mailrace-Verdict: ") < Some(received), "{to}{marked}");
+        }
+    }
+    gateway.terminate();
+}
+
 #[test]
 fn a_failure_is_no_verdict() {
     let fake = Fake::start(|shown| {

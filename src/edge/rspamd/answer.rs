@@ -7,18 +7,38 @@
 
 use std::fmt::Write as _;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::changes::{Changes, Field, Removal};
 use super::{Advice, Assessment};
 use crate::edge::verdict::{Effect, Score};
 
+/// What is used of an answer.
+///
+/// Its greatest part is passed over as it is read: every URL and address that stands in the message
+/// (`urls`, `emails`), which a sender can make megabytes of.  The text has a bound, and the fields
+/// here are values of any form, since one that is odd must not hide the action.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Answer {
+    action: Value,
+    score: Value,
+    required_score: Value,
+    symbols: Value,
+    messages: Value,
+    milter: Value,
+    subject: Value,
+}
+
 /// Reads an answer to `/checkv2`; `None` if it is none.
 pub fn read(octets: &[u8]) -> Option<Assessment> {
-    let answer: Value = serde_json::from_slice(octets).ok()?;
-    let action = answer.get("action")?.as_str()?;
+    // Text of the message may be in it as its sender wrote it.
+    let text = String::from_utf8_lossy(octets);
+    let answer: Answer = serde_json::from_str(&text).ok()?;
+    let action = answer.action.as_str()?;
     let mut advice = advice(action);
-    let milter = &answer["milter"];
+    let milter = &answer.milter;
     if let (Advice::Reject, Some(instead)) = (advice, milter["reject"].as_str()) {
         advice = match instead {
             "quarantine" => Advice::Quarantine,
@@ -36,7 +56,7 @@ pub fn read(octets: &[u8]) -> Option<Assessment> {
         advice,
         effect,
         fact: fact(action, is_ignored, &answer),
-        reply: answer["messages"]["smtp_message"].as_str().and_then(reply),
+        reply: answer.messages["smtp_message"].as_str().and_then(reply),
         changes,
     })
 }
@@ -56,17 +76,17 @@ fn advice(action: &str) -> Advice {
 }
 
 /// `add header, score 7.2 of 15: A 4, B 3.2`.
-fn fact(action: &str, is_ignored: bool, answer: &Value) -> Box<str> {
+fn fact(action: &str, is_ignored: bool, answer: &Answer) -> Box<str> {
     let mut fact = one_line(action, WORD_CHARACTERS);
     if is_ignored {
         fact.push_str(", not to be done");
     }
-    write!(fact, ", score {}", score(&answer["score"])).expect("a string takes all text");
-    if answer["required_score"].is_number() {
-        let required = score(&answer["required_score"]);
+    write!(fact, ", score {}", score(&answer.score)).expect("a string takes all text");
+    if answer.required_score.is_number() {
+        let required = score(&answer.required_score);
         write!(fact, " of {required}").expect("a string takes all text");
     }
-    let symbols = answer["symbols"].as_object().into_iter().flatten();
+    let symbols = answer.symbols.as_object().into_iter().flatten();
     let mut symbols: Vec<(&str, Score)> = symbols
         .map(|(name, symbol)| (&**name, score(&symbol["score"])))
         .filter(|(_, score)| *score != Score(0))
@@ -125,10 +145,10 @@ fn milter_changes(milter: &Value) -> Changes {
 }
 
 /// What marks spam, as rspamd's own milter does it.
-fn advised_changes(advice: Advice, answer: &Value, changes: &mut Changes) {
+fn advised_changes(advice: Advice, answer: &Answer, changes: &mut Changes) {
     match advice {
         Advice::AddHeader => changes.mark(),
-        Advice::RewriteSubject => match answer["subject"].as_str().and_then(Field::subject) {
+        Advice::RewriteSubject => match answer.subject.as_str().and_then(Field::subject) {
             Some(subject) => changes.subject = Some(subject),
             None => changes.mark(),
         },
@@ -232,6 +252,14 @@ mod tests {
         assert_eq!(said("a\r\n250 ok\u{7f}\u{e4}").as_deref(), Some("a  250 ok??"));
         assert_eq!(said(" \r\n"), None);
         assert_eq!(said(&"x".repeat(5_000)).map(|reply| reply.len()), Some(REPLY_CHARACTERS));
+    }
+
+    #[test]
+    fn an_octet_that_is_no_text_hides_no_verdict() {
+        let found = read(b"{\"action\": \"reject\", \"symbols\": {\"A\xff\": {\"score\": 7}}}");
+        let found = found.expect("an answer");
+        assert_eq!(found.effect, Effect::Action(Action::Reject));
+        assert_eq!(&*found.fact, "reject, score 0: A? 7");
     }
 
     #[test]

@@ -11,8 +11,9 @@
 use data_encoding::BASE64;
 
 use crate::message::{BodyFlags, BodySummary};
+use crate::smtp::body::BodyForm;
 use crate::smtp::data::{ChunkScanner, DataScanner};
-use crate::smtp::header::header_section;
+use crate::smtp::header::{header_section, is_folded, unstuffed};
 
 /// What is to be changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,10 +76,10 @@ impl Changes {
         &self.removed
     }
 
-    /// `X-Spam: Yes`, whatever the sender says of it.
+    /// `X-Spam: Yes`, whatever the sender says of it, and however much else there is.
     pub fn mark(&mut self) {
-        self.remove(Removal { name: SPAM.into(), which: 0 });
-        self.add(Field(format!("{SPAM}: Yes\r\n").into()));
+        self.removed.push(Removal { name: SPAM.into(), which: 0 });
+        self.added.push(Field(format!("{SPAM}: Yes\r\n").into()));
     }
 
     /// Writes the fields that are added.
@@ -87,14 +88,24 @@ impl Changes {
     }
 
     /// The body with these changes; `None` if there is nothing to be changed.
-    pub fn apply(&self, body: &[u8], flags: BodyFlags) -> Option<Rewritten> {
+    ///
+    /// rspamd was shown it behind our `trace`, whose fields count where it removes one by number,
+    /// and stay.
+    pub fn apply(&self, body: &[u8], flags: BodyFlags, trace: &str) -> Option<Rewritten> {
+        let form = BodyForm::kept(flags);
         let header = header_section(body);
-        let fields = fields(header);
+        let fields = fields(header, form);
+        let ours = self::fields(trace.as_bytes(), BodyForm::Bdat);
         let mut goes: Vec<bool> = vec![false; fields.len()];
-        self.removed.iter().for_each(|removal| removal.mark(&fields, &mut goes));
+        for removal in &self.removed {
+            let is_ours = |field: &&&[u8]| is_named(field, &removal.name, BodyForm::Bdat);
+            removal.mark(ours.iter().filter(is_ours).count(), &fields, form, &mut goes);
+        }
         let mut subject_at = None;
         if self.subject.is_some() {
-            for (place, _) in fields.iter().enumerate().filter(|(_, f)| is_named(f, "Subject")) {
+            for (place, _) in
+                fields.iter().enumerate().filter(|(_, f)| is_named(f, "Subject", form))
+            {
                 goes[place] = true;
                 subject_at.get_or_insert(place);
             }
@@ -103,16 +114,22 @@ impl Changes {
         }
         let subject = self.subject.as_ref().map_or("", |subject| &subject.0).as_bytes();
         let mut changed = Vec::with_capacity(body.len() + subject.len());
-        if subject_at.is_none() {
-            changed.extend_from_slice(subject);
-        }
+        // Lines that continue nothing stay in front: they must not continue the subject.
+        let orphans = usize::from(is_folded(header, form));
+        let subject_at = subject_at.unwrap_or(orphans);
         for (place, field) in fields.iter().enumerate() {
-            if subject_at == Some(place) {
+            if subject_at == place {
                 changed.extend_from_slice(subject);
             }
             if !goes[place] {
                 changed.extend_from_slice(field);
             }
+        }
+        if subject_at >= fields.len() && !subject.is_empty() {
+            if !changed.is_empty() && !changed.ends_with(b"\r\n") {
+                changed.extend_from_slice(b"\r\n");
+            }
+            changed.extend_from_slice(subject);
         }
         changed.extend_from_slice(&body[header.len()..]);
         let summary = summary(&changed, flags)?;
@@ -153,14 +170,14 @@ impl Removal {
         is_name(name).then(|| Removal { name: name.into(), which })
     }
 
-    /// Notes which of the fields go.
-    fn mark(&self, fields: &[&[u8]], goes: &mut [bool]) {
-        let is_it = |(_, field): &(usize, &&[u8])| is_named(field, &self.name);
+    /// Notes which of the fields go; so many of that name stand before them.
+    fn mark(&self, before: usize, fields: &[&[u8]], form: BodyForm, goes: &mut [bool]) {
+        let is_it = |(_, field): &(usize, &&[u8])| is_named(field, &self.name, form);
         let mut places = fields.iter().enumerate().filter(is_it).map(|(place, _)| place);
         let nth = self.which.unsigned_abs() as usize;
         let one = match self.which {
             0 => return places.for_each(|place| goes[place] = true),
-            1.. => places.nth(nth - 1),
+            1.. => nth.checked_sub(before + 1).and_then(|nth| places.nth(nth)),
             _ => {
                 let places: Vec<usize> = places.collect();
                 places.len().checked_sub(nth).map(|at| places[at])
@@ -174,12 +191,11 @@ impl Removal {
 
 /// The fields of a header section with their continuations; a line that is no field goes with the
 /// one before it or stands alone.
-fn fields(header: &[u8]) -> Vec<&[u8]> {
+fn fields(header: &[u8], form: BodyForm) -> Vec<&[u8]> {
     let mut fields = Vec::new();
     let (mut start, mut line) = (0, 0);
     while line < header.len() {
-        let is_folded = matches!(header[line], b' ' | b'\t');
-        if line > start && !is_folded {
+        if line > start && !is_folded(&header[line..], form) {
             fields.push(&header[start..line]);
             start = line;
         }
@@ -194,7 +210,8 @@ fn fields(header: &[u8]) -> Vec<&[u8]> {
 
 /// Whether a field has this name, in any case; before the colon there may be blanks (RFC 5322
 /// section 4.5).
-fn is_named(field: &[u8], name: &str) -> bool {
+fn is_named(field: &[u8], name: &str, form: BodyForm) -> bool {
+    let field = unstuffed(field, form);
     let Some((start, rest)) = field.split_at_checked(name.len()) else { return false };
     let mut rest = rest.iter().skip_while(|octet| matches!(octet, b' ' | b'\t'));
     start.eq_ignore_ascii_case(name.as_bytes()) && rest.next() == Some(&b':')
@@ -264,9 +281,9 @@ const SPAM: &str = "X-Spam";
 const NAME_OCTETS: usize = 76;
 /// About the most octets of one field.
 const VALUE_OCTETS: usize = 8 * 1024;
-/// The most octets of all fields that are added.
+/// The most octets of all fields that are added, but for the mark.
 const ADDED_OCTETS: usize = 32 * 1024;
-/// The most fields that are removed, by name.
+/// The most fields that are removed, by name, but for the mark's.
 const REMOVALS: usize = 32;
 /// The most octets of a value on one line; with a name before it less than the 998 of RFC 5322.
 const LINE_OCTETS: usize = 900;
@@ -291,7 +308,7 @@ mod tests {
     }
 
     fn applied(changes: &Changes, body: &str) -> Option<String> {
-        let changed = changes.apply(body.as_bytes(), BodyFlags::DATA)?;
+        let changed = changes.apply(body.as_bytes(), BodyFlags::DATA, "")?;
         Some(String::from_utf8(changed.body).unwrap())
     }
 
@@ -309,6 +326,12 @@ mod tests {
             ("\r\nbody\r\n", "Subject: [spam] x\r\n\r\nbody\r\n"),
             ("", "Subject: [spam] x\r\n"),
             ("Subjects: x\r\n", "Subject: [spam] x\r\nSubjects: x\r\n"),
+            // A line that continues nothing must not continue the subject, nor hide behind a dot.
+            (" y\r\n\tz\r\nA: b\r\n\r\n", " y\r\n\tz\r\nSubject: [spam] x\r\nA: b\r\n\r\n"),
+            (". y\r\nA: b\r\n\r\n", ". y\r\nSubject: [spam] x\r\nA: b\r\n\r\n"),
+            (" y", " y\r\nSubject: [spam] x\r\n"),
+            (" y\r\n\r\nb\r\n", " y\r\nSubject: [spam] x\r\n\r\nb\r\n"),
+            (".Subject: x\r\n. y\r\nA: b\r\n\r\n", "Subject: [spam] x\r\nA: b\r\n\r\n"),
         ] {
             assert_eq!(applied(&new, body).as_deref(), Some(right), "{body:?}");
         }
@@ -334,6 +357,29 @@ mod tests {
         assert_eq!(applied(&changes(None, &[("Z", 0)]), body), None);
     }
 
+    /// rspamd counts the fields of what it was shown.
+    #[test]
+    fn fields_in_front_of_the_body_count_and_stay() {
+        let trace = "Received: ours\r\n\tby us\r\nX: ours\r\n";
+        let body = "received: 1\r\nReceived: 2\r\nX: 3\r\n\r\n";
+        for (name, which, right) in [
+            ("Received", 1, None),
+            ("Received", 2, Some("Received: 2\r\nX: 3\r\n\r\n")),
+            ("Received", 3, Some("received: 1\r\nX: 3\r\n\r\n")),
+            ("Received", 4, None),
+            ("Received", -1, Some("received: 1\r\nX: 3\r\n\r\n")),
+            ("Received", -2, Some("Received: 2\r\nX: 3\r\n\r\n")),
+            ("Received", -3, None),
+            ("Received", 0, Some("X: 3\r\n\r\n")),
+            ("X", 2, Some("received: 1\r\nReceived: 2\r\n\r\n")),
+        ] {
+            let changes = changes(None, &[(name, which)]);
+            let changed = changes.apply(body.as_bytes(), BodyFlags::DATA, trace);
+            let changed = changed.map(|changed| String::from_utf8(changed.body).unwrap());
+            assert_eq!(changed.as_deref(), right, "{name} {which}");
+        }
+    }
+
     #[test]
     fn what_is_added_is_a_field_whatever_it_was() {
         let field = |name: &str, value: &str| Field::new(name, value).map(|field| field.0);
@@ -354,6 +400,12 @@ mod tests {
         let mut text = String::new();
         much.write(&mut text);
         assert!(text.len() <= ADDED_OCTETS && much.removed.len() == REMOVALS);
+        // The mark has room of its own.
+        much.mark();
+        text.clear();
+        much.write(&mut text);
+        assert!(text.ends_with("\r\nX-Spam: Yes\r\n"));
+        assert_eq!(much.removed.last(), Removal::new("X-Spam", 0).as_ref());
     }
 
     #[test]
@@ -381,24 +433,27 @@ mod tests {
         #[test]
         fn removal_is_by_whole_fields(
             lines in prop::collection::vec(
-                prop::sample::select(vec!["X: 1", "x :2", " 3", "\t4", "Y: 5", "", "..", "Xy: 6", "\u{e4}"]),
+                prop::sample::select(vec!["X: 1", "x :2", " 3", "\t4", "Y: 5", "", "..", "Xy: 6", "\u{e4}", ". 7", ".X: 8"]),
                 0..12,
             ),
         ) {
             let body: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
-            let (mut right, mut goes, mut is_header) = (String::new(), false, true);
-            for line in &lines {
-                is_header &= !line.is_empty();
-                let is_folded = line.starts_with([' ', '\t']);
-                let is_it = line.starts_with("X:") || line.starts_with("x :");
-                goes = is_header && (is_it || (goes && is_folded));
-                if !goes {
-                    right.push_str(line);
-                    right.push_str("\r\n");
-                }
-            }
             for flags in [BodyFlags::DATA, BodyFlags::default()] {
-                let changed = changes(None, &[("X", 0)]).apply(body.as_bytes(), flags);
+                let mut right = String::new();
+                let (mut goes, mut is_header) = (false, true);
+                for line in &lines {
+                    is_header &= !line.is_empty();
+                    let read = line.strip_prefix('.').filter(|_| flags == BodyFlags::DATA);
+                    let read = read.unwrap_or(line);
+                    let is_folded = read.starts_with([' ', '\t']);
+                    let is_it = read.starts_with("X:") || read.starts_with("x :");
+                    goes = is_header && (is_it || (goes && is_folded));
+                    if !goes {
+                        right.push_str(line);
+                        right.push_str("\r\n");
+                    }
+                }
+                let changed = changes(None, &[("X", 0)]).apply(body.as_bytes(), flags, "");
                 let found = changed.as_ref().map_or(body.as_bytes(), |changed| &changed.body);
                 prop_assert_eq!(found, right.as_bytes());
                 if let Some(Rewritten { body, summary }) = &changed {

@@ -2,13 +2,14 @@
 //! what rspamd says.
 //!
 //! No more messages of a worker are with rspamd than may be; others wait for their turn, the one
-//! that came first in front.  Of those that are shown while they come, and may take their time, there
-//! are half as many at most.  Who waits sets the deadline, and who gives up leaves nothing behind.
+//! that came first in front: who comes later passes nobody for whom there is room.  Of those that are
+//! shown while they come, and may take their time, there are half as many at most; when there are,
+//! the others pass them.  Who waits sets the deadline, and who gives up leaves nothing behind.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hyper::body::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -17,7 +18,7 @@ use super::office::{Announce, Errand, Handle, Message, News, Piece, Teller};
 use super::question::Question;
 use super::{Assessment, Failure};
 use crate::limits;
-use crate::runtime::notify::{Handover, Notify, WaitingList};
+use crate::runtime::notify::{Handover, Notify};
 
 /// See the module's text.
 pub struct Desk {
@@ -29,7 +30,30 @@ pub struct Desk {
     at_once: usize,
     /// Of those under way, the ones that are shown while they come.
     following: Cell<usize>,
-    turns: WaitingList,
+    waiting: RefCell<Waiting>,
+}
+
+/// Who waits for a turn, by a number that grows: the first came first.
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    whole: BTreeMap<u64, Rc<Notify>>,
+    following: BTreeMap<u64, Rc<Notify>>,
+}
+
+/// What somebody waits to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Whole,
+    Following,
+}
+
+/// Somebody's place among those who wait; left when dropped, whether or not it came to a turn.
+struct Place<'a> {
+    desk: &'a Desk,
+    purpose: Purpose,
+    number: u64,
+    woken: Rc<Notify>,
 }
 
 /// One errand, as far as its session has heard.
@@ -59,22 +83,53 @@ impl Desk {
             next: Cell::new(0),
             at_once: (limits::RSPAMD_AT_ONCE / workers.max(1)).max(1),
             following: Cell::new(0),
-            turns: WaitingList::default(),
+            waiting: RefCell::default(),
         }
     }
 
     /// Waits until one more message may be shown.
     pub async fn turn(&self) {
-        while self.open.borrow().len() >= self.at_once {
-            self.turns.wait(TURN_POLL).await;
-        }
+        self.turn_for(Purpose::Whole).await;
     }
 
     /// Waits until one more message may be shown while it comes.
     pub async fn turn_to_follow(&self) {
+        self.turn_for(Purpose::Following).await;
+    }
+
+    async fn turn_for(&self, purpose: Purpose) {
+        if self.first().is_none() && self.has_room(purpose) {
+            return;
+        }
+        let place = Place::last(self, purpose);
+        while self.first().is_none_or(|(number, _)| number != place.number) {
+            place.woken.notified().await;
+        }
+    }
+
+    fn has_room(&self, purpose: Purpose) -> bool {
+        let is_free = self.open.borrow().len() < self.at_once;
         let most = (self.at_once / 2).max(1);
-        while self.following.get() >= most || self.open.borrow().len() >= self.at_once {
-            self.turns.wait(TURN_POLL).await;
+        is_free && (purpose == Purpose::Whole || self.following.get() < most)
+    }
+
+    /// The first of those who wait for whom there is room.
+    fn first(&self) -> Option<(u64, Rc<Notify>)> {
+        let waiting = self.waiting.borrow();
+        let first = |purpose| match self.has_room(purpose) {
+            true => waiting.of(purpose).first_key_value(),
+            false => None,
+        };
+        let firsts = [first(Purpose::Whole), first(Purpose::Following)];
+        let first = firsts.into_iter().flatten().min_by_key(|(number, _)| **number);
+        first.map(|(number, woken)| (*number, woken.clone()))
+    }
+
+    /// Lets the first of those who wait look, if there is room.  It wakes the next one when it
+    /// leaves its place, so that no room that is left over is forgotten.
+    fn wake(&self) {
+        if let Some((_, woken)) = self.first() {
+            woken.notify();
         }
     }
 
@@ -121,6 +176,11 @@ impl Desk {
         let teller = Teller::new(self.announce.clone(), token);
         self.office.send(Errand { question, message, deadline, teller });
         Showing { desk: self.clone(), token, open, pieces, follows: false }
+    }
+
+    /// Tells the operator that a message was not judged, once in a while.
+    pub fn warn(&self, failure: Failure) {
+        self.office.warn(failure);
     }
 
     /// Takes what the office tells of an errand; what nobody waits for any more is passed over.
@@ -178,12 +238,43 @@ impl Drop for Showing {
         if self.follows {
             self.desk.following.update(|following| following - 1);
         }
-        self.desk.turns.wake(1);
+        self.desk.wake();
     }
 }
 
-/// The longest wait for a turn before looking again.
-const TURN_POLL: Duration = Duration::from_millis(250);
+impl Waiting {
+    fn of(&self, purpose: Purpose) -> &BTreeMap<u64, Rc<Notify>> {
+        match purpose {
+            Purpose::Whole => &self.whole,
+            Purpose::Following => &self.following,
+        }
+    }
+
+    fn of_mut(&mut self, purpose: Purpose) -> &mut BTreeMap<u64, Rc<Notify>> {
+        match purpose {
+            Purpose::Whole => &mut self.whole,
+            Purpose::Following => &mut self.following,
+        }
+    }
+}
+
+impl<'a> Place<'a> {
+    /// The place behind all others.
+    fn last(desk: &'a Desk, purpose: Purpose) -> Place<'a> {
+        let mut waiting = desk.waiting.borrow_mut();
+        let (number, woken) = (waiting.next, Rc::<Notify>::default());
+        waiting.next += 1;
+        waiting.of_mut(purpose).insert(number, woken.clone());
+        Place { desk, purpose, number, woken }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.desk.waiting.borrow_mut().of_mut(self.purpose).remove(&self.number);
+        self.desk.wake();
+    }
+}
 
 #[cfg(test)]
 #[path = "desk_tests.rs"]

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::super::office::Office;
 use super::super::question::Facts;
@@ -237,7 +238,7 @@ fn an_answer_in_the_middle_of_a_message_is_taken() {
 
 #[test]
 fn every_failure_has_its_name() {
-    let long = format!("{{\"action\": \"reject\", \"x\": \"{}\"}}", "x".repeat(2 << 20));
+    let long = format!("{{\"action\": \"reject\", \"x\": \"{}\"}}", "x".repeat(8 << 20));
     let (authority, server) = serve(6, move |place, mut visitor| {
         visitor.request().expect("a request");
         match place {
@@ -269,7 +270,7 @@ fn every_failure_has_its_name() {
     let right = [
         Failure::Status(500),
         Failure::Strange,
-        Failure::Strange,
+        Failure::TooLarge,
         Failure::Broken,
         Failure::Broken,
         Failure::Late,
@@ -281,6 +282,31 @@ fn every_failure_has_its_name() {
         desk.show(question(), b"a".to_vec(), soon()).assessment().await
     });
     assert_eq!(failure, Err(Failure::Unreachable));
+}
+
+/// The URLs of a message are in its answer; more of such answers than may be read at a time come
+/// one after the other.
+#[test]
+fn an_answer_full_of_urls_is_an_answer() {
+    let most = limits::RSPAMD_LARGE_ANSWERS + 2;
+    let url = format!("\"http://{}.example/\"", "x".repeat(240));
+    let urls = vec![url; 10_240].join(",");
+    let answer = format!("{{\"urls\": [{urls}], \"action\": \"reject\", \"emails\": [{urls}]}}");
+    let (authority, server) = serve(most, move |_, mut visitor| {
+        visitor.request().expect("a request");
+        let answer = answer.clone();
+        std::thread::spawn(move || visitor.answer("200 OK", &answer))
+    });
+    at_desk(&authority, |desk| async move {
+        let shown: Vec<_> =
+            (0..most).map(|_| desk.show(question(), b"a".to_vec(), soon())).collect();
+        for shown in shown {
+            assert_eq!(effect(shown.assessment().await), REJECTED);
+        }
+    });
+    for answering in server.join().expect("it served") {
+        answering.join().expect("it answered");
+    }
 }
 
 /// An office that is gone answers all the same.
@@ -321,5 +347,45 @@ fn no_more_are_with_rspamd_than_may_be() {
         desk.turn().await;
         drop(first);
         desk.turn_to_follow().await;
+    });
+}
+
+/// However long they wait, and whoever comes or goes meanwhile.
+#[test]
+fn turns_are_taken_in_the_order_in_which_they_were_asked_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let authority = listener.local_addr().expect("bound").to_string();
+    at_desk(&authority, |desk| async move {
+        let Desk { office, announce, .. } = &*desk;
+        let workers = limits::RSPAMD_AT_ONCE;
+        let desk = Rc::new(Desk::new(office.clone(), announce.clone(), workers));
+        let first = desk.show(question(), b"a".to_vec(), soon());
+        let order: Rc<RefCell<Vec<u32>>> = Rc::default();
+        for number in 0..4 {
+            let (desk, order) = (desk.clone(), order.clone());
+            runtime::spawn(async move {
+                // One of them gives up.
+                let patience = if number == 1 { Duration::from_millis(20) } else { PATIENCE };
+                let turn = async {
+                    match number {
+                        2 => desk.turn_to_follow().await,
+                        _ => desk.turn().await,
+                    }
+                };
+                if runtime::timeout(patience, turn).await.is_some() {
+                    order.borrow_mut().push(number);
+                    let _shown = desk.show(question(), b"a".to_vec(), soon());
+                    runtime::sleep(Duration::from_millis(1)).await;
+                }
+            });
+            // It is in its place before the next one comes; and the wait is longer than any poll.
+            runtime::sleep(Duration::from_millis(100)).await;
+        }
+        drop(first);
+        // Who comes now, while the first of them has been woken only, passes nobody.
+        desk.turn().await;
+        assert_eq!(*order.borrow(), [0, 2, 3]);
+        let waiting = desk.waiting.borrow();
+        assert!(waiting.whole.is_empty() && waiting.following.is_empty());
     });
 }

@@ -2,7 +2,8 @@
 //!
 //! A session shows a message that has come whole through its worker's [`desk`]; the [`office`] is the
 //! one thread that speaks HTTP, since no worker may block on it; [`question`] is what goes out and
-//! [`answer`] what comes back; [`changes`] is what becomes of the message's header section.
+//! [`answer`] what comes back; [`changes`] is what becomes of the message's header section.  Where it
+//! does not judge, an alarm tells the operator.
 //!
 //! Invariants: what there is of messages on their way to rspamd has a bound
 //! ([`limits::RSPAMD_AT_ONCE`] messages, two chunks of each at most); who asks hears by the deadline
@@ -18,11 +19,13 @@
 //!
 //! [`limits::RSPAMD_AT_ONCE`]: crate::limits::RSPAMD_AT_ONCE
 
+mod alarm;
 pub mod answer;
 pub mod changes;
 pub mod desk;
 pub mod office;
 pub mod question;
+mod whereabouts;
 
 use changes::Changes;
 
@@ -85,9 +88,12 @@ pub enum Failure {
     /// Another status than 200.
     #[error("it answered with status {0}")]
     Status(u16),
-    /// Not what rspamd answers, or too much.
+    /// Not what rspamd answers.
     #[error("its answer cannot be understood")]
     Strange,
+    /// More than [`limits::RSPAMD_ANSWER`](crate::limits::RSPAMD_ANSWER).
+    #[error("its answer is too large")]
+    TooLarge,
     /// The message could not be read back from the log.
     #[error("the message could not be read back")]
     Unreadable,
@@ -134,6 +140,7 @@ impl Failure {
             Failure::Broken => "broken",
             Failure::Status(_) => "status",
             Failure::Strange => "strange",
+            Failure::TooLarge => "too_large",
             Failure::Unreadable => "unreadable",
         }
     }

@@ -18,17 +18,19 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::StatusCode;
-use hyper::body::{Body, Bytes, Frame, SizeHint};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{interval, timeout, timeout_at};
 
+use super::alarm::Alarm;
 use super::question::Question;
+use super::whereabouts::Whereabouts;
 use super::{Assessment, Failure, answer};
 use crate::limits;
 
@@ -41,7 +43,10 @@ pub struct Office {
 
 /// How to reach it.
 #[derive(Debug, Clone)]
-pub struct Handle(mpsc::UnboundedSender<Errand>);
+pub struct Handle {
+    errands: mpsc::UnboundedSender<Errand>,
+    alarm: Arc<Alarm>,
+}
 
 /// One message to be shown.
 #[derive(Debug)]
@@ -110,9 +115,15 @@ impl Office {
     /// The same with connections that are kept for so long.
     fn keeping_for(idle: Duration, authority: &str) -> io::Result<(Office, Handle)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (handle, mut errands) = mpsc::unbounded_channel();
+        let (sender, mut errands) = mpsc::unbounded_channel();
         let (stop, mut stopped) = oneshot::channel();
-        let peer = Arc::new(Peer { authority: authority.into(), kept: Mutex::default(), idle });
+        let peer = Arc::new(Peer {
+            authority: authority.into(),
+            whereabouts: Arc::new(Whereabouts::new(authority)),
+            kept: Mutex::default(),
+            idle,
+            large_answers: Semaphore::new(limits::RSPAMD_LARGE_ANSWERS),
+        });
         let serving = async move {
             let mut looks = interval(idle / 2);
             loop {
@@ -132,7 +143,8 @@ impl Office {
             runtime.shutdown_background();
         };
         let thread = thread::Builder::new().name("rspamd".to_owned()).spawn(body)?;
-        Ok((Office { stop, thread }, Handle(handle)))
+        let handle = Handle { errands: sender, alarm: Arc::default() };
+        Ok((Office { stop, thread }, handle))
     }
 
     /// Ends it.
@@ -148,7 +160,14 @@ impl Handle {
     /// Sends an errand on its way.
     pub fn send(&self, errand: Errand) {
         // An office that is gone drops it, and with it the teller that says so.
-        let _ = self.0.send(errand);
+        let _ = self.errands.send(errand);
+    }
+
+    /// Tells the operator that rspamd has not judged a message, once in a while.
+    pub fn warn(&self, failure: Failure) {
+        if let Some(messages) = self.alarm.raise(Instant::now()) {
+            tracing::warn!(%failure, messages, "rspamd does not judge messages");
+        }
     }
 }
 
@@ -181,10 +200,13 @@ impl std::fmt::Debug for Teller {
 /// rspamd, and the connections to it that nobody uses now.
 struct Peer {
     authority: Box<str>,
+    whereabouts: Arc<Whereabouts>,
     /// With when they were kept, the last one last.
     kept: Mutex<Vec<(Instant, Connection)>>,
     /// How long a connection may idle.
     idle: Duration,
+    /// For each answer of more than [`limits::RSPAMD_SMALL_ANSWER`] that may be read at a time.
+    large_answers: Semaphore,
 }
 
 /// A connection; closed when this is dropped.
@@ -249,24 +271,40 @@ impl Peer {
         let answered = connection.sender.send_request(request).await;
         let answered = answered.map_err(|_| Failure::Broken)?;
         let status = answered.status();
-        let body = Limited::new(answered.into_body(), limits::RSPAMD_ANSWER).collect().await;
-        let body = body.map_err(|error| match error.is::<http_body_util::LengthLimitError>() {
-            true => Failure::Strange,
-            false => Failure::Broken,
-        })?;
+        let collected = self.collect(answered.into_body()).await?;
         // Who answers in the middle of a piece will not read the rest of it.
         if is_to_be_kept {
             self.keep(connection);
         }
         match status {
-            StatusCode::OK => answer::read(&body.to_bytes()).ok_or(Failure::Strange),
+            StatusCode::OK => answer::read(&collected).ok_or(Failure::Strange),
             status => Err(Failure::Status(status.as_u16())),
         }
     }
 
+    /// The octets of an answer.
+    async fn collect(&self, mut body: Incoming) -> Result<Vec<u8>, Failure> {
+        let mut octets = Vec::new();
+        let mut turn = None;
+        while let Some(frame) = body.frame().await {
+            let Ok(piece) = frame.map_err(|_| Failure::Broken)?.into_data() else { continue };
+            let len = octets.len() + piece.len();
+            if len > limits::RSPAMD_ANSWER {
+                return Err(Failure::TooLarge);
+            }
+            if len > limits::RSPAMD_SMALL_ANSWER && turn.is_none() {
+                turn = Some(self.large_answers.acquire().await.map_err(|_| Failure::Broken)?);
+                // All of it at once: a vector that grows by itself has twice of what it needs.
+                octets.reserve_exact(limits::RSPAMD_ANSWER - octets.len());
+            }
+            octets.extend_from_slice(&piece);
+        }
+        Ok(octets)
+    }
+
     async fn connect(&self) -> Result<Connection, Failure> {
-        let stream = TcpStream::connect(&*self.authority).await;
-        let stream = stream.map_err(|_| Failure::Unreachable)?;
+        let addresses = self.whereabouts.addresses().await.ok_or(Failure::Unreachable)?;
+        let stream = TcpStream::connect(&*addresses).await.map_err(|_| Failure::Unreachable)?;
         // A request is written in one go, but for its pieces: each of them should go at once.
         let _ = stream.set_nodelay(true);
         let mut builder = Builder::new();
