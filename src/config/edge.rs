@@ -218,8 +218,20 @@ impl Checks {
 
     /// Whether any check could speak for a client.
     pub fn any_may_lift(&self) -> bool {
-        let others =
-            [self.early_talk, self.pipelining, self.reverse_missing, self.reverse_unconfirmed];
+        // All of them: a new one is missed here.
+        let Checks {
+            early_talk,
+            pipelining,
+            helo_bare: _,
+            helo_forged: _,
+            helo_literal: _,
+            helo_unknown: _,
+            reverse_missing,
+            reverse_unconfirmed,
+            sender_unknown: _,
+            sender_null_mx: _,
+        } = self;
+        let others = [early_talk, pipelining, reverse_missing, reverse_unconfirmed];
         self.may_lift() || others.iter().any(|effect| effect.score() < Score(0))
     }
 }

@@ -59,9 +59,11 @@ impl<L: Lookup + 'static> Inquiry<L> {
     /// all, so the lists have a head start; whom they reject is not asked about further.
     pub fn arrival(&self, gathering: &Rc<Gathering>, client: IpAddr) {
         let (inquiry, stage) = (self.clone(), gathering.clone());
+        let head_start = HEAD_START.min(self.edge().deadline / 4);
         let is_lost = async move {
-            Box::pin(runtime::timeout(HEAD_START, stage.others())).await;
-            inquiry.is_lost(&stage)
+            // A list that has not answered may be one that allows.
+            let have_answered = Box::pin(runtime::timeout(head_start, stage.others())).await;
+            have_answered.is_some() && inquiry.is_lost(&stage)
         };
         self.connection_unless(gathering, client, is_lost);
     }

@@ -496,8 +496,9 @@ impl Session {
     /// Closes our half and reads what the client still sends, so that the last reply is not lost
     /// to a reset.
     async fn linger(&mut self, end: End) -> End {
-        if self.server.has_quit() && self.stream.is_read_out() {
-            // It awaits nothing but the end of the stream, and the close does not reset it.
+        let awaits_end = self.server.has_quit() && self.stream.is_read_out();
+        if awaits_end && self.messages == 0 {
+            // The close resets nothing; and if it did, no word for a message would be lost.
             return end;
         }
         self.stream.close_sending();
