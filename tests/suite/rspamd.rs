@@ -41,8 +41,11 @@ checks.helo_literal = "off"
 
 /// A gateway that asks the rspamd at this address; `more` goes into `[edge.rspamd]`.
 fn start(rspamd: &str, more: &str) -> Gateway {
-    let asked = format!("[edge.rspamd]\nurl = \"http://{rspamd}\"\n");
-    Gateway::start(&format!("{CONFIG}{CHECKS_WITHOUT_DNS}{asked}{more}"))
+    Gateway::start(&format!("{}{more}", config(rspamd)))
+}
+
+fn config(rspamd: &str) -> String {
+    format!("{CONFIG}{CHECKS_WITHOUT_DNS}[edge.rspamd]\nurl = \"http://{rspamd}\"\n")
 }
 
 // ---- a server that says what a test wants to hear ------------------------------------------
@@ -438,7 +441,7 @@ fn messages_in_line_wait_for_the_verdict_before_their_end() {
     });
     // Of those that are refused it sees no end.
     let sink = Sink::start(Manners { forgives_ends: true, ..Manners::default() });
-    let config = CONFIG.replace("{rspamd}", &fake.authority);
+    let config = config(&fake.authority);
     let config = config.replace("service = \"mx\"", "service = \"mx\"\ndelivery = \"inline\"");
     let config = config.replace("maildir:{dir}/mail", &format!("smtp://{}", sink.address()));
     let more = "size = \"3MiB\"\ndeadline = \"60s\"\non_failure = \"defer\"";
