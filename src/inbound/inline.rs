@@ -198,8 +198,10 @@ impl Session {
 
     /// Passes on the end of a message that has come whole.
     pub(super) async fn pass_end(&mut self) {
-        let Some(message) = self.server.take_message() else { return };
         let started = Instant::now();
+        // What is begun here, with the next hop or with rspamd, asks for the transaction's envelope.
+        self.pass_piece(self.server.body_flags()).await;
+        let Some(message) = self.server.take_message() else { return };
         let result = self.pass_rest(&message).await;
         self.drop_body();
         self.envelope.give_back();
@@ -228,9 +230,9 @@ impl Session {
         self.server.passed_on(Instant::now(), answer);
     }
 
+    /// The end of the data, and the next hop's word on it.
     async fn pass_rest(&mut self, message: &ReceivedMessage) -> Result<(Passed, Backend), Refusal> {
         let flags = message.summary.flags;
-        self.pass_piece(flags).await;
         let Some(under_way) = &mut self.inline.under_way else { return Err(Refusal::NextHopLost) };
         let exhibit = under_way.exhibit.take();
         let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));

@@ -39,7 +39,7 @@ to = "smtp://127.0.0.1:9"
 
 /// A next hop that is polite up to the data, then does as `in_data` says; it ends with the first
 /// connection that comes so far, and tells what `in_data` found.
-fn backend<T: Send + 'static>(
+pub fn backend<T: Send + 'static>(
     in_data: impl FnOnce(BufReader<TcpStream>, TcpStream) -> T + Send + 'static,
 ) -> (SocketAddr, Receiver<T>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
