@@ -245,16 +245,16 @@ impl Session {
             // Refused, it goes with the connection, in the middle.
             self.judge_exhibit(exhibit, &message.envelope).await?;
         }
-        let site = backend.site().clone();
-        let ended = match backend.send(data_ending(flags).to_vec()).await {
-            Ok(()) => backend.last_reply().await,
-            Err(error) => backend.last_word().await.ok_or(error),
-        };
-        let reply = ended.map_err(|error| {
-            report_lost(&self.worker, site.name(), &error);
+        if let Err(error) = backend.send(data_ending(flags).to_vec()).await {
+            return Err(self.parting_word(backend, &error).await);
+        }
+        let reply = backend.last_reply().await.map_err(|error| {
+            report_lost(&self.worker, backend.site().name(), &error);
             Refusal::NextHopLost
         })?;
-        match Passed::of(&reply) {
+        // It closes, and may have said so before it saw the end.
+        let is_farewell = reply.code.value() == 221;
+        match Passed::of(&reply).filter(|_| !is_farewell) {
             Some(passed) if passed.is_success() => Ok((passed, backend)),
             Some(passed) => {
                 backend::keep(&self.worker, backend);
@@ -336,16 +336,28 @@ impl Session {
         self.inline.under_way = Some(under_way);
     }
 
-    /// A next hop that gives up in the middle says why before it closes.
+    /// A next hop takes no more of a message.
     async fn broken_off(&mut self, error: BackendError) {
         let Some(under_way) = &mut self.inline.under_way else { return };
         let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
-        let State::Body(mut backend, _) = state else { return };
-        let last = backend.last_word().await.and_then(|reply| Passed::of(&reply));
-        match last.filter(|passed| !passed.is_success()) {
-            Some(passed) => under_way.state = State::Over(Refusal::NextHop(passed)),
-            None => report_lost(&self.worker, backend.site().name(), &error),
+        let State::Body(backend, _) = state else { return };
+        let refusal = self.parting_word(backend, &error).await;
+        if let Some(under_way) = &mut self.inline.under_way {
+            under_way.state = State::Over(refusal);
         }
+    }
+
+    /// A next hop that gives up in the middle says why before it closes.  It has not seen the end of
+    /// the message, so what is no refusal (221, say) is not about it.
+    async fn parting_word(&self, mut backend: Backend, error: &BackendError) -> Refusal {
+        let last = backend.last_word().await.and_then(|reply| Passed::of(&reply));
+        last.filter(|passed| !passed.is_success()).map_or_else(
+            || {
+                report_lost(&self.worker, backend.site().name(), error);
+                Refusal::NextHopLost
+            },
+            Refusal::NextHop,
+        )
     }
 
     /// The connection is of no further use, and the transaction with it.

@@ -210,6 +210,26 @@ fn a_next_hop_that_dies_costs_a_451() {
     }
 }
 
+/// Whatever it says before it has seen the end is not about the message.
+#[test]
+fn a_next_hop_that_says_farewell_has_taken_nothing() {
+    let (address, told) = backend(|mut input, mut output| {
+        let mut line = String::new();
+        while !line.starts_with("Some text") {
+            line.clear();
+            input.read_line(&mut line).expect("a line");
+        }
+        output.write_all(b"221 2.0.0 Bye\r\n").expect("it is there");
+    });
+    let gateway = gateway(&format!("smtp://{address}"));
+    let mut client = begin(&gateway);
+    client.send(b"Subject: x\r\n\r\nSome text\r\nand more of it\r\n");
+    told.recv_timeout(PATIENCE).expect("it gets so far");
+    client.send(b".\r\n");
+    assert_eq!(client.reply().0, "451 4.4.1 The next hop does not answer, try later");
+    nothing_was_accepted(&gateway);
+}
+
 /// The sink would take what it has for a message if it saw its end.
 #[test]
 fn a_client_that_vanishes_leaves_no_message() {
