@@ -61,6 +61,15 @@ enum State {
     Over(Refusal),
 }
 
+impl UnderWay {
+    /// The next hop takes no more of it, and rspamd need not either: others wait for its turn.
+    /// Gives what the state was.
+    fn end(&mut self, refusal: Refusal) -> State {
+        self.exhibit = None;
+        std::mem::replace(&mut self.state, State::Over(refusal))
+    }
+}
+
 impl Session {
     /// Asks the next hop of `route` for the recipient in question; its words, if it takes it.
     ///
@@ -235,8 +244,7 @@ impl Session {
         let flags = message.summary.flags;
         let Some(under_way) = &mut self.inline.under_way else { return Err(Refusal::NextHopLost) };
         let exhibit = under_way.exhibit.take();
-        let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
-        let mut backend = match state {
+        let mut backend = match under_way.end(Refusal::NextHopLost) {
             State::Body(backend, _) => backend,
             State::Over(refusal) => return Err(refusal),
             State::Envelope(_) => return Err(Refusal::NextHopLost),
@@ -275,7 +283,7 @@ impl Session {
         let bare = [BodyFlags::BARE_CR, BodyFlags::BARE_LF];
         if bare.iter().any(|&flag| flags.contains(flag)) {
             // The client hears of it at the end of its data; the next hop hears nothing more.
-            under_way.state = State::Over(Refusal::BareNewline);
+            under_way.end(Refusal::BareNewline);
             return;
         }
         if self.intake.small_body().is_empty() {
@@ -329,21 +337,21 @@ impl Session {
                 Err(Refusal::NextHopLost)
             }
         };
-        under_way.state = match begun {
-            Ok(()) => State::Body(backend, Reshape::new(kept, BodyForm::Data)),
-            Err(refusal) => State::Over(refusal),
-        };
+        under_way.state = State::Body(backend, Reshape::new(kept, BodyForm::Data));
+        if let Err(refusal) = begun {
+            under_way.end(refusal);
+        }
         self.inline.under_way = Some(under_way);
     }
 
     /// A next hop takes no more of a message.
     async fn broken_off(&mut self, error: BackendError) {
         let Some(under_way) = &mut self.inline.under_way else { return };
-        let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
+        let state = under_way.end(Refusal::NextHopLost);
         let State::Body(backend, _) = state else { return };
         let refusal = self.parting_word(backend, &error).await;
         if let Some(under_way) = &mut self.inline.under_way {
-            under_way.state = State::Over(refusal);
+            under_way.end(refusal);
         }
     }
 
@@ -363,7 +371,7 @@ impl Session {
     /// The connection is of no further use, and the transaction with it.
     fn next_hop_lost(&mut self, error: &BackendError) -> Refusal {
         if let Some(under_way) = &mut self.inline.under_way {
-            let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
+            let state = under_way.end(Refusal::NextHopLost);
             if let State::Envelope(backend) | State::Body(backend, _) = state {
                 report_lost(&self.worker, backend.site().name(), error);
             }
