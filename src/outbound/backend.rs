@@ -326,7 +326,7 @@ fn client_config(worker: &Worker, site: &SiteShared, security: &Security) -> Cli
         starttls: security.starttls(site.tls_is_broken(worker.now_unix_ms())),
         // A client of ours waits: it must not give up before we do.
         timeouts: Timeouts {
-            greeting: delivery.timeouts.greeting.min(limits::BACKEND_COMMAND),
+            greeting: delivery.timeouts.greeting.min(limits::BACKEND_GREETING),
             command: delivery.timeouts.command.min(limits::BACKEND_COMMAND),
             data: delivery.timeouts.data.min(limits::BACKEND_DATA_END),
         },
@@ -494,6 +494,8 @@ async fn sweep(worker: Rc<Worker>) {
 /// How long after the first attempt another host is tried: whoever waits has its own deadline for
 /// RCPT, of 5 minutes (RFC 5321 section 4.5.3.2.3), and an attempt may take two of them.
 const HOSTS_TRIED_FOR: Duration = Duration::from_secs(60);
+// A few that say nothing must not use it up.
+const _: () = assert!(HOSTS_TRIED_FOR.as_secs() > 3 * limits::BACKEND_GREETING.as_secs());
 /// What a peer may take to say why it closed.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// The least time between two looks for connections that stand idle for too long.
