@@ -9,10 +9,12 @@
 //! Connections that a client waits for, which belong to no queue, have a [`Place`]: they take what
 //! there is and stand in no line, since whoever waits for them can be told to come again.  A client
 //! may hold one for as long as it likes, so they are three quarters of all at most, and the rest is
-//! the queue's.  If there is only one, whoever comes first has it.
+//! the queue's.  If there is only one, whoever comes first has it.  Who finds none leaves word, so
+//! that every core closes what idles.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam::utils::CachePadded;
 
@@ -26,6 +28,9 @@ pub struct Allowance {
     places: CachePadded<AtomicU32>,
     /// Cores with sites that wait for one.
     lines: CachePadded<AtomicU32>,
+    began: Instant,
+    /// Until when those that idle give way to who found no place, in ms since `began`.
+    missed_until_ms: CachePadded<AtomicU64>,
 }
 
 impl Allowance {
@@ -33,7 +38,14 @@ impl Allowance {
     pub fn new(most: usize) -> Allowance {
         let most = u32::try_from(most).unwrap_or(u32::MAX).max(1);
         let none = || CachePadded::new(AtomicU32::new(0));
-        Allowance { most, used: none(), places: none(), lines: none() }
+        Allowance {
+            most,
+            used: none(),
+            places: none(),
+            lines: none(),
+            began: Instant::now(),
+            missed_until_ms: CachePadded::new(AtomicU64::new(0)),
+        }
     }
 
     /// Whether there is one for a core that has `own` of them, among `cores`, and perhaps a line
@@ -92,6 +104,21 @@ impl Allowance {
     /// Whether somebody waits for one.
     pub fn is_wanted(&self) -> bool {
         self.lines.load(Ordering::Acquire) > 0
+    }
+
+    /// Somebody found no place at `now`: for so long, what idles had better end.
+    pub fn place_missed(&self, now: Instant, for_so_long: Duration) {
+        let until = self.ms(now + for_so_long);
+        self.missed_until_ms.fetch_max(until, Ordering::AcqRel);
+    }
+
+    /// Whether somebody has found no place of late.
+    pub fn misses_place(&self, now: Instant) -> bool {
+        self.ms(now) < self.missed_until_ms.load(Ordering::Acquire)
+    }
+
+    fn ms(&self, at: Instant) -> u64 {
+        u64::try_from(at.duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Whether all of them are used.
@@ -160,6 +187,17 @@ mod tests {
             assert_eq!(places.len(), expected, "of {most}");
             assert!(allowance.is_full());
         }
+    }
+
+    #[test]
+    fn a_missed_place_is_remembered_for_a_while() {
+        let allowance = Allowance::new(1);
+        let now = Instant::now();
+        assert!(!allowance.misses_place(now));
+        allowance.place_missed(now, Duration::from_secs(3));
+        allowance.place_missed(now, Duration::from_secs(1));
+        assert!(allowance.misses_place(now + Duration::from_secs(2)));
+        assert!(!allowance.misses_place(now + Duration::from_secs(4)));
     }
 
     #[test]

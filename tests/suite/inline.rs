@@ -476,6 +476,54 @@ idle_timeout = "1h"
     sinks[0].taken(2);
 }
 
+/// Sessions on either core want the one connection, each for another next hop than the one before:
+/// what idles gives way, wherever it is.
+#[test]
+fn a_connection_that_idles_gives_way_to_every_core() {
+    let sinks = [Sink::start(Manners::default()), Sink::start(Manners::default())];
+    let gateway = Gateway::start(&format!(
+        r#"
+workers = 2
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[domains]
+accept = ["in.test", "out.test"]
+[[route]]
+recipient = "*@in.test"
+to = "smtp://{}"
+[[route]]
+recipient = "*@out.test"
+to = "smtp://{}"
+[delivery]
+connections = 1
+idle_timeout = "1h"
+"#,
+        sinks[0].address(),
+        sinks[1].address()
+    ));
+    // Which core has which session is the system's choice.
+    let sessions = std::iter::repeat_with(|| Client::hello(gateway.smtp(0))).take(6);
+    let mut sessions: Vec<_> = sessions.collect();
+    for (client, to) in sessions.iter_mut().zip(["a@in.test", "b@out.test"].iter().cycle()) {
+        client.command("MAIL FROM:<a@b.example>").expect("250");
+        gateway.wait_until("there is room", || {
+            let said = client.command(&format!("RCPT TO:<{to}>")).0;
+            if said.starts_with("250") {
+                return Some(());
+            }
+            assert!(said.starts_with("451 4.4.5"), "{said}");
+            thread::sleep(Duration::from_millis(100));
+            client.command("RSET").expect("250");
+            client.command("MAIL FROM:<a@b.example>").expect("250");
+            None
+        });
+        assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
+    }
+    assert!(sinks.iter().all(|sink| sink.taken(3).len() == 3));
+}
+
 /// One host of three is well; each of the others is waited for once, in-line and by questions alike.
 #[test]
 fn a_host_that_hangs_is_waited_for_once() {
