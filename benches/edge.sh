@@ -19,7 +19,7 @@
 . "$(dirname "$0")/edge-kit.sh"
 rounds=${1:-5}
 connections=${2:-2048}
-declare -A rates=([refused]=${REFUSED_RATE:-833} [clean]=${CLEAN_RATE:-400})
+declare -A rates=([refused]=${REFUSED_RATE:-833} [clean]=${CLEAN_RATE:-150})
 [ "$connections" -le 2048 ] && [ "$rounds" -le 16 ] || { echo "too many for the addresses"; exit 2; }
 median() { sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
 start_names 127.20.0.0/16

@@ -122,6 +122,8 @@ pub const ONE_FLIGHT_RECIPIENTS: usize = 100;
 /// The reply of a next hop to a command, where a client of ours waits for it: less than the five
 /// minutes that 4.5.3.2.2 and .3 give to MAIL and RCPT, for the client has no more for both of us.
 pub const BACKEND_COMMAND: Duration = Duration::from_secs(60);
+/// Likewise its greeting: short, so that there is time left to try another of its hosts.
+pub const BACKEND_GREETING: Duration = Duration::from_secs(15);
 /// Likewise to the end of data, for which 4.5.3.2.6 gives ten.
 pub const BACKEND_DATA_END: Duration = Duration::from_secs(9 * 60);
 /// Idle connections to a site that a core keeps for sessions that ask it directly.

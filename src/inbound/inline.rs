@@ -3,9 +3,10 @@
 //!
 //! Its place: beside the way into the log (`Session::store`), for listeners with `delivery =
 //! "inline"`.  The server machine is the same; what differs is who answers.  The connection is
-//! made at the first recipient, whose route says where; a recipient that goes elsewhere is put off
-//! to a transaction of its own, and over LMTP, which answers for each recipient after the data,
-//! every further one is.
+//! made at the first recipient, whose route says where.  Once one is taken, a recipient that goes
+//! elsewhere is put off to a transaction of its own, and over LMTP, which answers for each recipient
+//! after the data, every further one is.  What one next hop says is never said of another one's
+//! recipients: as long as none is taken, each leads to its own.
 //!
 //! Invariants: our 250 to the end of the data is the next hop's; whatever goes wrong before that
 //! is a 4xx.  The client is not read while the next hop does not take what came, so a session
@@ -16,6 +17,7 @@
 //! Not here: aliases and lists, which the next hop expands; notices for a next hop without DSN.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::exhibit::Exhibit;
@@ -23,6 +25,7 @@ use super::{Session, trace};
 use crate::config::{EightBit, RouteIndex};
 use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, MessageId};
 use crate::outbound::backend::{self, Backend, BackendError};
+use crate::queue::site::{SiteId, SiteShared};
 use crate::smtp::address::ReversePath;
 use crate::smtp::body::{BodyForm, Reshape, data_ending};
 use crate::smtp::capabilities::Capabilities;
@@ -44,6 +47,8 @@ struct UnderWay {
     /// The number of our client's transaction.
     transaction: u32,
     id: MessageId,
+    /// Whose words they are.
+    site: SiteId,
     /// What was taken of it; of the recipients no more than the trace header needs.
     envelope: Envelope,
     recipients: usize,
@@ -68,6 +73,12 @@ impl UnderWay {
         self.exhibit = None;
         std::mem::replace(&mut self.state, State::Over(refusal))
     }
+
+    /// Whether a further recipient whose next hop is `site` fits in.
+    fn may_have_another_at(&self, site: &SiteShared) -> bool {
+        let answers_once = site.reach().protocol() == Some(Protocol::Smtp);
+        self.site == site.id() && (answers_once || self.recipients == 0)
+    }
 }
 
 impl Session {
@@ -81,18 +92,26 @@ impl Session {
         else {
             return Err(Refusal::Internal);
         };
-        let is_this = |under_way: &UnderWay| under_way.transaction == transaction;
-        if !self.inline.under_way.as_deref().is_some_and(is_this) {
+        let site = self.next_hop_of(route)?;
+        // One that has taken no recipient is in nobody's way.
+        let stays = |under_way: &UnderWay| {
+            under_way.transaction == transaction
+                && (under_way.recipients > 0 || under_way.site == site.id())
+        };
+        if !self.inline.under_way.as_deref().is_some_and(stays) {
             self.release_next_hop().await;
         }
-        if self.inline.under_way.is_none() {
-            let begun = self.begin_passing(route, transaction).await;
-            // One that did not come about is not tried again for each recipient.
-            let under_way =
-                begun.unwrap_or_else(|refusal| self.none_under_way(transaction, refusal));
-            self.inline.under_way = Some(Box::new(under_way));
-        } else if !self.goes_the_same_way(route) {
-            return Err(Refusal::OtherNextHop);
+        match &self.inline.under_way {
+            Some(under_way) if !under_way.may_have_another_at(&site) => {
+                return Err(Refusal::OtherNextHop);
+            }
+            Some(_) => {}
+            None => {
+                let begun = self.begin_passing(&site, transaction).await;
+                // One that did not come about is not tried again for each recipient.
+                let none = |refusal| self.none_under_way(&site, transaction, refusal);
+                self.inline.under_way = Some(Box::new(begun.unwrap_or_else(none)));
+            }
         }
         let backend =
             match self.inline.under_way.as_deref_mut().map(|under_way| &mut under_way.state) {
@@ -120,10 +139,20 @@ impl Session {
         Ok(passed)
     }
 
-    fn none_under_way(&self, transaction: u32, refusal: Refusal) -> UnderWay {
+    fn next_hop_of(&self, route: RouteIndex) -> Result<Arc<SiteShared>, Refusal> {
+        let parameters = self.server.parameters().ok_or(Refusal::Internal)?;
+        let site = self.worker.sites.next_hop(route, parameters);
+        site.cloned().ok_or_else(|| {
+            tracing::error!("a route leads nowhere that in-line mode can reach");
+            Refusal::NextHopLost
+        })
+    }
+
+    fn none_under_way(&self, site: &SiteShared, transaction: u32, refusal: Refusal) -> UnderWay {
         UnderWay {
             transaction,
             id: self.worker.next_id(),
+            site: site.id(),
             envelope: Envelope {
                 reverse_path: ReversePath::Null,
                 parameters: MailParameters::default(),
@@ -135,10 +164,10 @@ impl Session {
         }
     }
 
-    /// MAIL to the next hop of a route.
+    /// MAIL to a next hop.
     async fn begin_passing(
         &self,
-        route: RouteIndex,
+        site: &Arc<SiteShared>,
         transaction: u32,
     ) -> Result<UnderWay, Refusal> {
         let (Some(reverse_path), Some(parameters)) =
@@ -147,10 +176,6 @@ impl Session {
             return Err(Refusal::Internal);
         };
         let worker = &self.worker;
-        let Some(site) = worker.sites.next_hop(route, &parameters) else {
-            tracing::error!("a route leads nowhere that in-line mode can reach");
-            return Err(Refusal::NextHopLost);
-        };
         let write = |out: &mut Vec<u8>, peer: &Capabilities| {
             mail_command(out, &reverse_path, &parameters, None, peer);
         };
@@ -170,21 +195,12 @@ impl Session {
         Ok(UnderWay {
             transaction,
             id: worker.next_id(),
+            site: site.id(),
             envelope: Envelope { reverse_path, parameters, recipients: Vec::new() },
             recipients: 0,
             state: State::Envelope(backend),
             exhibit: None,
         })
-    }
-
-    /// Whether a further recipient fits the transaction that is under way.
-    fn goes_the_same_way(&self, route: RouteIndex) -> bool {
-        let Some(under_way) = &self.inline.under_way else { return false };
-        let State::Envelope(backend) = &under_way.state else { return true };
-        let parameters = &under_way.envelope.parameters;
-        let site = self.worker.sites.next_hop(route, parameters);
-        let is_same = site.is_some_and(|site| site.id() == backend.site().id());
-        is_same && (backend.protocol() == Protocol::Smtp || under_way.recipients == 0)
     }
 
     /// Passes on what has come of the body.

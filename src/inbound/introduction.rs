@@ -44,9 +44,7 @@ impl Session {
         }
         self.begin_anew();
         self.server.introduced(Instant::now(), Ok(()));
-        if !self.is_balancer {
-            permit(&mut self.server, &self.worker.config, self.peer.ip());
-        }
+        permit(&mut self.server, &self.worker.config, self.peer.ip());
         self.greet().await
     }
 
@@ -57,7 +55,6 @@ impl Session {
         }
         let introducer = **self.introducer.get_or_insert_with(|| Box::new(self.peer));
         self.peer = client;
-        self.is_balancer = false;
         self.worker.report_client(self.id, client, Some(introducer), &self.listener);
         Ok(())
     }

@@ -175,7 +175,8 @@ impl Session {
         if !arrival.is_balancer {
             introduction::permit(&mut server, &worker.config, peer.ip());
         }
-        if listener::is_in(&listener.listener.xclient, peer) {
+        // Whom a balancer does not name is a stranger, whose word for another one is worth nothing.
+        if !arrival.is_balancer && listener::is_in(&listener.listener.xclient, peer) {
             server.permit_xclient();
         }
         let is_looked_at = !arrival.is_balancer;

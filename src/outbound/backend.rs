@@ -326,7 +326,7 @@ fn client_config(worker: &Worker, site: &SiteShared, security: &Security) -> Cli
         starttls: security.starttls(site.tls_is_broken(worker.now_unix_ms())),
         // A client of ours waits: it must not give up before we do.
         timeouts: Timeouts {
-            greeting: delivery.timeouts.greeting.min(limits::BACKEND_COMMAND),
+            greeting: delivery.timeouts.greeting.min(limits::BACKEND_GREETING),
             command: delivery.timeouts.command.min(limits::BACKEND_COMMAND),
             data: delivery.timeouts.data.min(limits::BACKEND_DATA_END),
         },
@@ -423,12 +423,22 @@ impl Backends {
         Backends { allowance, kept: RefCell::default() }
     }
 
-    /// A place for a new connection; one that idles makes room for it.
+    /// A place for a new connection; one that idles on this core makes room for it.  If there is
+    /// none, those of the other cores make room for who comes next.
     fn place(&self) -> Option<Place> {
-        self.allowance.place().or_else(|| {
+        let place = self.allowance.place().or_else(|| {
             self.close_oldest();
             self.allowance.place()
-        })
+        });
+        if place.is_none() {
+            self.allowance.place_missed(Instant::now(), MISSED_FOR);
+        }
+        place
+    }
+
+    /// Whether connections that idle are in somebody's way.
+    fn must_end(&self, now: Instant) -> bool {
+        self.allowance.is_wanted() || self.allowance.misses_place(now)
     }
 
     /// Gives up the connection that has stood idle for longest.
@@ -462,7 +472,9 @@ impl Backends {
 /// Keeps a connection on which nothing is under way for the next who wants one.
 pub fn keep(worker: &Rc<Worker>, mut backend: Backend) {
     backend.is_well();
-    // Sites that stand in line for a connection come before one that idles.
+    // Sites that stand in line for a connection come before one that idles.  Not so a client that
+    // found no place and has been told to come again: the next one here may want this very one, and
+    // if none does, `sweep` finds it.
     if worker.is_stopping() || worker.backends.allowance.is_wanted() {
         return;
     }
@@ -482,10 +494,11 @@ async fn sweep(worker: Rc<Worker>) {
     let idle = worker.config.delivery.idle_timeout;
     loop {
         runtime::sleep(idle.clamp(SWEEP_LEAST, SWEEP_MOST)).await;
-        if worker.is_stopping() || worker.backends.allowance.is_wanted() {
+        let now = Instant::now();
+        if worker.is_stopping() || worker.backends.must_end(now) {
             worker.backends.kept.borrow_mut().clear();
         }
-        if !worker.backends.sweep(Instant::now(), idle) {
+        if !worker.backends.sweep(now, idle) {
             return;
         }
     }
@@ -494,9 +507,14 @@ async fn sweep(worker: Rc<Worker>) {
 /// How long after the first attempt another host is tried: whoever waits has its own deadline for
 /// RCPT, of 5 minutes (RFC 5321 section 4.5.3.2.3), and an attempt may take two of them.
 const HOSTS_TRIED_FOR: Duration = Duration::from_secs(60);
+// A few that say nothing must not use it up.
+const _: () = assert!(HOSTS_TRIED_FOR.as_secs() > 3 * limits::BACKEND_GREETING.as_secs());
 /// What a peer may take to say why it closed.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// The least time between two looks for connections that stand idle for too long.
 const SWEEP_LEAST: Duration = Duration::from_millis(200);
 /// The most: sites that stand in line for a connection wait so long for those that idle here.
 const SWEEP_MOST: Duration = Duration::from_secs(1);
+/// How long those that idle give way once somebody found no place: each core looks at its own
+/// meanwhile, even a busy one.
+const MISSED_FOR: Duration = SWEEP_MOST.saturating_mul(3);

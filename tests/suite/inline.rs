@@ -339,6 +339,107 @@ fn a_mail_store_answers_for_one_recipient_at_a_time() {
     client.envelope("a@b.example", &["b@in.test"]);
 }
 
+/// What one next hop says, or that it says nothing, is no word about another one's recipients.
+#[test]
+fn each_recipient_is_answered_by_its_own_next_hop() {
+    let saying = |replies: &[(&str, &str)]| {
+        let replies = replies.iter().map(|(to, reply)| ((*to).to_owned(), (*reply).to_owned()));
+        Sink::start(Manners { replies: replies.collect(), ..Manners::default() })
+    };
+    let picky =
+        saying(&[("later@picky.test", "450 4.2.0 Later"), ("no@picky.test", "550 5.1.1 No")]);
+    let refusing = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let refuser = refusing.local_addr().expect("bound");
+    thread::spawn(move || {
+        for stream in refusing.incoming() {
+            let stream = stream.expect("a connection");
+            let mut output = stream.try_clone().expect("a descriptor");
+            let mut say = |words: &str| output.write_all(words.as_bytes()).expect("it is there");
+            say("220 refuser.test\r\n");
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                match line.starts_with("MAIL") {
+                    true => say("550 5.7.1 Nothing from you\r\n"),
+                    false => say("250 Ok\r\n"),
+                }
+            }
+        }
+    });
+    let well = Sink::start(Manners { dsn: true, ..Manners::default() });
+    let dead = SocketAddr::from(([127, 0, 0, 1], 9));
+    let routes = [
+        ("picky.test", picky.address()),
+        ("refuser.test", refuser),
+        ("dead.test", dead),
+        ("well.test", well.address()),
+    ];
+    let routes = routes.map(|(domain, address)| {
+        format!("[[route]]\nrecipient = \"*@{domain}\"\nto = \"smtp://{address}\"\n")
+    });
+    let gateway = Gateway::start(&format!(
+        r#"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[domains]
+accept = ["picky.test", "refuser.test", "dead.test", "well.test"]
+[delivery]
+idle_timeout = "1h"
+{}"#,
+        routes.concat()
+    ));
+    let mut client = Client::hello(gateway.smtp(0));
+    client.command("MAIL FROM:<a@b.example>").expect("250");
+    for (to, expected) in [
+        ("a@refuser.test", "550 5.7.1 Nothing from you"),
+        ("a@dead.test", "451 4.4.1 The next hop does not answer, try later"),
+        ("later@picky.test", "450 4.2.0 Later"),
+        ("no@picky.test", "550 5.1.1 No"),
+        ("a@refuser.test", "550 5.7.1 Nothing from you"),
+        ("a@well.test", "250 2.1.5 Ok"),
+        ("b@refuser.test", "452 4.5.3 This recipient needs a transaction of its own"),
+        ("a@picky.test", "452 4.5.3 This recipient needs a transaction of its own"),
+        ("b@well.test", "250 2.1.5 Ok"),
+    ] {
+        let said = client.command(&format!("RCPT TO:<{to}>"));
+        assert_eq!(said.0, expected, "{to}");
+    }
+    assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
+    // The one that was left for another is well, and so is its connection.
+    client.envelope("a@b.example", &["a@picky.test"]);
+    assert_eq!(client.data(b"Subject: y\r\n\r\ny\r\n").expect("250").0, "250 2.0.0 Taken");
+    let taken = well.taken(1);
+    assert_eq!(taken[0].to, ["a@well.test", "b@well.test"]);
+    assert_eq!(picky.taken(1)[0].to, ["a@picky.test"]);
+    assert_eq!((picky.connections(), well.connections()), (1, 1));
+}
+
+/// A next hop that is lost with recipients of its own says nothing of another one's.
+#[test]
+fn who_goes_elsewhere_hears_nothing_of_a_loss() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("a connection");
+        let mut output = stream.try_clone().expect("a descriptor");
+        output.write_all(b"220 backend.test\r\n").expect("it is there");
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            let words = match line.contains("last@") {
+                true => "421 4.3.2 Going down\r\n",
+                false => "250 Ok\r\n",
+            };
+            output.write_all(words.as_bytes()).expect("it is there");
+        }
+    });
+    let gateway = gateway(&format!("smtp://{address}"));
+    let mut client = Client::hello(gateway.smtp(0));
+    client.command("MAIL FROM:<a@b.example>").expect("250");
+    client.command("RCPT TO:<a@in.test>").expect("250");
+    client.command("RCPT TO:<last@in.test>").expect("451 4.4.1");
+    client.command("RCPT TO:<b@in.test>").expect("451 4.4.1");
+    client.command("RCPT TO:<b@out.test>").expect("452 4.5.3");
+}
+
 /// Those that idle make room; who finds none comes again.
 #[test]
 fn connections_in_line_are_among_those_that_there_may_be() {
@@ -393,6 +494,54 @@ idle_timeout = "1h"
     client.envelope("a@b.example", &["a@in.test"]);
     client.data(b"Subject: y\r\n\r\ny\r\n").expect("250");
     sinks[0].taken(2);
+}
+
+/// Sessions on either core want the one connection, each for another next hop than the one before:
+/// what idles gives way, wherever it is.
+#[test]
+fn a_connection_that_idles_gives_way_to_every_core() {
+    let sinks = [Sink::start(Manners::default()), Sink::start(Manners::default())];
+    let gateway = Gateway::start(&format!(
+        r#"
+workers = 2
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[domains]
+accept = ["in.test", "out.test"]
+[[route]]
+recipient = "*@in.test"
+to = "smtp://{}"
+[[route]]
+recipient = "*@out.test"
+to = "smtp://{}"
+[delivery]
+connections = 1
+idle_timeout = "1h"
+"#,
+        sinks[0].address(),
+        sinks[1].address()
+    ));
+    // Which core has which session is the system's choice.
+    let sessions = std::iter::repeat_with(|| Client::hello(gateway.smtp(0))).take(6);
+    let mut sessions: Vec<_> = sessions.collect();
+    for (client, to) in sessions.iter_mut().zip(["a@in.test", "b@out.test"].iter().cycle()) {
+        client.command("MAIL FROM:<a@b.example>").expect("250");
+        gateway.wait_until("there is room", || {
+            let said = client.command(&format!("RCPT TO:<{to}>")).0;
+            if said.starts_with("250") {
+                return Some(());
+            }
+            assert!(said.starts_with("451 4.4.5"), "{said}");
+            thread::sleep(Duration::from_millis(100));
+            client.command("RSET").expect("250");
+            client.command("MAIL FROM:<a@b.example>").expect("250");
+            None
+        });
+        assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
+    }
+    assert!(sinks.iter().all(|sink| sink.taken(3).len() == 3));
 }
 
 /// One host of three is well; each of the others is waited for once, in-line and by questions alike.

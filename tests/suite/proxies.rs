@@ -294,24 +294,25 @@ to = "maildir:{dir}/mail"
         relay(&mut client).expect("550 5.7.1");
         client.command("RSET").expect("250");
         client.command("ETRN elsewhere.test").expect("550 5.7.1");
-        // Its HELO alone names nobody either.
-        client.command("XCLIENT HELO=told.test").expect("220");
-        client.command("EHLO client.test").expect("250");
+        // Nor may it say that it is somebody else, who may.
+        client.command("XCLIENT ADDR=127.0.9.7").expect("500");
+        let offers = client.command("EHLO client.test").expect("250").0;
+        assert!(!offers.contains("XCLIENT"), "{offers}");
         relay(&mut client).expect("550 5.7.1");
-        client.command("XCLIENT ADDR=127.0.9.7").expect("503");
-        client.command("RSET").expect("250");
-        client.command("XCLIENT ADDR=127.0.9.7").expect("220");
-        client.command("EHLO client.test").expect("250");
-        relay(&mut client).expect("250");
     }
     let mut named = introduced(b"PROXY TCP4 127.0.9.7 127.0.0.1 4321 25\r\n");
     relay(&mut named).expect("250");
+    // A proxy behind the balancer that it names is a proxy.
+    let mut proxy = introduced(b"PROXY TCP4 127.0.9.1 127.0.0.1 4321 25\r\n");
+    proxy.command("XCLIENT ADDR=192.0.2.7").expect("220");
+    proxy.command("EHLO client.test").expect("250");
+    relay(&mut proxy).expect("550 5.7.1");
     // Who is no balancer is who he is.
     let mut other = from(&gateway, [127, 0, 9, 2]);
     other.reply().expect("220");
     other.command("EHLO client.test").expect("250");
     relay(&mut other).expect("250");
-    drop((named, other));
+    drop((named, proxy, other));
     gateway.terminate();
 }
 
