@@ -8,7 +8,8 @@
 //!
 //! Invariants: what is kept counts among what messages on their way in may take; the client is not
 //! read while rspamd does not take what came, for the deadline at most; whatever goes wrong with
-//! rspamd says nothing of the message but what `on_failure` does.
+//! rspamd says nothing of the message but what `on_failure` does; and where its sender may have
+//! brought that about, by letting rspamd wait in the middle, the message is put off in any case.
 //!
 //! Not here: fields, subjects and the quarantine.  When rspamd speaks the header section is gone,
 //! and what is passed on cannot be kept back.
@@ -16,7 +17,7 @@
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::config::Rspamd;
+use crate::config::{OnFailure, Rspamd};
 use crate::edge::rspamd::desk::Showing;
 use crate::edge::rspamd::question::Question;
 use crate::edge::rspamd::{Assessment, Failure};
@@ -34,6 +35,32 @@ pub(super) struct Exhibit {
     octets: u64,
     reshape: Reshape,
     state: State,
+    pauses: Pauses,
+}
+
+/// How long rspamd has waited for the next piece of a message that it is shown while it comes.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// It waits since then.
+    since: Option<Instant>,
+    longest: Duration,
+}
+
+impl Pauses {
+    fn begin(&mut self, now: Instant) {
+        self.since = Some(now);
+    }
+
+    fn end(&mut self, now: Instant) {
+        if let Some(since) = self.since.take() {
+            self.longest = self.longest.max(now.saturating_duration_since(since));
+        }
+    }
+
+    /// Whether one of them may be why rspamd has not judged the message.
+    fn may_explain(&self, failure: Failure) -> bool {
+        self.longest >= PAUSE && failure != Failure::Unreachable
+    }
 }
 
 enum State {
@@ -59,7 +86,8 @@ impl Session {
         asks.then(|| {
             self.envelope.grow(trace.len());
             let reshape = Reshape::new(flags, BodyForm::Bdat);
-            Exhibit { id, octets: 0, reshape, state: State::Kept(trace.as_bytes().to_vec()) }
+            let state = State::Kept(trace.as_bytes().to_vec());
+            Exhibit { id, octets: 0, reshape, state, pauses: Pauses::default() }
         })
     }
 
@@ -69,6 +97,7 @@ impl Session {
         let Some(rspamd) = self.rspamd() else { return };
         let (most, patience) = (rspamd.size.0, rspamd.deadline);
         exhibit.octets += piece.len() as u64;
+        exhibit.pauses.end(Instant::now());
         if exhibit.octets > most {
             exhibit.state = State::TooLarge;
             return;
@@ -96,6 +125,7 @@ impl Session {
         if runtime::timeout(patience, showing.pass(octets)).await.is_none() {
             exhibit.state = State::Failed(Failure::Late);
         }
+        exhibit.pauses.begin(Instant::now());
     }
 
     /// Takes a turn to show a message while it comes.
@@ -118,13 +148,14 @@ impl Session {
     /// What the client hears, if the message does not go on.
     pub(super) async fn judge_exhibit(
         &mut self,
-        exhibit: Exhibit,
+        mut exhibit: Exhibit,
         envelope: &Envelope,
     ) -> Result<(), Refusal> {
         let worker = self.worker.clone();
         let (Some(desk), Some(rspamd)) = (&worker.rspamd, self.rspamd()) else { return Ok(()) };
         let (patience, on_failure) = (rspamd.deadline, rspamd.on_failure);
         let began = Instant::now();
+        exhibit.pauses.end(began);
         let asked = match exhibit.state {
             State::TooLarge => return self.not_shown(exhibit.octets),
             State::Failed(failure) => Err(failure),
@@ -152,6 +183,9 @@ impl Session {
                 }
                 self.weigh(fact, effect, reply, took)
             }
+            Err(failure) if exhibit.pauses.may_explain(failure) => {
+                self.not_judged(failure, OnFailure::Defer, took)
+            }
             Err(failure) => self.not_judged(failure, on_failure, took),
         }
     }
@@ -163,3 +197,38 @@ impl Session {
 
 /// What a body may take to come; it is let go with its session, and its rate has a bound of its own.
 const UPLOAD_MOST: Duration = Duration::from_secs(24 * 3_600);
+/// From here on a pause may be why rspamd gave up: it waits for a minute if nobody has told it
+/// otherwise, and a sender that knows must not get past it by that.
+const PAUSE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_that_rspamd_gives_up_in_is_its_senders() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for (dialogue, expected) in [
+            // When a piece had been passed on, and when the next one came, or the end.
+            (&[(0, 29), (40, 69)][..], false),
+            (&[(0, 1), (2, 63), (63, 64)], true),
+            // It was the wait for the end.
+            (&[(0, 1), (2, 32)], true),
+            // It was rspamd that took its time.
+            (&[(0, 1), (100, 101)], false),
+            (&[], false),
+        ] {
+            let mut pauses = Pauses::default();
+            pauses.end(at(0));
+            for &(passed, came) in dialogue {
+                pauses.begin(at(passed));
+                pauses.end(at(came));
+            }
+            for failure in [Failure::Broken, Failure::Status(500), Failure::Late] {
+                assert_eq!(pauses.may_explain(failure), expected, "{dialogue:?}");
+            }
+            assert!(!pauses.may_explain(Failure::Unreachable));
+        }
+    }
+}

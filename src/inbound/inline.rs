@@ -67,6 +67,13 @@ enum State {
 }
 
 impl UnderWay {
+    /// The next hop takes no more of it, and rspamd need not either: others wait for its turn.
+    /// Gives what the state was.
+    fn end(&mut self, refusal: Refusal) -> State {
+        self.exhibit = None;
+        std::mem::replace(&mut self.state, State::Over(refusal))
+    }
+
     /// Whether a further recipient whose next hop is `site` fits in.
     fn may_have_another_at(&self, site: &SiteShared) -> bool {
         let answers_once = site.reach().protocol() == Some(Protocol::Smtp);
@@ -216,8 +223,10 @@ impl Session {
 
     /// Passes on the end of a message that has come whole.
     pub(super) async fn pass_end(&mut self) {
-        let Some(message) = self.server.take_message() else { return };
         let started = Instant::now();
+        // What is begun here, with the next hop or with rspamd, asks for the transaction's envelope.
+        self.pass_piece(self.server.body_flags()).await;
+        let Some(message) = self.server.take_message() else { return };
         let result = self.pass_rest(&message).await;
         self.drop_body();
         self.envelope.give_back();
@@ -246,13 +255,12 @@ impl Session {
         self.server.passed_on(Instant::now(), answer);
     }
 
+    /// The end of the data, and the next hop's word on it.
     async fn pass_rest(&mut self, message: &ReceivedMessage) -> Result<(Passed, Backend), Refusal> {
         let flags = message.summary.flags;
-        self.pass_piece(flags).await;
         let Some(under_way) = &mut self.inline.under_way else { return Err(Refusal::NextHopLost) };
         let exhibit = under_way.exhibit.take();
-        let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
-        let mut backend = match state {
+        let mut backend = match under_way.end(Refusal::NextHopLost) {
             State::Body(backend, _) => backend,
             State::Over(refusal) => return Err(refusal),
             State::Envelope(_) => return Err(Refusal::NextHopLost),
@@ -261,16 +269,16 @@ impl Session {
             // Refused, it goes with the connection, in the middle.
             self.judge_exhibit(exhibit, &message.envelope).await?;
         }
-        let site = backend.site().clone();
-        let ended = match backend.send(data_ending(flags).to_vec()).await {
-            Ok(()) => backend.last_reply().await,
-            Err(error) => backend.last_word().await.ok_or(error),
-        };
-        let reply = ended.map_err(|error| {
-            report_lost(&self.worker, site.name(), &error);
+        if let Err(error) = backend.send(data_ending(flags).to_vec()).await {
+            return Err(self.parting_word(backend, &error).await);
+        }
+        let reply = backend.last_reply().await.map_err(|error| {
+            report_lost(&self.worker, backend.site().name(), &error);
             Refusal::NextHopLost
         })?;
-        match Passed::of(&reply) {
+        // It closes, and may have said so before it saw the end.
+        let is_farewell = reply.code.value() == 221;
+        match Passed::of(&reply).filter(|_| !is_farewell) {
             Some(passed) if passed.is_success() => Ok((passed, backend)),
             Some(passed) => {
                 backend::keep(&self.worker, backend);
@@ -291,7 +299,7 @@ impl Session {
         let bare = [BodyFlags::BARE_CR, BodyFlags::BARE_LF];
         if bare.iter().any(|&flag| flags.contains(flag)) {
             // The client hears of it at the end of its data; the next hop hears nothing more.
-            under_way.state = State::Over(Refusal::BareNewline);
+            under_way.end(Refusal::BareNewline);
             return;
         }
         if self.intake.small_body().is_empty() {
@@ -345,29 +353,41 @@ impl Session {
                 Err(Refusal::NextHopLost)
             }
         };
-        under_way.state = match begun {
-            Ok(()) => State::Body(backend, Reshape::new(kept, BodyForm::Data)),
-            Err(refusal) => State::Over(refusal),
-        };
+        under_way.state = State::Body(backend, Reshape::new(kept, BodyForm::Data));
+        if let Err(refusal) = begun {
+            under_way.end(refusal);
+        }
         self.inline.under_way = Some(under_way);
     }
 
-    /// A next hop that gives up in the middle says why before it closes.
+    /// A next hop takes no more of a message.
     async fn broken_off(&mut self, error: BackendError) {
         let Some(under_way) = &mut self.inline.under_way else { return };
-        let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
-        let State::Body(mut backend, _) = state else { return };
-        let last = backend.last_word().await.and_then(|reply| Passed::of(&reply));
-        match last.filter(|passed| !passed.is_success()) {
-            Some(passed) => under_way.state = State::Over(Refusal::NextHop(passed)),
-            None => report_lost(&self.worker, backend.site().name(), &error),
+        let state = under_way.end(Refusal::NextHopLost);
+        let State::Body(backend, _) = state else { return };
+        let refusal = self.parting_word(backend, &error).await;
+        if let Some(under_way) = &mut self.inline.under_way {
+            under_way.end(refusal);
         }
+    }
+
+    /// A next hop that gives up in the middle says why before it closes.  It has not seen the end of
+    /// the message, so what is no refusal (221, say) is not about it.
+    async fn parting_word(&self, mut backend: Backend, error: &BackendError) -> Refusal {
+        let last = backend.last_word().await.and_then(|reply| Passed::of(&reply));
+        last.filter(|passed| !passed.is_success()).map_or_else(
+            || {
+                report_lost(&self.worker, backend.site().name(), error);
+                Refusal::NextHopLost
+            },
+            Refusal::NextHop,
+        )
     }
 
     /// The connection is of no further use, and the transaction with it.
     fn next_hop_lost(&mut self, error: &BackendError) -> Refusal {
         if let Some(under_way) = &mut self.inline.under_way {
-            let state = std::mem::replace(&mut under_way.state, State::Over(Refusal::NextHopLost));
+            let state = under_way.end(Refusal::NextHopLost);
             if let State::Envelope(backend) | State::Body(backend, _) = state {
                 report_lost(&self.worker, backend.site().name(), error);
             }

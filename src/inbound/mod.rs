@@ -471,6 +471,8 @@ impl Session {
         };
         if !self.worker.may_receive(patience).await && keeps_body {
             self.server.refuse_body(Refusal::Busy);
+            // The client may take its time with the rest, and the next hop has others to serve.
+            self.drop_passed_body();
             self.drop_body();
         }
         self.excuse_since(began);

@@ -39,7 +39,7 @@ to = "smtp://127.0.0.1:9"
 
 /// A next hop that is polite up to the data, then does as `in_data` says; it ends with the first
 /// connection that comes so far, and tells what `in_data` found.
-fn backend<T: Send + 'static>(
+pub fn backend<T: Send + 'static>(
     in_data: impl FnOnce(BufReader<TcpStream>, TcpStream) -> T + Send + 'static,
 ) -> (SocketAddr, Receiver<T>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -208,6 +208,26 @@ fn a_next_hop_that_dies_costs_a_451() {
         let reply = client.command("RCPT TO:<a@in.test>");
         assert!(reply.0.starts_with("451 4.4.1"), "{}", reply.0);
     }
+}
+
+/// Whatever it says before it has seen the end is not about the message.
+#[test]
+fn a_next_hop_that_says_farewell_has_taken_nothing() {
+    let (address, told) = backend(|mut input, mut output| {
+        let mut line = String::new();
+        while !line.starts_with("Some text") {
+            line.clear();
+            input.read_line(&mut line).expect("a line");
+        }
+        output.write_all(b"221 2.0.0 Bye\r\n").expect("it is there");
+    });
+    let gateway = gateway(&format!("smtp://{address}"));
+    let mut client = begin(&gateway);
+    client.send(b"Subject: x\r\n\r\nSome text\r\nand more of it\r\n");
+    told.recv_timeout(PATIENCE).expect("it gets so far");
+    client.send(b".\r\n");
+    assert_eq!(client.reply().0, "451 4.4.1 The next hop does not answer, try later");
+    nothing_was_accepted(&gateway);
 }
 
 /// The sink would take what it has for a message if it saw its end.

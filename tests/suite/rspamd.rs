@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::gateway::{CHECKS_WITHOUT_DNS, Gateway, PATIENCE, wait_until};
+use crate::inline::backend;
 use crate::interop::are_here;
 use crate::nameserver::free_port;
 use crate::overload::ask;
@@ -488,6 +489,45 @@ fn messages_in_line_wait_for_the_verdict_before_their_end() {
     ] {
         assert!(page.contains(line), "{line}{page}");
     }
+    gateway.terminate();
+}
+
+/// However the message comes: here it is the last piece, and the end with it, that makes it too large
+/// to be shown in one go.
+#[test]
+fn rspamd_is_told_of_the_envelope_of_a_message_in_line() {
+    let fake = Fake::saying(json!({"action": "no action"}));
+    let (at_first, first) = mpsc::channel();
+    let (address, _) = backend(move |mut input, mut output| {
+        let mut line = String::new();
+        while line != ".\r\n" {
+            line.clear();
+            input.read_line(&mut line).expect("a line");
+            if line.starts_with("first") {
+                at_first.send(()).expect("the test waits");
+            }
+        }
+        output.write_all(b"250 2.0.0 Taken\r\n").expect("it is there");
+    });
+    let config = config(&fake.authority);
+    let config = config.replace("service = \"mx\"", "service = \"mx\"\ndelivery = \"inline\"");
+    let config = config.replace("maildir:{dir}/mail", &format!("smtp://{address}"));
+    let mut gateway = Gateway::start(&format!("{config}deadline = \"60s\""));
+    let mut client = client(&gateway);
+    let to = ["one@here.test", "two@here.test"];
+    client.envelope("a@there.test", &to);
+    client.command("DATA").expect("354");
+    let begin = format!("Subject: x\r\n\r\n{}\r\nfirst\r\nsecond\r\n", "x".repeat(12_000));
+    let rest = format!("{}\r\n", "y".repeat(58_000));
+    client.send(begin.as_bytes());
+    first.recv_timeout(PATIENCE).expect("it is passed on");
+    client.send(format!("{rest}.\r\n").as_bytes());
+    client.reply().expect("250");
+    let shown = fake.shown().pop().expect("it was asked");
+    assert_eq!(shown.values("from"), ["a@there.test"]);
+    assert_eq!(shown.values("rcpt"), to);
+    let whole = format!("{begin}{rest}");
+    assert!(shown.message.ends_with(whole.as_bytes()), "{} octets", shown.message.len());
     gateway.terminate();
 }
 

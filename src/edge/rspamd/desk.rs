@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use hyper::body::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 
 use super::office::{Announce, Errand, Handle, Message, News, Piece, Teller};
 use super::question::Question;
@@ -71,6 +72,8 @@ pub struct Showing {
     open: Rc<Open>,
     pieces: Option<mpsc::Sender<Piece>>,
     follows: bool,
+    /// Dropped with this, it ends the errand.
+    _waits: oneshot::Sender<()>,
 }
 
 impl Desk {
@@ -174,8 +177,9 @@ impl Desk {
         let open: Rc<Open> = Rc::default();
         self.open.borrow_mut().insert(token, open.clone());
         let teller = Teller::new(self.announce.clone(), token);
-        self.office.send(Errand { question, message, deadline, teller });
-        Showing { desk: self.clone(), token, open, pieces, follows: false }
+        let (waits, given_up) = oneshot::channel();
+        self.office.send(Errand { question, message, deadline, given_up, teller });
+        Showing { desk: self.clone(), token, open, pieces, follows: false, _waits: waits }
     }
 
     /// Tells the operator that a message was not judged, once in a while.

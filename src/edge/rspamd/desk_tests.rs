@@ -215,6 +215,37 @@ fn a_message_that_is_given_up_is_cut_off() {
     assert_eq!(server.join().expect("it served"), [None, None]);
 }
 
+/// Else each message that a rspamd hangs on would hold a descriptor for as long as a body may come.
+#[test]
+fn a_rspamd_that_hangs_is_hung_up_on() {
+    let (took, taken) = std::sync::mpsc::channel();
+    let (authority, server) = serve(1, move |_, mut visitor| {
+        let request = visitor.request().expect("a request");
+        took.send(request.body.map(|body| body.len())).expect("the test waits");
+        // It has taken all of it, and never answers.
+        visitor.0.read_to_end(&mut Vec::new()).is_ok()
+    });
+    at_desk(&authority, |desk| async move {
+        let tomorrow = Instant::now() + Duration::from_secs(24 * 3_600);
+        let mut showing = desk.begin_following(question(), tomorrow);
+        showing.pass(vec![b'x'; 100_000]).await;
+        showing.pass_piece(Piece::End).await;
+        let all = loop {
+            match taken.try_recv() {
+                Ok(octets) => break octets,
+                Err(_) => runtime::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        assert_eq!(all, Some(100_000));
+        drop(showing);
+        // The office stands meanwhile: nothing else closes a connection.
+        while !server.is_finished() {
+            runtime::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(server.join().expect("it served"), [true]);
+    });
+}
+
 /// The rest of it would wait for room for ever.
 #[test]
 fn an_answer_in_the_middle_of_a_message_is_taken() {
@@ -318,7 +349,8 @@ fn without_an_office_nobody_waits() {
     let announce: Announce = Arc::new(move |token, news| drop(told.send((token, news))));
     let message = Message::Whole(Bytes::from_static(b"a"));
     let teller = Teller::new(announce, 7);
-    handle.send(Errand { question: question(), message, deadline: soon(), teller });
+    let (_waits, given_up) = oneshot::channel();
+    handle.send(Errand { question: question(), message, deadline: soon(), given_up, teller });
     let (token, news) = news.recv_timeout(PATIENCE).expect("news");
     let News::Done(result) = news else { panic!("{news:?}") };
     assert_eq!((token, *result), (7, Err(Failure::Broken)));

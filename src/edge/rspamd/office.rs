@@ -6,8 +6,9 @@
 //! again, unless they have idled for long; where one that was kept turns out to be closed, a small
 //! message is shown once more over a new one.  A large one, which cannot be repeated, gets a new one at once.
 //!
-//! Invariants: every errand is answered once, even if its task comes to grief; a message that its
-//! worker has given up on is cut off, and never looks whole to rspamd.
+//! Invariants: every errand is answered once, even if its task comes to grief; one that its worker has
+//! given up on ends at once, wherever it is, and its connection with it: what was not whole by then
+//! never looks whole to rspamd.
 
 use std::convert::Infallible;
 use std::io;
@@ -57,6 +58,8 @@ pub struct Errand {
     pub message: Message,
     /// Nobody waits for an answer after this.
     pub deadline: Instant,
+    /// Nobody waits for an answer once the other end of this is dropped.
+    pub given_up: oneshot::Receiver<()>,
     /// Who waits for it.
     pub teller: Teller,
 }
@@ -225,11 +228,16 @@ impl Drop for Connection {
 }
 
 async fn run(peer: Arc<Peer>, errand: Errand) {
-    let Errand { question, message, deadline, teller } = errand;
+    let Errand { question, message, deadline, given_up, teller } = errand;
     let announce = (teller.announce.clone(), teller.token);
-    let exchange = peer.exchange(&question, message, announce);
-    let result = timeout_at(deadline.into(), exchange).await;
-    teller.done(result.unwrap_or(Err(Failure::Late)));
+    let exchange = timeout_at(deadline.into(), peer.exchange(&question, message, announce));
+    let result = tokio::select! {
+        result = exchange => result.unwrap_or(Err(Failure::Late)),
+        // A connection that is being made, or on which rspamd neither reads nor says anything, would
+        // be held up to the deadline, which is a day where a message is shown while it comes.
+        _ = given_up => Err(Failure::Late),
+    };
+    teller.done(result);
 }
 
 impl Peer {
@@ -304,7 +312,8 @@ impl Peer {
 
     async fn connect(&self) -> Result<Connection, Failure> {
         let addresses = self.whereabouts.addresses().await.ok_or(Failure::Unreachable)?;
-        let stream = TcpStream::connect(&*addresses).await.map_err(|_| Failure::Unreachable)?;
+        let connected = timeout(limits::RSPAMD_CONNECT, TcpStream::connect(&*addresses)).await;
+        let stream = connected.ok().and_then(Result::ok).ok_or(Failure::Unreachable)?;
         // A request is written in one go, but for its pieces: each of them should go at once.
         let _ = stream.set_nodelay(true);
         let mut builder = Builder::new();
@@ -436,10 +445,12 @@ mod tests {
             reverse_path: &ReversePath::Null,
             recipients: &[],
         });
+        let (_waits, given_up) = oneshot::channel();
         handle.send(Errand {
             question,
             message: Message::Whole(Bytes::from_static(b"the end")),
             deadline: Instant::now() + Duration::from_secs(30),
+            given_up,
             teller: Teller::new(Arc::new(|_, _| ()), 1),
         });
         let (mut stream, _) = listener.accept().expect("a connection");
