@@ -27,11 +27,12 @@
 //! it may have answered the octets of a body: then the reply to QUIT shows whether all are in their
 //! places.
 //!
-//! Invariants: transactions end in the order in which they were started; every transaction that is started ends in exactly one
-//! [`ClientAction::TransactionDone`] with one outcome for each recipient; a recipient counts as
-//! delivered only by a 2xx that answers the end of a body that was sent to its end; what a peer
-//! decided about a recipient stands when the connection fails later, and the failure decides
-//! nothing, but for what came behind a refusal in one flight, which is as doubtful then as the rest.  After [`ClientAction::Close`] there is no further action but the end of a transaction
+//! Invariants: transactions end in the order in which they were started; every transaction that is
+//! started ends in exactly one [`ClientAction::TransactionDone`] with one outcome for each recipient;
+//! a recipient counts as delivered only by a 2xx that answers the end of a body that was sent to its
+//! end; what a peer decided about a recipient stands when the connection fails later, and the failure
+//! decides nothing, but for what came behind a refusal in one flight, which is as doubtful then as
+//! the rest.  After [`ClientAction::Close`] there is no further action but the end of a transaction
 //! that is started all the same.
 //!
 //! **STARTTLS** (RFC 3207) is the driver's to do when the machine says so
@@ -321,13 +322,18 @@ impl Client {
     pub fn quit(&mut self, now: Instant) {
         match self.state {
             State::Serving if self.under_way.is_empty() => {
-                self.output.extend_from_slice(b"QUIT\r\n");
-                self.state = State::Quitting;
-                self.deadline = Some(now + self.config.timeouts.command.min(limits::CLIENT_QUIT));
+                self.say_quit(now, State::Quitting, limits::CLIENT_QUIT);
             }
             State::Confirming | State::Quitting | State::Closed => {}
             _ => self.abandon(),
         }
+    }
+
+    /// Says QUIT; until its reply, or at the latest `patience` from now, the connection is in `state`.
+    fn say_quit(&mut self, now: Instant, state: State, patience: Duration) {
+        self.output.extend_from_slice(b"QUIT\r\n");
+        self.state = state;
+        self.deadline = Some(now + self.config.timeouts.command.min(patience));
     }
 
     /// The next thing to do, or `None` until something else is fed in.

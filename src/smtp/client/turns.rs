@@ -70,28 +70,24 @@ impl Client {
                     }
                     return;
                 }
-                None if matches!(self.state, State::Confirming) => return,
-                None if self.suspicion.is_some() && self.may_be_out_of_step() => {
-                    return self.confirm(now);
-                }
-                None => return self.tell_all(),
+                None => return self.tell_or_confirm(now),
             }
         }
     }
 
-    /// Whether the peer lost count, and can be asked whether it has found it again.
-    fn may_be_out_of_step(&self) -> bool {
-        self.is_draining && matches!(self.state, State::Serving)
-    }
-
-    /// As many replies have come as were owed, and yet they need not be those to our commands: a
-    /// peer that threw some away after its refusal may have taken octets of a body for others.
-    /// Nothing follows on this connection.  So we say good-bye now, and what has ended is told by
-    /// the reply: only one in step answers QUIT with 221 (RFC 5321 section 4.1.1.10).
-    fn confirm(&mut self, now: Instant) {
-        self.output.extend_from_slice(b"QUIT\r\n");
-        self.state = State::Confirming;
-        self.deadline = Some(now + self.config.timeouts.command.min(limits::CLIENT_CONFIRMATION));
+    /// Nothing is under way.  As many replies have come as were owed, and yet where the peer lost
+    /// count they need not be those to our commands: if it threw some away after its refusal it may
+    /// have taken octets of a body for others.  Nothing follows on such a connection.  So we say
+    /// good-bye now, and what has ended is told by the reply: only one in step answers QUIT with 221
+    /// (RFC 5321 section 4.1.1.10).
+    fn tell_or_confirm(&mut self, now: Instant) {
+        match self.state {
+            State::Confirming => {}
+            State::Serving if self.suspicion.is_some() && self.is_draining => {
+                self.say_quit(now, State::Confirming, limits::CLIENT_CONFIRMATION);
+            }
+            _ => self.tell_all(),
+        }
     }
 
     /// The peer answers QUIT.
