@@ -50,6 +50,8 @@ pub struct Backend {
     timeouts: Timeouts,
     /// It was kept since another transaction, and has said nothing since: it may have been closed.
     is_kept: bool,
+    /// A body was slow, and we cut it off for those that wait for memory: no fault of its host.
+    has_given_way: bool,
     /// It has shown itself well, which speaks for its host as long as it stands.
     serving: Option<Serving>,
     _counted: Counted,
@@ -159,6 +161,7 @@ impl Backend {
                 capabilities: client.capabilities().clone(),
                 timeouts,
                 is_kept: false,
+                has_given_way: false,
                 serving: None,
                 _counted: counted,
             }),
@@ -208,7 +211,7 @@ impl Backend {
     /// Sends a piece of a body.
     ///
     /// # Errors
-    /// `Lost`.
+    /// `Lost`; whether that is its host's failure, [`Backend::last_word`] tells.
     pub async fn send(&mut self, octets: Vec<u8>) -> Result<(), BackendError> {
         let now = Instant::now();
         // Meanwhile the client's octets wait in a receive buffer, which others may need.
@@ -216,7 +219,9 @@ impl Backend {
         let deadline = now + limits::CLIENT_DATA_BLOCK;
         let (written, _) = self.stream.write_all(octets, deadline).await;
         self.stream.give_way_at(None);
-        self.blame(written.map_err(|error| lost("in the middle of the message", &error)))
+        let is_cut = matches!(written, Err(StreamError::TimedOut));
+        self.has_given_way = is_cut && Instant::now() < deadline;
+        written.map_err(|error| lost("in the middle of the message", &error))
     }
 
     /// The reply to the end of the data.
@@ -228,9 +233,14 @@ impl Backend {
         self.blame(reply)
     }
 
-    /// What a peer that takes no more says before it closes; it was not asked for.
+    /// What a peer that takes no more says before it closes; it was not asked for.  Only one that
+    /// says nothing has failed: another message may be welcome where this one is not.
     pub async fn last_word(&mut self) -> Option<PeerReply> {
-        self.reply(Instant::now() + LAST_WORD).await.ok()
+        let said = self.reply(Instant::now() + LAST_WORD).await;
+        match self.has_given_way {
+            true => said.ok(),
+            false => self.blame(said).ok(),
+        }
     }
 
     /// A host whose connection fails comes last for a while, unless others to it are well.  One that
