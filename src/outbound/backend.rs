@@ -105,17 +105,25 @@ pub enum BackendError {
 }
 
 impl Backend {
-    /// A connection to `site` that has introduced itself: one that was kept, or a new one.
-    async fn to(worker: &Rc<Worker>, site: &Arc<SiteShared>) -> Result<Backend, BackendError> {
+    /// A connection to `site` that has introduced itself: one that was kept, or a new one for who
+    /// `began` then.
+    async fn to(
+        worker: &Rc<Worker>,
+        site: &Arc<SiteShared>,
+        began: Instant,
+    ) -> Result<Backend, BackendError> {
         match worker.backends.take(site.id()) {
             Some(kept) => Ok(kept),
-            None => Backend::fresh(worker, site).await,
+            None => Backend::fresh(worker, site, began).await,
         }
     }
 
     /// A new connection, to the first host that takes us.
-    async fn fresh(worker: &Rc<Worker>, site: &Arc<SiteShared>) -> Result<Backend, BackendError> {
-        let began = Instant::now();
+    async fn fresh(
+        worker: &Rc<Worker>,
+        site: &Arc<SiteShared>,
+        began: Instant,
+    ) -> Result<Backend, BackendError> {
         loop {
             match Backend::dial(worker, site).await {
                 Err((Next::TryOn, _)) if began.elapsed() < HOSTS_TRIED_FOR => {}
@@ -302,7 +310,7 @@ pub async fn begin(
     write: impl Fn(&mut Vec<u8>, &Capabilities),
 ) -> Result<(Backend, PeerReply), BackendError> {
     let began = Instant::now();
-    let mut backend = Backend::to(worker, site).await?;
+    let mut backend = Backend::to(worker, site, began).await?;
     loop {
         let mut mail = Vec::with_capacity(limits::COMMAND_LINE);
         write(&mut mail, &backend.capabilities);
@@ -321,7 +329,7 @@ pub async fn begin(
         if !goes_on {
             return Err(error);
         }
-        backend = Backend::fresh(worker, site).await?;
+        backend = Backend::fresh(worker, site, began).await?;
     }
 }
 
