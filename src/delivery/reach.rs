@@ -37,8 +37,11 @@ pub struct Reach {
     failures: AtomicU32,
     /// The addresses of connections that have shown themselves well, and how many lead to each;
     /// bounded by the site's connections.
-    serving: Mutex<HashMap<SocketAddr, u32>>,
+    serving: Arc<Mutex<Connections>>,
 }
+
+/// How many connections lead to each address.
+type Connections = HashMap<SocketAddr, u32>;
 
 impl Reach {
     /// The way to a target that names its next hop, or needs none.
@@ -68,7 +71,7 @@ impl Reach {
             health: Mutex::default(),
             hosts: Mutex::new(hosts),
             failures: AtomicU32::new(0),
-            serving: Mutex::default(),
+            serving: Arc::default(),
         }
     }
 
@@ -152,50 +155,40 @@ impl Reach {
 
     /// A host has had its word on a message: not at its greeting, since one that greets and then
     /// drops every transaction is not well.  It serves until the value is dropped.
-    pub fn host_succeeded(&self, address: SocketAddr) -> Serving<'_> {
-        self.begin_serving(address);
-        Serving { reach: self, address }
-    }
-
-    /// The same for a connection that says itself when it ends: [`Reach::end_serving`].
-    pub fn begin_serving(&self, address: SocketAddr) {
+    pub fn host_succeeded(&self, address: SocketAddr) -> Serving {
         self.failures.store(0, Ordering::Relaxed);
         dial::lock(&self.health).succeeded(address);
-        *self.serving().entry(address).or_default() += 1;
-    }
-
-    /// A connection that has shown itself well ends.
-    pub fn end_serving(&self, address: SocketAddr) {
-        let mut serving = self.serving();
-        if let Some(count) = serving.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                serving.remove(&address);
-            }
-        }
+        *lock(&self.serving).entry(address).or_default() += 1;
+        Serving { among: self.serving.clone(), address }
     }
 
     /// Whether a connection to this address stands that has shown itself well.
     pub fn serves(&self, address: SocketAddr) -> bool {
-        self.serving().contains_key(&address)
-    }
-
-    fn serving(&self) -> MutexGuard<'_, HashMap<SocketAddr, u32>> {
-        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.serving).contains_key(&address)
     }
 }
 
 /// A connection whose host has had its word on a message.
 #[derive(Debug)]
-pub struct Serving<'a> {
-    reach: &'a Reach,
+pub struct Serving {
+    among: Arc<Mutex<Connections>>,
     address: SocketAddr,
 }
 
-impl Drop for Serving<'_> {
+impl Drop for Serving {
     fn drop(&mut self) {
-        self.reach.end_serving(self.address);
+        let mut among = lock(&self.among);
+        if let Some(count) = among.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                among.remove(&self.address);
+            }
+        }
     }
+}
+
+fn lock(serving: &Mutex<Connections>) -> MutexGuard<'_, Connections> {
+    serving.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Hosts that are tried one after the other before a site rests.

@@ -23,6 +23,7 @@ use super::smtp::{Security, TLS_BROKEN_MS, open};
 use super::{connect, describe_connect};
 use crate::config::Target;
 use crate::control::metrics::WorkerMetrics;
+use crate::delivery::reach::Serving;
 use crate::delivery::settle;
 use crate::limits;
 use crate::pool::dial::Dialled;
@@ -55,18 +56,6 @@ pub struct Backend {
     /// It has shown itself well, which speaks for its host as long as it stands.
     serving: Option<Serving>,
     _counted: Counted,
-}
-
-/// A connection whose host has had its word on a transaction.
-struct Serving {
-    site: Arc<SiteShared>,
-    peer: SocketAddr,
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.site.reach().end_serving(self.peer);
-    }
 }
 
 /// A connection's part in the counts, for as long as this lives.
@@ -266,8 +255,7 @@ impl Backend {
     /// Its host has had its word on a transaction.
     fn is_well(&mut self) {
         if let (Some(peer), None) = (self.peer, &self.serving) {
-            self.site.reach().begin_serving(peer);
-            self.serving = Some(Serving { site: self.site.clone(), peer });
+            self.serving = Some(self.site.reach().host_succeeded(peer));
         }
     }
 

@@ -64,7 +64,7 @@ struct Connection<'a> {
     /// Messages that this connection did not come to.
     returned: Vec<Slot>,
     /// Since the peer has had its word on a message.
-    serving: Option<Serving<'a>>,
+    serving: Option<Serving>,
     /// The site has dropped one message after the other without a word.
     is_given_up: bool,
     /// When a piece of a large message began to be written, which holds a buffer of the reader.
