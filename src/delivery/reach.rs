@@ -33,7 +33,7 @@ pub struct Reach {
     /// Which addresses have failed lately.
     pub health: Mutex<HostHealth>,
     hosts: Mutex<Arc<[MailHost]>>,
-    /// Hosts that did not take us since one did.
+    /// Hosts that did not take the queue's connections since one did.
     failures: AtomicU32,
     /// The addresses of connections that have shown themselves well, and how many lead to each;
     /// bounded by the site's connections.
@@ -104,7 +104,7 @@ impl Reach {
         *self.hosts.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
     }
 
-    /// What a dial has looked up, which is what [`Reach::host_failed`] judges by: the hosts
+    /// What a dial has looked up, which is what [`Reach::pass_over`] judges by: the hosts
     /// themselves are renewed only as often as their domain is asked for, and the next hop of a
     /// route that names one never.
     pub fn learn(&self, name: &Name, found: &Addresses) {
@@ -115,10 +115,9 @@ impl Reach {
         *hosts = learned.into();
     }
 
-    /// A host did not take us; tells whether another one is known that has not failed lately, and
-    /// is to be tried at once.
-    pub fn host_failed(&self, address: SocketAddr, now: Instant) -> bool {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+    /// A host did not take us; tells whether another one is known that has not failed lately.  For
+    /// those that bound themselves how many they try; the queue asks [`Reach::host_failed`].
+    pub fn pass_over(&self, address: SocketAddr, now: Instant) -> bool {
         let mut health = dial::lock(&self.health);
         health.failed(address, now);
         let fits = |ip: &IpAddr| self.source.is_none_or(|source| source.is_ipv4() == ip.is_ipv4());
@@ -126,10 +125,15 @@ impl Reach {
         // Also those that have run out: whoever dials asks for them anew, and what became of them
         // is found there.
         let mut known = hosts.iter().flat_map(|host| &host.addresses).copied().filter(fits);
-        let is_left =
-            known.any(|ip| health.avoid_until(SocketAddr::new(ip, self.port), now).is_none());
+        known.any(|ip| health.avoid_until(SocketAddr::new(ip, self.port), now).is_none())
+    }
+
+    /// A host did not take a connection of the queue; tells whether another one is to be tried at
+    /// once.
+    pub fn host_failed(&self, address: SocketAddr, now: Instant) -> bool {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         // Whatever the addresses do, this comes to an end and the site to its rest.
-        let goes_on = is_left && failures < HOSTS_AT_ONCE;
+        let goes_on = self.pass_over(address, now) && failures < HOSTS_AT_ONCE;
         if !goes_on {
             self.failures.store(0, Ordering::Relaxed);
         }
@@ -292,6 +296,15 @@ mod tests {
         let reach = reach(&[("192.0.2.1", now + Duration::from_secs(60))]);
         let tried = (100..200).take_while(|&last| reach.host_failed(at(last), now)).count();
         assert_eq!(tried as u32, HOSTS_AT_ONCE - 1);
+    }
+
+    #[test]
+    fn sessions_that_wait_do_not_use_up_what_the_queue_may_try() {
+        let now = Instant::now();
+        let reach = reach(&[("192.0.2.1", now), ("192.0.2.2", now)]);
+        assert!((0..100).all(|_| reach.pass_over(at(1), now)), "the second one is left");
+        assert!(reach.host_failed(at(1), now), "the queue has tried none yet");
+        assert!(!reach.pass_over(at(2), now));
     }
 
     #[test]

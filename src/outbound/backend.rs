@@ -196,13 +196,16 @@ impl Backend {
     /// # Errors
     /// `Lost`, with a 421 too (RFC 5321 section 3.8).
     pub async fn say(&mut self, command: Vec<u8>) -> Result<PeerReply, BackendError> {
+        let reply = self.ask(command).await;
+        self.blame(reply)
+    }
+
+    /// [`Backend::say`] for who judges the host by what comes.
+    async fn ask(&mut self, command: Vec<u8>) -> Result<PeerReply, BackendError> {
         let deadline = Instant::now() + self.timeouts.command;
         let (written, _) = self.stream.write_all(command, deadline).await;
-        let reply = match written {
-            Ok(()) => self.reply(deadline).await,
-            Err(error) => Err(lost("while a command was sent", &error)),
-        };
-        self.blame(reply)
+        written.map_err(|error| lost("while a command was sent", &error))?;
+        self.reply(deadline).await
     }
 
     /// Sends a piece of a body.
@@ -302,7 +305,7 @@ pub async fn begin(
     loop {
         let mut mail = Vec::with_capacity(limits::COMMAND_LINE);
         write(&mut mail, &backend.capabilities);
-        let error = match backend.say(mail).await {
+        let error = match backend.ask(mail).await {
             Ok(reply) => {
                 backend.is_kept = false;
                 return Ok((backend, reply));
@@ -385,7 +388,7 @@ fn not_opened(
 fn next_host(worker: &Worker, site: &SiteShared, peer: Option<SocketAddr>, words: &str) -> Next {
     worker.metrics.connections_failed.count();
     let Some(peer) = peer.filter(|peer| !site.reach().serves(*peer)) else { return Next::GiveUp };
-    if !site.reach().host_failed(peer, Instant::now()) {
+    if !site.reach().pass_over(peer, Instant::now()) {
         return Next::GiveUp;
     }
     tracing::info!(site = site.name(), %peer, words, "the next host is tried");
