@@ -19,12 +19,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::smtp::{Security, TLS_BROKEN_MS, open};
+use super::smtp::{Security, Trouble, judge, open};
 use super::{connect, describe_connect};
 use crate::config::Target;
 use crate::control::metrics::WorkerMetrics;
 use crate::delivery::reach::Serving;
-use crate::delivery::settle;
 use crate::limits;
 use crate::pool::dial::Dialled;
 use crate::queue::allowance::{Allowance, Place};
@@ -35,10 +34,8 @@ use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::capabilities::Capabilities;
 use crate::smtp::client::{
-    Client, ClientConfig, ConnectionCause, ConnectionFailure, Login, LoginTrouble, OneFlight,
-    Protocol, Timeouts,
+    Client, ClientConfig, ConnectionFailure, Login, OneFlight, Protocol, Timeouts,
 };
-use crate::smtp::code::ReplyClass;
 use crate::smtp::reply_reader::{PeerReply, ReplyReader};
 use crate::worker::Worker;
 
@@ -360,25 +357,14 @@ fn not_opened(
     security: &Security,
     failure: Option<&ConnectionFailure>,
 ) -> (Next, BackendError) {
-    let words = match failure {
-        Some(failure) => settle::words_of_failure(failure),
-        None => "the connection was closed before the greeting".to_owned(),
-    };
-    let next = match failure.map(|failure| &failure.cause) {
-        Some(ConnectionCause::Tls(_)) if forgets_tls(worker, site, peer, security, &words) => {
-            Next::TryOn
+    let (trouble, words) = judge(worker, site, peer, security, failure);
+    let next = match trouble {
+        Trouble::InClear => Next::TryOn,
+        Trouble::Host(_) => next_host(worker, site, peer, &words),
+        Trouble::Site(_) => {
+            worker.metrics.connections_failed.count();
+            Next::GiveUp
         }
-        Some(ConnectionCause::Login(trouble)) => {
-            worker.metrics.smart_host_logins_failed.count();
-            match trouble {
-                LoginTrouble::Refused(reply) if reply.class() == ReplyClass::TransientFailure => {
-                    next_host(worker, site, peer, &words)
-                }
-                // The other hosts say the same, and each attempt is a strike against us.
-                _ => Next::GiveUp,
-            }
-        }
-        _ => next_host(worker, site, peer, &words),
     };
     (next, BackendError::Unreachable(words.into()))
 }
@@ -393,22 +379,6 @@ fn next_host(worker: &Worker, site: &SiteShared, peer: Option<SocketAddr>, words
     }
     tracing::info!(site = site.name(), %peer, words, "the next host is tried");
     Next::TryOn
-}
-
-/// TLS has failed: whether mail may go there in clear; that is remembered then.
-fn forgets_tls(
-    worker: &Worker,
-    site: &SiteShared,
-    peer: Option<SocketAddr>,
-    security: &Security,
-    words: &str,
-) -> bool {
-    let goes_on = security.policy.allows_clear() && !security.is_implicit;
-    worker.report_tls_failed_at(site.name(), peer, goes_on, words);
-    if goes_on {
-        site.remember_broken_tls(worker.now_unix_ms() + TLS_BROKEN_MS, words);
-    }
-    goes_on
 }
 
 fn lost(place: &str, error: &StreamError) -> BackendError {
