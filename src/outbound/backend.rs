@@ -123,7 +123,10 @@ impl Backend {
         worker: &Rc<Worker>,
         site: &Arc<SiteShared>,
     ) -> Result<Backend, (Next, BackendError)> {
-        let unreachable = |words: &str| (Next::GiveUp, BackendError::Unreachable(words.into()));
+        let unreachable = |words: &str| {
+            worker.metrics.connections_failed.count();
+            (Next::GiveUp, BackendError::Unreachable(words.into()))
+        };
         let reach = site.reach();
         let place = worker.backends.place().ok_or((Next::GiveUp, BackendError::Crowded))?;
         let (stream, peer, host) = match &reach.target {
