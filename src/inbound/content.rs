@@ -169,7 +169,7 @@ impl Session {
         shown: Shown<'_>,
         deadline: Instant,
     ) -> Result<Assessment, Failure> {
-        desk.turn().await;
+        let turn = desk.turn().await;
         let Shown { id, message, chunks, trace } = shown;
         let Envelope { reverse_path, recipients, .. } = &message.envelope;
         let question = self.question(id, reverse_path, recipients);
@@ -179,14 +179,14 @@ impl Session {
             let mut octets = Vec::with_capacity(trace.len() + body.len());
             octets.extend_from_slice(trace.as_bytes());
             reshape.write(body, &mut octets);
-            return desk.show(question, octets, deadline).assessment().await;
+            return desk.show(turn, question, octets, deadline).assessment().await;
         };
         let log = &self.worker.log;
         let pins = chunks.iter().map(|chunk| log.pin(chunk.place.segment));
         let _pins: Vec<_> = pins.collect::<Option<_>>().ok_or(Failure::Unreadable)?;
         let whole = trace.len() as u64 + message.summary.octets;
         let octets = reshape.is_identity().then_some(whole);
-        let mut showing = desk.begin_showing(question, octets, deadline);
+        let mut showing = desk.begin_showing(turn, question, octets, deadline);
         let mut piece = trace.as_bytes().to_vec();
         for chunk in chunks {
             let record = log.read_chunk(id, chunk.place).await;

@@ -131,10 +131,10 @@ impl Session {
     /// Takes a turn to show a message while it comes.
     async fn follow_message(&self, id: MessageId, patience: Duration) -> Option<Showing> {
         let desk = self.worker.rspamd.as_ref()?;
-        runtime::timeout(patience, desk.turn_to_follow()).await?;
+        let turn = runtime::timeout(patience, desk.turn_to_follow()).await?;
         let question = self.question_under_way(id);
         // As long as the body may take; what counts for rspamd is the wait for each piece.
-        Some(desk.begin_following(question, Instant::now() + UPLOAD_MOST))
+        Some(desk.begin_showing(turn, question, None, Instant::now() + UPLOAD_MOST))
     }
 
     fn question_under_way(&self, id: MessageId) -> Question {
@@ -166,8 +166,8 @@ impl Session {
                 let question =
                     self.question(exhibit.id, &envelope.reverse_path, &envelope.recipients);
                 let asked = async {
-                    desk.turn().await;
-                    desk.show(question, octets, began + patience).assessment().await
+                    let turn = desk.turn().await;
+                    desk.show(turn, question, octets, began + patience).assessment().await
                 };
                 runtime::timeout(patience, asked).await.unwrap_or(Err(Failure::Late))
             }
