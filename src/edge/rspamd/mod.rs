@@ -19,13 +19,13 @@
 //!
 //! [`limits::RSPAMD_AT_ONCE`]: crate::limits::RSPAMD_AT_ONCE
 
+mod addresses;
 mod alarm;
 pub mod answer;
 pub mod changes;
 pub mod desk;
 pub mod office;
 pub mod question;
-mod whereabouts;
 
 use changes::Changes;
 

@@ -29,9 +29,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{interval, timeout, timeout_at};
 
+use super::addresses::Addresses;
 use super::alarm::Alarm;
 use super::question::Question;
-use super::whereabouts::Whereabouts;
 use super::{Assessment, Failure, answer};
 use crate::limits;
 
@@ -122,7 +122,7 @@ impl Office {
         let (stop, mut stopped) = oneshot::channel();
         let peer = Arc::new(Peer {
             authority: authority.into(),
-            whereabouts: Arc::new(Whereabouts::new(authority)),
+            addresses: Arc::new(Addresses::new(authority)),
             kept: Mutex::default(),
             idle,
             large_answers: Semaphore::new(limits::RSPAMD_LARGE_ANSWERS),
@@ -203,7 +203,7 @@ impl std::fmt::Debug for Teller {
 /// rspamd, and the connections to it that nobody uses now.
 struct Peer {
     authority: Box<str>,
-    whereabouts: Arc<Whereabouts>,
+    addresses: Arc<Addresses>,
     /// With when they were kept, the last one last.
     kept: Mutex<Vec<(Instant, Connection)>>,
     /// How long a connection may idle.
@@ -311,7 +311,7 @@ impl Peer {
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {
-        let addresses = self.whereabouts.addresses().await.ok_or(Failure::Unreachable)?;
+        let addresses = self.addresses.find().await.ok_or(Failure::Unreachable)?;
         let connected = timeout(limits::RSPAMD_CONNECT, TcpStream::connect(&*addresses)).await;
         let stream = connected.ok().and_then(Result::ok).ok_or(Failure::Unreachable)?;
         // A request is written in one go, but for its pieces: each of them should go at once.
