@@ -239,7 +239,8 @@ pub const RSPAMD_PIECE: usize = 64 * 1024;
 /// What is kept of a message in-line until it is whole, to be shown to rspamd in one go; it counts
 /// among what messages on their way in may take.  A larger one is shown while it comes.
 pub const RSPAMD_HELD: usize = 64 * 1024;
-/// What a connection to rspamd may take until it stands, within the deadline of its message.
+/// What a connection to rspamd may take until it stands, all addresses of its host together, within
+/// the deadline of its message.
 pub const RSPAMD_CONNECT: Duration = Duration::from_secs(5);
 /// Connections to rspamd that are kept for the next message.
 pub const RSPAMD_KEPT: usize = 32;

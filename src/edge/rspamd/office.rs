@@ -12,6 +12,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -312,8 +313,8 @@ impl Peer {
 
     async fn connect(&self) -> Result<Connection, Failure> {
         let addresses = self.addresses.find().await.ok_or(Failure::Unreachable)?;
-        let connected = timeout(limits::RSPAMD_CONNECT, TcpStream::connect(&*addresses)).await;
-        let stream = connected.ok().and_then(Result::ok).ok_or(Failure::Unreachable)?;
+        let stream = first_to_answer(&addresses, limits::RSPAMD_CONNECT).await;
+        let stream = stream.ok_or(Failure::Unreachable)?;
         // A request is written in one go, but for its pieces: each of them should go at once.
         let _ = stream.set_nodelay(true);
         let mut builder = Builder::new();
@@ -359,6 +360,20 @@ impl Peer {
     fn kept(&self) -> MutexGuard<'_, Vec<(Instant, Connection)>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A connection to the first of these addresses that takes one.
+///
+/// They are tried in a row, and each has the same share of the patience: one that swallows whatever
+/// it is sent must leave the others enough.
+async fn first_to_answer(addresses: &[SocketAddr], patience: Duration) -> Option<TcpStream> {
+    let share = patience / u32::try_from(addresses.len()).ok()?.max(1);
+    for &address in addresses {
+        if let Ok(Ok(stream)) = timeout(share, TcpStream::connect(address)).await {
+            return Some(stream);
+        }
+    }
+    None
 }
 
 /// A message that comes in pieces.
@@ -422,6 +437,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
+    use tokio::net::TcpSocket;
+
     use super::*;
     use crate::edge::rspamd::question::Facts;
     use crate::message::MessageId;
@@ -459,6 +476,28 @@ mod tests {
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").expect("it listens");
         assert_eq!(stream.read(&mut [0]).expect("it is closed"), 0);
         office.stop();
+    }
+
+    /// A listener nobody accepts from, whose queue is full, swallows who comes next.
+    #[test]
+    fn an_address_that_swallows_what_it_is_sent_leaves_time_for_the_next() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a loop").block_on(async {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+            let silent = socket.listen(0).expect("it listens");
+            let silent_at = silent.local_addr().expect("bound");
+            let mut queue = Vec::new();
+            let share = Duration::from_millis(300);
+            while let Some(stream) = first_to_answer(&[silent_at], share).await {
+                queue.push(stream);
+            }
+            let open = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let open_at = open.local_addr().expect("bound");
+            let stream = first_to_answer(&[silent_at, open_at], Duration::from_secs(2)).await;
+            let found = stream.expect("one is open").peer_addr().expect("connected");
+            assert_eq!(found, open_at);
+        });
     }
 
     fn read_to_the_end_of_the_message(stream: &mut TcpStream) {
