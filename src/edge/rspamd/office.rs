@@ -327,7 +327,8 @@ impl Peer {
         Ok(Connection { sender, task })
     }
 
-    /// A connection that nobody uses and that is open as far as anybody knows.
+    /// A connection that nobody uses and that is open as far as anybody knows.  It has not idled for
+    /// too long: [`Peer::close_idle`] looks now and then only.
     async fn take_kept(&self) -> Option<Connection> {
         loop {
             let (since, mut kept) = self.kept().pop()?;
@@ -342,7 +343,6 @@ impl Peer {
     }
 
     fn keep(&self, connection: Connection) {
-        self.close_idle();
         let mut kept = self.kept();
         if kept.len() < limits::RSPAMD_KEPT && !connection.sender.is_closed() {
             kept.push((Instant::now(), connection));
