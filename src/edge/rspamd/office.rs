@@ -293,7 +293,10 @@ impl Peer {
 
     /// The octets of an answer.
     async fn collect(&self, mut body: Incoming) -> Result<Vec<u8>, Failure> {
-        let mut octets = Vec::new();
+        // Each time all of it at once: a vector that grows by itself has twice of what it needs.
+        let told = body.size_hint().upper().and_then(|octets| usize::try_from(octets).ok());
+        let small = limits::RSPAMD_SMALL_ANSWER;
+        let mut octets = Vec::with_capacity(told.map_or(small, |octets| octets.min(small)));
         let mut turn = None;
         while let Some(frame) = body.frame().await {
             let Ok(piece) = frame.map_err(|_| Failure::Broken)?.into_data() else { continue };
@@ -301,9 +304,8 @@ impl Peer {
             if len > limits::RSPAMD_ANSWER {
                 return Err(Failure::TooLarge);
             }
-            if len > limits::RSPAMD_SMALL_ANSWER && turn.is_none() {
+            if len > small && turn.is_none() {
                 turn = Some(self.large_answers.acquire().await.map_err(|_| Failure::Broken)?);
-                // All of it at once: a vector that grows by itself has twice of what it needs.
                 octets.reserve_exact(limits::RSPAMD_ANSWER - octets.len());
             }
             octets.extend_from_slice(&piece);
