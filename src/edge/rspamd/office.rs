@@ -4,11 +4,12 @@
 //! [`News`] when there is room for the next piece, and what rspamd says.  Each errand is a task of
 //! its own under its deadline, the connect included.  Connections that rspamd keeps open are used
 //! again, unless they have idled for long; where one that was kept turns out to be closed, a small
-//! message is shown once more over a new one.  A large one, which cannot be repeated, gets a new one at once.
+//! message is shown once more over a new one.  A large one, which cannot be repeated, gets a new one
+//! at once.
 //!
-//! Invariants: every errand is answered once, even if its task comes to grief; one that its worker has
-//! given up on ends at once, wherever it is, and its connection with it: what was not whole by then
-//! never looks whole to rspamd.
+//! Invariants: every errand is answered once, even if its task comes to grief; one that its worker
+//! has given up on ends at once, wherever it is, and its connection with it: what was not whole by
+//! then never looks whole to rspamd.
 
 use std::convert::Infallible;
 use std::io;
