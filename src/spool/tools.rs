@@ -143,6 +143,8 @@ fn export_surveyed(
     out: &mut impl Write,
 ) -> Result<Verdict, ToolError> {
     let mut verdict = Verdict::default();
+    // Nothing in these is exported.
+    survey.files.retain(|file| !file.is_aside());
     survey.each(&mut verdict, &mut io::sink(), |_, _, _| Ok(()))?;
     verdict.live_messages = survey.live().count() as u64;
     let places: Vec<(MessageId, RecordPlace)> = survey
@@ -305,8 +307,12 @@ impl Survey {
                 files.push(named.map_err(|source| ToolError::Io { path: file, source })?);
             }
         }
-        files
-            .sort_by_key(|file| (file.header.map(|header| header.segment).ok(), file.name.clone()));
+        // Those that are set aside come last: they have nothing to do with their neighbours, and the
+        // others want the patience more.
+        files.sort_by_key(|file| {
+            let segment = file.header.map(|header| header.segment).ok();
+            (file.is_aside(), segment, file.name.clone())
+        });
         Ok(Survey {
             path: path.into(),
             _lock: lock,

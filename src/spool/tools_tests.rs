@@ -326,6 +326,41 @@ fn an_export_goes_on_behind_a_bad_sector() {
     assert!(hurt[first_lost..].iter().all(|&octet| octet == 0));
 }
 
+/// Nothing in them is exported, so no patience is spent on them.
+#[test]
+fn an_export_does_not_read_what_is_set_aside() {
+    let mut bench = Bench::new();
+    bench.accept(&Mail::new(1, 1, 6_000));
+    bench.stop();
+    let (path, mut octets) = the_segment(&bench.spool());
+    octets[SEGMENT as usize / 2..][..BAD.len()].copy_from_slice(BAD);
+    fs::write(path.with_extension("seg.quarantined"), octets).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let survey = survey_of_a_bad_disk(&bench.spool(), Patience::of(Duration::from_millis(1)));
+    let verdict = export_surveyed(survey, Export::All, directory.path(), &mut io::sink());
+    let verdict = verdict.unwrap();
+    assert_eq!((verdict.damage, verdict.segments, verdict.live_messages), (0, 1, 1));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+/// A start refuses two files of one segment, whatever else says to be it.
+#[test]
+fn twins_are_found_beside_one_that_is_set_aside() {
+    let mut bench = Bench::new();
+    bench.accept(&Mail::new(1, 1, 6_000));
+    bench.stop();
+    let spool = bench.spool();
+    let (path, octets) = the_segment(&spool);
+    // By their names it stands between them.
+    fs::write(path.with_extension("seg.quarantined"), &octets).unwrap();
+    fs::write(spool.join("000000aa.seg"), &octets).unwrap();
+    let mut out = Vec::new();
+    let verdict = verify(&spool, &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!(verdict.damage, 1, "{out}");
+    assert!(out.contains("000000aa.seg: DAMAGED: it says to be the same segment as"), "{out}");
+}
+
 #[test]
 fn a_dump_in_json_is_an_object_a_line() {
     let mut bench = Bench::new();
@@ -393,6 +428,15 @@ fn unreadable(id: u64) -> Mail {
     let mut mail = Mail::new(id, 1, 6_000);
     mail.body[5_000..][..BAD.len()].copy_from_slice(BAD);
     mail
+}
+
+/// The one segment that is in use, and what its file holds.
+fn the_segment(spool: &Path) -> (PathBuf, Vec<u8>) {
+    let survey = Survey::take(spool).unwrap();
+    let mut open = survey.files.iter().filter(|file| file.is_open(file.segment()));
+    let path = spool.join(&open.next().expect("one").name);
+    assert!(open.next().is_none(), "more than one");
+    (path.clone(), fs::read(path).unwrap())
 }
 
 /// A bad sector in a file of 2 MiB costs ten failing reads, 20 ms, so that nine segments are too
