@@ -65,6 +65,24 @@ impl Bench {
         self.commit()[0]
     }
 
+    /// Takes it with its body in chunks.
+    fn accept_in_chunks(&mut self, mail: &Mail, summary: &BodySummary, parts: &[&[u8]]) {
+        let mut chunks = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            let mut chunk = self.appender.chunk_buffer().unwrap();
+            chunk.spare()[..part.len()].copy_from_slice(part);
+            chunk.advance(part.len());
+            let ticket = self.appender.append_chunk(chunk, mail.id, index as u32);
+            let place = self.commit()[0];
+            chunks.push(ChunkPlace { place, octets: ticket.octets, crc32c: ticket.crc32c });
+        }
+        mail.with(NewBody::Chunks(&chunks), |message| {
+            let message = crate::spool::NewMessage { summary, ..*message };
+            self.appender.append_message(&message, Instant::now()).unwrap();
+        });
+        self.commit();
+    }
+
     fn done(&mut self, id: u64, place: RecordPlace) {
         let (id, segment) = (MessageId(id), place.segment);
         let done = Done { id, segment, recipients: Recipients::All, last: true };
@@ -258,20 +276,8 @@ fn messages_are_exported_as_they_were_sent() {
     bench.commit();
     // The same in two chunks, torn apart before a dot.
     let (mail, summary) = stuffed(2, text);
-    let mut chunks = Vec::new();
-    for (index, part) in [&text[..7], &text[7..]].into_iter().enumerate() {
-        let mut chunk = bench.appender.chunk_buffer().unwrap();
-        chunk.spare()[..part.len()].copy_from_slice(part.as_bytes());
-        chunk.advance(part.len());
-        let ticket = bench.appender.append_chunk(chunk, mail.id, index as u32);
-        let place = bench.commit()[0];
-        chunks.push(ChunkPlace { place, octets: ticket.octets, crc32c: ticket.crc32c });
-    }
-    mail.with(NewBody::Chunks(&chunks), |message| {
-        let message = crate::spool::NewMessage { summary: &summary, ..*message };
-        bench.appender.append_message(&message, Instant::now()).unwrap();
-    });
-    bench.commit();
+    let parts = [&text[..7], &text[7..]].map(str::as_bytes);
+    bench.accept_in_chunks(&mail, &summary, &parts);
     let gone = bench.accept(&Mail::new(3, 1, 10));
     bench.done(3, gone);
     bench.stop();
@@ -299,8 +305,9 @@ fn an_export_goes_on_behind_a_bad_sector() {
     for mail in [unreadable(1), Mail::new(2, 1, 6_000)] {
         bench.accept(&mail);
     }
-    // The first is known by the index of its segment, which is sealed.
-    for id in 3..120 {
+    let in_chunks = unreadable_in_chunks(&mut bench, 3);
+    // They are known by the index of their segment, which is sealed.
+    for id in 4..120 {
         bench.accept(&Mail::new(id, 1, 20_000));
     }
     bench.stop();
@@ -309,21 +316,41 @@ fn an_export_goes_on_behind_a_bad_sector() {
     let survey = survey_of_a_bad_disk(&bench.spool(), Patience::default());
     let mut lines = Vec::new();
     let verdict = export_surveyed(survey, Export::Live, &directory, &mut lines).unwrap();
-    assert_eq!((verdict.damage, verdict.live_messages), (2, 119), "the segment and the message");
+    assert_eq!((verdict.damage, verdict.live_messages), (3, 119), "the segment and two messages");
     let lines = String::from_utf8(lines).unwrap();
     let complete = lines.lines().map(|line| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
         line["complete"].as_bool().unwrap()
     });
-    assert_eq!(complete.collect::<Vec<_>>(), (1..120).map(|id| id > 1).collect::<Vec<_>>());
+    let is_whole = |id: u64| ![1, 3].contains(&id);
+    assert_eq!(complete.collect::<Vec<_>>(), (1..120).map(is_whole).collect::<Vec<_>>());
     let exported = |id| fs::read(directory.join(format!("{}.eml", MessageId(id)))).unwrap();
     let trace = "Received: by test\r\n".len();
-    let (whole, hurt) = (unreadable(1).body, exported(1).split_off(trace));
     assert_eq!(exported(2).split_off(trace), Mail::new(2, 1, 6_000).body);
-    assert_eq!(hurt.len(), whole.len());
-    let first_lost = hurt.iter().zip(&whole).position(|(hurt, whole)| hurt != whole).unwrap();
-    assert!((3_000..BLOCK).contains(&first_lost), "{first_lost}: more than a block is lost");
-    assert!(hurt[first_lost..].iter().all(|&octet| octet == 0));
+    for (id, whole, behind) in [(1, unreadable(1).body, 0), (3, in_chunks, 6_000)] {
+        let hurt = exported(id).split_off(trace);
+        assert_eq!(hurt.len(), whole.len(), "message {id}");
+        let lost = hurt.iter().zip(&whole).position(|(hurt, whole)| hurt != whole).unwrap();
+        assert!((3_000..BLOCK).contains(&lost), "message {id}, {lost}: more than a block is lost");
+        let (hurt, sound) = hurt.split_at(whole.len() - behind);
+        assert!(hurt[lost..].iter().all(|&octet| octet == 0), "message {id}");
+        assert_eq!(sound, &whole[whole.len() - behind..], "message {id}");
+    }
+}
+
+/// That the disk is given up, or that no file can be opened, is no chunk's fault.
+#[test]
+fn an_export_ends_where_the_disk_is_given_up() {
+    let mut bench = Bench::new();
+    unreadable_in_chunks(&mut bench, 1);
+    bench.accept(&Mail::new(2, 1, 100));
+    bench.stop();
+    let mut survey = survey_of_a_bad_disk(&bench.spool(), Patience::default());
+    survey.each(&mut Verdict::default(), &mut io::sink(), |_, _, _| Ok(())).unwrap();
+    let (id, place) = survey.live().next().unwrap();
+    survey.reads.patience = Patience::of(Duration::from_millis(1));
+    let error = survey.export(id, place, &mut Vec::new()).err().expect("it was given up");
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 }
 
 /// Nothing in them is exported, so no patience is spent on them.
@@ -428,6 +455,15 @@ fn unreadable(id: u64) -> Mail {
     let mut mail = Mail::new(id, 1, 6_000);
     mail.body[5_000..][..BAD.len()].copy_from_slice(BAD);
     mail
+}
+
+/// Takes a message in two chunks, of which a disk cannot read the first from its second block on;
+/// its body.
+fn unreadable_in_chunks(bench: &mut Bench, id: u64) -> Vec<u8> {
+    let (mut mail, first) = (Mail::new(id, 1, 12_000), unreadable(id).body);
+    mail.body[..first.len()].copy_from_slice(&first);
+    bench.accept_in_chunks(&mail, &mail.summary(), &[&mail.body[..6_000], &mail.body[6_000..]]);
+    mail.body
 }
 
 /// The one segment that is in use, and what its file holds.
