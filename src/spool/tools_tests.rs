@@ -244,10 +244,15 @@ fn a_segment_whose_header_says_quarantined_is_aside_under_either_name() {
         assert_eq!((verdict.damage, verdict.live_messages), (0, live));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count() as u64, live);
         let mut out = Vec::new();
-        assert_eq!(repair(&spool, Repair::DryRun, &mut out).unwrap().damage, 1);
+        assert_eq!(repair(&spool, Repair::DryRun, &mut out).unwrap().damage, 0);
         let out = String::from_utf8(out).unwrap();
         assert!(out.contains("would be set aside: it is damaged and dead"), "{out}");
     }
+    // A start looks at the size first, and refuses it.
+    let mut octets = whole.clone();
+    SegmentHeader { segment_bytes: 2 * SEGMENT, ..retired }.encode(&mut octets);
+    fs::write(&path, octets).unwrap();
+    assert_eq!(repair(&spool, Repair::DryRun, &mut io::sink()).unwrap().damage, 1);
 }
 
 /// Reading address 0 of a process gives EIO, as a bad sector does.
