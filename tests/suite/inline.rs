@@ -497,7 +497,7 @@ idle_timeout = "1h"
 }
 
 /// Sessions on either core want the one connection, each for another next hop than the one before:
-/// what idles gives way, wherever it is.
+/// what is in use stays, and what idles gives way, wherever it is.
 #[test]
 fn a_connection_that_idles_gives_way_to_every_core() {
     let sinks = [Sink::start(Manners::default()), Sink::start(Manners::default())];
@@ -526,7 +526,8 @@ idle_timeout = "1h"
     // Which core has which session is the system's choice.
     let sessions = std::iter::repeat_with(|| Client::hello(gateway.smtp(0))).take(6);
     let mut sessions: Vec<_> = sessions.collect();
-    for (client, to) in sessions.iter_mut().zip(["a@in.test", "b@out.test"].iter().cycle()) {
+    let places = [("a@in.test", "b@out.test", &sinks[1]), ("b@out.test", "a@in.test", &sinks[0])];
+    for (client, (to, elsewhere, other)) in sessions.iter_mut().zip(places.iter().cycle()) {
         client.command("MAIL FROM:<a@b.example>").expect("250");
         gateway.wait_until("there is room", || {
             let said = client.command(&format!("RCPT TO:<{to}>")).0;
@@ -534,11 +535,18 @@ idle_timeout = "1h"
                 return Some(());
             }
             assert!(said.starts_with("451 4.4.5"), "{said}");
-            thread::sleep(Duration::from_millis(100));
             client.command("RSET").expect("250");
             client.command("MAIL FROM:<a@b.example>").expect("250");
             None
         });
+        // It is in use now, and no core has another one.
+        let before = other.connections();
+        for _ in 0..4 {
+            let mut late = Client::hello(gateway.smtp(0));
+            late.command("MAIL FROM:<a@b.example>").expect("250");
+            late.command(&format!("RCPT TO:<{elsewhere}>")).expect("451 4.4.5");
+        }
+        assert_eq!(other.connections(), before);
         assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
     }
     assert!(sinks.iter().all(|sink| sink.taken(3).len() == 3));
