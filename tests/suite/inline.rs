@@ -75,8 +75,10 @@ fn begin(gateway: &Gateway) -> Client {
     client
 }
 
-/// No event tells of a message that was taken.
-fn nothing_was_accepted(gateway: &Gateway) {
+/// Ends the gateway's only session; no event up to there tells of a message that was taken.
+fn nothing_was_accepted(gateway: &Gateway, client: Client) {
+    drop(client);
+    gateway.wait_event("the session's end", |event| event["event"] == "disconnect");
     let kinds = gateway.events().into_iter().map(|event| event["event"].clone());
     let kept = kinds.filter(|kind| kind == "accepted" || kind == "passed_on");
     assert_eq!(kept.count(), 0);
@@ -145,13 +147,13 @@ fn a_bare_newline_ends_the_next_hops_part() {
         // rest comes, which goes there before the end of it is known.
         let good = b"good\r\n".repeat(20_000);
         let smuggled = [b"bad\n.\nMAIL FROM:<evil@in.test>\r\n".as_slice(), &good].concat();
-        let reply = match by_bdat {
+        let (reply, client) = match by_bdat {
             false => {
                 let mut client = begin(&gateway);
                 client.send(&good);
                 client.send(&smuggled);
                 client.send(b".\r\n");
-                client.reply()
+                (client.reply(), client)
             }
             true => {
                 let mut client = Client::hello(gateway.smtp(0));
@@ -161,11 +163,11 @@ fn a_bare_newline_ends_the_next_hops_part() {
                 client.reply().expect("250");
                 client.send(format!("BDAT {} LAST\r\n", smuggled.len()).as_bytes());
                 client.send(&smuggled);
-                client.reply()
+                (client.reply(), client)
             }
         };
         assert!(reply.0.starts_with("550 5.6.0"), "{}", reply.0);
-        nothing_was_accepted(&gateway);
+        nothing_was_accepted(&gateway, client);
         drop(gateway);
         let came = told.recv_timeout(PATIENCE).expect("it got as far as the data");
         let came = String::from_utf8_lossy(&came).into_owned();
@@ -202,11 +204,11 @@ fn a_next_hop_that_dies_costs_a_451() {
         client.send(b".\r\n");
         let reply = client.reply();
         assert_eq!(reply.0, "451 4.4.1 The next hop does not answer, try later");
-        nothing_was_accepted(&gateway);
         // The session goes on: nobody listens there now.
         assert!(client.command("MAIL FROM:<a@b.example>").0.starts_with("250"));
         let reply = client.command("RCPT TO:<a@in.test>");
         assert!(reply.0.starts_with("451 4.4.1"), "{}", reply.0);
+        nothing_was_accepted(&gateway, client);
     }
 }
 
@@ -227,7 +229,7 @@ fn a_next_hop_that_says_farewell_has_taken_nothing() {
     told.recv_timeout(PATIENCE).expect("it gets so far");
     client.send(b".\r\n");
     assert_eq!(client.reply().0, "451 4.4.1 The next hop does not answer, try later");
-    nothing_was_accepted(&gateway);
+    nothing_was_accepted(&gateway, client);
 }
 
 /// The sink would take what it has for a message if it saw its end.
@@ -241,12 +243,11 @@ fn a_client_that_vanishes_leaves_no_message() {
     let gateway = gateway(&format!("smtp://{address}"));
     let mut client = begin(&gateway);
     client.send(b"Subject: half\r\n\r\nhalf a");
-    drop(client);
+    nothing_was_accepted(&gateway, client);
     let (came, _) = told.recv_timeout(PATIENCE).expect("it is closed");
     let came = String::from_utf8(came).expect("text");
     assert!(came.starts_with("Received: "), "{came}");
     assert!(!came.contains("\r\n.\r\n"), "{came}");
-    nothing_was_accepted(&gateway);
 }
 
 /// More than all sockets on the way hold, twice as much as the gateway may grow by.
@@ -334,9 +335,9 @@ fn a_mail_store_answers_for_one_recipient_at_a_time() {
     assert!(client.command("DATA").0.starts_with("354"));
     client.send(b"Subject: x\r\n\r\n.\r\n");
     assert_eq!(client.reply().0, "552 5.2.2 Full");
-    nothing_was_accepted(&gateway);
     // It is well all the same.
     client.envelope("a@b.example", &["b@in.test"]);
+    nothing_was_accepted(&gateway, client);
 }
 
 /// What one next hop says, or that it says nothing, is no word about another one's recipients.
@@ -585,7 +586,7 @@ to = "smtp://three.test:{port}"
 [dns]
 servers = ["{}"]
 [delivery]
-timeouts = {{ greeting = "1s" }}
+timeouts = {{ greeting = "5s" }}
 "#,
         nsd.address()
     ));
