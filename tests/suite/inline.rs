@@ -37,6 +37,20 @@ to = "smtp://127.0.0.1:9"
     ))
 }
 
+/// One core with two listeners: the first is in-line, the other asks next hops for recipients.
+const IN_LINE_AND_ASKING: &str = r#"
+workers = 1
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+[recipients]
+call_ahead = true
+"#;
+
 /// A next hop that is polite up to the data, then does as `in_data` says; it ends with the first
 /// connection that comes so far, and tells what `in_data` found.
 pub fn backend<T: Send + 'static>(
@@ -447,18 +461,7 @@ fn connections_in_line_are_among_those_that_there_may_be() {
     let sinks = [Sink::start(Manners::default()), Sink::start(Manners::default())];
     let [one, other] = [&sinks[0], &sinks[1]].map(|sink| sink.address());
     let gateway = Gateway::start(&format!(
-        r#"
-workers = 1
-[[listener]]
-address = "127.0.0.1:0"
-service = "mx"
-delivery = "inline"
-[[listener]]
-address = "127.0.0.1:0"
-service = "mx"
-[recipients]
-call_ahead = true
-[domains]
+        r#"{IN_LINE_AND_ASKING}[domains]
 accept = ["in.test", "out.test"]
 [[route]]
 recipient = "*@in.test"
@@ -567,18 +570,7 @@ fn a_host_that_hangs_is_waited_for_once() {
     let zone = "three A 127.0.9.1\nthree A 127.0.9.2\nthree A 127.0.9.3\n";
     let nsd = Nsd::start(&[("test", zone)]);
     let gateway = Gateway::start(&format!(
-        r#"
-workers = 1
-[[listener]]
-address = "127.0.0.1:0"
-service = "mx"
-delivery = "inline"
-[[listener]]
-address = "127.0.0.1:0"
-service = "mx"
-[recipients]
-call_ahead = true
-[domains]
+        r#"{IN_LINE_AND_ASKING}[domains]
 accept = ["in.test"]
 [[route]]
 recipient = "*"
