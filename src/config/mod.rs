@@ -45,7 +45,7 @@ pub use edge::{Checks, Edge, Greylist, List, ListSubject, OnFailure, RefuseAt, R
 pub use keys::{SECTIONS, Section};
 pub use maildir::Maildir;
 pub use pattern::{BadDomainPattern, BadPattern, DomainPattern, Domains, Pattern, Reach, unquoted};
-pub use recipients::{ListenerDelivery, Recipients};
+pub use recipients::Recipients;
 pub use report::{Problem, Report, Severity};
 pub use route::{Route, RouteIndex, Routes};
 pub use schedule::{DelayNotice, GivenSchedule, Schedule};
@@ -139,6 +139,15 @@ pub enum ListenerTls {
     Required,
     /// From the first octet (RFC 8314).
     Implicit,
+}
+
+/// How a listener's messages go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ListenerDelivery {
+    /// Through the log and the queue.
+    Queue,
+    /// Straight to the next hop, whose replies become ours; nothing is kept.
+    Inline,
 }
 
 /// What becomes of a CR or LF that stands alone in the data.

@@ -248,8 +248,11 @@ fn listeners(root: &Table<'_>, marks: &mut Marks) -> Vec<Listener> {
             choice(&[("reject", BareNewline::Reject), ("space", BareNewline::Space)]),
         );
         let hide_client = table.optional("hide_client", truth);
-        let delivery =
-            table.or("delivery", ListenerDelivery::Queue, choice(&recipients::LISTENER_DELIVERY));
+        let delivery = table.or(
+            "delivery",
+            ListenerDelivery::Queue,
+            choice(&[("queue", ListenerDelivery::Queue), ("inline", ListenerDelivery::Inline)]),
+        );
         let proxy = networks(&table, "proxy");
         let xclient = networks(&table, "xclient");
         let (Some(address), Some(service)) = (address, service) else {

@@ -1,4 +1,4 @@
-//! `[recipients]`, and how a listener's messages go on: the types, and reading them.
+//! `[recipients]`: the type, and reading it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,19 +29,6 @@ pub struct Recipients {
     /// Whether EXPN is answered from the table.
     pub expn: bool,
 }
-
-/// How a listener's messages go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ListenerDelivery {
-    /// Through the log and the queue.
-    Queue,
-    /// Straight to the next hop, whose replies become ours; nothing is kept.
-    Inline,
-}
-
-/// How a listener's messages go on, by name.
-pub(super) const LISTENER_DELIVERY: [(&str, ListenerDelivery); 2] =
-    [("queue", ListenerDelivery::Queue), ("inline", ListenerDelivery::Inline)];
 
 impl Default for Recipients {
     fn default() -> Recipients {

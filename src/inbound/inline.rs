@@ -10,7 +10,7 @@
 //!
 //! Invariants: our 250 to the end of the data is the next hop's; whatever goes wrong before that
 //! is a 4xx.  The client is not read while the next hop does not take what came, so a session
-//! holds one receive buffer and one copy of it.  Nothing with a bare CR or LF in it is passed on
+//! holds one receive buffer and one copy of it, and what `exhibit` keeps.  Nothing with a bare CR or LF in it is passed on
 //! (RFC 5321 section 2.3.8; a lax next hop could find an end of data in it), nor is the end of the
 //! data of a message that we refuse, or rspamd (`exhibit`): its connection is closed in the middle.
 //!
@@ -180,11 +180,12 @@ impl Session {
             mail_command(out, &reverse_path, &parameters, None, peer);
         };
         let begun = backend::begin(worker, site, write).await;
-        let (backend, reply) = begun.map_err(|error| {
-            report_lost(worker, site.name(), &error);
-            match error {
-                BackendError::Crowded => Refusal::NextHopsBusy,
-                BackendError::Unreachable(_) | BackendError::Lost(_) => Refusal::NextHopLost,
+        let (backend, reply) = begun.map_err(|error| match error {
+            // It is we who have no room.
+            BackendError::Crowded => Refusal::NextHopsBusy,
+            BackendError::Unreachable(_) | BackendError::Lost(_) => {
+                report_lost(worker, site.name(), &error);
+                Refusal::NextHopLost
             }
         })?;
         if reply.class() != ReplyClass::Success {

@@ -2,12 +2,13 @@
 //! asks for whatever that machine wants to be done.
 //!
 //! The thin shell around a pure machine.  [`step`](mod@step) says what comes next, and this file has
-//! the loop, TLS and the octets, which lie in [`intake`] and must come at a [`pace`].  Beside it stand: whom
-//! a proxy brings (`introduction`), who logs in (`login`), where the client waits (`delays`), who
-//! may send where ([`relay`]), who is here and whom he stands for ([`addressees`], [`ahead`], `rcpt`),
-//! what the edge filter's verdict does (`verdicts`) and rspamd's (`content`), the way of a message
-//! into the log (`store`, with the header of [`trace`]) or straight to the next hop (`inline`), and
-//! what all sessions of a worker may hold ([`memory`]).
+//! the loop, TLS and the octets, which lie in [`intake`] and must come at a [`pace`].  Beside it
+//! stand: whom a proxy brings (`introduction`), who logs in (`login`), where the client waits
+//! (`delays`), who may send where ([`relay`]), who is here and whom he stands for ([`addressees`],
+//! [`ahead`], `rcpt`), what the edge filter's verdict does (`verdicts`) and rspamd's (`content`), the
+//! way of a message into the log (`store`, with the header of [`trace`]) or straight to the next hop
+//! (`inline`, which shows it to rspamd by `exhibit`), and what all sessions of a worker may hold
+//! ([`memory`]).
 //!
 //! The session only *waits* for a commit; filing the message in the queue is the commit's own doing,
 //! so a client that vanishes after its last octet changes nothing.
@@ -172,16 +173,15 @@ impl Session {
     ) -> Session {
         let peer = arrival.address;
         let mut server = Server::new(listener.server.clone(), Instant::now());
+        let mut screening = None;
+        // Whom a balancer does not name is a stranger, whose word for another one is worth nothing.
         if !arrival.is_balancer {
             introduction::permit(&mut server, &worker.config, peer.ip());
+            if listener::is_in(&listener.listener.xclient, peer) {
+                server.permit_xclient();
+            }
+            screening = introduction::screening(&worker, &listener, peer);
         }
-        // Whom a balancer does not name is a stranger, whose word for another one is worth nothing.
-        if !arrival.is_balancer && listener::is_in(&listener.listener.xclient, peer) {
-            server.permit_xclient();
-        }
-        let is_looked_at = !arrival.is_balancer;
-        let screening =
-            is_looked_at.then(|| introduction::screening(&worker, &listener, peer)).flatten();
         Session {
             envelope: EnvelopeRoom { worker: worker.clone(), octets: 0 },
             worker,
@@ -499,8 +499,7 @@ impl Session {
     /// Closes our half and reads what the client still sends, so that the last reply is not lost
     /// to a reset.
     async fn linger(&mut self, end: End) -> End {
-        let awaits_end = self.server.has_quit() && self.stream.is_read_out();
-        if awaits_end && self.messages == 0 {
+        if self.messages == 0 && self.server.has_quit() && self.stream.is_read_out() {
             // The close resets nothing; and if it did, no word for a message would be lost.
             return end;
         }
@@ -518,8 +517,6 @@ impl Session {
         }
         end
     }
-
-    // ---- storing -------------------------------------------------------------------------
 }
 
 /// From this many sessions of a worker on, all that wait do so without a buffer.

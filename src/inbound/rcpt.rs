@@ -50,10 +50,7 @@ impl Session {
         if verdict.as_ref().is_err_and(Refusal::is_of_the_edge) {
             self.tarpit().await;
         }
-        let mut verdict = verdict.and_then(|route| self.has_room().map(|()| route));
-        if !is_postmaster {
-            verdict = verdict.and_then(|route| self.greylist().map(|()| route));
-        }
+        let verdict = verdict.and_then(|route| self.has_room().map(|()| route));
         if self.server.is_first_recipient() {
             // The envelope before it ended without a read between, by RSET for one.
             self.envelope.give_back();
@@ -125,23 +122,11 @@ impl Session {
     }
 
     async fn take_recipient(&mut self, route: RouteIndex) -> Result<Taken, Refusal> {
-        let Some(recipient) = self.server.rcpt_in_question() else {
-            return Err(Refusal::Internal);
-        };
-        let config = &self.worker.config;
-        let placed = match self.worker.roster.table() {
-            Some(table) => {
-                let asks = self.server.parameters().is_some_and(|asked| asked.smtputf8);
-                // In-line nobody is put in another's place.
-                let smtputf8 = asks || self.is_inline();
-                addressees(config, &table, recipient, route, smtputf8)?
-            }
-            None => Addressees::Itself(route),
-        };
+        let placed = self.placed(route)?;
+        self.greylist()?;
         if self.is_inline() {
             // What the client has heard so far is no business of a next hop that takes its time.
             self.flush().await.map_err(|_| Refusal::NextHopLost)?;
-            // Aliases and lists are the next hop's to expand: it answers for the address as it is.
             let passed = Box::pin(self.pass_recipient(route)).await;
             return passed.map(|words| Taken::Passed(route, words));
         }
@@ -154,6 +139,24 @@ impl Session {
                 Ok(Taken::Itself(route))
             }
         }
+    }
+
+    /// Whom the file puts in the place of the recipient in question, or why nobody.
+    fn placed(&self, route: RouteIndex) -> Result<Addressees, Refusal> {
+        let Some(recipient) = self.server.rcpt_in_question() else {
+            return Err(Refusal::Internal);
+        };
+        let Some(table) = self.worker.roster.table() else {
+            return Ok(Addressees::Itself(route));
+        };
+        let config = &self.worker.config;
+        if self.is_inline() {
+            // Aliases and lists are the next hop's to expand: it answers for the address as it is.
+            is_here(config, &table, &recipient.path)?;
+            return Ok(Addressees::Itself(route));
+        }
+        let smtputf8 = self.server.parameters().is_some_and(|asked| asked.smtputf8);
+        addressees(config, &table, recipient, route, smtputf8)
     }
 
     /// Asks the next hop for recipients of our own domains.
@@ -174,20 +177,20 @@ impl Session {
     }
 
     /// Whether a client that the edge filter looks at has to come again for the recipient in
-    /// question; nothing is remembered for one who is not here.
+    /// question, who is here.
     ///
     /// # Errors
-    /// `UnknownRecipient`, `Greylisted`.
+    /// `Greylisted`.
     fn greylist(&mut self) -> Result<(), Refusal> {
         let (Some(screening), Some(sender), Some(path)) =
             (&mut self.screening, self.server.reverse_path(), self.server.recipient_in_question())
         else {
             return Ok(());
         };
-        if let Some(table) = self.worker.roster.table() {
-            is_here(&self.worker.config, &table, path)?;
+        match path.is_postmaster() {
+            true => Ok(()),
+            false => screening.greylist(sender, path),
         }
-        screening.greylist(sender, path)
     }
 
     /// Slows and cuts off who asks for many that are not here, where the edge filter looks.

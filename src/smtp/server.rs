@@ -222,18 +222,7 @@ enum Phase {
     /// Nothing, until the message is stored.
     Storing { summary: BodySummary },
     /// Nothing any more.
-    Closed(Closing),
-}
-
-/// Why a session is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Closing {
-    /// Its client asked for it.
-    Quit,
-    /// Its client was silent for too long.
-    TimedOut,
-    /// Its client was told why.
-    Refused,
+    Closed { has_quit: bool },
 }
 
 /// Whether the client may send commands without waiting for the replies (RFC 2920 section 3.1).
@@ -312,14 +301,14 @@ impl Server {
                 Phase::Introducing(_) => Handled { consumed: 0, event: Event::Introduce },
                 Phase::Inquiry(_) => Handled { consumed: 0, event: Event::LookUp },
                 Phase::StartTls => Handled { consumed: 0, event: Event::StartTls },
-                Phase::Closed(_) => Handled { consumed: rest.len(), event: Event::Close },
+                Phase::Closed { .. } => Handled { consumed: rest.len(), event: Event::Close },
             };
             consumed += step.consumed;
             let goes_on = matches!(self.phase, Phase::Command | Phase::Response(_))
                 && step.event == Event::Continue
                 && self.replies.len() < limits::REPLIES_WAITING;
             if !goes_on {
-                let closed = matches!(self.phase, Phase::Closed(_));
+                let closed = matches!(self.phase, Phase::Closed { .. });
                 return Handled { consumed, event: if closed { Event::Close } else { step.event } };
             }
         }
@@ -353,23 +342,17 @@ impl Server {
 
     /// Ends the session and tells the client why; nothing if it has ended already.
     pub fn close(&mut self, refusal: Refusal) {
-        if matches!(self.phase, Phase::Closed(_)) {
+        if matches!(self.phase, Phase::Closed { .. }) {
             return;
         }
-        let timed_out = refusal == Refusal::TimedOut;
-        self.phase = Phase::Closed(if timed_out { Closing::TimedOut } else { Closing::Refused });
+        self.phase = Phase::Closed { has_quit: false };
         self.transaction = None;
         self.refuse(refusal);
     }
 
-    /// Whether the session ended because its client was silent for too long.
-    pub fn has_timed_out(&self) -> bool {
-        matches!(self.phase, Phase::Closed(Closing::TimedOut))
-    }
-
     /// Whether the session ended because its client said QUIT.
     pub fn has_quit(&self) -> bool {
-        matches!(self.phase, Phase::Closed(Closing::Quit))
+        matches!(self.phase, Phase::Closed { has_quit: true })
     }
 
     /// When the next octets must have come.
@@ -418,6 +401,27 @@ impl Server {
     /// Whether a transaction is under way.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
+    }
+
+    // ---- waiting -------------------------------------------------------------------------
+
+    /// Leaves the phase in which somebody was asked, if it is the one that `asked` takes, with what
+    /// was in question.
+    fn resume<T>(
+        &mut self,
+        now: Instant,
+        asked: impl FnOnce(Phase) -> Result<T, Phase>,
+    ) -> Option<T> {
+        match asked(std::mem::replace(&mut self.phase, Phase::Command)) {
+            Ok(asked) => {
+                self.deadline = now + limits::SERVER_COMMAND;
+                Some(asked)
+            }
+            Err(phase) => {
+                self.phase = phase;
+                None
+            }
+        }
     }
 
     // ---- refusing ------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 //! becomes of a message that is whole.
 //!
 //! Its place: the second half of [`Server`], entered by DATA and BDAT and left at the end of the
-//! chunk, or with the answer to the message.  Here too nothing is kept: an event says which octets are the body's.
+//! chunk, or with the answer to the message.  Here too nothing is kept: an event says which octets
+//! are the body's.
 //!
 //! Invariant: every octet that a client has announced as body is consumed as body, whatever was
 //! refused meanwhile.  Two bounds end the session instead, for the client is either broken or
@@ -97,12 +98,14 @@ impl Server {
         result: Result<T, Refusal>,
         tell: impl FnOnce(&mut Replies, T),
     ) {
-        if !matches!(self.phase, Phase::Storing { .. }) {
+        let asked = self.resume(now, |phase| match phase {
+            Phase::Storing { .. } => Ok(()),
+            phase => Err(phase),
+        });
+        if asked.is_none() {
             return;
         }
-        self.phase = Phase::Command;
         self.transaction = None;
-        self.deadline = now + limits::SERVER_COMMAND;
         match result {
             Ok(accepted) => {
                 // A client that delivers may go on for days; only one that does not is counted.

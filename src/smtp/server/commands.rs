@@ -1,12 +1,12 @@
 //! From a line to what it does: the table of commands, and those that need nobody's word.
 //!
 //! Its place: the half of [`Server`] that reads lines.  Commands whose answer somebody else knows
-//! have files of their own, or stand in the parent.
+//! have files of their own.
 
 use std::time::Instant;
 
 use super::tls::is_free_of_tls;
-use super::{Client, Closing, Event, Handled, Haste, Phase, Refusal, Server};
+use super::{Client, Event, Handled, Haste, Phase, Refusal, Server};
 use crate::limits;
 use crate::smtp::address::{AddressError, Utf8};
 use crate::smtp::command::{self, Command, CommandError, Extensions};
@@ -161,7 +161,7 @@ impl Server {
     fn quit(&mut self) -> Event {
         self.replies.push(reply::BYE);
         self.transaction = None;
-        self.phase = Phase::Closed(Closing::Quit);
+        self.phase = Phase::Closed { has_quit: true };
         Event::Close
     }
 

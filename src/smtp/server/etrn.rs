@@ -5,7 +5,6 @@
 use std::time::Instant;
 
 use super::{Event, Phase, Refusal, Server};
-use crate::limits;
 use crate::smtp::command::Node;
 use crate::smtp::reply::QueueStart;
 
@@ -26,11 +25,13 @@ impl Server {
 
     /// What became of the node in question.
     pub fn queue_started(&mut self, now: Instant, result: Result<QueueStart, Refusal>) {
-        if !matches!(self.phase, Phase::Starting(_)) {
+        let asked = self.resume(now, |phase| match phase {
+            Phase::Starting(node) => Ok(node),
+            phase => Err(phase),
+        });
+        if asked.is_none() {
             return;
         }
-        self.phase = Phase::Command;
-        self.deadline = now + limits::SERVER_COMMAND;
         match result {
             Ok(found) => self.replies.queue_started(found),
             Err(refusal) => self.refuse(refusal),

@@ -71,11 +71,13 @@ impl Server {
 
     /// The answer to it.
     pub fn inquiry_answered(&mut self, now: Instant, answer: &Verified) {
-        if !matches!(self.phase, Phase::Inquiry(_)) {
+        let asked = self.resume(now, |phase| match phase {
+            Phase::Inquiry(inquiry) => Ok(inquiry),
+            phase => Err(phase),
+        });
+        if asked.is_none() {
             return;
         }
-        self.phase = Phase::Command;
-        self.deadline = now + limits::SERVER_COMMAND;
         self.replies.verified(answer);
         self.idled();
     }
@@ -110,16 +112,10 @@ impl Server {
         now: Instant,
         members: Vec<(Recipient, RouteIndex)>,
     ) -> bool {
-        if self.answer_recipient(now).is_none() {
-            return false;
-        }
+        let Some(recipient) = self.answer_recipient(now) else { return false };
         let Some(transaction) = &mut self.transaction else { return false };
         if transaction.recipients.len() + members.len() > limits::RECIPIENTS_MAX {
-            self.errors += 1;
-            self.refuse(Refusal::TooManyRecipients);
-            if self.errors > limits::SESSION_ERRORS {
-                self.close(Refusal::TooManyErrors);
-            }
+            self.fault_of(Refusal::TooManyRecipients, Some(recipient.path));
             return false;
         }
         let (recipients, routes): (Vec<_>, Vec<_>) = members.into_iter().unzip();
@@ -133,16 +129,10 @@ impl Server {
 
     /// The recipient in question, which is in question no longer; `None` if there is none.
     fn answer_recipient(&mut self, now: Instant) -> Option<Recipient> {
-        match std::mem::replace(&mut self.phase, Phase::Command) {
-            Phase::Recipient(recipient) => {
-                self.deadline = now + limits::SERVER_COMMAND;
-                Some(*recipient)
-            }
-            phase => {
-                self.phase = phase;
-                None
-            }
-        }
+        self.resume(now, |phase| match phase {
+            Phase::Recipient(recipient) => Ok(*recipient),
+            phase => Err(phase),
+        })
     }
 
     fn take_recipient(&mut self, recipient: Recipient, route: RouteIndex) {

@@ -5,7 +5,6 @@
 use std::time::Instant;
 
 use super::{Event, Phase, Refusal, Server, Transaction};
-use crate::limits;
 use crate::message::MailParameters;
 use crate::smtp::address::ReversePath;
 use crate::smtp::command::Mail;
@@ -37,13 +36,11 @@ impl Server {
 
     /// Decides on the sender in question.
     pub fn sender_checked(&mut self, now: Instant, verdict: Result<(), Refusal>) {
-        if !matches!(self.phase, Phase::Sender(_)) {
-            return;
-        }
-        self.deadline = now + limits::SERVER_COMMAND;
-        let Phase::Sender(mail) = std::mem::replace(&mut self.phase, Phase::Command) else {
-            return;
-        };
+        let asked = self.resume(now, |phase| match phase {
+            Phase::Sender(mail) => Ok(mail),
+            phase => Err(phase),
+        });
+        let Some(mail) = asked else { return };
         match verdict {
             Ok(()) => self.begin(*mail),
             Err(refusal) => self.fault(refusal),

@@ -6,7 +6,6 @@
 use std::time::Instant;
 
 use super::{Client, Event, Haste, Phase, Refusal, Server};
-use crate::limits;
 use crate::smtp::xclient::Introduction;
 
 impl Server {
@@ -28,13 +27,11 @@ impl Server {
     /// Nothing is left of what was said before, but the count of commands that did nothing, or
     /// there would be no end of them.  What a client may do is to be permitted anew.
     pub fn introduced(&mut self, now: Instant, result: Result<(), Refusal>) {
-        if !matches!(self.phase, Phase::Introducing(_)) {
-            return;
-        }
-        self.deadline = now + limits::SERVER_COMMAND;
-        let Phase::Introducing(told) = std::mem::replace(&mut self.phase, Phase::Command) else {
-            return;
-        };
+        let asked = self.resume(now, |phase| match phase {
+            Phase::Introducing(told) => Ok(told),
+            phase => Err(phase),
+        });
+        let Some(told) = asked else { return };
         if let Err(refusal) = result {
             return self.close(refusal);
         }
