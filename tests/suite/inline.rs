@@ -62,24 +62,30 @@ pub fn backend<T: Send + 'static>(
     thread::spawn(move || {
         let (stream, _) = listener.accept().expect("a connection");
         drop(listener);
-        let mut output = stream.try_clone().expect("a descriptor");
-        let mut input = BufReader::new(stream);
-        output.write_all(b"220 backend.test\r\n").expect("it is there");
-        loop {
-            let mut line = String::new();
-            input.read_line(&mut line).expect("a command");
-            match line.split_whitespace().next().unwrap_or_default() {
-                "EHLO" => output.write_all(b"250-backend.test\r\n250 8BITMIME\r\n"),
-                "DATA" => break,
-                _ => output.write_all(b"250 2.0.0 Ok\r\n"),
-            }
-            .expect("it is there");
-        }
-        output.write_all(b"354 Go on\r\n").expect("it is there");
+        let (input, output) = up_to_data(stream);
         // Nobody may be there any more to hear it.
         let _ = tell.send(in_data(input, output));
     });
     (address, told)
+}
+
+/// Is polite until DATA has its 354.
+fn up_to_data(stream: TcpStream) -> (BufReader<TcpStream>, TcpStream) {
+    let mut output = stream.try_clone().expect("a descriptor");
+    let mut input = BufReader::new(stream);
+    output.write_all(b"220 backend.test\r\n").expect("it is there");
+    loop {
+        let mut line = String::new();
+        input.read_line(&mut line).expect("a command");
+        match line.split_whitespace().next().unwrap_or_default() {
+            "EHLO" => output.write_all(b"250-backend.test\r\n250 8BITMIME\r\n"),
+            "DATA" => break,
+            _ => output.write_all(b"250 2.0.0 Ok\r\n"),
+        }
+        .expect("it is there");
+    }
+    output.write_all(b"354 Go on\r\n").expect("it is there");
+    (input, output)
 }
 
 fn begin(gateway: &Gateway) -> Client {
@@ -598,6 +604,70 @@ timeouts = {{ greeting = "5s" }}
         assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
     }
     sink.taken(6);
+}
+
+/// What it does not want of one message says nothing about the next one.
+#[test]
+fn a_host_that_refuses_in_the_middle_is_not_avoided() {
+    if !are_here(&["dns"]) {
+        return;
+    }
+    let hosts = [1, 2].map(|last| Ipv4Addr::new(127, 0, 10, last));
+    let port = free_port_of(&hosts.map(IpAddr::V4));
+    let (tell, told) = channel();
+    let choosy = TcpListener::bind((hosts[0], port)).expect("a port");
+    thread::spawn(move || {
+        for stream in choosy.incoming() {
+            let tell = tell.clone();
+            thread::spawn(move || {
+                let (mut input, mut output) = up_to_data(stream.expect("a connection"));
+                input.read_exact(&mut [0; 64]).expect("some of it");
+                output.write_all(b"552 5.3.4 Too much of it\r\n").expect("it is there");
+                drop((input, output));
+                let _ = tell.send(());
+            });
+        }
+    });
+    let replies = HashMap::from([("a@in.test".to_owned(), "250 2.1.5 The other".to_owned())]);
+    let manners = Manners { replies, forgives_ends: true, ..Manners::default() };
+    let _sink = Sink::start_at(SocketAddr::from((hosts[1], port)), manners);
+    let nsd = Nsd::start(&[("test", "two A 127.0.10.1\ntwo A 127.0.10.2\n")]);
+    let gateway = Gateway::start(&format!(
+        r#"
+workers = 1
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[domains]
+accept = ["in.test"]
+[[route]]
+recipient = "*"
+to = "smtp://two.test:{port}"
+[dns]
+servers = ["{}"]
+"#,
+        nsd.address()
+    ));
+    let (mut refused, mut others) = (0, Vec::new());
+    // Which host a session draws is chance: that one is never drawn again is one in 2^61.
+    while refused < 3 && others.len() < 64 {
+        let mut client = Client::hello(gateway.smtp(0));
+        client.command("MAIL FROM:<a@b.example>").expect("250");
+        if client.command("RCPT TO:<a@in.test>").expect("250").0.ends_with("The other") {
+            // Its connection stays in use: the next session draws anew.
+            others.push(client);
+            continue;
+        }
+        client.command("DATA").expect("354");
+        client.send(&b"Some text that fills a line.\r\n".repeat(64));
+        told.recv_timeout(PATIENCE).expect("it has refused");
+        client.send(&b"Some text that fills a line.\r\n".repeat(64));
+        client.send(b".\r\n");
+        assert_eq!(client.reply().0, "552 5.3.4 Too much of it");
+        refused += 1;
+    }
+    assert_eq!(refused, 3, "{} went to the other host", others.len());
 }
 
 #[test]
