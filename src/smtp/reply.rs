@@ -511,6 +511,9 @@ pub enum Verified {
     Untold,
 }
 
+/// Octets that most replies fit.
+const LINE: usize = 128;
+
 /// The replies that wait to be sent, in order; one write takes them all.
 #[derive(Debug, Default)]
 pub struct Replies {
@@ -653,6 +656,10 @@ impl Replies {
                 self.0.extend_from_slice(text.as_bytes());
                 Ok(())
             }
+        }
+        // Else it would grow with each piece of the line.
+        if self.text.capacity() == 0 {
+            self.text.reserve(LINE);
         }
         Text(&mut self.text).write_fmt(text).expect("a vector takes all text");
     }
