@@ -239,7 +239,8 @@ pub const RSPAMD_PIECE: usize = 64 * 1024;
 /// What is kept of a message in-line until it is whole, to be shown to rspamd in one go; it counts
 /// among what messages on their way in may take.  A larger one is shown while it comes.
 pub const RSPAMD_HELD: usize = 64 * 1024;
-/// What a connection to rspamd may take until it stands, within the deadline of its message.
+/// What a connection to rspamd may take until it stands, all addresses of its host together, within
+/// the deadline of its message.
 pub const RSPAMD_CONNECT: Duration = Duration::from_secs(5);
 /// Connections to rspamd that are kept for the next message.
 pub const RSPAMD_KEPT: usize = 32;
@@ -252,8 +253,9 @@ pub const RSPAMD_ANSWER: usize = 8 * 1024 * 1024;
 /// What an answer may take without being among the large ones.
 pub const RSPAMD_SMALL_ANSWER: usize = 256 * 1024;
 /// Answers that may grow beyond that at a time; others wait for their turn, in their deadline.
-/// Answers so take 64 MiB at most: 32 MiB of small ones, as many of large ones.  They are read
-/// one at a time, and nothing is kept of what is not used.
+/// Answers so take 64 MiB at most: 32 MiB of small ones, as many of large ones, since neither kind
+/// takes more memory than it may have octets.  They are read one at a time, and nothing is kept of
+/// what is not used.
 pub const RSPAMD_LARGE_ANSWERS: usize = 4;
 /// The recipients that rspamd is told of, in octets of its request's head.
 pub const RSPAMD_RECIPIENTS: usize = 32 * 1024;

@@ -39,7 +39,8 @@ pub enum ReverseName {
     Missing,
     /// Nobody could say: why.
     Untold(Box<str>),
-    /// Nobody has asked: the client is refused whatever the answer.
+    /// Nobody has asked: the client is refused whatever the answer.  What it has for the postmaster
+    /// is taken all the same, and rspamd is shown that without a `hostname`.
     Unasked,
 }
 

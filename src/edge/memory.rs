@@ -165,7 +165,7 @@ impl Memory {
         let network = Network::of(client).octets();
         let mut begun = hmac::Context::with_key(&self.hasher);
         begun.update(&network);
-        Prints { network: first_word(hmac::sign(&self.hasher, &network).as_ref()), begun }
+        Prints { network: first_word(begun.clone().sign().as_ref()), begun }
     }
 }
 

@@ -7,8 +7,8 @@
 //! and can explain itself.
 //!
 //! Invariants: a fact that could not be had is no finding, so that no failure of ours or of the
-//! DNS refuses mail; the postmaster is taken whatever the verdict, unless clients are refused in place
-//! of the greeting; no wait is without a deadline.
+//! DNS refuses mail; the postmaster is taken whatever the verdict, unless clients are refused in
+//! place of the greeting; no wait is without a deadline.
 //!
 //! Not here: relay control (`inbound::relay`), which decides first and whatever the filter says.
 

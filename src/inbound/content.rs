@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::config::OnFailure;
+use crate::config::{OnFailure, Rspamd};
 use crate::dns::Name;
 use crate::edge::rspamd::changes::{Changes, Rewritten};
 use crate::edge::rspamd::desk::Desk;
@@ -61,30 +61,46 @@ impl Session {
     /// What the client hears, if the message does not go on.
     pub(super) async fn judge_content(&mut self, shown: Shown<'_>) -> Result<Content, Refusal> {
         let worker = self.worker.clone();
-        let rspamd = worker.config.edge.as_ref().and_then(|edge| edge.rspamd.as_ref());
-        let (Some(desk), Some(rspamd), true) = (&worker.rspamd, rspamd, self.screening.is_some())
-        else {
+        let is_screened = self.screening.is_some();
+        let (Some(desk), Some(rspamd), true) = (&worker.rspamd, self.rspamd(), is_screened) else {
             return Ok(Content::default());
         };
+        let (most, patience, on_failure) = (rspamd.size.0, rspamd.deadline, rspamd.on_failure);
         let octets = shown.message.summary.octets;
-        if octets > rspamd.size.0 {
+        if octets > most {
             return self.not_shown(octets).map(|()| Content::default());
         }
         let began = Instant::now();
-        let asked = self.show(desk, shown, began + rspamd.deadline);
-        let asked = runtime::timeout(rspamd.deadline, asked).await;
+        let asked = self.show(desk, shown, began + patience);
+        let asked = runtime::timeout(patience, asked).await;
         let took = began.elapsed();
-        worker.metrics.rspamd_wait.observe(took);
-        match asked.unwrap_or(Err(Failure::Late)) {
-            Ok(assessment) => {
-                worker.metrics.rspamd_verdicts.count(assessment.advice.as_str());
-                self.follow(assessment, shown, took)
-            }
+        match self.heard(asked, took) {
+            Ok(assessment) => self.follow(assessment, shown, took),
             Err(failure) => {
-                self.not_judged(failure, rspamd.on_failure, took)?;
+                self.not_judged(failure, on_failure, took)?;
                 Ok(Content { waited: took, ..Content::default() })
             }
         }
+    }
+
+    /// What rspamd is asked for, if it is.
+    pub(super) fn rspamd(&self) -> Option<&Rspamd> {
+        self.worker.config.edge.as_ref().and_then(|edge| edge.rspamd.as_ref())
+    }
+
+    /// Takes down what rspamd has said, `None` if it has said nothing in time.
+    pub(super) fn heard(
+        &self,
+        asked: Option<Result<Assessment, Failure>>,
+        took: Duration,
+    ) -> Result<Assessment, Failure> {
+        let metrics = &self.worker.metrics;
+        metrics.rspamd_wait.observe(took);
+        let heard = asked.unwrap_or(Err(Failure::Late));
+        if let Ok(assessment) = &heard {
+            metrics.rspamd_verdicts.count(assessment.advice.as_str());
+        }
+        heard
     }
 
     /// What follows where a message is too large to be shown.
@@ -169,7 +185,7 @@ impl Session {
         shown: Shown<'_>,
         deadline: Instant,
     ) -> Result<Assessment, Failure> {
-        desk.turn().await;
+        let turn = desk.turn().await;
         let Shown { id, message, chunks, trace } = shown;
         let Envelope { reverse_path, recipients, .. } = &message.envelope;
         let question = self.question(id, reverse_path, recipients);
@@ -179,14 +195,14 @@ impl Session {
             let mut octets = Vec::with_capacity(trace.len() + body.len());
             octets.extend_from_slice(trace.as_bytes());
             reshape.write(body, &mut octets);
-            return desk.show(question, octets, deadline).assessment().await;
+            return desk.show(turn, question, octets, deadline).assessment().await;
         };
         let log = &self.worker.log;
         let pins = chunks.iter().map(|chunk| log.pin(chunk.place.segment));
         let _pins: Vec<_> = pins.collect::<Option<_>>().ok_or(Failure::Unreadable)?;
         let whole = trace.len() as u64 + message.summary.octets;
         let octets = reshape.is_identity().then_some(whole);
-        let mut showing = desk.begin_showing(question, octets, deadline);
+        let mut showing = desk.begin_showing(turn, question, octets, deadline);
         let mut piece = trace.as_bytes().to_vec();
         for chunk in chunks {
             let record = log.read_chunk(id, chunk.place).await;

@@ -17,7 +17,7 @@
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::config::{OnFailure, Rspamd};
+use crate::config::OnFailure;
 use crate::edge::rspamd::desk::Showing;
 use crate::edge::rspamd::question::Question;
 use crate::edge::rspamd::{Assessment, Failure};
@@ -131,10 +131,10 @@ impl Session {
     /// Takes a turn to show a message while it comes.
     async fn follow_message(&self, id: MessageId, patience: Duration) -> Option<Showing> {
         let desk = self.worker.rspamd.as_ref()?;
-        runtime::timeout(patience, desk.turn_to_follow()).await?;
+        let turn = runtime::timeout(patience, desk.turn_to_follow()).await?;
         let question = self.question_under_way(id);
         // As long as the body may take; what counts for rspamd is the wait for each piece.
-        Some(desk.begin_following(question, Instant::now() + UPLOAD_MOST))
+        Some(desk.begin_showing(turn, question, None, Instant::now() + UPLOAD_MOST))
     }
 
     fn question_under_way(&self, id: MessageId) -> Question {
@@ -158,25 +158,21 @@ impl Session {
         exhibit.pauses.end(began);
         let asked = match exhibit.state {
             State::TooLarge => return self.not_shown(exhibit.octets),
-            State::Failed(failure) => Err(failure),
-            State::Followed(showing) => {
-                runtime::timeout(patience, showing.assessment()).await.unwrap_or(Err(Failure::Late))
-            }
+            State::Failed(failure) => Some(Err(failure)),
+            State::Followed(showing) => runtime::timeout(patience, showing.assessment()).await,
             State::Kept(octets) => {
                 let question =
                     self.question(exhibit.id, &envelope.reverse_path, &envelope.recipients);
                 let asked = async {
-                    desk.turn().await;
-                    desk.show(question, octets, began + patience).assessment().await
+                    let turn = desk.turn().await;
+                    desk.show(turn, question, octets, began + patience).assessment().await
                 };
-                runtime::timeout(patience, asked).await.unwrap_or(Err(Failure::Late))
+                runtime::timeout(patience, asked).await
             }
         };
         let took = began.elapsed();
-        worker.metrics.rspamd_wait.observe(took);
-        match asked {
-            Ok(Assessment { advice, effect, fact, reply, changes }) => {
-                worker.metrics.rspamd_verdicts.count(advice.as_str());
+        match self.heard(asked, took) {
+            Ok(Assessment { effect, fact, reply, changes, .. }) => {
                 let mut fact = fact.into_string();
                 if !changes.is_empty() {
                     fact.push_str("; passed on as it came");
@@ -188,10 +184,6 @@ impl Session {
             }
             Err(failure) => self.not_judged(failure, on_failure, took),
         }
-    }
-
-    fn rspamd(&self) -> Option<&Rspamd> {
-        self.worker.config.edge.as_ref().and_then(|edge| edge.rspamd.as_ref())
     }
 }
 

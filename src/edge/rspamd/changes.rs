@@ -94,17 +94,17 @@ impl Changes {
     pub fn apply(&self, body: &[u8], flags: BodyFlags, trace: &str) -> Option<Rewritten> {
         let form = BodyForm::kept(flags);
         let header = header_section(body);
-        let fields = fields(header, form);
-        let ours = self::fields(trace.as_bytes(), BodyForm::Bdat);
-        let mut goes: Vec<bool> = vec![false; fields.len()];
+        let theirs = fields(header, form);
+        let ours = fields(trace.as_bytes(), BodyForm::Bdat);
+        let mut goes: Vec<bool> = vec![false; theirs.len()];
         for removal in &self.removed {
             let is_ours = |field: &&&[u8]| is_named(field, &removal.name, BodyForm::Bdat);
-            removal.mark(ours.iter().filter(is_ours).count(), &fields, form, &mut goes);
+            removal.mark(ours.iter().filter(is_ours).count(), &theirs, form, &mut goes);
         }
         let mut subject_at = None;
         if self.subject.is_some() {
             for (place, _) in
-                fields.iter().enumerate().filter(|(_, f)| is_named(f, "Subject", form))
+                theirs.iter().enumerate().filter(|(_, f)| is_named(f, "Subject", form))
             {
                 goes[place] = true;
                 subject_at.get_or_insert(place);
@@ -117,7 +117,7 @@ impl Changes {
         // Lines that continue nothing stay in front: they must not continue the subject.
         let orphans = usize::from(is_folded(header, form));
         let subject_at = subject_at.unwrap_or(orphans);
-        for (place, field) in fields.iter().enumerate() {
+        for (place, field) in theirs.iter().enumerate() {
             if subject_at == place {
                 changed.extend_from_slice(subject);
             }
@@ -125,7 +125,7 @@ impl Changes {
                 changed.extend_from_slice(field);
             }
         }
-        if subject_at >= fields.len() && !subject.is_empty() {
+        if subject_at >= theirs.len() && !subject.is_empty() {
             if !changed.is_empty() && !changed.ends_with(b"\r\n") {
                 changed.extend_from_slice(b"\r\n");
             }

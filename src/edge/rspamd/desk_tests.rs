@@ -163,7 +163,7 @@ fn a_connection_is_kept_and_one_that_was_closed_is_replaced() {
     });
     at_desk(&authority, |desk| async move {
         for message in ["one", "two", "three"] {
-            let shown = desk.show(question(), message.into(), soon());
+            let shown = desk.show(desk.turn().await, question(), message.into(), soon());
             assert_eq!(effect(shown.assessment().await), REJECTED, "{message}");
         }
         assert!(desk.open.borrow().is_empty());
@@ -185,7 +185,7 @@ fn a_large_message_arrives_whole_whether_its_length_is_known_or_not() {
     let octets = message.clone();
     at_desk(&authority, |desk| async move {
         for length in [Some(octets.len() as u64), None] {
-            let mut showing = desk.begin_showing(question(), length, soon());
+            let mut showing = desk.begin_showing(desk.turn().await, question(), length, soon());
             for piece in octets.chunks(300_000) {
                 showing.pass(piece.to_vec()).await;
             }
@@ -206,7 +206,7 @@ fn a_message_that_is_given_up_is_cut_off() {
     });
     at_desk(&authority, |desk| async move {
         for length in [Some(200_000), None] {
-            let mut showing = desk.begin_showing(question(), length, soon());
+            let mut showing = desk.begin_showing(desk.turn().await, question(), length, soon());
             showing.pass(vec![b'x'; 100_000]).await;
             drop(showing);
             assert!(desk.open.borrow().is_empty());
@@ -227,7 +227,8 @@ fn a_rspamd_that_hangs_is_hung_up_on() {
     });
     at_desk(&authority, |desk| async move {
         let tomorrow = Instant::now() + Duration::from_secs(24 * 3_600);
-        let mut showing = desk.begin_following(question(), tomorrow);
+        let mut showing =
+            desk.begin_showing(desk.turn_to_follow().await, question(), None, tomorrow);
         showing.pass(vec![b'x'; 100_000]).await;
         showing.pass_piece(Piece::End).await;
         let all = loop {
@@ -257,7 +258,7 @@ fn an_answer_in_the_middle_of_a_message_is_taken() {
         visitor.0.read_to_end(&mut rest).is_ok()
     });
     let failure = at_desk(&authority, |desk| async move {
-        let mut showing = desk.begin_showing(question(), Some(1 << 30), soon());
+        let mut showing = desk.begin_showing(desk.turn().await, question(), Some(1 << 30), soon());
         for _ in 0..100 {
             showing.pass(vec![b'x'; 1 << 20]).await;
         }
@@ -290,7 +291,8 @@ fn every_failure_has_its_name() {
         let mut failures = Vec::new();
         for place in 0..6 {
             let patience = if place == 5 { Duration::from_millis(300) } else { PATIENCE };
-            let shown = desk.show(question(), b"a".to_vec(), Instant::now() + patience);
+            let shown =
+                desk.show(desk.turn().await, question(), b"a".to_vec(), Instant::now() + patience);
             failures.push(shown.assessment().await);
         }
         let closed = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -310,7 +312,7 @@ fn every_failure_has_its_name() {
     assert_eq!(failures, right);
     server.join().expect("it served");
     let failure = at_desk(&unreachable, |desk| async move {
-        desk.show(question(), b"a".to_vec(), soon()).assessment().await
+        desk.show(desk.turn().await, question(), b"a".to_vec(), soon()).assessment().await
     });
     assert_eq!(failure, Err(Failure::Unreachable));
 }
@@ -329,8 +331,10 @@ fn an_answer_full_of_urls_is_an_answer() {
         std::thread::spawn(move || visitor.answer("200 OK", &answer))
     });
     at_desk(&authority, |desk| async move {
-        let shown: Vec<_> =
-            (0..most).map(|_| desk.show(question(), b"a".to_vec(), soon())).collect();
+        let mut shown = Vec::new();
+        for _ in 0..most {
+            shown.push(desk.show(desk.turn().await, question(), b"a".to_vec(), soon()));
+        }
         for shown in shown {
             assert_eq!(effect(shown.assessment().await), REJECTED);
         }
@@ -364,21 +368,19 @@ fn no_more_are_with_rspamd_than_may_be() {
         let Desk { office, announce, .. } = &*desk;
         let new = |workers| Rc::new(Desk::new(office.clone(), announce.clone(), workers));
         let desk = new(limits::RSPAMD_AT_ONCE);
-        desk.turn().await;
-        let first = desk.show(question(), b"a".to_vec(), soon());
+        let first = desk.show(desk.turn().await, question(), b"a".to_vec(), soon());
         let early = runtime::timeout(Duration::from_millis(50), desk.turn()).await;
         assert!(early.is_none(), "the first is still there");
         drop(first);
-        desk.turn().await;
+        drop(desk.turn().await);
         // Those that come slowly leave half of it to the others.
         let desk = new(limits::RSPAMD_AT_ONCE / 2);
-        desk.turn_to_follow().await;
-        let first = desk.begin_following(question(), soon());
+        let first = desk.begin_showing(desk.turn_to_follow().await, question(), None, soon());
         let early = runtime::timeout(Duration::from_millis(50), desk.turn_to_follow()).await;
         assert!(early.is_none(), "the first is still there");
-        desk.turn().await;
+        drop(desk.turn().await);
         drop(first);
-        desk.turn_to_follow().await;
+        drop(desk.turn_to_follow().await);
     });
 }
 
@@ -391,7 +393,7 @@ fn turns_are_taken_in_the_order_in_which_they_were_asked_for() {
         let Desk { office, announce, .. } = &*desk;
         let workers = limits::RSPAMD_AT_ONCE;
         let desk = Rc::new(Desk::new(office.clone(), announce.clone(), workers));
-        let first = desk.show(question(), b"a".to_vec(), soon());
+        let first = desk.show(desk.turn().await, question(), b"a".to_vec(), soon());
         let order: Rc<RefCell<Vec<u32>>> = Rc::default();
         for number in 0..4 {
             let (desk, order) = (desk.clone(), order.clone());
@@ -404,9 +406,9 @@ fn turns_are_taken_in_the_order_in_which_they_were_asked_for() {
                         _ => desk.turn().await,
                     }
                 };
-                if runtime::timeout(patience, turn).await.is_some() {
+                if let Some(turn) = runtime::timeout(patience, turn).await {
                     order.borrow_mut().push(number);
-                    let _shown = desk.show(question(), b"a".to_vec(), soon());
+                    let _shown = desk.show(turn, question(), b"a".to_vec(), soon());
                     runtime::sleep(Duration::from_millis(1)).await;
                 }
             });
@@ -415,9 +417,9 @@ fn turns_are_taken_in_the_order_in_which_they_were_asked_for() {
         }
         drop(first);
         // Who comes now, while the first of them has been woken only, passes nobody.
-        desk.turn().await;
+        drop(desk.turn().await);
         assert_eq!(*order.borrow(), [0, 2, 3]);
-        let waiting = desk.waiting.borrow();
-        assert!(waiting.whole.is_empty() && waiting.following.is_empty());
+        let left = [&desk.turns, &desk.following].map(|permits| permits.available_permits());
+        assert_eq!(left, [1, 1]);
     });
 }

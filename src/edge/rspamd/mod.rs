@@ -1,12 +1,13 @@
 //! rspamd looks at messages that the edge filter would take: asked over HTTP, before the 250.
 //!
-//! A session shows a message that has come whole through its worker's [`desk`]; the [`office`] is the
-//! one thread that speaks HTTP, since no worker may block on it; [`question`] is what goes out and
-//! [`answer`] what comes back; [`changes`] is what becomes of the message's header section.  Where it
-//! does not judge, an alarm tells the operator.
+//! A session shows a message through its worker's [`desk`]; the [`office`] is the one thread that
+//! speaks HTTP, since no worker may block on it, with the rspamd that `addresses` finds behind its
+//! name; [`question`] is what goes out and [`answer`] what comes back; [`changes`] is what becomes of
+//! the message's header section.  Where rspamd does not judge, `alarm` tells the operator.
 //!
 //! Invariants: what there is of messages on their way to rspamd has a bound
-//! ([`limits::RSPAMD_AT_ONCE`] messages, two chunks of each at most); who asks hears by the deadline
+//! ([`limits::RSPAMD_AT_ONCE`] messages, two chunks of each at most), and what there is of answers has
+//! another, 64 MiB ([`limits::RSPAMD_LARGE_ANSWERS`]); who asks hears by the deadline
 //! that the operator has set, whatever rspamd does; a failure is no verdict, and what becomes of the
 //! message then is the operator's choice (`on_failure`).
 //!
@@ -18,14 +19,15 @@
 //! Not here: signatures of rspamd's.
 //!
 //! [`limits::RSPAMD_AT_ONCE`]: crate::limits::RSPAMD_AT_ONCE
+//! [`limits::RSPAMD_LARGE_ANSWERS`]: crate::limits::RSPAMD_LARGE_ANSWERS
 
+mod addresses;
 mod alarm;
 pub mod answer;
 pub mod changes;
 pub mod desk;
 pub mod office;
 pub mod question;
-mod whereabouts;
 
 use changes::Changes;
 

@@ -4,14 +4,16 @@
 //! [`News`] when there is room for the next piece, and what rspamd says.  Each errand is a task of
 //! its own under its deadline, the connect included.  Connections that rspamd keeps open are used
 //! again, unless they have idled for long; where one that was kept turns out to be closed, a small
-//! message is shown once more over a new one.  A large one, which cannot be repeated, gets a new one at once.
+//! message is shown once more over a new one.  A large one, which cannot be repeated, gets a new one
+//! at once.
 //!
-//! Invariants: every errand is answered once, even if its task comes to grief; one that its worker has
-//! given up on ends at once, wherever it is, and its connection with it: what was not whole by then
-//! never looks whole to rspamd.
+//! Invariants: every errand is answered once, even if its task comes to grief; one that its worker
+//! has given up on ends at once, wherever it is, and its connection with it: what was not whole by
+//! then never looks whole to rspamd.
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -29,9 +31,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{interval, timeout, timeout_at};
 
+use super::addresses::Addresses;
 use super::alarm::Alarm;
 use super::question::Question;
-use super::whereabouts::Whereabouts;
 use super::{Assessment, Failure, answer};
 use crate::limits;
 
@@ -122,7 +124,7 @@ impl Office {
         let (stop, mut stopped) = oneshot::channel();
         let peer = Arc::new(Peer {
             authority: authority.into(),
-            whereabouts: Arc::new(Whereabouts::new(authority)),
+            addresses: Arc::new(Addresses::new(authority)),
             kept: Mutex::default(),
             idle,
             large_answers: Semaphore::new(limits::RSPAMD_LARGE_ANSWERS),
@@ -203,7 +205,7 @@ impl std::fmt::Debug for Teller {
 /// rspamd, and the connections to it that nobody uses now.
 struct Peer {
     authority: Box<str>,
-    whereabouts: Arc<Whereabouts>,
+    addresses: Arc<Addresses>,
     /// With when they were kept, the last one last.
     kept: Mutex<Vec<(Instant, Connection)>>,
     /// How long a connection may idle.
@@ -292,7 +294,10 @@ impl Peer {
 
     /// The octets of an answer.
     async fn collect(&self, mut body: Incoming) -> Result<Vec<u8>, Failure> {
-        let mut octets = Vec::new();
+        // Each time all of it at once: a vector that grows by itself has twice of what it needs.
+        let told = body.size_hint().upper().and_then(|octets| usize::try_from(octets).ok());
+        let small = limits::RSPAMD_SMALL_ANSWER;
+        let mut octets = Vec::with_capacity(told.map_or(small, |octets| octets.min(small)));
         let mut turn = None;
         while let Some(frame) = body.frame().await {
             let Ok(piece) = frame.map_err(|_| Failure::Broken)?.into_data() else { continue };
@@ -300,9 +305,8 @@ impl Peer {
             if len > limits::RSPAMD_ANSWER {
                 return Err(Failure::TooLarge);
             }
-            if len > limits::RSPAMD_SMALL_ANSWER && turn.is_none() {
+            if len > small && turn.is_none() {
                 turn = Some(self.large_answers.acquire().await.map_err(|_| Failure::Broken)?);
-                // All of it at once: a vector that grows by itself has twice of what it needs.
                 octets.reserve_exact(limits::RSPAMD_ANSWER - octets.len());
             }
             octets.extend_from_slice(&piece);
@@ -311,9 +315,9 @@ impl Peer {
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {
-        let addresses = self.whereabouts.addresses().await.ok_or(Failure::Unreachable)?;
-        let connected = timeout(limits::RSPAMD_CONNECT, TcpStream::connect(&*addresses)).await;
-        let stream = connected.ok().and_then(Result::ok).ok_or(Failure::Unreachable)?;
+        let addresses = self.addresses.find().await.ok_or(Failure::Unreachable)?;
+        let stream = first_to_answer(&addresses, limits::RSPAMD_CONNECT).await;
+        let stream = stream.ok_or(Failure::Unreachable)?;
         // A request is written in one go, but for its pieces: each of them should go at once.
         let _ = stream.set_nodelay(true);
         let mut builder = Builder::new();
@@ -326,7 +330,8 @@ impl Peer {
         Ok(Connection { sender, task })
     }
 
-    /// A connection that nobody uses and that is open as far as anybody knows.
+    /// A connection that nobody uses and that is open as far as anybody knows.  It has not idled for
+    /// too long: [`Peer::close_idle`] looks now and then only.
     async fn take_kept(&self) -> Option<Connection> {
         loop {
             let (since, mut kept) = self.kept().pop()?;
@@ -341,7 +346,6 @@ impl Peer {
     }
 
     fn keep(&self, connection: Connection) {
-        self.close_idle();
         let mut kept = self.kept();
         if kept.len() < limits::RSPAMD_KEPT && !connection.sender.is_closed() {
             kept.push((Instant::now(), connection));
@@ -359,6 +363,20 @@ impl Peer {
     fn kept(&self) -> MutexGuard<'_, Vec<(Instant, Connection)>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A connection to the first of these addresses that takes one.
+///
+/// They are tried in a row, and each has the same share of the patience: one that swallows whatever
+/// it is sent must leave the others enough.
+async fn first_to_answer(addresses: &[SocketAddr], patience: Duration) -> Option<TcpStream> {
+    let share = patience / u32::try_from(addresses.len()).ok()?.max(1);
+    for &address in addresses {
+        if let Ok(Ok(stream)) = timeout(share, TcpStream::connect(address)).await {
+            return Some(stream);
+        }
+    }
+    None
 }
 
 /// A message that comes in pieces.
@@ -422,6 +440,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
+    use tokio::net::TcpSocket;
+
     use super::*;
     use crate::edge::rspamd::question::Facts;
     use crate::message::MessageId;
@@ -459,6 +479,28 @@ mod tests {
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").expect("it listens");
         assert_eq!(stream.read(&mut [0]).expect("it is closed"), 0);
         office.stop();
+    }
+
+    /// A listener nobody accepts from, whose queue is full, swallows who comes next.
+    #[test]
+    fn an_address_that_swallows_what_it_is_sent_leaves_time_for_the_next() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a loop").block_on(async {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+            let silent = socket.listen(0).expect("it listens");
+            let silent_at = silent.local_addr().expect("bound");
+            let mut queue = Vec::new();
+            let share = Duration::from_millis(300);
+            while let Some(stream) = first_to_answer(&[silent_at], share).await {
+                queue.push(stream);
+            }
+            let open = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let open_at = open.local_addr().expect("bound");
+            let stream = first_to_answer(&[silent_at, open_at], Duration::from_secs(2)).await;
+            let found = stream.expect("one is open").peer_addr().expect("connected");
+            assert_eq!(found, open_at);
+        });
     }
 
     fn read_to_the_end_of_the_message(stream: &mut TcpStream) {

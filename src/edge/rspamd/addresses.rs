@@ -18,16 +18,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// Addresses that were found.
-type Addresses = Arc<[SocketAddr]>;
-/// What a look-up came to: `None` if there are no addresses.
-type Found = Option<Addresses>;
+/// Addresses that were found; there is at least one.
+type Found = Arc<[SocketAddr]>;
 /// One look-up; called anew for each.
 type LookUp =
     dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>> + Send + Sync;
 
 /// See the module's text.
-pub struct Whereabouts {
+pub struct Addresses {
     look_up: Box<LookUp>,
     fresh: Duration,
     state: Mutex<State>,
@@ -35,62 +33,60 @@ pub struct Whereabouts {
 
 #[derive(Default)]
 struct State {
-    known: Option<(Instant, Addresses)>,
-    /// The look-up under way; no value until it is over.
-    under_way: Option<watch::Receiver<Option<Found>>>,
+    known: Option<(Instant, Found)>,
+    /// The look-up under way: nothing comes through this, it ends when the look-up does.
+    under_way: Option<watch::Receiver<()>>,
 }
 
-impl Whereabouts {
+impl Addresses {
     /// Those of `authority`, a host and a port.
-    pub fn new(authority: &str) -> Whereabouts {
+    pub fn new(authority: &str) -> Addresses {
         let authority: Arc<str> = authority.into();
         let look_up = move || {
             let authority = authority.clone();
             let look_up = async move { Ok(tokio::net::lookup_host(&*authority).await?.collect()) };
             Box::pin(look_up) as Pin<Box<dyn Future<Output = _> + Send>>
         };
-        Whereabouts::by(Box::new(look_up), FRESH)
+        Addresses::by(Box::new(look_up), FRESH)
     }
 
-    fn by(look_up: Box<LookUp>, fresh: Duration) -> Whereabouts {
-        Whereabouts { look_up, fresh, state: Mutex::default() }
+    fn by(look_up: Box<LookUp>, fresh: Duration) -> Addresses {
+        Addresses { look_up, fresh, state: Mutex::default() }
     }
 
     /// The addresses; `None` if they cannot be found.  Who no longer waits for them leaves the
     /// look-up to the others.
-    pub async fn addresses(self: &Arc<Self>) -> Found {
-        let (known, mut under_way) = {
+    pub async fn find(self: &Arc<Self>) -> Option<Found> {
+        let (is_known, mut under_way) = {
             let mut state = self.state();
-            let known = match &state.known {
+            let is_known = match &state.known {
                 Some((since, known)) if since.elapsed() < self.fresh => return Some(known.clone()),
-                known => known.as_ref().map(|(_, known)| known.clone()),
+                known => known.is_some(),
             };
             let under_way = state.under_way.get_or_insert_with(|| self.begin());
-            (known, under_way.clone())
+            (is_known, under_way.clone())
         };
-        let found = async {
-            // Its end without an answer is that of the office.
-            under_way.wait_for(Option::is_some).await.ok().and_then(|found| found.clone()).flatten()
-        };
-        match known {
-            None => found.await,
-            Some(known) => timeout(PATIENCE, found).await.ok().flatten().or(Some(known)),
+        // What it found is in its place by then; if it ends without, that is what was known before.
+        let over = under_way.changed();
+        match is_known {
+            false => drop(over.await),
+            true => drop(timeout(PATIENCE, over).await),
         }
+        self.state().known.as_ref().map(|(_, known)| known.clone())
     }
 
-    fn begin(self: &Arc<Self>) -> watch::Receiver<Option<Found>> {
-        let (tell, under_way) = watch::channel(None);
-        let (whereabouts, look_up) = (self.clone(), (self.look_up)());
+    fn begin(self: &Arc<Self>) -> watch::Receiver<()> {
+        let (ends, under_way) = watch::channel(());
+        let (addresses, look_up) = (self.clone(), (self.look_up)());
         tokio::spawn(async move {
-            let found = look_up.await.ok().filter(|found| !found.is_empty()).map(Addresses::from);
-            let mut state = whereabouts.state();
-            if let Some(found) = &found {
-                state.known = Some((Instant::now(), found.clone()));
+            let found = look_up.await.ok().filter(|found| !found.is_empty()).map(Found::from);
+            let mut state = addresses.state();
+            if let Some(found) = found {
+                state.known = Some((Instant::now(), found));
             }
             state.under_way = None;
             drop(state);
-            // Nobody may wait any more.
-            let _ = tell.send(Some(found));
+            drop(ends);
         });
         under_way
     }
@@ -119,7 +115,7 @@ mod tests {
         let_go: Semaphore,
     }
 
-    fn resolver(fresh: Duration) -> (Arc<Resolver>, Arc<Whereabouts>) {
+    fn resolver(fresh: Duration) -> (Arc<Resolver>, Arc<Addresses>) {
         let resolver = Arc::new(Resolver { asked: AtomicUsize::new(0), let_go: Semaphore::new(0) });
         let asked = resolver.clone();
         let look_up = move || {
@@ -134,7 +130,7 @@ mod tests {
             };
             Box::pin(look_up) as Pin<Box<dyn Future<Output = _> + Send>>
         };
-        (resolver, Arc::new(Whereabouts::by(Box::new(look_up), fresh)))
+        (resolver, Arc::new(Addresses::by(Box::new(look_up), fresh)))
     }
 
     fn run(test: impl Future<Output = ()>) {
@@ -145,15 +141,15 @@ mod tests {
     #[test]
     fn whoever_gives_up_leaves_one_look_up_behind() {
         run(async {
-            let (resolver, whereabouts) = resolver(Duration::from_secs(3_600));
+            let (resolver, addresses) = resolver(Duration::from_secs(3_600));
             for _ in 0..50 {
-                let addresses = whereabouts.addresses();
-                assert!(timeout(Duration::from_millis(1), addresses).await.is_err());
+                let found = addresses.find();
+                assert!(timeout(Duration::from_millis(1), found).await.is_err());
             }
             assert_eq!(resolver.asked.load(Ordering::SeqCst), 1);
             resolver.let_go.add_permits(1);
             for _ in 0..2 {
-                let found = whereabouts.addresses().await.expect("it has answered");
+                let found = addresses.find().await.expect("it has answered");
                 assert_eq!(found.len(), 1);
             }
             assert_eq!(resolver.asked.load(Ordering::SeqCst), 1);
@@ -163,19 +159,19 @@ mod tests {
     #[test]
     fn what_was_known_serves_while_nobody_knows_better() {
         run(async {
-            let (resolver, whereabouts) = resolver(Duration::ZERO);
+            let (resolver, addresses) = resolver(Duration::ZERO);
             resolver.let_go.add_permits(1);
-            let first = whereabouts.addresses().await.expect("it answers");
+            let first = addresses.find().await.expect("it answers");
             // The second look-up takes for ever, and then fails, as all after it.
-            assert_eq!(whereabouts.addresses().await, Some(first.clone()));
+            assert_eq!(addresses.find().await, Some(first.clone()));
             assert_eq!(resolver.asked.load(Ordering::SeqCst), 2);
             resolver.let_go.add_permits(2);
-            assert_eq!(whereabouts.addresses().await, Some(first.clone()));
-            assert_eq!(whereabouts.addresses().await, Some(first));
-            let (resolver, whereabouts) = self::resolver(Duration::ZERO);
+            assert_eq!(addresses.find().await, Some(first.clone()));
+            assert_eq!(addresses.find().await, Some(first));
+            let (resolver, addresses) = self::resolver(Duration::ZERO);
             resolver.asked.store(1, Ordering::SeqCst);
             resolver.let_go.add_permits(1);
-            assert_eq!(whereabouts.addresses().await, None);
+            assert_eq!(addresses.find().await, None);
         });
     }
 }
