@@ -99,6 +99,9 @@ pub enum Failure {
     /// The message could not be read back from the log.
     #[error("the message could not be read back")]
     Unreadable,
+    /// It was not asked: it is shown as many messages as may take their time.
+    #[error("too many large messages are on their way to it")]
+    NoTurn,
 }
 
 impl Advice {
@@ -144,6 +147,7 @@ impl Failure {
             Failure::Strange => "strange",
             Failure::TooLarge => "too_large",
             Failure::Unreadable => "unreadable",
+            Failure::NoTurn => "no_turn",
         }
     }
 }
