@@ -231,8 +231,9 @@ pub const EXPLANATION: usize = 8 * 1024;
 /// each.
 pub const EXPLANATIONS: usize = 4 * 1024 * 1024;
 /// Messages that rspamd is shown at a time, by all workers together, each over a connection of its
-/// own; more wait for their turn.  Of a large one there are two chunks at most: the one that is read
-/// while the end of the one before is written.
+/// own; more wait for their turn.  Half of them may be read back from the log, and of each of those
+/// there are two chunks at most: the one that is read while the end of the one before is written.  So
+/// they take 32 MiB.  Half of them may be shown while they come, in-line.
 pub const RSPAMD_AT_ONCE: usize = 128;
 /// What is written at a time of a message on its way to rspamd.
 pub const RSPAMD_PIECE: usize = 64 * 1024;
@@ -280,6 +281,7 @@ pub const WORKER_ANSWER: Duration = Duration::from_secs(5);
 pub const WORKER_WORK: Duration = Duration::from_secs(30);
 
 const _: () = assert!(PATH >= LOCAL_PART + 1 + 2);
+const _: () = assert!(RSPAMD_AT_ONCE / 2 * 2 * CHUNK <= 32 * 1024 * 1024);
 const _: () = assert!(
     RSPAMD_AT_ONCE * RSPAMD_SMALL_ANSWER + RSPAMD_LARGE_ANSWERS * RSPAMD_ANSWER <= 64 * 1024 * 1024
 );
