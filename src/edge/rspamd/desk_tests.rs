@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::super::office::Office;
 use super::super::question::Facts;
 use super::*;
+use crate::config::WORKERS_MAX;
 use crate::edge::verdict::{Action, Effect};
 use crate::message::MessageId;
 use crate::runtime;
@@ -386,6 +387,17 @@ fn no_more_are_with_rspamd_than_may_be() {
             drop(first);
             drop(turn_to_show().await);
         }
+    });
+}
+
+/// With as many workers as there may be none has so few turns that one slow message takes them all.
+#[test]
+fn every_worker_has_a_turn_beside_one_that_is_taken_slowly() {
+    at_desk("127.0.0.1:9", |desk| async move {
+        let Desk { office, announce, .. } = &*desk;
+        let desk = Desk::new(office.clone(), announce.clone(), WORKERS_MAX);
+        let _slow = desk.turn_to_follow().await;
+        drop(desk.turn().await);
     });
 }
 
