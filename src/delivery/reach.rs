@@ -33,12 +33,15 @@ pub struct Reach {
     /// Which addresses have failed lately.
     pub health: Mutex<HostHealth>,
     hosts: Mutex<Arc<[MailHost]>>,
-    /// Hosts that did not take us since one did.
+    /// Hosts that did not take the queue's connections since one did.
     failures: AtomicU32,
     /// The addresses of connections that have shown themselves well, and how many lead to each;
     /// bounded by the site's connections.
-    serving: Mutex<HashMap<SocketAddr, u32>>,
+    serving: Arc<Mutex<Connections>>,
 }
+
+/// How many connections lead to each address.
+type Connections = HashMap<SocketAddr, u32>;
 
 impl Reach {
     /// The way to a target that names its next hop, or needs none.
@@ -68,7 +71,7 @@ impl Reach {
             health: Mutex::default(),
             hosts: Mutex::new(hosts),
             failures: AtomicU32::new(0),
-            serving: Mutex::default(),
+            serving: Arc::default(),
         }
     }
 
@@ -101,7 +104,7 @@ impl Reach {
         *self.hosts.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
     }
 
-    /// What a dial has looked up, which is what [`Reach::host_failed`] judges by: the hosts
+    /// What a dial has looked up, which is what [`Reach::pass_over`] judges by: the hosts
     /// themselves are renewed only as often as their domain is asked for, and the next hop of a
     /// route that names one never.
     pub fn learn(&self, name: &Name, found: &Addresses) {
@@ -112,10 +115,9 @@ impl Reach {
         *hosts = learned.into();
     }
 
-    /// A host did not take us; tells whether another one is known that has not failed lately, and
-    /// is to be tried at once.
-    pub fn host_failed(&self, address: SocketAddr, now: Instant) -> bool {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+    /// A host did not take us; tells whether another one is known that has not failed lately.  For
+    /// those that bound themselves how many they try; the queue asks [`Reach::host_failed`].
+    pub fn pass_over(&self, address: SocketAddr, now: Instant) -> bool {
         let mut health = dial::lock(&self.health);
         health.failed(address, now);
         let fits = |ip: &IpAddr| self.source.is_none_or(|source| source.is_ipv4() == ip.is_ipv4());
@@ -123,10 +125,15 @@ impl Reach {
         // Also those that have run out: whoever dials asks for them anew, and what became of them
         // is found there.
         let mut known = hosts.iter().flat_map(|host| &host.addresses).copied().filter(fits);
-        let is_left =
-            known.any(|ip| health.avoid_until(SocketAddr::new(ip, self.port), now).is_none());
+        known.any(|ip| health.avoid_until(SocketAddr::new(ip, self.port), now).is_none())
+    }
+
+    /// A host did not take a connection of the queue; tells whether another one is to be tried at
+    /// once.
+    pub fn host_failed(&self, address: SocketAddr, now: Instant) -> bool {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         // Whatever the addresses do, this comes to an end and the site to its rest.
-        let goes_on = is_left && failures < HOSTS_AT_ONCE;
+        let goes_on = self.pass_over(address, now) && failures < HOSTS_AT_ONCE;
         if !goes_on {
             self.failures.store(0, Ordering::Relaxed);
         }
@@ -152,50 +159,40 @@ impl Reach {
 
     /// A host has had its word on a message: not at its greeting, since one that greets and then
     /// drops every transaction is not well.  It serves until the value is dropped.
-    pub fn host_succeeded(&self, address: SocketAddr) -> Serving<'_> {
-        self.begin_serving(address);
-        Serving { reach: self, address }
-    }
-
-    /// The same for a connection that says itself when it ends: [`Reach::end_serving`].
-    pub fn begin_serving(&self, address: SocketAddr) {
+    pub fn host_succeeded(&self, address: SocketAddr) -> Serving {
         self.failures.store(0, Ordering::Relaxed);
         dial::lock(&self.health).succeeded(address);
-        *self.serving().entry(address).or_default() += 1;
-    }
-
-    /// A connection that has shown itself well ends.
-    pub fn end_serving(&self, address: SocketAddr) {
-        let mut serving = self.serving();
-        if let Some(count) = serving.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                serving.remove(&address);
-            }
-        }
+        *lock(&self.serving).entry(address).or_default() += 1;
+        Serving { among: self.serving.clone(), address }
     }
 
     /// Whether a connection to this address stands that has shown itself well.
     pub fn serves(&self, address: SocketAddr) -> bool {
-        self.serving().contains_key(&address)
-    }
-
-    fn serving(&self) -> MutexGuard<'_, HashMap<SocketAddr, u32>> {
-        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.serving).contains_key(&address)
     }
 }
 
 /// A connection whose host has had its word on a message.
 #[derive(Debug)]
-pub struct Serving<'a> {
-    reach: &'a Reach,
+pub struct Serving {
+    among: Arc<Mutex<Connections>>,
     address: SocketAddr,
 }
 
-impl Drop for Serving<'_> {
+impl Drop for Serving {
     fn drop(&mut self) {
-        self.reach.end_serving(self.address);
+        let mut among = lock(&self.among);
+        if let Some(count) = among.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                among.remove(&self.address);
+            }
+        }
     }
+}
+
+fn lock(serving: &Mutex<Connections>) -> MutexGuard<'_, Connections> {
+    serving.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Hosts that are tried one after the other before a site rests.
@@ -299,6 +296,15 @@ mod tests {
         let reach = reach(&[("192.0.2.1", now + Duration::from_secs(60))]);
         let tried = (100..200).take_while(|&last| reach.host_failed(at(last), now)).count();
         assert_eq!(tried as u32, HOSTS_AT_ONCE - 1);
+    }
+
+    #[test]
+    fn sessions_that_wait_do_not_use_up_what_the_queue_may_try() {
+        let now = Instant::now();
+        let reach = reach(&[("192.0.2.1", now), ("192.0.2.2", now)]);
+        assert!((0..100).all(|_| reach.pass_over(at(1), now)), "the second one is left");
+        assert!(reach.host_failed(at(1), now), "the queue has tried none yet");
+        assert!(!reach.pass_over(at(2), now));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Asks the next hop of a recipient's route whether the recipient is there, before it is accepted.
 //!
 //! MAIL FROM:<>, RCPT and RSET over a connection that is kept for the next question.  Who asks
-//! the same while the question is under way, on whatever core, waits for the same answer; answers are remembered
-//! ([`crate::recipients::ahead`]).  A next hop that cannot be asked is no reason to refuse for
-//! good: the client comes again, or what was known counts.
+//! the same while the question is under way, on whatever core, waits for the same answer; answers
+//! are remembered ([`crate::recipients::ahead`]).  A next hop that cannot be asked is no reason to
+//! refuse for good: the client comes again, or what was known counts.
 //!
 //! A question is a task of its own, which ends in its own time: a client that has gone leaves no
 //! half-used connection behind.
@@ -20,7 +20,6 @@ use crate::message::{MailParameters, Notify, Recipient};
 use crate::outbound::backend::{self, Backend, BackendError};
 use crate::queue::site::{SiteId, SiteShared};
 use crate::recipients::ahead::{Asked, Remembered};
-use crate::recipients::claims::Claim;
 use crate::runtime;
 use crate::smtp::address::{ForwardPath, ReversePath};
 use crate::smtp::client::{mail_command, rcpt_command};
@@ -86,20 +85,16 @@ fn begin(
 ) -> Rc<Flight<Verdict>> {
     let flight = Rc::new(Flight::default());
     worker.questions.flights.borrow_mut().insert(asked.clone(), flight.clone());
-    if let Some(claim) = worker.roster.claims.claim(&asked, worker.index) {
+    if worker.roster.claims.claim(&asked, worker.index) {
         let (worker, site, path) = (worker.clone(), site.clone(), path.clone());
-        runtime::spawn(async move { ask_for_all(&worker, &site, path, asked, claim).await });
+        runtime::spawn(async move { ask_for_all(&worker, &site, path, asked).await });
     }
     flight
 }
 
-async fn ask_for_all(
-    worker: &Rc<Worker>,
-    site: &Arc<SiteShared>,
-    path: ForwardPath,
-    asked: Asked,
-    claim: Claim,
-) {
+/// Asks, and tells all who wait for the answer: each step before that has a deadline, and there is
+/// no way out in between.
+async fn ask_for_all(worker: &Rc<Worker>, site: &Arc<SiteShared>, path: ForwardPath, asked: Asked) {
     let answers = &worker.roster.answers;
     // Another worker may have been told since it was looked up.
     let verdict = match answers.recall(&asked, Instant::now()) {
@@ -113,7 +108,7 @@ async fn ask_for_all(
         Err(Refusal::UnknownRecipient) => answers.learn(&asked, false, now),
         Err(_) => {}
     }
-    for other in claim.settle() {
+    for other in worker.roster.claims.settle(&asked) {
         let answer = Box::new((asked.clone(), verdict.clone()));
         worker.tell(other, Letter::AnsweredAhead(answer));
     }

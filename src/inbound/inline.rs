@@ -305,10 +305,10 @@ impl Session {
                 // Nobody knows yet how the body begins.
                 let trace = trace::with_fields(trace, fields, true);
                 under_way.exhibit = self.begin_exhibit(under_way.id, &trace, kept);
-                backend.send(trace.into_bytes()).await.map_err(|error| {
-                    report_lost(&self.worker, backend.site().name(), &error);
-                    Refusal::NextHopLost
-                })
+                match backend.send(trace.into_bytes()).await {
+                    Ok(()) => Ok(backend),
+                    Err(error) => Err(self.parting_word(backend, &error).await),
+                }
             }
             Ok(reply) => Err(match Passed::of(&reply).filter(|passed| !passed.is_success()) {
                 Some(passed) => Refusal::NextHop(passed),
@@ -319,10 +319,13 @@ impl Session {
                 Err(Refusal::NextHopLost)
             }
         };
-        under_way.state = State::Body(backend, Reshape::new(kept, BodyForm::Data));
-        if let Err(refusal) = begun {
-            under_way.end(refusal);
-        }
+        under_way.state = match begun {
+            Ok(backend) => State::Body(backend, Reshape::new(kept, BodyForm::Data)),
+            Err(refusal) => {
+                under_way.exhibit = None;
+                State::Over(refusal)
+            }
+        };
         self.inline.under_way = Some(under_way);
     }
 

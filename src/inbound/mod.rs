@@ -499,8 +499,8 @@ impl Session {
     /// Closes our half and reads what the client still sends, so that the last reply is not lost
     /// to a reset.
     async fn linger(&mut self, end: End) -> End {
-        if self.messages == 0 && self.server.has_quit() && self.stream.is_read_out() {
-            // The close resets nothing; and if it did, no word for a message would be lost.
+        if self.server.has_quit() && self.stream.is_read_out() {
+            // QUIT is the client's last word (RFC 5321 section 4.1.1.10), so the close resets nothing.
             return end;
         }
         self.stream.close_sending();

@@ -19,11 +19,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::smtp::{Security, TLS_BROKEN_MS, open};
+use super::smtp::{Security, Trouble, judge, open};
 use super::{connect, describe_connect};
 use crate::config::Target;
 use crate::control::metrics::WorkerMetrics;
-use crate::delivery::settle;
+use crate::delivery::reach::Serving;
 use crate::limits;
 use crate::pool::dial::Dialled;
 use crate::queue::allowance::{Allowance, Place};
@@ -34,10 +34,8 @@ use crate::runtime::deadline::Shortage;
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::capabilities::Capabilities;
 use crate::smtp::client::{
-    Client, ClientConfig, ConnectionCause, ConnectionFailure, Login, LoginTrouble, OneFlight,
-    Protocol, Timeouts,
+    Client, ClientConfig, ConnectionFailure, Login, OneFlight, Protocol, Timeouts,
 };
-use crate::smtp::code::ReplyClass;
 use crate::smtp::reply_reader::{PeerReply, ReplyReader};
 use crate::worker::Worker;
 
@@ -50,21 +48,11 @@ pub struct Backend {
     timeouts: Timeouts,
     /// It was kept since another transaction, and has said nothing since: it may have been closed.
     is_kept: bool,
+    /// A body was slow, and we cut it off for those that wait for memory: no fault of its host.
+    has_given_way: bool,
     /// It has shown itself well, which speaks for its host as long as it stands.
     serving: Option<Serving>,
     _counted: Counted,
-}
-
-/// A connection whose host has had its word on a transaction.
-struct Serving {
-    site: Arc<SiteShared>,
-    peer: SocketAddr,
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.site.reach().end_serving(self.peer);
-    }
 }
 
 /// A connection's part in the counts, for as long as this lives.
@@ -103,17 +91,25 @@ pub enum BackendError {
 }
 
 impl Backend {
-    /// A connection to `site` that has introduced itself: one that was kept, or a new one.
-    async fn to(worker: &Rc<Worker>, site: &Arc<SiteShared>) -> Result<Backend, BackendError> {
+    /// A connection to `site` that has introduced itself: one that was kept, or a new one for who
+    /// `began` then.
+    async fn to(
+        worker: &Rc<Worker>,
+        site: &Arc<SiteShared>,
+        began: Instant,
+    ) -> Result<Backend, BackendError> {
         match worker.backends.take(site.id()) {
             Some(kept) => Ok(kept),
-            None => Backend::fresh(worker, site).await,
+            None => Backend::fresh(worker, site, began).await,
         }
     }
 
     /// A new connection, to the first host that takes us.
-    async fn fresh(worker: &Rc<Worker>, site: &Arc<SiteShared>) -> Result<Backend, BackendError> {
-        let began = Instant::now();
+    async fn fresh(
+        worker: &Rc<Worker>,
+        site: &Arc<SiteShared>,
+        began: Instant,
+    ) -> Result<Backend, BackendError> {
         loop {
             match Backend::dial(worker, site).await {
                 Err((Next::TryOn, _)) if began.elapsed() < HOSTS_TRIED_FOR => {}
@@ -127,7 +123,10 @@ impl Backend {
         worker: &Rc<Worker>,
         site: &Arc<SiteShared>,
     ) -> Result<Backend, (Next, BackendError)> {
-        let unreachable = |words: &str| (Next::GiveUp, BackendError::Unreachable(words.into()));
+        let unreachable = |words: &str| {
+            worker.metrics.connections_failed.count();
+            (Next::GiveUp, BackendError::Unreachable(words.into()))
+        };
         let reach = site.reach();
         let place = worker.backends.place().ok_or((Next::GiveUp, BackendError::Crowded))?;
         let (stream, peer, host) = match &reach.target {
@@ -159,6 +158,7 @@ impl Backend {
                 capabilities: client.capabilities().clone(),
                 timeouts,
                 is_kept: false,
+                has_given_way: false,
                 serving: None,
                 _counted: counted,
             }),
@@ -196,19 +196,22 @@ impl Backend {
     /// # Errors
     /// `Lost`, with a 421 too (RFC 5321 section 3.8).
     pub async fn say(&mut self, command: Vec<u8>) -> Result<PeerReply, BackendError> {
+        let reply = self.ask(command).await;
+        self.blame(reply)
+    }
+
+    /// [`Backend::say`] for who judges the host by what comes.
+    async fn ask(&mut self, command: Vec<u8>) -> Result<PeerReply, BackendError> {
         let deadline = Instant::now() + self.timeouts.command;
         let (written, _) = self.stream.write_all(command, deadline).await;
-        let reply = match written {
-            Ok(()) => self.reply(deadline).await,
-            Err(error) => Err(lost("while a command was sent", &error)),
-        };
-        self.blame(reply)
+        written.map_err(|error| lost("while a command was sent", &error))?;
+        self.reply(deadline).await
     }
 
     /// Sends a piece of a body.
     ///
     /// # Errors
-    /// `Lost`.
+    /// `Lost`; whether that is its host's failure, [`Backend::last_word`] tells.
     pub async fn send(&mut self, octets: Vec<u8>) -> Result<(), BackendError> {
         let now = Instant::now();
         // Meanwhile the client's octets wait in a receive buffer, which others may need.
@@ -216,7 +219,9 @@ impl Backend {
         let deadline = now + limits::CLIENT_DATA_BLOCK;
         let (written, _) = self.stream.write_all(octets, deadline).await;
         self.stream.give_way_at(None);
-        self.blame(written.map_err(|error| lost("in the middle of the message", &error)))
+        let is_cut = matches!(written, Err(StreamError::TimedOut));
+        self.has_given_way = is_cut && Instant::now() < deadline;
+        written.map_err(|error| lost("in the middle of the message", &error))
     }
 
     /// The reply to the end of the data.
@@ -228,9 +233,14 @@ impl Backend {
         self.blame(reply)
     }
 
-    /// What a peer that takes no more says before it closes; it was not asked for.
+    /// What a peer that takes no more says before it closes; it was not asked for.  Only one that
+    /// says nothing has failed: another message may be welcome where this one is not.
     pub async fn last_word(&mut self) -> Option<PeerReply> {
-        self.reply(Instant::now() + LAST_WORD).await.ok()
+        let said = self.reply(Instant::now() + LAST_WORD).await;
+        match self.has_given_way {
+            true => said.ok(),
+            false => self.blame(said).ok(),
+        }
     }
 
     /// A host whose connection fails comes last for a while, unless others to it are well.  One that
@@ -248,8 +258,7 @@ impl Backend {
     /// Its host has had its word on a transaction.
     fn is_well(&mut self) {
         if let (Some(peer), None) = (self.peer, &self.serving) {
-            self.site.reach().begin_serving(peer);
-            self.serving = Some(Serving { site: self.site.clone(), peer });
+            self.serving = Some(self.site.reach().host_succeeded(peer));
         }
     }
 
@@ -292,11 +301,11 @@ pub async fn begin(
     write: impl Fn(&mut Vec<u8>, &Capabilities),
 ) -> Result<(Backend, PeerReply), BackendError> {
     let began = Instant::now();
-    let mut backend = Backend::to(worker, site).await?;
+    let mut backend = Backend::to(worker, site, began).await?;
     loop {
         let mut mail = Vec::with_capacity(limits::COMMAND_LINE);
         write(&mut mail, &backend.capabilities);
-        let error = match backend.say(mail).await {
+        let error = match backend.ask(mail).await {
             Ok(reply) => {
                 backend.is_kept = false;
                 return Ok((backend, reply));
@@ -311,7 +320,7 @@ pub async fn begin(
         if !goes_on {
             return Err(error);
         }
-        backend = Backend::fresh(worker, site).await?;
+        backend = Backend::fresh(worker, site, began).await?;
     }
 }
 
@@ -351,25 +360,14 @@ fn not_opened(
     security: &Security,
     failure: Option<&ConnectionFailure>,
 ) -> (Next, BackendError) {
-    let words = match failure {
-        Some(failure) => settle::words_of_failure(failure),
-        None => "the connection was closed before the greeting".to_owned(),
-    };
-    let next = match failure.map(|failure| &failure.cause) {
-        Some(ConnectionCause::Tls(_)) if forgets_tls(worker, site, peer, security, &words) => {
-            Next::TryOn
+    let (trouble, words) = judge(worker, site, peer, security, failure);
+    let next = match trouble {
+        Trouble::InClear => Next::TryOn,
+        Trouble::Host(_) => next_host(worker, site, peer, &words),
+        Trouble::Site(_) => {
+            worker.metrics.connections_failed.count();
+            Next::GiveUp
         }
-        Some(ConnectionCause::Login(trouble)) => {
-            worker.metrics.smart_host_logins_failed.count();
-            match trouble {
-                LoginTrouble::Refused(reply) if reply.class() == ReplyClass::TransientFailure => {
-                    next_host(worker, site, peer, &words)
-                }
-                // The other hosts say the same, and each attempt is a strike against us.
-                _ => Next::GiveUp,
-            }
-        }
-        _ => next_host(worker, site, peer, &words),
     };
     (next, BackendError::Unreachable(words.into()))
 }
@@ -379,27 +377,11 @@ fn not_opened(
 fn next_host(worker: &Worker, site: &SiteShared, peer: Option<SocketAddr>, words: &str) -> Next {
     worker.metrics.connections_failed.count();
     let Some(peer) = peer.filter(|peer| !site.reach().serves(*peer)) else { return Next::GiveUp };
-    if !site.reach().host_failed(peer, Instant::now()) {
+    if !site.reach().pass_over(peer, Instant::now()) {
         return Next::GiveUp;
     }
     tracing::info!(site = site.name(), %peer, words, "the next host is tried");
     Next::TryOn
-}
-
-/// TLS has failed: whether mail may go there in clear; that is remembered then.
-fn forgets_tls(
-    worker: &Worker,
-    site: &SiteShared,
-    peer: Option<SocketAddr>,
-    security: &Security,
-    words: &str,
-) -> bool {
-    let goes_on = security.policy.allows_clear() && !security.is_implicit;
-    worker.report_tls_failed_at(site.name(), peer, goes_on, words);
-    if goes_on {
-        site.remember_broken_tls(worker.now_unix_ms() + TLS_BROKEN_MS, words);
-    }
-    goes_on
 }
 
 fn lost(place: &str, error: &StreamError) -> BackendError {

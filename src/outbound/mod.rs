@@ -147,7 +147,7 @@ impl Way {
     }
 
     /// The host has had its word on a message; said once a connection, for as long as it lasts.
-    pub fn host_succeeded(&self, peer: Option<SocketAddr>) -> Option<Serving<'_>> {
+    pub fn host_succeeded(&self, peer: Option<SocketAddr>) -> Option<Serving> {
         peer.map(|peer| self.shared.reach().host_succeeded(peer))
     }
 

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use super::Way;
 use crate::delivery::reach::Serving;
-use crate::delivery::settle::{self, Attempt, LOGIN_FAILED, TLS_FAILED, UNREACHABLE};
+use crate::delivery::settle::{self, Attempt};
 use crate::delivery::settlement::rounds::{Round, Rounds, Verdict};
 use crate::delivery::settlement::{Handover, Hop, remote_mta};
 use crate::delivery::verp;
@@ -35,14 +35,13 @@ use crate::queue::scheduler::Event;
 use crate::queue::site::SiteShared;
 use crate::runtime::socket::{Sending, Stream, TimeLimit};
 use crate::smtp::client::{
-    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionCause, ConnectionFailure, Login,
-    LoginTrouble, OneFlight, Protocol, Timeouts, TransactionId, TransactionResult,
+    BrokenPromise, Client, ClientAction, ClientConfig, ConnectionFailure, Login, OneFlight,
+    Protocol, Timeouts, TransactionId, TransactionResult,
 };
-use crate::smtp::code::ReplyClass;
 use duplex::Inbox;
 use job::Job;
 pub use opening::Security;
-pub(super) use opening::open;
+pub(super) use opening::{Trouble, judge, open};
 use turns::{Turn, turn};
 use writing::Outbox;
 
@@ -64,7 +63,7 @@ struct Connection<'a> {
     /// Messages that this connection did not come to.
     returned: Vec<Slot>,
     /// Since the peer has had its word on a message.
-    serving: Option<Serving<'a>>,
+    serving: Option<Serving>,
     /// The site has dropped one message after the other without a word.
     is_given_up: bool,
     /// When a piece of a large message began to be written, which holds a buffer of the reader.
@@ -114,44 +113,18 @@ async fn exchange(way: &Way, stream: Stream, client: Client, peer: Option<Socket
     duplex::both(&inbox, receiving, driver).await;
 }
 
-/// The peer takes no mail on this connection: the host's failure, unless only TLS has failed and
-/// mail may go there in clear.
+/// The peer takes no mail on this connection.
 fn not_opened(
     way: &Way,
     peer: Option<SocketAddr>,
     security: &Security,
     failure: Option<&ConnectionFailure>,
 ) {
-    let Some(failure) = failure else {
-        let words = "the connection was closed before the greeting";
-        return way.host_failed(peer, UNREACHABLE, words);
-    };
-    let words = settle::words_of_failure(failure);
-    if let ConnectionCause::Login(trouble) = &failure.cause {
-        return not_let_in(way, peer, trouble, &words);
-    }
-    if !matches!(failure.cause, ConnectionCause::Tls(_)) {
-        return way.host_failed(peer, UNREACHABLE, &words);
-    }
-    let goes_on = security.policy.allows_clear() && !security.is_implicit;
-    way.worker.report_tls_failed_at(way.site_name(), peer, goes_on, &words);
-    if goes_on {
-        let until_unix_ms = way.worker.now_unix_ms() + TLS_BROKEN_MS;
-        return way.shared().remember_broken_tls(until_unix_ms, &words);
-    }
-    way.host_failed(peer, TLS_FAILED, &words);
-}
-
-/// The smart host does not let us in.  What it says for good its site's other hosts say too, and
-/// each attempt is a strike against us, so they are not tried.
-fn not_let_in(way: &Way, peer: Option<SocketAddr>, trouble: &LoginTrouble, words: &str) {
-    way.worker.metrics.smart_host_logins_failed.count();
-    tracing::warn!(site = way.site_name(), words, "no login at the smart host");
+    let (trouble, words) = judge(&way.worker, way.shared(), peer, security, failure);
     match trouble {
-        LoginTrouble::Refused(reply) if reply.class() == ReplyClass::TransientFailure => {
-            way.host_failed(peer, LOGIN_FAILED, words);
-        }
-        _ => settle::site_failed(way, LOGIN_FAILED, words),
+        Trouble::InClear => {}
+        Trouble::Host(reason) => way.host_failed(peer, reason, &words),
+        Trouble::Site(reason) => settle::site_failed(way, reason, &words),
     }
 }
 
@@ -430,5 +403,3 @@ pub fn remember(shared: &SiteShared, result: &TransactionResult) {
 
 /// A connection is closed at this age, so that a next hop which changes its address is followed.
 const AGE_MAX: Duration = Duration::from_secs(300);
-/// How long a site whose TLS has failed is sent to in clear, where its policy allows that.
-pub(super) const TLS_BROKEN_MS: u64 = 3_600_000;

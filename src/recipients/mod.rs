@@ -44,7 +44,7 @@ pub struct Roster {
     /// What next hops have said.
     pub answers: Answers,
     /// What they are being asked.
-    pub claims: Arc<Claims>,
+    pub claims: Claims,
 }
 
 /// Why the file cannot be used.
@@ -98,7 +98,7 @@ impl Roster {
             table: ArcSwapOption::new(read_table(config)?.map(Arc::new)),
             harvest: Harvest::default(),
             answers: Answers::new(settings.entries, settings.positive, settings.negative),
-            claims: Arc::default(),
+            claims: Claims::default(),
         })
     }
 

@@ -143,6 +143,8 @@ fn export_surveyed(
     out: &mut impl Write,
 ) -> Result<Verdict, ToolError> {
     let mut verdict = Verdict::default();
+    // Nothing in these is exported.
+    survey.files.retain(|file| !file.is_aside());
     survey.each(&mut verdict, &mut io::sink(), |_, _, _| Ok(()))?;
     verdict.live_messages = survey.live().count() as u64;
     let places: Vec<(MessageId, RecordPlace)> = survey
@@ -305,8 +307,12 @@ impl Survey {
                 files.push(named.map_err(|source| ToolError::Io { path: file, source })?);
             }
         }
-        files
-            .sort_by_key(|file| (file.header.map(|header| header.segment).ok(), file.name.clone()));
+        // Those that are set aside come last: they have nothing to do with their neighbours, and the
+        // others want the patience more.
+        files.sort_by_key(|file| {
+            let segment = file.header.map(|header| header.segment).ok();
+            (file.is_aside(), segment, file.name.clone())
+        });
         Ok(Survey {
             path: path.into(),
             _lock: lock,
@@ -523,12 +529,20 @@ impl Survey {
             }
             StoredBody::Chunks(chunks) => {
                 for chunk in chunks {
-                    match self.record_bytes(chunk.place) {
-                        Ok(bytes) if is_chunk_of(id, &bytes) => {
-                            body.write(RecordView::parse(&bytes).map_err(bad)?.body())?;
+                    let bytes = match self.record_bytes(chunk.place) {
+                        Err(error)
+                            if is_damage(&error) || error.kind() == io::ErrorKind::NotFound =>
+                        {
+                            Vec::new()
                         }
-                        _ => damage += 1,
-                    }
+                        read => read?,
+                    };
+                    let Some(record) = chunk_of(id, &bytes) else {
+                        damage += 1;
+                        continue;
+                    };
+                    damage += u64::from(record.verify_body().is_err());
+                    body.write(record.body())?;
                 }
             }
         }
@@ -553,10 +567,10 @@ struct Exported {
     damage: u64,
 }
 
-fn is_chunk_of(id: MessageId, bytes: &[u8]) -> bool {
-    RecordView::parse(bytes).is_ok_and(|record| {
-        record.kind() == Kind::Chunk && record.id() == id && record.verify_body().is_ok()
-    })
+/// A chunk of the message, whether or not its octets are whole.
+fn chunk_of(id: MessageId, bytes: &[u8]) -> Option<RecordView<'_>> {
+    let record = RecordView::parse(bytes).ok()?;
+    (record.kind() == Kind::Chunk && record.id() == id).then_some(record)
 }
 
 #[cfg(test)]

@@ -65,6 +65,24 @@ impl Bench {
         self.commit()[0]
     }
 
+    /// Takes it with its body in chunks.
+    fn accept_in_chunks(&mut self, mail: &Mail, summary: &BodySummary, parts: &[&[u8]]) {
+        let mut chunks = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            let mut chunk = self.appender.chunk_buffer().unwrap();
+            chunk.spare()[..part.len()].copy_from_slice(part);
+            chunk.advance(part.len());
+            let ticket = self.appender.append_chunk(chunk, mail.id, index as u32);
+            let place = self.commit()[0];
+            chunks.push(ChunkPlace { place, octets: ticket.octets, crc32c: ticket.crc32c });
+        }
+        mail.with(NewBody::Chunks(&chunks), |message| {
+            let message = crate::spool::NewMessage { summary, ..*message };
+            self.appender.append_message(&message, Instant::now()).unwrap();
+        });
+        self.commit();
+    }
+
     fn done(&mut self, id: u64, place: RecordPlace) {
         let (id, segment) = (MessageId(id), place.segment);
         let done = Done { id, segment, recipients: Recipients::All, last: true };
@@ -226,10 +244,15 @@ fn a_segment_whose_header_says_quarantined_is_aside_under_either_name() {
         assert_eq!((verdict.damage, verdict.live_messages), (0, live));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count() as u64, live);
         let mut out = Vec::new();
-        assert_eq!(repair(&spool, Repair::DryRun, &mut out).unwrap().damage, 1);
+        assert_eq!(repair(&spool, Repair::DryRun, &mut out).unwrap().damage, 0);
         let out = String::from_utf8(out).unwrap();
         assert!(out.contains("would be set aside: it is damaged and dead"), "{out}");
     }
+    // A start looks at the size first, and refuses it.
+    let mut octets = whole.clone();
+    SegmentHeader { segment_bytes: 2 * SEGMENT, ..retired }.encode(&mut octets);
+    fs::write(&path, octets).unwrap();
+    assert_eq!(repair(&spool, Repair::DryRun, &mut io::sink()).unwrap().damage, 1);
 }
 
 /// Reading address 0 of a process gives EIO, as a bad sector does.
@@ -258,20 +281,8 @@ fn messages_are_exported_as_they_were_sent() {
     bench.commit();
     // The same in two chunks, torn apart before a dot.
     let (mail, summary) = stuffed(2, text);
-    let mut chunks = Vec::new();
-    for (index, part) in [&text[..7], &text[7..]].into_iter().enumerate() {
-        let mut chunk = bench.appender.chunk_buffer().unwrap();
-        chunk.spare()[..part.len()].copy_from_slice(part.as_bytes());
-        chunk.advance(part.len());
-        let ticket = bench.appender.append_chunk(chunk, mail.id, index as u32);
-        let place = bench.commit()[0];
-        chunks.push(ChunkPlace { place, octets: ticket.octets, crc32c: ticket.crc32c });
-    }
-    mail.with(NewBody::Chunks(&chunks), |message| {
-        let message = crate::spool::NewMessage { summary: &summary, ..*message };
-        bench.appender.append_message(&message, Instant::now()).unwrap();
-    });
-    bench.commit();
+    let parts = [&text[..7], &text[7..]].map(str::as_bytes);
+    bench.accept_in_chunks(&mail, &summary, &parts);
     let gone = bench.accept(&Mail::new(3, 1, 10));
     bench.done(3, gone);
     bench.stop();
@@ -299,8 +310,9 @@ fn an_export_goes_on_behind_a_bad_sector() {
     for mail in [unreadable(1), Mail::new(2, 1, 6_000)] {
         bench.accept(&mail);
     }
-    // The first is known by the index of its segment, which is sealed.
-    for id in 3..120 {
+    let in_chunks = unreadable_in_chunks(&mut bench, 3);
+    // They are known by the index of their segment, which is sealed.
+    for id in 4..120 {
         bench.accept(&Mail::new(id, 1, 20_000));
     }
     bench.stop();
@@ -309,21 +321,76 @@ fn an_export_goes_on_behind_a_bad_sector() {
     let survey = survey_of_a_bad_disk(&bench.spool(), Patience::default());
     let mut lines = Vec::new();
     let verdict = export_surveyed(survey, Export::Live, &directory, &mut lines).unwrap();
-    assert_eq!((verdict.damage, verdict.live_messages), (2, 119), "the segment and the message");
+    assert_eq!((verdict.damage, verdict.live_messages), (3, 119), "the segment and two messages");
     let lines = String::from_utf8(lines).unwrap();
     let complete = lines.lines().map(|line| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
         line["complete"].as_bool().unwrap()
     });
-    assert_eq!(complete.collect::<Vec<_>>(), (1..120).map(|id| id > 1).collect::<Vec<_>>());
+    let is_whole = |id: u64| ![1, 3].contains(&id);
+    assert_eq!(complete.collect::<Vec<_>>(), (1..120).map(is_whole).collect::<Vec<_>>());
     let exported = |id| fs::read(directory.join(format!("{}.eml", MessageId(id)))).unwrap();
     let trace = "Received: by test\r\n".len();
-    let (whole, hurt) = (unreadable(1).body, exported(1).split_off(trace));
     assert_eq!(exported(2).split_off(trace), Mail::new(2, 1, 6_000).body);
-    assert_eq!(hurt.len(), whole.len());
-    let first_lost = hurt.iter().zip(&whole).position(|(hurt, whole)| hurt != whole).unwrap();
-    assert!((3_000..BLOCK).contains(&first_lost), "{first_lost}: more than a block is lost");
-    assert!(hurt[first_lost..].iter().all(|&octet| octet == 0));
+    for (id, whole, behind) in [(1, unreadable(1).body, 0), (3, in_chunks, 6_000)] {
+        let hurt = exported(id).split_off(trace);
+        assert_eq!(hurt.len(), whole.len(), "message {id}");
+        let lost = hurt.iter().zip(&whole).position(|(hurt, whole)| hurt != whole).unwrap();
+        assert!((3_000..BLOCK).contains(&lost), "message {id}, {lost}: more than a block is lost");
+        let (hurt, sound) = hurt.split_at(whole.len() - behind);
+        assert!(hurt[lost..].iter().all(|&octet| octet == 0), "message {id}");
+        assert_eq!(sound, &whole[whole.len() - behind..], "message {id}");
+    }
+}
+
+/// That the disk is given up, or that no file can be opened, is no chunk's fault.
+#[test]
+fn an_export_ends_where_the_disk_is_given_up() {
+    let mut bench = Bench::new();
+    unreadable_in_chunks(&mut bench, 1);
+    bench.accept(&Mail::new(2, 1, 100));
+    bench.stop();
+    let mut survey = survey_of_a_bad_disk(&bench.spool(), Patience::default());
+    survey.each(&mut Verdict::default(), &mut io::sink(), |_, _, _| Ok(())).unwrap();
+    let (id, place) = survey.live().next().unwrap();
+    survey.reads.patience = Patience::of(Duration::from_millis(1));
+    let error = survey.export(id, place, &mut Vec::new()).err().expect("it was given up");
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}
+
+/// Nothing in them is exported, so no patience is spent on them.
+#[test]
+fn an_export_does_not_read_what_is_set_aside() {
+    let mut bench = Bench::new();
+    bench.accept(&Mail::new(1, 1, 6_000));
+    bench.stop();
+    let (path, mut octets) = the_segment(&bench.spool());
+    octets[SEGMENT as usize / 2..][..BAD.len()].copy_from_slice(BAD);
+    fs::write(path.with_extension("seg.quarantined"), octets).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let survey = survey_of_a_bad_disk(&bench.spool(), Patience::of(Duration::from_millis(1)));
+    let verdict = export_surveyed(survey, Export::All, directory.path(), &mut io::sink());
+    let verdict = verdict.unwrap();
+    assert_eq!((verdict.damage, verdict.segments, verdict.live_messages), (0, 1, 1));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+/// A start refuses two files of one segment, whatever else says to be it.
+#[test]
+fn twins_are_found_beside_one_that_is_set_aside() {
+    let mut bench = Bench::new();
+    bench.accept(&Mail::new(1, 1, 6_000));
+    bench.stop();
+    let spool = bench.spool();
+    let (path, octets) = the_segment(&spool);
+    // By their names it stands between them.
+    fs::write(path.with_extension("seg.quarantined"), &octets).unwrap();
+    fs::write(spool.join("000000aa.seg"), &octets).unwrap();
+    let mut out = Vec::new();
+    let verdict = verify(&spool, &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!(verdict.damage, 1, "{out}");
+    assert!(out.contains("000000aa.seg: DAMAGED: it says to be the same segment as"), "{out}");
 }
 
 #[test]
@@ -393,6 +460,24 @@ fn unreadable(id: u64) -> Mail {
     let mut mail = Mail::new(id, 1, 6_000);
     mail.body[5_000..][..BAD.len()].copy_from_slice(BAD);
     mail
+}
+
+/// Takes a message in two chunks, of which a disk cannot read the first from its second block on;
+/// its body.
+fn unreadable_in_chunks(bench: &mut Bench, id: u64) -> Vec<u8> {
+    let (mut mail, first) = (Mail::new(id, 1, 12_000), unreadable(id).body);
+    mail.body[..first.len()].copy_from_slice(&first);
+    bench.accept_in_chunks(&mail, &mail.summary(), &[&mail.body[..6_000], &mail.body[6_000..]]);
+    mail.body
+}
+
+/// The one segment that is in use, and what its file holds.
+fn the_segment(spool: &Path) -> (PathBuf, Vec<u8>) {
+    let survey = Survey::take(spool).unwrap();
+    let mut open = survey.files.iter().filter(|file| file.is_open(file.segment()));
+    let path = spool.join(&open.next().expect("one").name);
+    assert!(open.next().is_none(), "more than one");
+    (path.clone(), fs::read(path).unwrap())
 }
 
 /// A bad sector in a file of 2 MiB costs ten failing reads, 20 ms, so that nine segments are too

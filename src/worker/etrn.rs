@@ -166,14 +166,6 @@ impl Worker {
             }
         });
     }
-
-    pub(crate) fn tell(&self, to: usize, letter: Letter) {
-        let letters = &self.posts[to].letters;
-        // The mailbox is unbounded: an errand is under way once a worker, and answered once.
-        if letters.push(letter).is_ok() {
-            letters.wake();
-        }
-    }
 }
 
 impl Wanted<'_> {

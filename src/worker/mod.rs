@@ -172,6 +172,15 @@ pub struct Forwarded {
 pub const MAILBOX_HANDLES: usize = 4_096;
 
 impl Worker {
+    /// Sends a letter to a worker, this one or another.
+    pub(crate) fn tell(&self, to: usize, letter: Letter) {
+        let letters = &self.posts[to].letters;
+        // Who waits for an answer asked once, so there are no more letters than questions.
+        let pushed = letters.push(letter);
+        debug_assert!(pushed.is_ok(), "the mailbox for letters has no bound");
+        letters.wake();
+    }
+
     /// Whether the service is stopping.
     pub fn is_stopping(&self) -> bool {
         self.stopping.get()

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use mailrace_loadtest::report::tally::{Step, Tally};
+use mailrace_loadtest::report::tally::Tally;
 use mailrace_loadtest::signal::Signals;
 use mailrace_loadtest::source;
 use mailrace_loadtest::source::plan::Plan;
@@ -25,6 +25,7 @@ use crate::overload::alone;
 const MIB: u64 = 1024 * 1024;
 /// What the gateway may take more than before the attack.
 const MEMORY_MAX: u64 = 192 * MIB;
+const LISTED: &str = "127.20.0.0/16";
 
 /// Listed addresses, names that resolve, and a gateway that looks at its clients.
 struct Edge {
@@ -41,9 +42,9 @@ impl Edge {
         fs::write(&recipients, "user@target.test\n").expect("a file");
         // Beyond the end of any run, so that a question asked twice is one too many.
         let ttl_seconds = 3_600;
-        let entries = "127.20.0.0/16 :127.0.0.4:listed\n";
+        let entries = format!("{LISTED} :127.0.0.4:listed\n");
         let lists =
-            Lists::start(&[List { ttl_seconds, ..List::of_addresses("block.test", entries) }]);
+            Lists::start(&[List { ttl_seconds, ..List::of_addresses("block.test", &entries) }]);
         let recursor = Recursor::start_patient(&[("block.test", lists.address())]);
         let gateway = Gateway::start(&configuration(&recursor, &recipients));
         Edge { lists, _recursor: recursor, _home: home, gateway }
@@ -112,84 +113,42 @@ from = ["person{1..200}@firm.test"]
 rcpt = ["user@target.test"]
 "#;
 
-/// Those whose mail is not; `{rate}` connections a second from listed addresses, all others.
-const ATTACKERS: &str = r#"
-[[party]]
-name = "listed"
-grace = "15s"
-sessions = 5000
-rate = {rate}
-one = true
-no_data = true
-source = "127.20.0.0/16"
-helo = "host.listed.test"
-from = ["{1..99999999}@{1..999999}.spam.test"]
-rcpt = ["user@target.test", "3 {1..9999}@target.test"]
+/// Those whose mail is not wanted.
+const ATTACKERS: &str = include_str!("../../benches/attack.toml");
 
-[[party]]
-name = "dictionary"
-grace = "0s"
-sessions = 20
-per_connection = 4
-no_data = true
-recipients = 50
-source = "127.0.10.1-127.0.10.4"
-from = [""]
-rcpt = ["a{1..100000}@target.test", "info{1..100}@target.test"]
+/// How long.
+const SECONDS: u64 = 4;
+/// Connections a second from listed addresses.
+const RATE: u64 = 250;
+/// Clients of an octet a second.
+const SLOW: u64 = 300;
 
-[[party]]
-name = "slow"
-grace = "0s"
-sessions = {slow}
-messages = {slow}
-one = true
-size = ["1KiB"]
-trickle = "1B"
-trickle_every = "1s"
-trickle_all = true
-source = "127.0.12.0/24"
-"#;
-
-/// How hard, and for how long.
-#[derive(Debug, Clone, Copy)]
-struct Force {
-    seconds: u64,
-    /// Connections a second from listed addresses.
-    rate: u64,
-    /// Clients of an octet a second.
-    slow: u64,
-}
-
-/// The sender alone and beside all the others, for the same time; the two tallies.
-fn attack(edge: &Edge, force: Force) -> (Tally, Tally) {
-    let Force { seconds, rate, slow } = force;
-    let head = format!("time = \"{seconds}s\"\nthreads = 1\n");
-    let alone = edge.send(&format!("{head}{CLEAN}")).remove("clean").expect("a party");
+/// The sender beside all the others.
+fn attack(edge: &Edge) {
     let mut attackers = ATTACKERS.to_owned();
-    for (name, value) in [("{rate}", rate), ("{slow}", slow)] {
-        attackers = attackers.replace(name, &value.to_string());
+    let (rate, slow) = (RATE.to_string(), SLOW.to_string());
+    for (name, value) in [("{rate}", &*rate), ("{slow}", &slow), ("{network}", LISTED)] {
+        attackers = attackers.replace(name, value);
     }
     let before = edge.gateway.memory_bytes();
-    let mut beside = HashMap::new();
+    let mut parties = HashMap::new();
     let peak = edge.gateway.peak_while(|| {
-        beside = edge.send(&format!("{head}{CLEAN}{attackers}"));
+        let head = format!("time = \"{SECONDS}s\"\nthreads = 1\n");
+        parties = edge.send(&format!("{head}{CLEAN}{attackers}"));
     });
-    for (name, tally) in &beside {
+    for (name, tally) in &parties {
         println!("{name}: {:?}, refused {:?}", tally.counts, tally.refusals);
     }
     let after = edge.gateway.memory_bytes();
     println!("memory: {} MiB, {} at most, {} afterwards", before / MIB, peak / MIB, after / MIB);
     assert!(peak.saturating_sub(before) < MEMORY_MAX, "{peak} bytes, {before} before");
-    let listed = &beside["listed"];
+    let listed = &parties["listed"];
     assert_eq!((listed.counts.acknowledged, listed.counts.abandoned), (0, 0), "one was let in");
     let refused: u64 = listed.refusals.values().sum();
-    assert!(refused >= seconds * rate * 95 / 100, "{refused} refused: {:?}", listed.texts);
-    let clean = beside.remove("clean").expect("a party");
-    for tally in [&alone, &clean] {
-        let all = tally.counts.finished() + tally.counts.unfinished;
-        assert_eq!(tally.counts.acknowledged, all, "{:?}", tally.texts);
-    }
-    (alone, clean)
+    assert!(refused >= SECONDS * RATE * 95 / 100, "{refused} refused: {:?}", listed.texts);
+    let clean = &parties["clean"];
+    let all = clean.counts.finished() + clean.counts.unfinished;
+    assert_eq!(clean.counts.acknowledged, all, "{:?}", clean.texts);
 }
 
 /// Its addresses get a good record first: the wait before the greeting is for strangers.
@@ -212,10 +171,6 @@ fn asked_once(lists: &Lists, clients: u64) {
     assert!(about_listed as u64 >= clients * 95 / 100, "{about_listed} of {clients}");
 }
 
-fn p99_us(tally: &Tally) -> u64 {
-    tally.latency(Step::Whole).value_at_quantile(0.99)
-}
-
 #[test]
 fn an_attack_costs_a_clean_sender_no_message() {
     if !are_here(&["dns", "lists"]) {
@@ -224,9 +179,7 @@ fn an_attack_costs_a_clean_sender_no_message() {
     let _alone = alone(12_000);
     let mut edge = Edge::start();
     become_known(&edge);
-    let force = Force { seconds: 4, rate: 250, slow: 300 };
-    let (alone, beside) = attack(&edge, force);
-    println!("p99 to the final reply: {} us alone, {} us beside", p99_us(&alone), p99_us(&beside));
-    asked_once(&edge.lists, force.seconds * force.rate);
+    attack(&edge);
+    asked_once(&edge.lists, SECONDS * RATE);
     edge.gateway.terminate();
 }

@@ -37,6 +37,20 @@ to = "smtp://127.0.0.1:9"
     ))
 }
 
+/// One core with two listeners: the first is in-line, the other asks next hops for recipients.
+const IN_LINE_AND_ASKING: &str = r#"
+workers = 1
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+[recipients]
+call_ahead = true
+"#;
+
 /// A next hop that is polite up to the data, then does as `in_data` says; it ends with the first
 /// connection that comes so far, and tells what `in_data` found.
 pub fn backend<T: Send + 'static>(
@@ -48,24 +62,30 @@ pub fn backend<T: Send + 'static>(
     thread::spawn(move || {
         let (stream, _) = listener.accept().expect("a connection");
         drop(listener);
-        let mut output = stream.try_clone().expect("a descriptor");
-        let mut input = BufReader::new(stream);
-        output.write_all(b"220 backend.test\r\n").expect("it is there");
-        loop {
-            let mut line = String::new();
-            input.read_line(&mut line).expect("a command");
-            match line.split_whitespace().next().unwrap_or_default() {
-                "EHLO" => output.write_all(b"250-backend.test\r\n250 8BITMIME\r\n"),
-                "DATA" => break,
-                _ => output.write_all(b"250 2.0.0 Ok\r\n"),
-            }
-            .expect("it is there");
-        }
-        output.write_all(b"354 Go on\r\n").expect("it is there");
+        let (input, output) = up_to_data(stream);
         // Nobody may be there any more to hear it.
         let _ = tell.send(in_data(input, output));
     });
     (address, told)
+}
+
+/// Is polite until DATA has its 354.
+fn up_to_data(stream: TcpStream) -> (BufReader<TcpStream>, TcpStream) {
+    let mut output = stream.try_clone().expect("a descriptor");
+    let mut input = BufReader::new(stream);
+    output.write_all(b"220 backend.test\r\n").expect("it is there");
+    loop {
+        let mut line = String::new();
+        input.read_line(&mut line).expect("a command");
+        match line.split_whitespace().next().unwrap_or_default() {
+            "EHLO" => output.write_all(b"250-backend.test\r\n250 8BITMIME\r\n"),
+            "DATA" => break,
+            _ => output.write_all(b"250 2.0.0 Ok\r\n"),
+        }
+        .expect("it is there");
+    }
+    output.write_all(b"354 Go on\r\n").expect("it is there");
+    (input, output)
 }
 
 fn begin(gateway: &Gateway) -> Client {
@@ -75,8 +95,10 @@ fn begin(gateway: &Gateway) -> Client {
     client
 }
 
-/// No event tells of a message that was taken.
-fn nothing_was_accepted(gateway: &Gateway) {
+/// Ends the gateway's only session; no event up to there tells of a message that was taken.
+fn nothing_was_accepted(gateway: &Gateway, client: Client) {
+    drop(client);
+    gateway.wait_event("the session's end", |event| event["event"] == "disconnect");
     let kinds = gateway.events().into_iter().map(|event| event["event"].clone());
     let kept = kinds.filter(|kind| kind == "accepted" || kind == "passed_on");
     assert_eq!(kept.count(), 0);
@@ -145,13 +167,13 @@ fn a_bare_newline_ends_the_next_hops_part() {
         // rest comes, which goes there before the end of it is known.
         let good = b"good\r\n".repeat(20_000);
         let smuggled = [b"bad\n.\nMAIL FROM:<evil@in.test>\r\n".as_slice(), &good].concat();
-        let reply = match by_bdat {
+        let (reply, client) = match by_bdat {
             false => {
                 let mut client = begin(&gateway);
                 client.send(&good);
                 client.send(&smuggled);
                 client.send(b".\r\n");
-                client.reply()
+                (client.reply(), client)
             }
             true => {
                 let mut client = Client::hello(gateway.smtp(0));
@@ -161,11 +183,11 @@ fn a_bare_newline_ends_the_next_hops_part() {
                 client.reply().expect("250");
                 client.send(format!("BDAT {} LAST\r\n", smuggled.len()).as_bytes());
                 client.send(&smuggled);
-                client.reply()
+                (client.reply(), client)
             }
         };
         assert!(reply.0.starts_with("550 5.6.0"), "{}", reply.0);
-        nothing_was_accepted(&gateway);
+        nothing_was_accepted(&gateway, client);
         drop(gateway);
         let came = told.recv_timeout(PATIENCE).expect("it got as far as the data");
         let came = String::from_utf8_lossy(&came).into_owned();
@@ -202,11 +224,11 @@ fn a_next_hop_that_dies_costs_a_451() {
         client.send(b".\r\n");
         let reply = client.reply();
         assert_eq!(reply.0, "451 4.4.1 The next hop does not answer, try later");
-        nothing_was_accepted(&gateway);
         // The session goes on: nobody listens there now.
         assert!(client.command("MAIL FROM:<a@b.example>").0.starts_with("250"));
         let reply = client.command("RCPT TO:<a@in.test>");
         assert!(reply.0.starts_with("451 4.4.1"), "{}", reply.0);
+        nothing_was_accepted(&gateway, client);
     }
 }
 
@@ -227,7 +249,7 @@ fn a_next_hop_that_says_farewell_has_taken_nothing() {
     told.recv_timeout(PATIENCE).expect("it gets so far");
     client.send(b".\r\n");
     assert_eq!(client.reply().0, "451 4.4.1 The next hop does not answer, try later");
-    nothing_was_accepted(&gateway);
+    nothing_was_accepted(&gateway, client);
 }
 
 /// The sink would take what it has for a message if it saw its end.
@@ -241,12 +263,11 @@ fn a_client_that_vanishes_leaves_no_message() {
     let gateway = gateway(&format!("smtp://{address}"));
     let mut client = begin(&gateway);
     client.send(b"Subject: half\r\n\r\nhalf a");
-    drop(client);
+    nothing_was_accepted(&gateway, client);
     let (came, _) = told.recv_timeout(PATIENCE).expect("it is closed");
     let came = String::from_utf8(came).expect("text");
     assert!(came.starts_with("Received: "), "{came}");
     assert!(!came.contains("\r\n.\r\n"), "{came}");
-    nothing_was_accepted(&gateway);
 }
 
 /// More than all sockets on the way hold, twice as much as the gateway may grow by.
@@ -334,9 +355,9 @@ fn a_mail_store_answers_for_one_recipient_at_a_time() {
     assert!(client.command("DATA").0.starts_with("354"));
     client.send(b"Subject: x\r\n\r\n.\r\n");
     assert_eq!(client.reply().0, "552 5.2.2 Full");
-    nothing_was_accepted(&gateway);
     // It is well all the same.
     client.envelope("a@b.example", &["b@in.test"]);
+    nothing_was_accepted(&gateway, client);
 }
 
 /// What one next hop says, or that it says nothing, is no word about another one's recipients.
@@ -446,18 +467,7 @@ fn connections_in_line_are_among_those_that_there_may_be() {
     let sinks = [Sink::start(Manners::default()), Sink::start(Manners::default())];
     let [one, other] = [&sinks[0], &sinks[1]].map(|sink| sink.address());
     let gateway = Gateway::start(&format!(
-        r#"
-workers = 1
-[[listener]]
-address = "127.0.0.1:0"
-service = "mx"
-delivery = "inline"
-[[listener]]
-address = "127.0.0.1:0"
-service = "mx"
-[recipients]
-call_ahead = true
-[domains]
+        r#"{IN_LINE_AND_ASKING}[domains]
 accept = ["in.test", "out.test"]
 [[route]]
 recipient = "*@in.test"
@@ -497,7 +507,7 @@ idle_timeout = "1h"
 }
 
 /// Sessions on either core want the one connection, each for another next hop than the one before:
-/// what idles gives way, wherever it is.
+/// what is in use stays, and what idles gives way, wherever it is.
 #[test]
 fn a_connection_that_idles_gives_way_to_every_core() {
     let sinks = [Sink::start(Manners::default()), Sink::start(Manners::default())];
@@ -526,7 +536,8 @@ idle_timeout = "1h"
     // Which core has which session is the system's choice.
     let sessions = std::iter::repeat_with(|| Client::hello(gateway.smtp(0))).take(6);
     let mut sessions: Vec<_> = sessions.collect();
-    for (client, to) in sessions.iter_mut().zip(["a@in.test", "b@out.test"].iter().cycle()) {
+    let places = [("a@in.test", "b@out.test", &sinks[1]), ("b@out.test", "a@in.test", &sinks[0])];
+    for (client, (to, elsewhere, other)) in sessions.iter_mut().zip(places.iter().cycle()) {
         client.command("MAIL FROM:<a@b.example>").expect("250");
         gateway.wait_until("there is room", || {
             let said = client.command(&format!("RCPT TO:<{to}>")).0;
@@ -534,11 +545,18 @@ idle_timeout = "1h"
                 return Some(());
             }
             assert!(said.starts_with("451 4.4.5"), "{said}");
-            thread::sleep(Duration::from_millis(100));
             client.command("RSET").expect("250");
             client.command("MAIL FROM:<a@b.example>").expect("250");
             None
         });
+        // It is in use now, and no core has another one.
+        let before = other.connections();
+        for _ in 0..4 {
+            let mut late = Client::hello(gateway.smtp(0));
+            late.command("MAIL FROM:<a@b.example>").expect("250");
+            late.command(&format!("RCPT TO:<{elsewhere}>")).expect("451 4.4.5");
+        }
+        assert_eq!(other.connections(), before);
         assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
     }
     assert!(sinks.iter().all(|sink| sink.taken(3).len() == 3));
@@ -558,18 +576,7 @@ fn a_host_that_hangs_is_waited_for_once() {
     let zone = "three A 127.0.9.1\nthree A 127.0.9.2\nthree A 127.0.9.3\n";
     let nsd = Nsd::start(&[("test", zone)]);
     let gateway = Gateway::start(&format!(
-        r#"
-workers = 1
-[[listener]]
-address = "127.0.0.1:0"
-service = "mx"
-delivery = "inline"
-[[listener]]
-address = "127.0.0.1:0"
-service = "mx"
-[recipients]
-call_ahead = true
-[domains]
+        r#"{IN_LINE_AND_ASKING}[domains]
 accept = ["in.test"]
 [[route]]
 recipient = "*"
@@ -577,7 +584,7 @@ to = "smtp://three.test:{port}"
 [dns]
 servers = ["{}"]
 [delivery]
-timeouts = {{ greeting = "1s" }}
+timeouts = {{ greeting = "5s" }}
 "#,
         nsd.address()
     ));
@@ -597,6 +604,70 @@ timeouts = {{ greeting = "1s" }}
         assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
     }
     sink.taken(6);
+}
+
+/// What it does not want of one message says nothing about the next one.
+#[test]
+fn a_host_that_refuses_in_the_middle_is_not_avoided() {
+    if !are_here(&["dns"]) {
+        return;
+    }
+    let hosts = [1, 2].map(|last| Ipv4Addr::new(127, 0, 10, last));
+    let port = free_port_of(&hosts.map(IpAddr::V4));
+    let (tell, told) = channel();
+    let choosy = TcpListener::bind((hosts[0], port)).expect("a port");
+    thread::spawn(move || {
+        for stream in choosy.incoming() {
+            let tell = tell.clone();
+            thread::spawn(move || {
+                let (mut input, mut output) = up_to_data(stream.expect("a connection"));
+                input.read_exact(&mut [0; 64]).expect("some of it");
+                output.write_all(b"552 5.3.4 Too much of it\r\n").expect("it is there");
+                drop((input, output));
+                let _ = tell.send(());
+            });
+        }
+    });
+    let replies = HashMap::from([("a@in.test".to_owned(), "250 2.1.5 The other".to_owned())]);
+    let manners = Manners { replies, forgives_ends: true, ..Manners::default() };
+    let _sink = Sink::start_at(SocketAddr::from((hosts[1], port)), manners);
+    let nsd = Nsd::start(&[("test", "two A 127.0.10.1\ntwo A 127.0.10.2\n")]);
+    let gateway = Gateway::start(&format!(
+        r#"
+workers = 1
+[[listener]]
+address = "127.0.0.1:0"
+service = "mx"
+delivery = "inline"
+[domains]
+accept = ["in.test"]
+[[route]]
+recipient = "*"
+to = "smtp://two.test:{port}"
+[dns]
+servers = ["{}"]
+"#,
+        nsd.address()
+    ));
+    let (mut refused, mut others) = (0, Vec::new());
+    // Which host a session draws is chance: that one is never drawn again is one in 2^61.
+    while refused < 3 && others.len() < 64 {
+        let mut client = Client::hello(gateway.smtp(0));
+        client.command("MAIL FROM:<a@b.example>").expect("250");
+        if client.command("RCPT TO:<a@in.test>").expect("250").0.ends_with("The other") {
+            // Its connection stays in use: the next session draws anew.
+            others.push(client);
+            continue;
+        }
+        client.command("DATA").expect("354");
+        client.send(&b"Some text that fills a line.\r\n".repeat(64));
+        told.recv_timeout(PATIENCE).expect("it has refused");
+        client.send(&b"Some text that fills a line.\r\n".repeat(64));
+        client.send(b".\r\n");
+        assert_eq!(client.reply().0, "552 5.3.4 Too much of it");
+        refused += 1;
+    }
+    assert_eq!(refused, 3, "{} went to the other host", others.len());
 }
 
 #[test]

@@ -90,7 +90,6 @@ fn held_mail_is_counted_shown_released_and_deleted() {
     gateway.terminate();
 }
 
-/// The next hop puts it off, and only the latest record of a wait counts.
 #[test]
 fn what_is_discarded_counts_as_delivered() {
     let sink = Sink::start(Manners::default());
@@ -105,6 +104,7 @@ fn what_is_discarded_counts_as_delivered() {
     gateway.terminate();
 }
 
+/// The next hop puts it off, and only the latest record of a wait counts.
 #[test]
 fn what_was_released_and_then_deferred_is_not_held_again() {
     let replies = HashMap::from([("a@held.test".into(), "450 4.2.1 Not now".into())]);

@@ -1,23 +1,28 @@
 //! The first words of a connection: TLS from the first octet where the route says so, greeting,
 //! EHLO, STARTTLS, AUTH.
 //!
-//! Here each side speaks in its turn, so the stream is whole still, as a handshake needs it.  When
-//! TLS does not come about and the site's policy does not insist, that is remembered: the site has
-//! not failed, and the next connection goes in clear.
+//! Here each side speaks in its turn, so the stream is whole still, as a handshake needs it.  Where
+//! that fails, [`judge`] tells whose failure it is, the same for the queue and for sessions that
+//! wait.  When TLS does not come about and the site's policy does not insist, that is remembered:
+//! the site has not failed, and the next connection goes in clear.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 
 use crate::config::Target;
 use crate::delivery::reach::Reach;
+use crate::delivery::settle::{self, LOGIN_FAILED, TLS_FAILED, UNREACHABLE};
 use crate::limits;
+use crate::queue::site::SiteShared;
 use crate::runtime::buffer::{self, Account, Buffer};
 use crate::runtime::socket::{Stream, StreamError};
 use crate::smtp::client::{
     Client, ClientAction, ConnectionCause, ConnectionFailure, Login, LoginTrouble, Stage, StartTls,
     TlsTrouble,
 };
+use crate::smtp::code::ReplyClass;
 use crate::tls::TlsPolicy;
 use crate::worker::Worker;
 
@@ -51,6 +56,38 @@ impl Security {
             TlsPolicy::Opportunistic if is_broken => StartTls::Never,
             TlsPolicy::Opportunistic => StartTls::IfOffered,
             TlsPolicy::Required | TlsPolicy::Verified => StartTls::Demanded,
+        }
+    }
+
+    fn allows_clear(&self) -> bool {
+        self.policy.allows_clear() && !self.is_implicit
+    }
+}
+
+/// Whose failure it is that the peer takes no mail on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::outbound) enum Trouble {
+    /// Of TLS alone, and mail may go there without: the next connection goes in clear.
+    InClear,
+    /// Of the host, by its reason's short name for the events: another one may take us.
+    Host(&'static str),
+    /// Of all hosts of the site, by its reason's short name.
+    Site(&'static str),
+}
+
+impl Trouble {
+    fn of(security: &Security, failure: Option<&ConnectionFailure>) -> Trouble {
+        match failure.map(|failure| &failure.cause) {
+            Some(ConnectionCause::Tls(_)) if security.allows_clear() => Trouble::InClear,
+            Some(ConnectionCause::Tls(_)) => Trouble::Host(TLS_FAILED),
+            Some(ConnectionCause::Login(LoginTrouble::Refused(reply)))
+                if reply.class() == ReplyClass::TransientFailure =>
+            {
+                Trouble::Host(LOGIN_FAILED)
+            }
+            // The other hosts say the same, and each attempt is a strike against us.
+            Some(ConnectionCause::Login(_)) => Trouble::Site(LOGIN_FAILED),
+            _ => Trouble::Host(UNREACHABLE),
         }
     }
 }
@@ -115,6 +152,37 @@ pub(in crate::outbound) async fn open(
     }
 }
 
+/// Whose failure it is that [`open`] gave, and what is to be said of it.  What it shows of the
+/// site's TLS is remembered, and what concerns the operator is counted and reported.
+pub(in crate::outbound) fn judge(
+    worker: &Worker,
+    site: &SiteShared,
+    peer: Option<SocketAddr>,
+    security: &Security,
+    failure: Option<&ConnectionFailure>,
+) -> (Trouble, String) {
+    let trouble = Trouble::of(security, failure);
+    let words = match failure {
+        Some(failure) => settle::words_of_failure(failure),
+        None => "the connection was closed before the greeting".to_owned(),
+    };
+    match failure.map(|failure| &failure.cause) {
+        Some(ConnectionCause::Tls(_)) => {
+            let goes_on = trouble == Trouble::InClear;
+            worker.report_tls_failed_at(site.name(), peer, goes_on, &words);
+            if goes_on {
+                site.remember_broken_tls(worker.now_unix_ms() + TLS_BROKEN_MS, &words);
+            }
+        }
+        Some(ConnectionCause::Login(_)) => {
+            worker.metrics.smart_host_logins_failed.count();
+            tracing::warn!(site = site.name(), words, "no login at the smart host");
+        }
+        _ => {}
+    }
+    (trouble, words)
+}
+
 /// What the site's route logs in with; its secret is read now, for it may have changed.
 async fn login(worker: &Worker, reach: &Reach) -> Result<Option<Login>, String> {
     let Some(login) = reach.login.clone() else { return Ok(None) };
@@ -161,10 +229,46 @@ async fn shake_hands(
 
 /// What a write may take where the machine waits for nothing.
 const LAST_WORD: Duration = Duration::from_secs(5);
+/// How long a site whose TLS has failed is sent to in clear, where its policy allows that.
+const TLS_BROKEN_MS: u64 = 3_600_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::smtp::reply_reader::ReplyReader;
+
+    #[test]
+    fn a_failure_is_blamed_on_those_who_would_do_the_same_again() {
+        use TlsPolicy::{Opportunistic, Required, Verified};
+        let reply = |text: &str| {
+            let (_, reply) = ReplyReader::new().read(format!("{text}\r\n").as_bytes());
+            reply.expect("it is whole").expect("it is a reply").into()
+        };
+        let tls = || Some(ConnectionCause::Tls(TlsTrouble::NotOffered));
+        let login = |trouble| Some(ConnectionCause::Login(trouble));
+        let later = login(LoginTrouble::Refused(reply("454 4.7.0 Later")));
+        let never = login(LoginTrouble::Refused(reply("535 5.7.8 No")));
+        let no_secret = login(LoginTrouble::NoSecret("gone".into()));
+        let busy = Some(ConnectionCause::Refused(reply("421 4.3.2 Busy")));
+        let late = Some(ConnectionCause::TimedOut);
+        let table = [
+            (Opportunistic, false, tls(), Trouble::InClear),
+            (Opportunistic, true, tls(), Trouble::Host(TLS_FAILED)),
+            (Required, false, tls(), Trouble::Host(TLS_FAILED)),
+            (Verified, false, later, Trouble::Host(LOGIN_FAILED)),
+            (Verified, false, never, Trouble::Site(LOGIN_FAILED)),
+            (Verified, false, no_secret, Trouble::Site(LOGIN_FAILED)),
+            (Opportunistic, false, busy, Trouble::Host(UNREACHABLE)),
+            (Opportunistic, false, late, Trouble::Host(UNREACHABLE)),
+            (Opportunistic, false, None, Trouble::Host(UNREACHABLE)),
+        ];
+        for (policy, is_implicit, cause, expected) in table {
+            let security = Security { policy, is_implicit, name: None };
+            let failure = cause.map(|cause| ConnectionFailure { stage: Stage::Greeting, cause });
+            let trouble = Trouble::of(&security, failure.as_ref());
+            assert_eq!(trouble, expected, "{policy:?} {is_implicit} {failure:?}");
+        }
+    }
 
     #[test]
     fn only_what_may_go_in_clear_goes_in_clear_after_a_failure() {

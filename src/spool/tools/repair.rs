@@ -73,7 +73,8 @@ pub(super) fn repair_surveyed(
                 )
             }
             (reason, Repair::DryRun) => {
-                verdict.damage += 1;
+                // A start renames a dead one itself, and goes on.
+                verdict.damage += u64::from(!matches!(reason, Reason::Dead));
                 writeln!(out, "{name}: would be set aside: {reason}")
             }
             (reason, Repair::Quarantine) => {
@@ -171,12 +172,12 @@ fn unusable(survey: &Survey) -> Vec<(String, Reason)> {
     let reason = |file: &Named| match file.header {
         Err(error @ FormatError::Version(_)) => Some(Reason::OtherVersion(error)),
         Err(error) => Some(Reason::Header(error)),
-        Ok(header) if header.state == SegmentState::Quarantined => Some(Reason::Dead),
         Ok(_) if strangers.contains(&file.name.as_str()) => Some(Reason::Stranger),
         Ok(header) if Some(header.segment_bytes) != usual => {
             let (found, others) = (header.segment_bytes, usual.unwrap_or(0));
             Some(Reason::Size { found, others })
         }
+        Ok(header) if header.state == SegmentState::Quarantined => Some(Reason::Dead),
         Ok(header)
             if header.state == SegmentState::Open
                 && numbers.get(&header.segment).is_some_and(|&count| count > 1) =>
