@@ -231,9 +231,10 @@ pub const EXPLANATION: usize = 8 * 1024;
 /// each.
 pub const EXPLANATIONS: usize = 4 * 1024 * 1024;
 /// Messages that rspamd is shown at a time, by all workers together, each over a connection of its
-/// own; more wait for their turn.  Of a large one there are two chunks at most: the one that is read
-/// while the end of the one before is written.
-pub const RSPAMD_AT_ONCE: usize = 128;
+/// own; more wait for their turn.  Half of them may be read back from the log, and of each of those
+/// there are two chunks at most: the one that is read while the end of the one before is written.  So
+/// they take 64 MiB.  Half of them may be shown while they come, in-line.
+pub const RSPAMD_AT_ONCE: usize = 256;
 /// What is written at a time of a message on its way to rspamd.
 pub const RSPAMD_PIECE: usize = 64 * 1024;
 /// What is kept of a message in-line until it is whole, to be shown to rspamd in one go; it counts
@@ -251,7 +252,7 @@ pub const RSPAMD_IDLE: Duration = Duration::from_secs(30);
 /// tells of, can make 2.6 MB, and its operator can raise that number.
 pub const RSPAMD_ANSWER: usize = 8 * 1024 * 1024;
 /// What an answer may take without being among the large ones.
-pub const RSPAMD_SMALL_ANSWER: usize = 256 * 1024;
+pub const RSPAMD_SMALL_ANSWER: usize = 128 * 1024;
 /// Answers that may grow beyond that at a time; others wait for their turn, in their deadline.
 /// Answers so take 64 MiB at most: 32 MiB of small ones, as many of large ones, since neither kind
 /// takes more memory than it may have octets.  They are read one at a time, and nothing is kept of
@@ -280,6 +281,7 @@ pub const WORKER_ANSWER: Duration = Duration::from_secs(5);
 pub const WORKER_WORK: Duration = Duration::from_secs(30);
 
 const _: () = assert!(PATH >= LOCAL_PART + 1 + 2);
+const _: () = assert!(RSPAMD_AT_ONCE / 2 * 2 * CHUNK <= 64 * 1024 * 1024);
 const _: () = assert!(
     RSPAMD_AT_ONCE * RSPAMD_SMALL_ANSWER + RSPAMD_LARGE_ANSWERS * RSPAMD_ANSWER <= 64 * 1024 * 1024
 );

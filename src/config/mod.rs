@@ -387,7 +387,9 @@ const CONNECTIONS_DEFAULT_MAX: usize = 20_000;
 /// Descriptors kept for the log, the rings, the admin interface and Maildir files.
 const DESCRIPTORS_RESERVED: u64 = 256;
 /// The worker's number is 7 bits of a message's id.
-const WORKERS_MAX: usize = 128;
+pub(crate) const WORKERS_MAX: usize = 128;
+// A worker's turns with rspamd: half of them may be taken by messages that come slowly.
+const _: () = assert!(limits::RSPAMD_AT_ONCE >= 2 * WORKERS_MAX);
 /// A list of all domains of a large host fits; a spool file given by mistake does not.
 const FILE_OCTETS_MAX: u64 = 16 << 20;
 

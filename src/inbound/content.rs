@@ -185,8 +185,11 @@ impl Session {
         shown: Shown<'_>,
         deadline: Instant,
     ) -> Result<Assessment, Failure> {
-        let turn = desk.turn().await;
         let Shown { id, message, chunks, trace } = shown;
+        let turn = match chunks {
+            Some(_) => desk.turn_to_read().await,
+            None => desk.turn().await,
+        };
         let Envelope { reverse_path, recipients, .. } = &message.envelope;
         let question = self.question(id, reverse_path, recipients);
         let mut reshape = Reshape::new(message.summary.flags, BodyForm::Bdat);

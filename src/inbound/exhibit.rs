@@ -8,8 +8,9 @@
 //!
 //! Invariants: what is kept counts among what messages on their way in may take; the client is not
 //! read while rspamd does not take what came, for the deadline at most; whatever goes wrong with
-//! rspamd says nothing of the message but what `on_failure` does; and where its sender may have
-//! brought that about, by letting rspamd wait in the middle, the message is put off in any case.
+//! rspamd says nothing of the message but what `on_failure` does; and where senders may have brought
+//! that about, this one by letting rspamd wait in the middle or others by taking all turns for
+//! messages that come slowly, the message is put off in any case.
 //!
 //! Not here: fields, subjects and the quarantine.  When rspamd speaks the header section is gone,
 //! and what is passed on cannot be kept back.
@@ -70,6 +71,8 @@ enum State {
     Followed(Showing),
     /// It is larger than what rspamd is shown.
     TooLarge,
+    /// It was to be shown while it comes, and others had all turns for that.
+    NoTurn,
     /// rspamd will not judge it.
     Failed(Failure),
 }
@@ -105,7 +108,7 @@ impl Session {
         let mut octets = match &mut exhibit.state {
             State::Kept(kept) => std::mem::take(kept),
             State::Followed(_) => Vec::with_capacity(piece.len()),
-            State::TooLarge | State::Failed(_) => return,
+            State::TooLarge | State::NoTurn | State::Failed(_) => return,
         };
         let is_kept = matches!(exhibit.state, State::Kept(_));
         let came = piece.len();
@@ -118,14 +121,15 @@ impl Session {
             }
             exhibit.state = match self.follow_message(exhibit.id, patience).await {
                 Some(showing) => State::Followed(showing),
-                None => State::Failed(Failure::Late),
+                None => State::NoTurn,
             };
         }
         let State::Followed(showing) = &mut exhibit.state else { return };
-        if runtime::timeout(patience, showing.pass(octets)).await.is_none() {
-            exhibit.state = State::Failed(Failure::Late);
+        match runtime::timeout(patience, showing.pass(octets)).await {
+            Some(()) => exhibit.pauses.begin(Instant::now()),
+            // It does not wait for the client: what comes late from here on explains nothing.
+            None => exhibit.state = State::Failed(Failure::Late),
         }
-        exhibit.pauses.begin(Instant::now());
     }
 
     /// Takes a turn to show a message while it comes.
@@ -158,6 +162,10 @@ impl Session {
         exhibit.pauses.end(began);
         let asked = match exhibit.state {
             State::TooLarge => return self.not_shown(exhibit.octets),
+            // rspamd was not asked, and a sender could let its own message pass by taking all turns.
+            State::NoTurn => {
+                return self.not_judged(Failure::NoTurn, OnFailure::Defer, Duration::ZERO);
+            }
             State::Failed(failure) => Some(Err(failure)),
             State::Followed(showing) => runtime::timeout(patience, showing.assessment()).await,
             State::Kept(octets) => {

@@ -23,10 +23,9 @@ use std::time::Instant;
 use super::exhibit::Exhibit;
 use super::{Session, trace};
 use crate::config::{EightBit, RouteIndex};
-use crate::message::{BodyFlags, BodyKind, Envelope, MailParameters, MessageId};
+use crate::message::{BodyFlags, BodyKind, MailParameters, MessageId};
 use crate::outbound::backend::{self, Backend, BackendError};
 use crate::queue::site::{SiteId, SiteShared};
-use crate::smtp::address::ReversePath;
 use crate::smtp::body::{BodyForm, Reshape, data_ending};
 use crate::smtp::capabilities::Capabilities;
 use crate::smtp::client::{Protocol, mail_command, rcpt_command};
@@ -47,11 +46,8 @@ struct UnderWay {
     /// The number of our client's transaction.
     transaction: u32,
     id: MessageId,
-    /// Whose words they are.
+    /// Whose words they are.  The recipients of our client's transaction are those that it has taken.
     site: SiteId,
-    /// What was taken of it; of the recipients no more than the trace header needs.
-    envelope: Envelope,
-    recipients: usize,
     state: State,
     /// What goes to rspamd of it, once the body has begun.
     exhibit: Option<Exhibit>,
@@ -74,10 +70,10 @@ impl UnderWay {
         std::mem::replace(&mut self.state, State::Over(refusal))
     }
 
-    /// Whether a further recipient whose next hop is `site` fits in.
-    fn may_have_another_at(&self, site: &SiteShared) -> bool {
+    /// Whether a recipient whose next hop is `site` fits in, after others or as the first.
+    fn may_have(&self, site: &SiteShared, is_first: bool) -> bool {
         let answers_once = site.reach().protocol() == Some(Protocol::Smtp);
-        self.site == site.id() && (answers_once || self.recipients == 0)
+        self.site == site.id() && (answers_once || is_first)
     }
 }
 
@@ -93,24 +89,26 @@ impl Session {
             return Err(Refusal::Internal);
         };
         let site = self.next_hop_of(route)?;
+        let is_first = self.server.is_first_recipient();
         // One that has taken no recipient is in nobody's way.
         let stays = |under_way: &UnderWay| {
-            under_way.transaction == transaction
-                && (under_way.recipients > 0 || under_way.site == site.id())
+            under_way.transaction == transaction && (!is_first || under_way.site == site.id())
         };
         if !self.inline.under_way.as_deref().is_some_and(stays) {
             self.release_next_hop().await;
         }
         match &self.inline.under_way {
-            Some(under_way) if !under_way.may_have_another_at(&site) => {
+            Some(under_way) if !under_way.may_have(&site, is_first) => {
                 return Err(Refusal::OtherNextHop);
             }
             Some(_) => {}
             None => {
-                let begun = self.begin_passing(&site, transaction).await;
+                let begun = self.begin_passing(&site).await;
                 // One that did not come about is not tried again for each recipient.
-                let none = |refusal| self.none_under_way(&site, transaction, refusal);
-                self.inline.under_way = Some(Box::new(begun.unwrap_or_else(none)));
+                let state = begun.map_or_else(State::Over, State::Envelope);
+                let (id, site) = (self.worker.next_id(), site.id());
+                let under_way = UnderWay { transaction, id, site, state, exhibit: None };
+                self.inline.under_way = Some(Box::new(under_way));
             }
         }
         let backend =
@@ -130,12 +128,6 @@ impl Session {
         if !passed.is_success() {
             return Err(Refusal::NextHop(passed));
         }
-        if let Some(under_way) = &mut self.inline.under_way {
-            under_way.recipients += 1;
-            if under_way.envelope.recipients.len() < NAMED {
-                under_way.envelope.recipients.push(recipient);
-            }
-        }
         Ok(passed)
     }
 
@@ -148,36 +140,16 @@ impl Session {
         })
     }
 
-    fn none_under_way(&self, site: &SiteShared, transaction: u32, refusal: Refusal) -> UnderWay {
-        UnderWay {
-            transaction,
-            id: self.worker.next_id(),
-            site: site.id(),
-            envelope: Envelope {
-                reverse_path: ReversePath::Null,
-                parameters: MailParameters::default(),
-                recipients: Vec::new(),
-            },
-            recipients: 0,
-            state: State::Over(refusal),
-            exhibit: None,
-        }
-    }
-
     /// MAIL to a next hop.
-    async fn begin_passing(
-        &self,
-        site: &Arc<SiteShared>,
-        transaction: u32,
-    ) -> Result<UnderWay, Refusal> {
+    async fn begin_passing(&self, site: &Arc<SiteShared>) -> Result<Backend, Refusal> {
         let (Some(reverse_path), Some(parameters)) =
-            (self.server.reverse_path().cloned(), self.server.parameters().cloned())
+            (self.server.reverse_path(), self.server.parameters())
         else {
             return Err(Refusal::Internal);
         };
         let worker = &self.worker;
         let write = |out: &mut Vec<u8>, peer: &Capabilities| {
-            mail_command(out, &reverse_path, &parameters, None, peer);
+            mail_command(out, reverse_path, parameters, None, peer);
         };
         let begun = backend::begin(worker, site, write).await;
         let (backend, reply) = begun.map_err(|error| match error {
@@ -192,16 +164,8 @@ impl Session {
             return Err(Passed::of(&reply).map_or(Refusal::NextHopLost, Refusal::NextHop));
         }
         // Dropped with the transaction that was begun on it.
-        objection(worker, &backend, &parameters)?;
-        Ok(UnderWay {
-            transaction,
-            id: worker.next_id(),
-            site: site.id(),
-            envelope: Envelope { reverse_path, parameters, recipients: Vec::new() },
-            recipients: 0,
-            state: State::Envelope(backend),
-            exhibit: None,
-        })
+        objection(worker, &backend, parameters)?;
+        Ok(backend)
     }
 
     /// Passes on what has come of the body.
@@ -334,7 +298,8 @@ impl Session {
         };
         let begun = match backend.say(b"DATA\r\n".to_vec()).await {
             Ok(reply) if reply.class() == ReplyClass::Intermediate => {
-                let trace = self.trace(under_way.id, &under_way.envelope, false, None);
+                let smtputf8 = self.server.parameters().is_some_and(|asked| asked.smtputf8);
+                let trace = self.trace(under_way.id, self.server.recipients(), smtputf8, None);
                 let mut fields = String::new();
                 self.tag(&mut fields);
                 // Nobody knows yet how the body begins.
@@ -454,6 +419,3 @@ fn report_lost(worker: &Rc<Worker>, site: &str, error: &BackendError) {
     worker.metrics.next_hops_lost.count();
     tracing::warn!(site, %error, "a message could not be passed on");
 }
-
-/// As many recipients as the trace header tells apart: one, or several.
-const NAMED: usize = 2;

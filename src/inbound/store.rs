@@ -10,7 +10,7 @@ use super::step::stored;
 use super::verdicts::Mark;
 use super::{Session, trace};
 use crate::config::Service;
-use crate::message::{Envelope, MessageId, Origin};
+use crate::message::{MessageId, Origin, Recipient};
 use crate::smtp::header::HeaderFacts;
 use crate::smtp::reply::Refusal;
 use crate::smtp::server::ReceivedMessage;
@@ -79,7 +79,8 @@ impl Session {
             Service::Submission => Some(&message.header),
             Service::Mx | Service::Relay => None,
         };
-        let trace = self.trace(id, &message.envelope, message.is_expanded, completed);
+        let smtputf8 = message.envelope.parameters.smtputf8;
+        let trace = self.trace(id, message.named(), smtputf8, completed);
         let chunks = match &mut upload {
             None => None,
             Some(upload) => {
@@ -145,8 +146,8 @@ impl Session {
     pub(super) fn trace(
         &self,
         id: MessageId,
-        envelope: &Envelope,
-        is_expanded: bool,
+        named: &[Recipient],
+        smtputf8: bool,
         completed: Option<&HeaderFacts>,
     ) -> String {
         let client = self.server.client();
@@ -159,8 +160,8 @@ impl Session {
             secured: self.stream.secured(),
             authenticated: client.is_some_and(|client| client.authenticated.is_some()),
             id,
-            envelope,
-            is_expanded,
+            recipients: named,
+            smtputf8,
             date: &self.worker.date(),
         };
         received.write(&mut text);

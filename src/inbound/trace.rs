@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::message::{Envelope, MessageId};
+use crate::message::{MessageId, Recipient};
 use crate::runtime::tls::Secured;
 use crate::smtp::header::{HeaderFacts, Occurrence};
 
@@ -24,10 +24,10 @@ pub struct Received<'a> {
     pub authenticated: bool,
     /// The message.
     pub id: MessageId,
-    /// Its envelope.
-    pub envelope: &'a Envelope,
-    /// Others than those that the client named are in it.
-    pub is_expanded: bool,
+    /// Those of its recipients that it may name: none where the client has not named them.
+    pub recipients: &'a [Recipient],
+    /// The client asked for SMTPUTF8.
+    pub smtputf8: bool,
     /// Now, as RFC 5322 writes it.
     pub date: &'a str,
 }
@@ -44,9 +44,8 @@ impl Received<'_> {
             write!(out, "from {helo} ({client})\r\n\t").expect("a string takes all text");
         }
         write!(out, "by {hostname} with {with} id {id}").expect("a string takes all text");
-        // With several recipients, naming one would tell the others of it; and whom a name stands
-        // for is nobody's business who wrote to that name.
-        if let ([recipient], false) = (self.envelope.recipients.as_slice(), self.is_expanded) {
+        // With several recipients, naming one would tell the others of it.
+        if let [recipient] = self.recipients {
             write!(out, "\r\n\tfor {}", recipient.path).expect("a string takes all text");
         }
         // The clause of RFC 8314 section 4.3.
@@ -70,7 +69,7 @@ impl Received<'_> {
 
     /// The registered names of RFC 3848 and RFC 6531 section 4.3.
     fn protocol(&self) -> &'static str {
-        if self.envelope.parameters.smtputf8 {
+        if self.smtputf8 {
             return match (self.secured.is_some(), self.authenticated) {
                 (false, false) => "UTF8SMTP",
                 (true, false) => "UTF8SMTPS",
@@ -115,20 +114,16 @@ impl std::fmt::Display for AddressLiteral {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{MailParameters, Notify, Recipient};
-    use crate::smtp::address::{ForwardPath, ReversePath};
+    use crate::message::Notify;
+    use crate::smtp::address::ForwardPath;
 
     #[test]
     fn a_single_recipient_is_named_and_several_are_not() {
         let recipient =
             Recipient { path: ForwardPath::Postmaster, notify: Notify::UNSPECIFIED, orcpt: None };
-        let mut envelope = Envelope {
-            reverse_path: ReversePath::Null,
-            parameters: MailParameters::default(),
-            recipients: vec![recipient.clone()],
-        };
-        let mut text = String::new();
-        let written = |envelope: &Envelope, secured: Option<Secured>, text: &mut String| {
+        let (one, several) = ([recipient.clone()], [recipient.clone(), recipient]);
+        let written = |recipients: &[Recipient], smtputf8, secured: Option<Secured>| {
+            let mut text = String::new();
             Received {
                 helo: "client.example",
                 client: "[2001:db8::1]:25".parse().ok(),
@@ -137,39 +132,35 @@ mod tests {
                 secured,
                 authenticated: false,
                 id: MessageId(1),
-                envelope,
-                is_expanded: false,
+                recipients,
+                smtputf8,
                 date: "Sat, 21 Nov 2026 23:50:32 +0000",
             }
-            .write(text);
+            .write(&mut text);
+            text
         };
-        written(&envelope, None, &mut text);
         assert_eq!(
-            text,
+            written(&one, false, None),
             "Received: from client.example ([IPv6:2001:db8::1])\r\n\
              \tby mx.example.com with ESMTP id 0000000000001\r\n\
              \tfor <Postmaster>;\r\n\
              \tSat, 21 Nov 2026 23:50:32 +0000\r\n"
         );
-        envelope.recipients.push(recipient);
         let secured = Secured {
             version: "TLSv1.3",
             cipher: "TLS_AES_128_GCM_SHA256",
             resumed: false,
             binding: None,
         };
-        written(&envelope, Some(secured), &mut text);
         assert_eq!(
-            text,
+            written(&several, false, Some(secured)),
             "Received: from client.example ([IPv6:2001:db8::1])\r\n\
              \tby mx.example.com with ESMTPS id 0000000000001\r\n\
              \ttls TLS_AES_128_GCM_SHA256 (TLSv1.3);\r\n\
              \tSat, 21 Nov 2026 23:50:32 +0000\r\n"
         );
-        envelope.parameters.smtputf8 = true;
-        written(&envelope, None, &mut text);
         assert_eq!(
-            text,
+            written(&several, true, None),
             "Received: from client.example ([IPv6:2001:db8::1])\r\n\
              \tby mx.example.com with UTF8SMTP id 0000000000001;\r\n\
              \tSat, 21 Nov 2026 23:50:32 +0000\r\n"
@@ -189,11 +180,6 @@ mod tests {
 
     #[test]
     fn a_hidden_client_is_not_there_and_what_lacks_is_added() {
-        let envelope = Envelope {
-            reverse_path: ReversePath::Null,
-            parameters: MailParameters::default(),
-            recipients: Vec::new(),
-        };
         let received = Received {
             helo: "laptop.home.example",
             client: None,
@@ -202,8 +188,8 @@ mod tests {
             secured: None,
             authenticated: true,
             id: MessageId(1),
-            envelope: &envelope,
-            is_expanded: false,
+            recipients: &[],
+            smtputf8: false,
             date: "Sat, 21 Nov 2026 23:50:32 +0000",
         };
         let mut text = String::new();

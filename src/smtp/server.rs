@@ -141,6 +141,14 @@ pub struct ReceivedMessage {
     pub is_expanded: bool,
 }
 
+impl ReceivedMessage {
+    /// Its recipients, if they are those that the client named: whom a name stands for is nobody's
+    /// business who wrote to that name.
+    pub fn named(&self) -> &[Recipient] {
+        if self.is_expanded { &[] } else { &self.envelope.recipients }
+    }
+}
+
 /// Something that was refused, for events and metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {

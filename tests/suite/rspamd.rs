@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use mailrace::limits;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -529,6 +530,69 @@ fn rspamd_is_told_of_the_envelope_of_a_message_in_line() {
     assert_eq!(shown.values("rcpt"), to);
     let whole = format!("{begin}{rest}");
     assert!(shown.message.ends_with(whole.as_bytes()), "{} octets", shown.message.len());
+    gateway.terminate();
+}
+
+/// Clients that take their time with large messages have all turns that there are for such.  Whoever
+/// comes then is not let through unseen, though failures are no verdict here.
+#[test]
+fn a_large_message_in_line_that_finds_no_turn_is_put_off() {
+    let rspamd = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let authority = rspamd.local_addr().expect("bound").to_string();
+    let (at_asked, asked) = mpsc::channel();
+    std::thread::spawn(move || {
+        // It says nothing, and hangs up on nobody until the test has ended.
+        let mut connections = Vec::new();
+        for connection in rspamd.incoming() {
+            connections.push(connection);
+            if at_asked.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    let sink = Sink::start(Manners { forgives_ends: true, ..Manners::default() });
+    let config = config(&authority);
+    let config = config.replace("service = \"mx\"", "service = \"mx\"\ndelivery = \"inline\"");
+    let config = config.replace("maildir:{dir}/mail", &format!("smtp://{}", sink.address()));
+    let turns = limits::RSPAMD_AT_ONCE / 2;
+    let more = format!(
+        r#"
+deadline = "5s"
+on_failure = "accept"
+[limits]
+sessions_per_address = {most}
+[delivery]
+connections = {most}
+connections_per_site = {most}
+"#,
+        most = 2 * turns
+    );
+    let mut gateway = Gateway::start(&format!("workers = 1\n{config}{more}"));
+    let large = format!("Subject: x\r\n\r\n{}", "a line\r\n".repeat(9_000));
+    let slow: Vec<_> = (0..turns)
+        .map(|_| {
+            let mut slow = client(&gateway);
+            slow.envelope("a@there.test", &["slow@here.test"]);
+            slow.command("DATA").expect("354");
+            slow.send(large.as_bytes());
+            asked.recv_timeout(PATIENCE).expect("rspamd is asked");
+            slow
+        })
+        .collect();
+    let mut late = client(&gateway);
+    late.envelope("a@there.test", &["late@here.test"]);
+    let reply = late.data(large.as_bytes());
+    assert_eq!(reply.0, "451 4.7.1 Cannot check the message now, try later");
+    assert!(asked.try_recv().is_err(), "rspamd has not been asked");
+    let page = ask(&gateway, "/metrics");
+    for line in [
+        "mailrace_rspamd_failures_total{reason=\"no_turn\"} 1\n",
+        "mailrace_rspamd_seconds_count 0\n",
+        "mailrace_messages_passed_on_total 0\n",
+    ] {
+        assert!(page.contains(line), "{line}{page}");
+    }
+    drop(slow);
     gateway.terminate();
 }
 

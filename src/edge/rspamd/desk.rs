@@ -2,8 +2,9 @@
 //! what rspamd says.
 //!
 //! No more messages of a worker are with rspamd than may be; others wait for their [`Turn`], the one
-//! that came first in front.  Of those that are shown while they come, and may take their time, there
-//! are half as many at most: more of them wait among themselves first, and the others pass them.
+//! that came first in front.  Half of them at most are shown while they come, and may take their time,
+//! and half of them are read back from the log, and take memory for it: more of either kind wait among
+//! themselves first, and the others pass them.
 //! Who waits sets the deadline, and who gives up leaves nothing behind.
 
 use std::cell::{Cell, RefCell};
@@ -31,6 +32,8 @@ pub struct Desk {
     next: Cell<u64>,
     /// For each message that may be with rspamd at a time.
     turns: Arc<Semaphore>,
+    /// For each of those that may be read back from the log.
+    reading: Arc<Semaphore>,
     /// For each of those that may be shown while it comes.
     following: Arc<Semaphore>,
 }
@@ -39,8 +42,8 @@ pub struct Desk {
 #[must_use]
 pub struct Turn {
     _of_all: OwnedSemaphorePermit,
-    /// Of one that is shown while it comes.
-    _of_following: Option<OwnedSemaphorePermit>,
+    /// Of one that is read back, or shown while it comes.
+    _of_kind: Option<OwnedSemaphorePermit>,
 }
 
 /// One errand, as far as its session has heard.
@@ -67,25 +70,36 @@ impl Desk {
     /// The desk of one of `workers`, whose news `announce` brings to [`Desk::opened`].
     pub fn new(office: Handle, announce: Announce, workers: usize) -> Desk {
         let at_once = (limits::RSPAMD_AT_ONCE / workers.max(1)).max(1);
+        let half = (at_once / 2).max(1);
         Desk {
             office,
             announce,
             open: RefCell::default(),
             next: Cell::new(0),
             turns: Arc::new(Semaphore::new(at_once)),
-            following: Arc::new(Semaphore::new((at_once / 2).max(1))),
+            reading: Arc::new(Semaphore::new(half)),
+            following: Arc::new(Semaphore::new(half)),
         }
     }
 
-    /// Waits until one more message may be shown.
+    /// Waits until one more message may be shown, which is in memory.
     pub async fn turn(&self) -> Turn {
-        Turn { _of_all: permit(&self.turns).await, _of_following: None }
+        Turn { _of_all: permit(&self.turns).await, _of_kind: None }
+    }
+
+    /// Waits until one more message may be shown that is read back from the log for it.
+    pub async fn turn_to_read(&self) -> Turn {
+        self.turn_among(&self.reading).await
     }
 
     /// Waits until one more message may be shown while it comes.
     pub async fn turn_to_follow(&self) -> Turn {
-        let following = permit(&self.following).await;
-        Turn { _of_all: permit(&self.turns).await, _of_following: Some(following) }
+        self.turn_among(&self.following).await
+    }
+
+    async fn turn_among(&self, kind: &Arc<Semaphore>) -> Turn {
+        let of_kind = permit(kind).await;
+        Turn { _of_all: permit(&self.turns).await, _of_kind: Some(of_kind) }
     }
 
     /// Shows a whole message.

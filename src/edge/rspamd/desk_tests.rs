@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::super::office::Office;
 use super::super::question::Facts;
 use super::*;
+use crate::config::WORKERS_MAX;
 use crate::edge::verdict::{Action, Effect};
 use crate::message::MessageId;
 use crate::runtime;
@@ -373,14 +374,30 @@ fn no_more_are_with_rspamd_than_may_be() {
         assert!(early.is_none(), "the first is still there");
         drop(first);
         drop(desk.turn().await);
-        // Those that come slowly leave half of it to the others.
+        // Those that come slowly, or are read from the log, leave half of it to the others.
         let desk = new(limits::RSPAMD_AT_ONCE / 2);
-        let first = desk.begin_showing(desk.turn_to_follow().await, question(), None, soon());
-        let early = runtime::timeout(Duration::from_millis(50), desk.turn_to_follow()).await;
-        assert!(early.is_none(), "the first is still there");
+        for is_read in [false, true] {
+            let turn_to_show = || async {
+                if is_read { desk.turn_to_read().await } else { desk.turn_to_follow().await }
+            };
+            let first = desk.begin_showing(turn_to_show().await, question(), None, soon());
+            let early = runtime::timeout(Duration::from_millis(50), turn_to_show()).await;
+            assert!(early.is_none(), "the first is still there");
+            drop(desk.turn().await);
+            drop(first);
+            drop(turn_to_show().await);
+        }
+    });
+}
+
+/// With as many workers as there may be none has so few turns that one slow message takes them all.
+#[test]
+fn every_worker_has_a_turn_beside_one_that_is_taken_slowly() {
+    at_desk("127.0.0.1:9", |desk| async move {
+        let Desk { office, announce, .. } = &*desk;
+        let desk = Desk::new(office.clone(), announce.clone(), WORKERS_MAX);
+        let _slow = desk.turn_to_follow().await;
         drop(desk.turn().await);
-        drop(first);
-        drop(desk.turn_to_follow().await);
     });
 }
 
@@ -403,6 +420,7 @@ fn turns_are_taken_in_the_order_in_which_they_were_asked_for() {
                 let turn = async {
                     match number {
                         2 => desk.turn_to_follow().await,
+                        3 => desk.turn_to_read().await,
                         _ => desk.turn().await,
                     }
                 };
@@ -419,7 +437,7 @@ fn turns_are_taken_in_the_order_in_which_they_were_asked_for() {
         // Who comes now, while the first of them has been woken only, passes nobody.
         drop(desk.turn().await);
         assert_eq!(*order.borrow(), [0, 2, 3]);
-        let left = [&desk.turns, &desk.following].map(|permits| permits.available_permits());
-        assert_eq!(left, [1, 1]);
+        let all = [&desk.turns, &desk.reading, &desk.following];
+        assert_eq!(all.map(|permits| permits.available_permits()), [1, 1, 1]);
     });
 }

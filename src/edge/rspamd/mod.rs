@@ -6,10 +6,10 @@
 //! the message's header section.  Where rspamd does not judge, `alarm` tells the operator.
 //!
 //! Invariants: what there is of messages on their way to rspamd has a bound
-//! ([`limits::RSPAMD_AT_ONCE`] messages, two chunks of each at most), and what there is of answers has
-//! another, 64 MiB ([`limits::RSPAMD_LARGE_ANSWERS`]); who asks hears by the deadline
-//! that the operator has set, whatever rspamd does; a failure is no verdict, and what becomes of the
-//! message then is the operator's choice (`on_failure`).
+//! ([`limits::RSPAMD_AT_ONCE`] messages, two chunks at most of each of the half that is read back), and
+//! what there is of answers has another, 64 MiB ([`limits::RSPAMD_LARGE_ANSWERS`]); who asks hears by
+//! the deadline that the operator has set, whatever rspamd does; a failure is no verdict, and what
+//! becomes of the message then is the operator's choice (`on_failure`).
 //!
 //! A message is shown once it is whole, and a large one is read back from the log for that: a
 //! sender that trickles would else hold a connection to rspamd for as long as it likes, and use up
@@ -99,6 +99,9 @@ pub enum Failure {
     /// The message could not be read back from the log.
     #[error("the message could not be read back")]
     Unreadable,
+    /// It was not asked: it is shown as many messages as may take their time.
+    #[error("too many large messages are on their way to it")]
+    NoTurn,
 }
 
 impl Advice {
@@ -144,6 +147,7 @@ impl Failure {
             Failure::Strange => "strange",
             Failure::TooLarge => "too_large",
             Failure::Unreadable => "unreadable",
+            Failure::NoTurn => "no_turn",
         }
     }
 }

@@ -521,6 +521,25 @@ fn a_list_that_has_no_room_is_an_error() {
     assert_eq!(taken.len(), 2 + limits::SESSION_ERRORS as usize);
 }
 
+/// Whom a name stands for is not to be read in the trace header.
+#[test]
+fn recipients_are_named_where_the_client_has_named_them() {
+    for (is_expanded, named) in [(false, 1), (true, 0)] {
+        let now = Instant::now();
+        let mut server = session(now, b"EHLO c\r\nMAIL FROM:<a@b.example>\r\n");
+        let handled = server.handle_bytes(now, &mut b"RCPT TO:<c@d.example>\r\n".to_vec());
+        assert_eq!(handled.event, Event::CheckRecipient);
+        let recipient = server.rcpt_in_question().expect("a recipient").clone();
+        match is_expanded {
+            true => assert!(server.recipient_expanded(now, vec![(recipient, RouteIndex(0))])),
+            false => server.recipient_checked(now, Ok(RouteIndex(0))),
+        }
+        assert_eq!(say(&mut server, now, b"DATA\r\nx\r\n.\r\n").0, Event::EndOfMessage);
+        let message = server.take_message().expect("it is whole");
+        assert_eq!((message.named().len(), message.envelope.recipients.len()), (named, 1));
+    }
+}
+
 #[test]
 fn nobody_else_has_such_a_command() {
     let mut stranger = session(Instant::now(), b"XCLIENT ADDR=192.0.2.7\r\nEHLO c\r\n");

@@ -380,8 +380,8 @@ impl Session {
             secured: None,
             authenticated: false,
             id,
-            envelope: &message.envelope,
-            is_expanded: false,
+            recipients: message.named(),
+            smtputf8: message.envelope.parameters.smtputf8,
             date: "Mon, 1 Jun 2026 00:00:00 +0000",
         }
         .write(&mut text);
