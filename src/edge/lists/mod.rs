@@ -6,17 +6,20 @@
 //!
 //! Invariants: only a code that the operator named is a listing; a list that is off, or has not
 //! been checked yet, is not asked; so whatever happens to a list, it refuses nobody's mail that it
-//! did not mean.
+//! did not mean.  Who comes with the first check waits for it, for a bounded time: a start lets
+//! nobody in for whom the list speaks a moment later.
 
 pub mod board;
 pub mod health;
 pub mod query;
 pub mod watch;
 
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use crate::config::{List, ListSubject};
 use crate::dns::{Lookup, Name, RecordType};
+use crate::runtime;
 use board::Board;
 use health::State;
 use query::Reading;
@@ -41,6 +44,8 @@ pub struct Zone {
     pub self_check: Duration,
     /// What is known of it.
     pub board: Board,
+    /// When somebody wanted to ask it first.
+    wanted: OnceLock<Instant>,
 }
 
 /// What the entries of a list are.
@@ -88,8 +93,8 @@ impl Lists {
                 Some(_) if list.self_check.is_zero() => {}
                 Some(zone) => zone.self_check = zone.self_check.min(list.self_check),
                 None => {
-                    let board = Board::default();
-                    zones.push(Zone { name, kind, self_check: list.self_check, board });
+                    let (board, wanted) = (Board::default(), OnceLock::new());
+                    zones.push(Zone { name, kind, self_check: list.self_check, board, wanted });
                 }
             }
         }
@@ -113,7 +118,7 @@ impl Lists {
 impl Zone {
     /// Asks about a subject, as `list` of the configuration reads its answers.
     pub async fn ask(&self, resolver: &impl Lookup, list: &List, subject: &Subject) -> Asked {
-        let state = self.board.state();
+        let state = self.settled().await;
         if state != State::On {
             return Asked::Unasked(state);
         }
@@ -134,7 +139,24 @@ impl Zone {
         }
         Asked::Answered(reading)
     }
+
+    /// Whether it counts, once its first check is over or has taken too long.
+    async fn settled(&self) -> State {
+        let wanted = self.wanted.get_or_init(Instant::now);
+        loop {
+            let state = self.board.state();
+            if state != State::Starting || wanted.elapsed() >= FIRST_CHECK {
+                return state;
+            }
+            runtime::sleep(FIRST_LOOK).await;
+        }
+    }
 }
+
+/// How long clients wait for the first check of a list, counted from the first of them.
+const FIRST_CHECK: Duration = Duration::from_secs(2);
+/// How often each of them looks whether it is over.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
 
 impl Kind {
     fn of(subject: ListSubject) -> Kind {
@@ -156,7 +178,6 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use std::rc::Rc;
-    use std::time::Instant;
 
     use super::*;
     use crate::dns::Answer;
@@ -201,6 +222,27 @@ mod tests {
         });
         assert!(asked.is_ok());
         assert_eq!((zone.board.silence(), zone.board.figures().unanswered), (1, 4));
+    }
+
+    #[test]
+    fn who_comes_with_the_first_check_waits_for_it() {
+        let list = list("a.example", ListSubject::Address, 60);
+        let subject = Subject::Address(IpAddr::from([192, 0, 2, 1]));
+        let asked = crate::runtime::run(async {
+            let lists = Rc::new(Lists::new(std::slice::from_ref(&list)));
+            let checked = lists.clone();
+            crate::runtime::spawn(async move {
+                runtime::sleep(Duration::from_millis(50)).await;
+                checked.zone(0).board.publish(State::On);
+            });
+            lists.zone(0).ask(&Failed, &list, &subject).await
+        });
+        assert!(matches!(asked, Ok(Asked::Answered(_))), "{asked:?}");
+        // But not for ever.
+        let asked = crate::runtime::run(async {
+            Lists::new(std::slice::from_ref(&list)).zone(0).ask(&Failed, &list, &subject).await
+        });
+        assert!(matches!(asked, Ok(Asked::Unasked(State::Starting))), "{asked:?}");
     }
 
     #[test]
