@@ -57,7 +57,7 @@ weight = 5
 [admin]
 address = "127.0.0.1:$(port)"
 CONF
-"$bin/mailrace" --config "$home/mailrace.toml" >"$home/events" 2>"$home/said" &
+"$bin/mailrace" --config "$home/mailrace.toml" >"$logs/events" 2>"$home/said" &
 mailrace=$!
 started+=("$mailrace")
 sink=$(port)

@@ -7,7 +7,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bin=$(realpath "${CARGO_TARGET_DIR:-target}/release")
 peers=$(realpath "${MAILRACE_TEST_CACHE:-target/peers}")
 home=$(mktemp -d)
-chmod 755 "$home"
+# What is only written for the script, the events and the list's questions, goes to memory: what a
+# disk does with some 50 MB of them is not asked here.
+logs=$(mktemp -d -p "$([ -d /dev/shm ] && echo /dev/shm || echo "${TMPDIR:-/tmp}")")
+chmod 755 "$home" "$logs"
 started=()
 # Processes that take no TERM.
 stubborn=()
@@ -15,7 +18,7 @@ finish() {
   for pid in "${stubborn[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
   for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
   wait 2>/dev/null || true
-  rm -rf "$home"
+  rm -rf "$home" "$logs"
 }
 trap finish EXIT
 
@@ -50,13 +53,13 @@ resolver=127.53.0.1
 start_names() {
   local list libraries
   list=$(port)
-  questions=$home/dns/questions
-  mkdir "$home/dns"
+  questions=$logs/dns/questions
+  mkdir "$home/dns" "$logs/dns"
   # An answer counts for longer than any run: a question that comes twice is one too many.
   printf '$SOA 3600 ns.block.test x.block.test 1 600 300 86400 3600\n$NS 3600 ns.block.test\n$TTL 3600
 127.0.0.2 :127.0.0.2:test\n%s :127.0.0.4:listed\n' "$1" >"$home/dns/block"
-  chown -R 65534:65534 "$home/dns"
-  "$peers/lists/root/usr/sbin/rbldnsd" -n -a -c 0 -l "+questions" -u 65534:65534 \
+  chown -R 65534:65534 "$home/dns" "$logs/dns"
+  "$peers/lists/root/usr/sbin/rbldnsd" -n -a -c 0 -l "+$questions" -u 65534:65534 \
     -b "127.0.0.1/$list" -w "$home/dns" block.test:ip4set:block >/dev/null 2>&1 &
   started+=($!)
   cat >"$home/unbound.conf" <<CONF
