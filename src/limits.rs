@@ -85,7 +85,10 @@ pub const UPLOAD_GRACE: Duration = Duration::from_secs(60);
 pub const UPLOAD_RATE_PRESSED: u64 = 8 * 1024;
 /// See [`UPLOAD_RATE_PRESSED`].
 pub const UPLOAD_GRACE_PRESSED: Duration = Duration::from_secs(10);
-/// How long slow bodies give way after somebody has found no memory.
+/// How long a client may say nothing between two commands of a transaction that is passed on
+/// in-line, while others find no connection to a next hop.
+pub const IN_LINE_IDLE_PRESSED: Duration = Duration::from_secs(10);
+/// How long who is slow gives way after somebody has found no room for what that holds.
 pub const PRESSURE: Duration = Duration::from_secs(2);
 /// How long a session does not read on because its worker's receive buffers are used up; then its
 /// message is refused.

@@ -388,6 +388,12 @@ impl Session {
     pub(super) fn has_next_hop(&self) -> bool {
         self.inline.under_way.is_some()
     }
+
+    /// Whether a next hop waits for the client's next command.
+    pub(super) fn keeps_next_hop_waiting(&self) -> bool {
+        let under_way = self.inline.under_way.as_ref();
+        under_way.is_some_and(|under_way| matches!(under_way.state, State::Envelope(_)))
+    }
 }
 
 /// What the next hop cannot do for this message, in our words.

@@ -404,14 +404,23 @@ impl Session {
         let server = self.server.deadline();
         let deadline = self.pace.map_or(server, |pace| pace.deadline().min(server));
         self.stream.allow_interrupt(!self.server.in_transaction());
-        let pressed = self.pace.map(|pace| (Shortage::Intake, pace.deadline_pressed()));
-        self.stream.give_way_at(pressed);
+        self.stream.give_way_at(self.gives_way());
         let result = self.read_by(deadline).await;
         self.stream.give_way_at(None);
         if let (Ok(octets), Some(pace)) = (&result, &mut self.pace) {
             pace.received(*octets);
         }
         result
+    }
+
+    /// When the next read gives way to those who want what the session holds meanwhile.
+    fn gives_way(&self) -> Option<(Shortage, Instant)> {
+        match self.pace {
+            Some(pace) => Some((Shortage::Intake, pace.deadline_pressed())),
+            None => self
+                .keeps_next_hop_waiting()
+                .then(|| (Shortage::NextHops, Instant::now() + limits::IN_LINE_IDLE_PRESSED)),
+        }
     }
 
     async fn read_by(&mut self, deadline: Instant) -> Result<usize, StreamError> {

@@ -419,7 +419,7 @@ impl Backends {
     }
 
     /// Whether connections that idle are in somebody's way.
-    fn must_end(&self, now: Instant) -> bool {
+    pub fn must_end(&self, now: Instant) -> bool {
         self.allowance.is_wanted() || self.allowance.misses_place(now)
     }
 

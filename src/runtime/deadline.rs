@@ -27,7 +27,11 @@ pub enum Shortage {
     Intake,
     /// Buffers of the log's reader, for messages on their way out.
     Reader,
+    /// Connections to next hops, for transactions that are passed on in-line.
+    NextHops,
 }
+
+const SHORTAGES: [Shortage; 3] = [Shortage::Intake, Shortage::Reader, Shortage::NextHops];
 
 /// What is shut down when the deadline passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +63,8 @@ struct Entry {
 thread_local! {
     static WATCHED: RefCell<Vec<Rc<Entry>>> = const { RefCell::new(Vec::new()) };
     /// By [`Shortage`].
-    static PRESSURE: Cell<[Pressure; 2]> =
-        const { Cell::new([Pressure { until: None, cuts: 0 }; 2]) };
+    static PRESSURE: Cell<[Pressure; SHORTAGES.len()]> =
+        const { Cell::new([Pressure { until: None, cuts: 0 }; SHORTAGES.len()]) };
 }
 
 /// How short the thread is of something.
@@ -187,7 +191,7 @@ fn sweep(now: Instant) {
         for entry in watched.iter().filter(|entry| entry.is_late(now)) {
             entry.end();
         }
-        for shortage in [Shortage::Intake, Shortage::Reader] {
+        for shortage in SHORTAGES {
             let mut pressure = PRESSURE.get();
             if pressure[shortage as usize].until.is_none_or(|until| until <= now) {
                 continue;

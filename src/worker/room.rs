@@ -75,6 +75,15 @@ impl Worker {
         }
     }
 
+    /// While somebody finds no place for a connection, clients that hold one in-line and say nothing
+    /// give way, on every core.
+    pub(super) fn press_in_line(&self) {
+        let now = Instant::now();
+        if self.backends.must_end(now) {
+            deadline::press(Shortage::NextHops, now + limits::PRESSURE);
+        }
+    }
+
     /// The envelopes of this worker's sessions have grown by so much.
     pub fn envelope_grew(&self, octets: usize) {
         self.envelope_octets.set(self.envelope_octets.get() + octets);

@@ -298,6 +298,7 @@ async fn tick(worker: Rc<Worker>) {
         worker.watch_receive();
         worker.receive_freed();
         worker.press_next_hops();
+        worker.press_in_line();
         worker.report_queue();
         worker.report_load();
     }

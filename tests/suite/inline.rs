@@ -14,6 +14,7 @@ use crate::client::Client;
 use crate::gateway::{Gateway, PATIENCE, wait_until};
 use crate::interop::are_here;
 use crate::nameserver::{Nsd, free_port_of};
+use crate::overload::metric;
 use crate::postfix::{Ports, Postfix};
 use crate::sink::{Manners, Sink};
 
@@ -560,6 +561,38 @@ idle_timeout = "1h"
         assert_eq!(client.data(b"Subject: x\r\n\r\nx\r\n").expect("250").0, "250 2.0.0 Taken");
     }
     assert!(sinks.iter().all(|sink| sink.taken(3).len() == 3));
+}
+
+/// Who has the one connection and says nothing more is sent away once somebody wants it.
+#[test]
+fn a_client_that_says_nothing_gives_its_connection_up() {
+    let sink = Sink::start(Manners::default());
+    let gateway = Gateway::start(&format!(
+        r#"{IN_LINE_AND_ASKING}[domains]
+accept = ["in.test"]
+[[route]]
+recipient = "*"
+to = "smtp://{}"
+[delivery]
+connections = 1
+"#,
+        sink.address()
+    ));
+    let mut silent = Client::hello(gateway.smtp(0));
+    silent.envelope("a@b.example", &["a@in.test"]);
+    let mut client = gateway.wait_until("the silent one is gone", || {
+        let mut client = Client::hello(gateway.smtp(0));
+        client.command("MAIL FROM:<c@b.example>").expect("250");
+        let said = client.command("RCPT TO:<c@in.test>").0;
+        assert!(said.starts_with("250") || said.starts_with("451 4.4.5"), "{said}");
+        said.starts_with("250").then_some(client)
+    });
+    silent.reply().expect("421 4.4.2");
+    silent.expect_end();
+    client.data(b"Subject: x\r\n\r\nx\r\n").expect("250 2.0.0 Taken");
+    gateway.wait_until("it is counted", || {
+        (metric(&gateway, "mailrace_sessions_cut_total") == 1).then_some(())
+    });
 }
 
 /// One host of three is well; each of the others is waited for once, in-line and by questions alike.

@@ -131,7 +131,7 @@ impl Everything {
         let help = "Messages that waited for the disk to follow before they were written";
         page.counter("messages_delayed", None, help, delayed)?;
         let cut = self.sum(|worker| &worker.sessions_cut);
-        let help = "Sessions cut off for a body that trickled while others waited for memory";
+        let help = "Sessions cut off while others waited for what they held: memory, or a next hop";
         page.counter("sessions_cut", None, help, cut)?;
         let secured = self.sum(|worker| &worker.sessions_secured);
         page.counter("sessions_secured", None, "Sessions that TLS began in", secured)?;
