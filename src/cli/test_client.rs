@@ -22,7 +22,7 @@ use crate::dns::{Lookup, Resolver, ResolverConfig, join};
 use crate::edge::checks;
 use crate::edge::gathering::Gathering;
 use crate::edge::inquiry::Inquiry;
-use crate::edge::lists::health::{Health, State};
+use crate::edge::lists::health::{Health, State, Trouble};
 use crate::edge::lists::{Lists, Zone, watch};
 use crate::edge::screening::Judged;
 use crate::edge::verdict::{Effect, Finding, Score};
@@ -189,7 +189,11 @@ async fn list(zone: &Zone, resolver: &impl Lookup) -> ListFound {
     let mut health = Health::new(zone.self_check, began);
     let check = watch::check(zone, resolver).await;
     health.checked(check, Instant::now());
-    zone.board.publish(health.state());
+    // Nobody will look again: the checks need not wait for that.
+    zone.board.publish(match health.state() {
+        State::Starting => State::Off(Trouble::NoAnswers),
+        state => state,
+    });
     ListFound {
         zone: zone.name.to_string(),
         kind: zone.kind.as_str(),

@@ -107,6 +107,8 @@ struct Session {
     /// What the envelope takes, as it was told to the worker.
     envelope: EnvelopeRoom,
     messages: u32,
+    /// How many of them had their reply on its way when the client was read last.
+    answered_before: u32,
     /// What is under way with a next hop, where messages are not kept.
     inline: Inline,
 }
@@ -200,6 +202,7 @@ impl Session {
             upload: None,
             pace: None,
             messages: 0,
+            answered_before: 0,
             inline: Inline::default(),
         }
     }
@@ -400,6 +403,7 @@ impl Session {
         if !self.server.in_transaction() {
             self.envelope.give_back();
         }
+        self.answered_before = self.messages;
         self.pace = Pace::at_read(self.pace, &self.server, Instant::now());
         let server = self.server.deadline();
         let deadline = self.pace.map_or(server, |pace| pace.deadline().min(server));
@@ -508,8 +512,10 @@ impl Session {
     /// Closes our half and reads what the client still sends, so that the last reply is not lost
     /// to a reset.
     async fn linger(&mut self, end: End) -> End {
-        if self.server.has_quit() && self.stream.is_read_out() {
+        let has_heard = self.messages == self.answered_before;
+        if self.server.has_quit() && has_heard && self.stream.is_read_out() {
             // QUIT is the client's last word (RFC 5321 section 4.1.1.10), so the close resets nothing.
+            // And if it did, no word for a message would be lost.
             return end;
         }
         self.stream.close_sending();

@@ -91,16 +91,15 @@ pub enum BackendError {
 }
 
 impl Backend {
-    /// A connection to `site` that has introduced itself: one that was kept, or a new one for who
-    /// `began` then.
+    /// A connection to `site` that has introduced itself: one that was kept, or a new one.
     async fn to(
         worker: &Rc<Worker>,
         site: &Arc<SiteShared>,
-        began: Instant,
+        tries: &mut Tries,
     ) -> Result<Backend, BackendError> {
         match worker.backends.take(site.id()) {
             Some(kept) => Ok(kept),
-            None => Backend::fresh(worker, site, began).await,
+            None => Backend::fresh(worker, site, tries).await,
         }
     }
 
@@ -108,11 +107,11 @@ impl Backend {
     async fn fresh(
         worker: &Rc<Worker>,
         site: &Arc<SiteShared>,
-        began: Instant,
+        tries: &mut Tries,
     ) -> Result<Backend, BackendError> {
         loop {
             match Backend::dial(worker, site).await {
-                Err((Next::TryOn, _)) if began.elapsed() < HOSTS_TRIED_FOR => {}
+                Err((Next::TryOn, _)) if tries.may_go_on() => {}
                 dialled => return dialled.map_err(|(_, error)| error),
             }
         }
@@ -300,8 +299,8 @@ pub async fn begin(
     site: &Arc<SiteShared>,
     write: impl Fn(&mut Vec<u8>, &Capabilities),
 ) -> Result<(Backend, PeerReply), BackendError> {
-    let began = Instant::now();
-    let mut backend = Backend::to(worker, site, began).await?;
+    let mut tries = Tries::new();
+    let mut backend = Backend::to(worker, site, &mut tries).await?;
     loop {
         let mut mail = Vec::with_capacity(limits::COMMAND_LINE);
         write(&mut mail, &backend.capabilities);
@@ -314,13 +313,15 @@ pub async fn begin(
         };
         let (is_kept, peer) = (backend.is_kept, backend.peer);
         drop(backend);
-        let goes_on = is_kept
-            || matches!(next_host(worker, site, peer, &error.to_string()), Next::TryOn)
-                && began.elapsed() < HOSTS_TRIED_FOR;
-        if !goes_on {
+        if is_kept {
+            // It may have used up all the time by its silence.
+            tries = Tries::new();
+        } else if !matches!(next_host(worker, site, peer, &error.to_string()), Next::TryOn)
+            || !tries.may_go_on()
+        {
             return Err(error);
         }
-        backend = Backend::fresh(worker, site, began).await?;
+        backend = Backend::fresh(worker, site, &mut tries).await?;
     }
 }
 
@@ -486,6 +487,26 @@ async fn sweep(worker: Rc<Worker>) {
     }
 }
 
+/// What one who waits may spend on hosts that do not take us.
+struct Tries {
+    began: Instant,
+    failed: u32,
+}
+
+impl Tries {
+    fn new() -> Tries {
+        Tries { began: Instant::now(), failed: 0 }
+    }
+
+    /// One has failed; whether another may be tried.
+    fn may_go_on(&mut self) -> bool {
+        self.failed += 1;
+        self.failed < HOSTS_TRIED && self.began.elapsed() < HOSTS_TRIED_FOR
+    }
+}
+
+/// How many are tried, whatever their addresses and health come to.
+const HOSTS_TRIED: u32 = 16;
 /// How long after the first attempt another host is tried: whoever waits has its own deadline for
 /// RCPT, of 5 minutes (RFC 5321 section 4.5.3.2.3), and an attempt may take two of them.
 const HOSTS_TRIED_FOR: Duration = Duration::from_secs(60);

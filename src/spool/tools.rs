@@ -163,14 +163,17 @@ fn export_surveyed(
         });
         let Exported { line, damage } = match exported {
             Ok(exported) => exported,
-            // The others can still be had.
-            Err(error) if is_damage(&error) => {
+            Err(error) => {
+                // Half a file would look whole.
                 fs::remove_file(&path).map_err(failed)?;
+                if !is_damage(&error) {
+                    return Err(failed(error));
+                }
+                // The others can still be had.
                 tracing::error!("message {id} cannot be read: {error}");
                 verdict.damage += 1;
                 continue;
             }
-            Err(error) => return Err(failed(error)),
         };
         verdict.damage += damage;
         writeln!(out, "{line}").map_err(failed)?;
@@ -557,9 +560,11 @@ fn open_headers(files: &[Named]) -> impl Iterator<Item = SegmentHeader> {
     files.filter_map(|file| file.header.ok()).filter(|header| header.state == SegmentState::Open)
 }
 
-/// Whether the message is the reason: its record is none, or its place is behind the file's end.
+/// Whether the message is the reason, and others can still be had: its record is none, its place is
+/// behind the file's end, or the disk cannot read it and the tool's patience with that is used up.
 fn is_damage(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+    use io::ErrorKind::{InvalidData, TimedOut, UnexpectedEof};
+    matches!(error.kind(), InvalidData | UnexpectedEof | TimedOut)
 }
 
 struct Exported {

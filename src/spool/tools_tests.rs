@@ -343,9 +343,9 @@ fn an_export_goes_on_behind_a_bad_sector() {
     }
 }
 
-/// That the disk is given up, or that no file can be opened, is no chunk's fault.
+/// What nobody reads on costs that chunk; what comes after it can be had.
 #[test]
-fn an_export_ends_where_the_disk_is_given_up() {
+fn an_export_goes_on_where_the_disk_is_given_up() {
     let mut bench = Bench::new();
     unreadable_in_chunks(&mut bench, 1);
     bench.accept(&Mail::new(2, 1, 100));
@@ -354,8 +354,10 @@ fn an_export_ends_where_the_disk_is_given_up() {
     survey.each(&mut Verdict::default(), &mut io::sink(), |_, _, _| Ok(())).unwrap();
     let (id, place) = survey.live().next().unwrap();
     survey.reads.patience = Patience::of(Duration::from_millis(1));
-    let error = survey.export(id, place, &mut Vec::new()).err().expect("it was given up");
-    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    let mut file = Vec::new();
+    let exported = survey.export(id, place, &mut file).expect("its second chunk can be read");
+    assert_eq!((exported.damage, exported.line["complete"].as_bool()), (1, Some(false)));
+    assert!(file.len() > 6_000, "{}", file.len());
 }
 
 /// Nothing in them is exported, so no patience is spent on them.

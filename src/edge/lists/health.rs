@@ -5,8 +5,8 @@
 //! died, lists the whole world or refuses to answer shows itself before it harms mail.
 //!
 //! A list counts only once its test entries were as they must be: a list that is broken when the
-//! gateway starts never refuses anything, and one that is well is missed for the milliseconds that
-//! the first check takes.
+//! gateway starts never refuses anything, and clients that come with the first check wait for it a
+//! little ([`Zone::ask`](super::Zone::ask)).
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -98,7 +98,7 @@ impl Health {
         let change = match check {
             Check::Good => self.switch_on(),
             Check::Bad(trouble) => self.switch_off(trouble),
-            Check::Unanswered if self.unanswered >= CHECKS_UNANSWERED => {
+            Check::Unanswered if self.unanswered >= self.unanswered_most() => {
                 self.switch_off(Trouble::NoAnswers)
             }
             Check::Unanswered => None,
@@ -110,6 +110,14 @@ impl Health {
         };
         self.next_check = now + wait;
         change
+    }
+
+    /// Checks in a row without an answer that switch it off.
+    fn unanswered_most(&self) -> u32 {
+        match self.state {
+            State::Starting => CHECKS_UNANSWERED_AT_START,
+            State::On | State::Off(_) => CHECKS_UNANSWERED,
+        }
     }
 
     /// An answer came that says that something is wrong.
@@ -207,9 +215,11 @@ impl fmt::Display for Trouble {
 const RECHECK: Duration = Duration::from_secs(30);
 /// The same of one that did not answer at the start: a resolver of the same machine may need a
 /// moment longer than the gateway.
-const RECHECK_AT_START: Duration = Duration::from_secs(5);
+const RECHECK_AT_START: Duration = Duration::from_secs(1);
 /// Checks in a row without an answer that switch a list off.
 const CHECKS_UNANSWERED: u32 = 2;
+/// The same at the start.
+const CHECKS_UNANSWERED_AT_START: u32 = 6;
 /// Questions in a row without an answer that do.  Each of them cost its client the stage's whole
 /// deadline.
 const QUESTIONS_UNANSWERED: u32 = 8;
@@ -250,6 +260,12 @@ mod tests {
         assert!(health.is_check_due(now + RECHECK_AT_START));
         assert_eq!(health.checked(Check::Good, now + RECHECK_AT_START), None);
         assert_eq!(health.state(), State::On);
+        let mut silent = Health::new(INTERVAL, now);
+        for _ in 1..CHECKS_UNANSWERED_AT_START {
+            assert_eq!(silent.checked(Check::Unanswered, now), None);
+        }
+        let off = Some(Change::Off(Trouble::NoAnswers));
+        assert_eq!(silent.checked(Check::Unanswered, now), off);
     }
 
     #[test]

@@ -6,8 +6,7 @@
 //!
 //! Invariants: only a code that the operator named is a listing; a list that is off, or has not
 //! been checked yet, is not asked; so whatever happens to a list, it refuses nobody's mail that it
-//! did not mean.  Who comes with the first check waits for it, for a bounded time: a start lets
-//! nobody in for whom the list speaks a moment later.
+//! did not mean.  Clients that come with the first check wait for what it says, for a bounded time.
 
 pub mod board;
 pub mod health;
@@ -140,7 +139,7 @@ impl Zone {
         Asked::Answered(reading)
     }
 
-    /// Whether it counts, once its first check is over or has taken too long.
+    /// Whether it counts, once that is known or has taken too long.
     async fn settled(&self) -> State {
         let wanted = self.wanted.get_or_init(Instant::now);
         loop {
@@ -156,7 +155,7 @@ impl Zone {
 /// How long clients wait for the first check of a list, counted from the first of them.
 const FIRST_CHECK: Duration = Duration::from_secs(2);
 /// How often each of them looks whether it is over.
-const FIRST_LOOK: Duration = Duration::from_millis(20);
+const FIRST_LOOK: Duration = Duration::from_millis(100);
 
 impl Kind {
     fn of(subject: ListSubject) -> Kind {
