@@ -14,12 +14,15 @@
 #
 # The more come in a second, the more of them each look of a server at its sockets finds, and the
 # less each of them costs either server.  So the refused come as in the attack of benches/attack.sh,
-# and the clean as fast as Postfix can take them here (at 833 a second it says that it is busy);
-# REFUSED_RATE and CLEAN_RATE change that.
+# and the clean as fast as Postfix can take them here (at 200 a second it says that it is busy);
+# REFUSED_RATE and CLEAN_RATE change that, and OUR_CLEAN_RATE what mailrace alone gets: with 2500
+# each server has about as much to do as it can do.
 . "$(dirname "$0")/edge-kit.sh"
 rounds=${1:-5}
 connections=${2:-2048}
-declare -A rates=([refused]=${REFUSED_RATE:-833} [clean]=${CLEAN_RATE:-150})
+refused_rate=${REFUSED_RATE:-833} clean_rate=${CLEAN_RATE:-150}
+declare -A rates=([refused.mailrace]=$refused_rate [refused.postfix]=$refused_rate
+  [clean.mailrace]=${OUR_CLEAN_RATE:-$clean_rate} [clean.postfix]=$clean_rate)
 [ "$connections" -le 2048 ] && [ "$rounds" -le 16 ] || { echo "too many for the addresses"; exit 2; }
 median() { sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
 start_names 127.20.0.0/16
@@ -134,7 +137,7 @@ run() {
   local before after pid=$1 to=$2 net=$3 what=$4 code=0
   before=$(cpu_ticks "$pid")
   "$bin/mailrace-loadtest" send --to "127.0.0.1:$to" --quiet --json --one --messages "$connections" \
-    --rate "${rates[${what%.*}]}" --sessions 5000 --source "127.$net.$((slice * 8)).0/21" --helo mail.firm.test \
+    --rate "${rates[$what]}" --sessions 5000 --source "127.$net.$((slice * 8)).0/21" --helo mail.firm.test \
     --from 'person{n}@firm.test' --rcpt 'user{n}@target.test' --timeout 30s "${@:5}" \
     >"$home/sent.json" || code=$?
   # What Postfix does behind its reply is done by then.
@@ -165,7 +168,8 @@ for _ in $(seq "$rounds"); do
 done
 for what in refused clean; do
   ours_us=$(median <"$home/$what.mailrace") theirs_us=$(median <"$home/$what.postfix")
-  echo "$what: mailrace $ours_us us, postscreen and what follows it $theirs_us us a connection," \
+  echo "$what: mailrace $ours_us us at ${rates[$what.mailrace]} a second, postscreen and what follows" \
+    "it $theirs_us us at ${rates[$what.postfix]} a connection," \
     "ratio $(awk "BEGIN { printf \"%.2f\", $ours_us / $theirs_us }")" \
     "(mailrace $(sort -n "$home/$what.mailrace" | tr '\n' ' ')/ Postfix $(sort -n "$home/$what.postfix" | tr '\n' ' '))"
 done
