@@ -60,7 +60,8 @@ impl Session {
         // What is given up at the end is a question whether there is something to read, and no
         // read; its own deadline is far, or the sweep would close the session in its place.
         let readable = self.stream.readable(began + limits::SERVER_COMMAND);
-        match runtime::timeout(wait, readable).await {
+        let drawn_out = tarpit::to_the_beat(wait, Duration::from_millis(self.worker.now_unix_ms()));
+        match runtime::timeout(drawn_out, readable).await {
             None => self.find("early_talk", &format!("silent for {wait:?}"), Effect::None),
             Some(Ok(())) => {
                 let octets = self.read_early().await?;
