@@ -22,6 +22,7 @@ mod floods;
 mod fuzz;
 mod gateway;
 mod inline;
+mod inline_connections;
 mod interop;
 mod limits_and_floods;
 mod lists;
