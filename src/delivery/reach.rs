@@ -195,8 +195,9 @@ fn lock(serving: &Mutex<Connections>) -> MutexGuard<'_, Connections> {
     serving.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Hosts that are tried one after the other before a site rests.
-const HOSTS_AT_ONCE: u32 = 16;
+/// Hosts that are tried one after the other, whatever their addresses come to: by the queue before a
+/// site rests, and by one session that waits.
+pub const HOSTS_AT_ONCE: u32 = 16;
 /// How long after a rest the host that led to it still comes last, if another one is unknown.
 const AVOIDED_AFTER_REST: Duration = Duration::from_secs(60);
 

@@ -71,8 +71,6 @@ enum State {
     Followed(Showing),
     /// It is larger than what rspamd is shown.
     TooLarge,
-    /// It was to be shown while it comes, and others had all turns for that.
-    NoTurn,
     /// rspamd will not judge it.
     Failed(Failure),
 }
@@ -108,7 +106,7 @@ impl Session {
         let mut octets = match &mut exhibit.state {
             State::Kept(kept) => std::mem::take(kept),
             State::Followed(_) => Vec::with_capacity(piece.len()),
-            State::TooLarge | State::NoTurn | State::Failed(_) => return,
+            State::TooLarge | State::Failed(_) => return,
         };
         let is_kept = matches!(exhibit.state, State::Kept(_));
         let came = piece.len();
@@ -121,7 +119,7 @@ impl Session {
             }
             exhibit.state = match self.follow_message(exhibit.id, patience).await {
                 Some(showing) => State::Followed(showing),
-                None => State::NoTurn,
+                None => State::Failed(Failure::NoTurn),
             };
         }
         let State::Followed(showing) = &mut exhibit.state else { return };
@@ -163,7 +161,7 @@ impl Session {
         let asked = match exhibit.state {
             State::TooLarge => return self.not_shown(exhibit.octets),
             // rspamd was not asked, and a sender could let its own message pass by taking all turns.
-            State::NoTurn => {
+            State::Failed(Failure::NoTurn) => {
                 return self.not_judged(Failure::NoTurn, OnFailure::Defer, Duration::ZERO);
             }
             State::Failed(failure) => Some(Err(failure)),

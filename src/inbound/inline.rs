@@ -10,9 +10,10 @@
 //!
 //! Invariants: our 250 to the end of the data is the next hop's; whatever goes wrong before that
 //! is a 4xx.  The client is not read while the next hop does not take what came, so a session
-//! holds one receive buffer and one copy of it, and what `exhibit` keeps.  Nothing with a bare CR or LF in it is passed on
-//! (RFC 5321 section 2.3.8; a lax next hop could find an end of data in it), nor is the end of the
-//! data of a message that we refuse, or rspamd (`exhibit`): its connection is closed in the middle.
+//! holds one receive buffer and one copy of it, and what `exhibit` keeps.  Nothing with a bare CR or
+//! LF in it is passed on (RFC 5321 section 2.3.8; a lax next hop could find an end of data in it),
+//! nor is the end of the data of a message that we refuse, or rspamd (`exhibit`): its connection is
+//! closed in the middle.
 //!
 //! Not here: aliases and lists, which the next hop expands; notices for a next hop without DSN.
 

@@ -423,7 +423,7 @@ impl Session {
             Some(pace) => Some((Shortage::Intake, pace.deadline_pressed())),
             None => self
                 .keeps_next_hop_waiting()
-                .then(|| (Shortage::NextHops, Instant::now() + limits::IN_LINE_IDLE_PRESSED)),
+                .then(|| (Shortage::Connections, Instant::now() + limits::IN_LINE_IDLE_PRESSED)),
         }
     }
 

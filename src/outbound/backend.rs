@@ -23,7 +23,7 @@ use super::smtp::{Security, Trouble, judge, open};
 use super::{connect, describe_connect};
 use crate::config::Target;
 use crate::control::metrics::WorkerMetrics;
-use crate::delivery::reach::Serving;
+use crate::delivery::reach::{HOSTS_AT_ONCE, Serving};
 use crate::limits;
 use crate::pool::dial::Dialled;
 use crate::queue::allowance::{Allowance, Place};
@@ -501,12 +501,10 @@ impl Tries {
     /// One has failed; whether another may be tried.
     fn may_go_on(&mut self) -> bool {
         self.failed += 1;
-        self.failed < HOSTS_TRIED && self.began.elapsed() < HOSTS_TRIED_FOR
+        self.failed < HOSTS_AT_ONCE && self.began.elapsed() < HOSTS_TRIED_FOR
     }
 }
 
-/// How many are tried, whatever their addresses and health come to.
-const HOSTS_TRIED: u32 = 16;
 /// How long after the first attempt another host is tried: whoever waits has its own deadline for
 /// RCPT, of 5 minutes (RFC 5321 section 4.5.3.2.3), and an attempt may take two of them.
 const HOSTS_TRIED_FOR: Duration = Duration::from_secs(60);

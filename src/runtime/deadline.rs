@@ -28,10 +28,10 @@ pub enum Shortage {
     /// Buffers of the log's reader, for messages on their way out.
     Reader,
     /// Connections to next hops, for transactions that are passed on in-line.
-    NextHops,
+    Connections,
 }
 
-const SHORTAGES: [Shortage; 3] = [Shortage::Intake, Shortage::Reader, Shortage::NextHops];
+const SHORTAGES: [Shortage; 3] = [Shortage::Intake, Shortage::Reader, Shortage::Connections];
 
 /// What is shut down when the deadline passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

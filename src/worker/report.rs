@@ -280,7 +280,7 @@ impl Worker {
         self.metrics.receive_octets.set(self.receive_octets() as u64);
         self.metrics.delivery_octets.set(Account::Outbound.octets() as u64);
         self.metrics.chunk_octets.set(self.log.chunk_octets() as u64);
-        let cut = [Shortage::Intake, Shortage::NextHops].map(deadline::pressed_cuts);
+        let cut = [Shortage::Intake, Shortage::Connections].map(deadline::pressed_cuts);
         self.metrics.sessions_cut.set(cut.iter().sum());
         self.metrics.connections_cut.set(deadline::pressed_cuts(Shortage::Reader));
         self.metrics.work_late.set(self.log.late_reads() + self.blocking.late());

@@ -80,7 +80,7 @@ impl Worker {
     pub(super) fn press_in_line(&self) {
         let now = Instant::now();
         if self.backends.must_end(now) {
-            deadline::press(Shortage::NextHops, now + limits::PRESSURE);
+            deadline::press(Shortage::Connections, now + limits::PRESSURE);
         }
     }
 

@@ -4,8 +4,8 @@
 //! No more messages of a worker are with rspamd than may be; others wait for their [`Turn`], the one
 //! that came first in front.  Half of them at most are shown while they come, and may take their time,
 //! and half of them are read back from the log, and take memory for it: more of either kind wait among
-//! themselves first, and the others pass them.
-//! Who waits sets the deadline, and who gives up leaves nothing behind.
+//! themselves first, and the others pass them.  Who waits sets the deadline, and who gives up leaves
+//! nothing behind.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
