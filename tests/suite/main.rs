@@ -42,6 +42,7 @@ mod recipients;
 mod relay;
 mod route;
 mod rspamd;
+mod rspamd_inline;
 mod shutdown;
 mod simulation;
 mod sink;
